@@ -1,0 +1,68 @@
+"""The errors of lora-build, each with the exit code of its kind.
+
+    LoraBuildError            1  the build failed
+    ├── RecipeError           2  the recipe, the command line or a key in them is wrong
+    ├── SourceError           2  an input is missing, not readable or not what its format says
+    ├── PlanError             2  base and adapters do not fit together; carries every issue found
+    ├── MergeError            1  a merged value is not finite
+    ├── VerificationError     3  bytes differ from what a digest promised
+    └── StorageError          4  the disk or the network failed
+
+A message says where, what was found, what was expected and what to do.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LoraBuildError(Exception):
+    """Every error that lora-build raises on purpose."""
+
+    exit_code = 1
+
+
+class RecipeError(LoraBuildError):
+    """The recipe or the command line is wrong."""
+
+    exit_code = 2
+
+
+class SourceError(LoraBuildError):
+    """An input is missing, may not be read, or is not what its format promises."""
+
+    exit_code = 2
+
+
+class PlanError(LoraBuildError):
+    """Base and adapters do not fit together. `issues` holds every reason found, one line each."""
+
+    exit_code = 2
+
+    def __init__(self, issues: Iterable[str]) -> None:
+        """Join the issues into one message."""
+        self.issues = tuple(issues)
+        count = len(self.issues)
+        title = "cannot plan this build" + (f" ({count} issues)" if count > 1 else "")
+        super().__init__("\n  ".join((f"{title}:", *self.issues)))
+
+
+class MergeError(LoraBuildError):
+    """A merged value is not finite."""
+
+
+class VerificationError(LoraBuildError):
+    """Bytes differ from what a digest promised."""
+
+    exit_code = 3
+
+
+class StorageError(LoraBuildError):
+    """The disk or the network failed."""
+
+    exit_code = 4
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the nearest known word, or an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""
