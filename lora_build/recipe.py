@@ -1,10 +1,18 @@
 """The recipe: what a user wrote. Its dataclasses are the YAML schema (Hydra needs them mutable)."""
 
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
+
+from lora_build.errors import RecipeError
 
 
 class DType(Enum):
@@ -93,3 +101,74 @@ class Recipe:
     tied: Tied = Tied.untie
     output: OutputSpec = field(default_factory=OutputSpec)
     root: str = "."
+
+
+def selected(recipe: Recipe) -> dict[str, AdapterSpec]:
+    """Return the adapters to merge, in the recipe's order: those of `adapter_names` whose weight is not 0."""
+    names = recipe.adapters if recipe.adapter_names is None else recipe.adapter_names
+    return {name: spec for name, spec in recipe.adapters.items() if name in names and spec.weight != 0}
+
+
+def point_name(recipe: Recipe) -> str:
+    """Return what tells a recipe from its siblings in a sweep, such as `math@0.5+text-3f2a91c04d1e`.
+
+    The words are for people: the selected adapters, their weights and the options that are not the default.
+    The digits are of the SHA-256 of all that decides the bytes, as written, without the recipe's name and the
+    paths of outputs. `<output.dir>-<point_name>` ends in a file name of at most 200 bytes.
+    """
+    adapters = sorted(selected(recipe).items())
+    options = _options(recipe)
+    effective = {
+        "adapters": [[name, dataclasses.asdict(spec)] for name, spec in adapters],
+        "base": dataclasses.asdict(recipe.base),
+        "options": options,
+    }
+    text = json.dumps(effective, sort_keys=True, separators=(",", ":"))
+    digits = hashlib.sha256(text.encode()).hexdigest()[:12]
+    words = "+".join(name if spec.weight == 1 else f"{name}@{spec.weight:.12g}" for name, spec in adapters)
+    defaults = _options(Recipe())
+    for key, value in options.items():
+        if value != defaults[key]:
+            words += f"-{key.rpartition('.')[2]}_{str(value).lower()}"
+    room = 200 - len(Path(recipe.output.dir).name.encode()) - len(f"--{digits}")
+    words = words[: max(room, 0)]
+    return f"{words}-{digits}" if words else digits
+
+
+def resolve_path(recipe: Recipe, text: str) -> Path:
+    """Return a path of the recipe, relative ones below its root."""
+    try:
+        return Path(recipe.root, Path(text).expanduser())
+    except RuntimeError as error:
+        raise RecipeError(f"{text}: {error}") from error
+
+
+def is_local(source: str) -> bool:
+    """Return whether a source is a path here; any other is a Hub repository."""
+    return source in (".", "..") or source.startswith(("/", "./", "../", "~"))
+
+
+def parse_size(text: str) -> int | None:
+    """Return the bytes of `5GB` or `500MB` (decimal units, as huggingface_hub has them), None for `keep`."""
+    if text == "keep":
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])B", text.strip().upper(), re.ASCII)
+    size = int(float(match[1]) * 1000 ** (1 + "KMGT".index(match[2]))) if match else 0
+    if size < 1:
+        raise RecipeError(f"expected keep or a size such as 5GB or 500MB, found '{text}'")
+    return size
+
+
+def flatten(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, keyed by dotted path."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= flatten(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+    return flat
+
+
+def _options(recipe: Recipe) -> dict[str, Any]:
+    """Return what decides the bytes beside base and adapters, by dotted key."""
+    others = r"(name|description|base|adapters|adapter_names|root|output\.dir|output\.exist)(\..*)?"
+    flat = flatten(dataclasses.asdict(recipe)).items()
+    return {k: v.value if isinstance(v, Enum) else v for k, v in flat if not re.fullmatch(others, k)}

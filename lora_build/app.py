@@ -1,0 +1,317 @@
+"""The command line: `lora-build recipe=x` builds, a leading word picks another command.
+
+Hydra, torch and the engine are imported by what needs them: `--help`, `list` and TAB answer at once.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import itertools
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_build import __version__, recipe_files, sweep
+from lora_build.errors import LoraBuildError, RecipeError, StorageError, did_you_mean
+from lora_build.recipe import Recipe
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from lora_build.pipeline import Built
+
+HELP = """\
+lora-build: merged LoRA checkpoints from recipes in git: same recipe, same bytes.
+
+  lora-build recipe=NAME [KEY=VALUE ...]        build the recipe recipes/NAME.yaml
+  lora-build plan recipe=NAME [KEY=VALUE ...]   say what a build would do; read only headers, write nothing
+  lora-build verify DIR [DIR ...]               check every byte of a build against its manifest
+  lora-build list                               list the recipes
+
+  KEY=VALUE       change a key of the recipe: recipe.adapters.math.weight=0.5 recipe.dtype=bfloat16
+  -m              sweep, one build for each point: recipe.adapter_names=[math],[math,code]
+  sweep=NAME      sweep as recipes/sweep/NAME.yaml says
+  --json          print JSON
+  --cfg job       print the composed recipe; --info defaults-tree what it inherits; --info searchpath from where
+  --version       print the version
+
+TAB completion in bash: eval "$(lora-build -sc install=bash)"
+Exit codes: 0 done, 1 build failed, 2 bad recipe or input, 3 verification failed, 4 disk or network, 130 interrupted
+"""
+_COMPOSED = ("build", "plan")
+_COMMANDS = (*_COMPOSED, "verify", "list")
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_INSPECT = ("-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
+_VALUED = ("-c", "--cfg", "-p", "--package", "-i", "--info")
+_FLAGS = ("-m", "--multirun", "--resolve", *_INSPECT, *_VALUED)
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe that `lora-build recipe=name overrides...` would build.
+
+    Prints nothing, logs nothing and leaves Hydra's global state as it was, inside a Hydra application too.
+
+    Raises:
+        RecipeError: there is no such recipe, or it or an override is wrong.
+    """
+    from lora_build import recipe_source
+
+    return recipe_source.compose(name, overrides)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; messages go to stderr, results to stdout."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in words
+    try:
+        code = _dispatch([word for word in words if word != "--json"], as_json=as_json)
+        sys.stdout.flush()
+    except LoraBuildError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":  # the user asks for the traceback
+            raise
+        sys.stderr.write(f"lora-build: {error}\n")
+        if as_json:
+            _print_json({"error": str(error), "exit_code": error.exit_code})
+        code = error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("lora-build: interrupted\n")
+        code = 130
+    except BrokenPipeError:  # `| head` has seen enough; closing stdout would complain once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    return code
+
+
+def _dispatch(words: list[str], *, as_json: bool) -> int:
+    if {"-sc", "--shell-completion"} & set(words):
+        return _complete(words)
+    if not words or {"-h", "--help"} & set(words):
+        (sys.stdout if words else sys.stderr).write(HELP)
+        return 0 if words else RecipeError.exit_code
+    if "--version" in words:
+        _print(f"lora-build {__version__}")
+        return 0
+    command = words.pop(0) if words[0] in _COMMANDS else "build"
+    if command == "verify":
+        return _verify(words, as_json=as_json)
+    if command == "list":
+        return _list(words, as_json=as_json)
+    flags, overrides = _split(words)
+    return _compose(command, flags, overrides, as_json=as_json)
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return Hydra's flags, each with its value, and the overrides; Hydra 1.3 wants them in this order."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name = word.partition("=")[0]
+        if name in ("-i", "--info") and "=" not in word:
+            flags.append(f"--info={rest.pop(0) if rest and rest[0] in _INFO else 'all'}")
+        elif word.startswith("-"):
+            if name not in _FLAGS:
+                raise RecipeError(f"unknown option '{word}'{did_you_mean(word, [*_FLAGS, '--help', '--json'])}")
+            flags.append(word)
+            flags += [rest.pop(0)] if name in _VALUED and "=" not in word and rest else []
+        elif "=" in word or word.startswith("~"):
+            overrides.append(re.sub(r"^recipe\.base=(?![{])", "recipe.base.source=", word))
+        else:
+            hint = did_you_mean(word, _COMMANDS) or f"; to build: lora-build recipe={word}"
+            raise RecipeError(f"'{word}' is no command and no KEY=VALUE{hint}")
+    return flags, overrides
+
+
+def _compose(command: str, flags: list[str], overrides: list[str], *, as_json: bool) -> int:
+    """Let Hydra compose. One recipe is worked on afterwards, the points of a sweep as Hydra hands them out."""
+    from lora_build import recipe_source
+
+    inspecting = any(flag.partition("=")[0] in _INSPECT for flag in flags)
+    many = not {"-m", "--multirun"}.isdisjoint(flags)
+    if inspecting and many:
+        raise RecipeError("-m runs a sweep; it does not go with --cfg or --info")
+    if not inspecting and not many and any(text.startswith("sweep=") for text in overrides):
+        flags.append("--multirun")
+    single: list[DictConfig] = []
+    points: list[dict[str, Any]] = []
+    with _scratch(overrides) as name, _environ(HYDRA_FULL_ERROR="1"):  # Hydra then raises, and we say it shorter
+        folder = Path(name)
+        extra = [] if inspecting else [f"hydra.sweep.dir='{folder}'"]
+        try:
+            recipe_source.run(flags, [*overrides, *extra], functools.partial(_job, command, folder, single))
+        except SystemExit as stop:  # --cfg with a package that is not there; Hydra has said so
+            return RecipeError.exit_code if stop.code else 0
+        finally:
+            points += sweep.gather(folder)
+            if points:
+                _print_json({"points": points}) if as_json else _print(sweep.summary(points))
+    if single:
+        return _run_single(command, single[0], as_json=as_json)
+    if not points and not inspecting:
+        raise RecipeError(f"the sweep has no points; {recipe_source.no_recipe('')}")
+    return sweep.exit_code(points)
+
+
+def _job(command: str, folder: Path, single: list["DictConfig"], config: "DictConfig") -> None:
+    """Hydra's task: keep the one config for later, or run a point of a sweep, maybe on another machine."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from lora_build import recipe_source
+
+    job = HydraConfig.get()
+    if job.mode != RunMode.MULTIRUN:
+        single.append(config)
+        return
+    overrides = list(job.overrides.task)
+
+    def recipe() -> Recipe:
+        recipe_source.check_overrides(overrides)
+        return recipe_source.to_recipe(config)
+
+    def work(recipe: Recipe) -> dict[str, Any]:
+        sys.stderr.write(f"#{job.job.num} {recipe.output.dir}\n")
+        bar = config.progressbar and job.runtime.choices["hydra/launcher"] == "basic"  # others would draw over it
+        return _point(command, recipe, progressbar=bar)
+
+    sweep.run_point(folder, job.job.num, overrides, recipe=recipe, work=work)
+
+
+def _point(command: str, recipe: Recipe, *, progressbar: bool) -> dict[str, Any]:
+    from lora_build import console, pipeline
+
+    if command == "plan":
+        return {"plan": console.plan_json(pipeline.prepare(recipe))}
+    built = _build(recipe, progressbar=progressbar)
+    return {
+        "manifest_hash": built.manifest.manifest_hash,
+        "reused": built.reused,
+        "warnings": list(built.warnings),
+    }
+
+
+def _run_single(command: str, config: "DictConfig", *, as_json: bool) -> int:
+    from lora_build import console, pipeline, recipe_source
+
+    recipe = recipe_source.to_recipe(config)
+    if command == "plan":
+        plan = pipeline.prepare(recipe)
+        _print_json(console.plan_json(plan)) if as_json else console.print_plan(plan)
+    else:
+        built = _build(recipe, progressbar=config.progressbar and not as_json)
+        _print_json(console.built_json(built)) if as_json else console.print_built(built)
+    return 0
+
+
+def _build(recipe: Recipe, *, progressbar: bool) -> "Built":
+    from lora_build import console, pipeline
+
+    plan = pipeline.prepare(recipe)
+    with console.progress(progressbar, plan.num_bytes_written) as advance:
+        return pipeline.run(plan, progress=advance)
+
+
+def _verify(words: Sequence[str], *, as_json: bool) -> int:
+    from lora_build import manifest
+
+    if not words or any(word.startswith("-") for word in words):
+        raise RecipeError("verify takes the folders of builds: lora-build verify DIR [DIR ...]")
+    results: list[dict[str, Any]] = []
+    for word in words:
+        result: dict[str, Any] = {"dir": word, "exit_code": 0}
+        try:
+            result |= dataclasses.asdict(manifest.verify(Path(word)))
+            line = "{dir}: ok, {num_files} files, {num_tensors} tensors, {num_bytes} bytes, {manifest_hash}"
+        except LoraBuildError as error:
+            result |= {"exit_code": error.exit_code, "error": str(error)}
+            line = "lora-build: {error}"
+        results.append(result)
+        if not as_json:
+            (sys.stderr if result["exit_code"] else sys.stdout).write(line.format(**result) + "\n")
+    if as_json:
+        _print_json({"builds": results})
+    return sweep.exit_code(results)
+
+
+def _list(words: Sequence[str], *, as_json: bool) -> int:
+    if words:
+        raise RecipeError(f"list takes nothing more, found '{words[0]}'")
+    rows = []
+    for folder in recipe_files.folders():
+        for name in folder.names():
+            row = {"name": name, "folder": str(folder.path), "shipped": folder.shipped}
+            rows.append(row | {"description": recipe_files.describe(folder.path / f"{name}.yaml")})
+    if as_json:
+        _print_json({"recipes": rows})
+        return 0
+    width = max((len(row["name"]) for row in rows), default=0)
+    for (place, shipped), group in itertools.groupby(rows, key=lambda row: (row["folder"], row["shipped"])):
+        _print("shipped with lora-build" if shipped else place)
+        for row in group:
+            _print(f"  {row['name']:<{width}}  {row['description']}".rstrip())
+    return 0
+
+
+def _complete(words: Sequence[str]) -> int:
+    """Answer TAB, and print the lines that switch it on."""
+    from lora_build import recipe_source
+
+    line = os.environ.get("COMP_LINE", "")
+    typed = line.split()[1:]
+    first = typed[0] if typed else ""
+    query = any(word.startswith("query=") for word in words)
+    if query and len(typed) + line.endswith(" ") < 2:
+        _print("\n".join(name for name in _COMMANDS if name.startswith(first)))
+    if query and first in _COMMANDS and first not in _COMPOSED:
+        return 0  # verify takes folders, which the shell completes
+    skipped = typed.index(first) + (first in _COMPOSED) if typed else 0
+    rest = " ".join(word for word in typed[skipped:] if word != "--json") + (" " if line.endswith(" ") else "")
+    out = io.StringIO()
+    with _environ(HYDRA_FULL_ERROR="1", COMP_LINE=f"lora-build {rest}"), contextlib.redirect_stdout(out):
+        try:
+            recipe_source.run([word for word in words if word.startswith("-")], [w for w in words if "=" in w], print)
+        except LoraBuildError:
+            return 0  # a line being typed may be wrong
+    _print(out.getvalue().rstrip() if not query else recipe_source.complete_values(out.getvalue()))
+    return 0
+
+
+def _scratch(overrides: list[str]) -> tempfile.TemporaryDirectory[str]:
+    """Return a folder for a sweep's results; hydra.sweep.dir=DIR says where, say on a disk that machines share."""
+    given = [text for text in overrides if text.startswith("hydra.sweep.dir=")]
+    for text in given:
+        overrides.remove(text)
+    place = given[-1].partition("=")[2] if given else None
+    try:
+        return tempfile.TemporaryDirectory(prefix="lora-build-", dir=place)
+    except OSError as error:
+        raise StorageError(f"hydra.sweep.dir: {place or tempfile.gettempdir()}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _environ(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def _print_json(data: object) -> None:
+    _print(json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False))

@@ -1,0 +1,139 @@
+"""`exact-1`: W + Σ w·s·B@A as one exact sum and one rounding, the same bits on every machine.
+
+The rows of B (weight and scaling folded in) and the columns of A are rounded to power-of-two grids so coarse that every
+product, and every partial sum of them, is a multiple of one unit and at most 2**53 of it, hence exact in float64. The
+order of summation, the BLAS, its threads, FMA, the blocking and the order of the adapters then cannot change a bit;
+what is left is one float64 addition of W and one rounding, both IEEE.
+
+The grids' remainders go through the same once more, on finer grids, and are added to the first sum. The result lies
+within 0.5 ulp and a hair of the true value, the ulp taken at the larger of base value and result; with the first slice
+alone, zero-initialised weights would miss that by far.
+
+Shapes: W [out, in], B [out, R], A [R, in], R the ranks of all adapters side by side. The transposed storage of
+`Conv1D` and `Embedding` ([in, out]) gets the transposed bits.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lora_build.errors import MergeError
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_LOW = (1 << 29) - 1  # the mantissa bits that float64 has and float32 lacks
+_KNOWN_ANSWER = "4af4ee310d751a0e"
+
+
+def round_once(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return float64 values in `dtype`, rounded once, half to even; every NaN becomes the same quiet NaN.
+
+    torch casts float64 to bfloat16 and float16 by way of float32, which rounds twice; rounding to odd in float32 first
+    (Boldo & Melquiond, "When double rounding is odd", 2005) makes the second rounding the only one that counts.
+    """
+    has_nan = bool(torch.isnan(x.sum()))  # inf - inf is taken for one too, harmlessly
+    if dtype not in (torch.float64, torch.float32):
+        bits = x.contiguous().view(torch.int64)
+        odd = bits & _LOW
+        odd += _LOW
+        odd |= bits
+        odd &= ~_LOW
+        x = odd.view(torch.float64)
+    y = x.to(torch.float32).to(dtype) if dtype != torch.float64 else x
+    return torch.where(torch.isnan(y), torch.full((), math.nan, dtype=dtype), y) if has_nan else y
+
+
+def all_finite(y: Tensor) -> bool:
+    """Whether no element is NaN or infinite."""
+    low, high = torch.aminmax(y.to(torch.float32))
+    return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
+def _pow2(exponent: Tensor) -> Tensor:
+    """Return 2**exponent in float64 by its bits: a library's pow need not be exact."""
+    return ((exponent.to(torch.int64) + 1023).clamp(1, 2046) << 52).view(torch.float64)
+
+
+def _on_grid(t: Tensor, dim: int, bits: int) -> Tensor:
+    """Return t rounded to multiples of 2**(e - bits), where 2**e bounds |t| along `dim`."""
+    exponent = torch.frexp(t.abs().amax(dim, keepdim=True))[1]
+    scale = _pow2(bits - exponent)
+    return torch.round(t * scale) / scale
+
+
+class LowRankSum:
+    """W + B@A for the rows of one stored tensor, prepared once and then applied to any block of its rows."""
+
+    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype, *, transposed: bool) -> None:
+        """Prepare the factors.
+
+        Args:
+            pairs: (B [out, r], A [r, in]) of each update in float64, B with weight and scaling folded in.
+            dtype: the output's.
+            transposed: whether the stored tensor is [in, out].
+        """
+        B = torch.cat([b for b, _ in pairs], dim=1)
+        A = torch.cat([a for _, a in pairs], dim=0)
+        self._dtype = dtype
+        bits = 53 - math.ceil(math.log2(2 * max(1, A.shape[0])))
+        b_bits = (bits + 1) // 2
+        B1, A1 = _on_grid(B, 1, b_bits), _on_grid(A, 0, bits - b_bits)
+        B2, A2 = _on_grid(B - B1, 1, b_bits), _on_grid(A - A1, 0, bits - b_bits)
+        # of the stored rows, then of the stored columns
+        sides = ((A1.T, A2.T), (B1.T, B2.T)) if transposed else ((B1, B2), (A1, A2))
+        (self._left1, self._left2), (self._right1, self._right2) = ((x.contiguous(), y.contiguous()) for x, y in sides)
+
+    def rows(self, W: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Return the merged rows in the output's dtype and the update in float64, both of W's shape.
+
+        Args:
+            W: rows [first, first + n) of the stored tensor, any floating dtype, [n, columns].
+            first: the index of the first of them.
+        """
+        at = slice(first, first + W.shape[0])
+        # each of the three products is exact; their sums and W's are IEEE additions in this order
+        main = self._left1[at] @ self._right1
+        rest = self._left2[at] @ self._right1 + self._left1[at] @ self._right2
+        return round_once((W.to(torch.float64) + main) + rest, self._dtype), main + rest
+
+
+def self_test() -> None:
+    """Hold this machine's float64 products, additions and roundings to known answers (a few milliseconds).
+
+    Raises:
+        MergeError: they differ: a faulty BLAS, emulated float64, or a library that flushes denormals to zero.
+    """
+    found = known_answer()
+    if found != _KNOWN_ANSWER:
+        raise MergeError(
+            f"this machine's arithmetic fails the self-test of exact-1 (found {found}, expected {_KNOWN_ANSWER}): "
+            "its BLAS or its handling of denormal numbers is not IEEE 754; another torch build may be"
+        )
+
+
+def known_answer() -> str:
+    """Return a digest over merges whose partial sums reach 2**53, in odd shapes, all dtypes and both storages."""
+    digest = hashlib.sha256()
+    for seed, (out, inner, rank) in enumerate(((61, 67, 5), (96, 130, 16), (33, 250, 48), (1, 7, 1))):
+        W = _integers(3 * seed, out * inner).reshape(out, inner) * 2.0**-31
+        B = _integers(3 * seed + 1, out * rank).reshape(out, rank) * 2.0**-33 * 1.7320508
+        A = _integers(3 * seed + 2, rank * inner).reshape(rank, inner) * 2.0**-32
+        W[0, :5] = 0.0
+        W[-1] *= 2.0**-130  # denormal in float32
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            stored = W.to(torch.float32)
+            for transposed in (False, True):
+                merged, _ = LowRankSum([(B, A)], dtype, transposed=transposed).rows(
+                    stored.T if transposed else stored, 0
+                )
+                digest.update(merged.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _integers(stream: int, count: int) -> Tensor:
+    """Return integers in [-2**31, 2**31) as float64 from a linear congruential step: no library's random numbers."""
+    n = torch.arange(count, dtype=torch.int64) + stream * 1_000_003
+    mixed = (n * 6364136223846793005 + 1442695040888963407) ^ (n << 17)
+    return ((mixed * 3935559000370003845) >> 32).to(torch.float64)

@@ -1,0 +1,294 @@
+"""Checkpoints on disk: the safetensors header, the shard index, config.json. Standard library only.
+
+A safetensors file is `u64 little-endian n | n bytes of JSON, padded with spaces to a multiple of 8 | data`. We read
+more strictly than the library does (it accepts duplicate names, for one) and write exactly what
+`safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})` writes.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lora_build.errors import SourceError
+
+# safetensors 0.8 `tensor.rs` Dtype: files are ordered by falling alignment, in this order, then by name
+DTYPE_BYTES = {
+    "U64": 8, "I64": 8, "F64": 8, "C64": 8, "F32": 4, "U32": 4, "I32": 4, "BF16": 2, "F16": 2, "U16": 2, "I16": 2,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+_DTYPE_ORDER = {dtype: place for place, dtype in enumerate(DTYPE_BYTES)}
+MAX_HEADER_BYTES = 100_000_000
+INDEX_NAME = "model.safetensors.index.json"
+WEIGHTS_NAME = "model.safetensors"
+_SHARD_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*\.safetensors")
+
+Reader = Callable[[str, int, int], bytes | bytearray]
+"""Reads bytes [start, end) of a named file of one source."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo:
+    """One tensor of a safetensors file: `file` is its name inside its source, [start, end) its bytes in that file."""
+
+    source: str
+    file: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of its data."""
+        return self.end - self.start
+
+    @property
+    def num_elements(self) -> int:
+        """The product of its shape."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A base model: its config, its tensors by name, the files that hold them, and the files that go along."""
+
+    config: Mapping[str, Any]
+    config_text: str
+    tensors: Mapping[str, TensorInfo]
+    shards: tuple[str, ...]
+    side_files: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the checkpoint has an index."""
+        return self.shards != (WEIGHTS_NAME,)
+
+
+def read_tensors(read: Reader, source: str, file: str, size_bytes: int) -> tuple[TensorInfo, ...]:
+    """Return the tensors of a safetensors file, in the order of their data.
+
+    Raises:
+        SourceError: the header is not what the format demands; names the file and the tensor.
+    """
+    where = f"{source}/{file}"
+    if size_bytes < 8:
+        raise SourceError(f"{where}: not a safetensors file: {size_bytes} bytes, expected at least 8")
+    length = int.from_bytes(read(file, 0, 8), "little")
+    if length > min(MAX_HEADER_BYTES, size_bytes - 8):
+        raise SourceError(f"{where}: not a safetensors file: a header of {length} bytes in {size_bytes} bytes")
+    data_start = 8 + length
+    header = _parse_header(bytes(read(file, 8, data_start)), where)
+    tensors = [_tensor_info(source, file, name, entry, data_start) for name, entry in header.items()]
+    tensors.sort(key=lambda t: (t.start, t.end))
+    at = data_start
+    for tensor in tensors:
+        if tensor.start != at:
+            raise SourceError(f"{where}: tensor {tensor.name!r} starts at byte {tensor.start}, expected {at}")
+        at = tensor.end
+    if at != size_bytes:
+        raise SourceError(f"{where}: has {size_bytes} bytes, its header speaks of {at}; is the file cut short?")
+    return tuple(tensors)
+
+
+def _parse_header(raw: bytes, where: str) -> dict[str, Any]:
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen = dict(pairs)
+        if len(seen) != len(pairs):
+            twice = next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))
+            raise SourceError(f"{where}: its header names {twice!r} twice")
+        return seen
+
+    try:
+        header = json.loads(raw.decode(), object_pairs_hook=no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{where}: its header is not JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise SourceError(f"{where}: its header is not a JSON object")
+    header.pop("__metadata__", None)
+    return header
+
+
+def _tensor_info(source: str, file: str, name: str, entry: Any, data_start: int) -> TensorInfo:
+    where = f"{source}/{file}: tensor {name!r}"
+    if not name or not name.isprintable():
+        raise SourceError(f"{where}: a name must be printable and not empty")
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
+            pass
+        case _:
+            raise SourceError(f"{where}: expected dtype, shape and data_offsets, found {str(entry)[:80]}")
+    if dtype not in DTYPE_BYTES:
+        raise SourceError(f"{where}: dtype {dtype} is not known; known: {', '.join(DTYPE_BYTES)}")
+    if len(shape) > 8 or not all(type(n) is int and n >= 0 for n in shape):
+        raise SourceError(f"{where}: shape {shape} is not a list of at most 8 natural numbers")
+    needed = math.prod(shape) * DTYPE_BYTES[dtype]
+    if not 0 <= start <= end or end - start != needed:
+        raise SourceError(f"{where}: {dtype} {shape} takes {needed} bytes, its data_offsets say {start} to {end}")
+    return TensorInfo(
+        source=source, file=file, name=name, dtype=dtype, shape=tuple(shape),
+        start=data_start + start, end=data_start + end,
+    )  # fmt: skip
+
+
+def file_order(dtype: str, name: str) -> tuple[int, bytes]:
+    """Return the key by which safetensors orders the tensors of a file."""
+    return _DTYPE_ORDER[dtype], name.encode()
+
+
+def format_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
+    """Return the bytes before the data for (name, dtype, shape) in file order: length, JSON, padding.
+
+    Law: `read_tensors` of what is written gives back the same names, dtypes and shapes.
+    Source: safetensors 0.8 `tensor.rs` prepare.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, dtype, shape in tensors:
+        end = at + math.prod(shape) * DTYPE_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def format_index(weight_map: Mapping[str, str], *, total_parameters: int, total_size_bytes: int) -> bytes:
+    """Return model.safetensors.index.json as transformers 5 writes it (`modeling_utils.py` save_pretrained)."""
+    metadata = {"total_parameters": total_parameters, "total_size": total_size_bytes}
+    index = {"metadata": metadata, "weight_map": dict(weight_map)}
+    return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
+
+
+def open_checkpoint(read: Reader, source: str, sizes: Mapping[str, int]) -> Checkpoint:
+    """Return the checkpoint that a source's files (name to size in bytes) hold, from its headers and configs alone.
+
+    Raises:
+        SourceError: no safetensors weights, or config, index and shards disagree.
+    """
+    config_text = _read_text(read, source, "config.json", sizes)
+    config = parse_object(config_text, f"{source}/config.json")
+    if config.get("quantization_config"):
+        raise SourceError(f"{source}/config.json: a quantised base cannot be merged into; dequantise it first")
+    placed = _placement(read, source, sizes)
+    shards = tuple(sorted(set(placed.values()))) if placed else (WEIGHTS_NAME,)
+    tensors: dict[str, TensorInfo] = {}
+    for shard in shards:
+        for tensor in read_tensors(read, source, shard, sizes[shard]):
+            if tensor.name in tensors:
+                other = tensors[tensor.name].file
+                raise SourceError(f"{source}: tensor {tensor.name!r} is in {other} and in {shard}")
+            tensors[tensor.name] = tensor
+    if placed is not None and {n: t.file for n, t in tensors.items()} != placed:
+        differ = sorted({n: t.file for n, t in tensors.items()}.items() ^ placed.items())[0]
+        raise SourceError(f"{source}/{INDEX_NAME}: index and shards disagree, first about {differ[0]!r}")
+    side_files = tuple(sorted(name for name in sizes if is_side_file(name, config)))
+    used = {"config.json", INDEX_NAME, *shards, *side_files}
+    left_out = tuple(sorted(name for name in sizes if name not in used))
+    return Checkpoint(
+        config=config, config_text=config_text, tensors=tensors, shards=shards, side_files=side_files, left_out=left_out
+    )
+
+
+def _placement(read: Reader, source: str, sizes: Mapping[str, int]) -> dict[str, str] | None:
+    """Return which shard the index puts each tensor in, or None for a single file."""
+    if INDEX_NAME not in sizes:
+        if WEIGHTS_NAME not in sizes:
+            found = sorted(n for n in sizes if n.endswith((".safetensors", ".bin", ".pt", ".gguf", ".h5", ".msgpack")))
+            raise SourceError(
+                f"{source}: expected {WEIGHTS_NAME} or {INDEX_NAME}, found {', '.join(found) or 'no weights'}"
+                + ("; pickled weights are never opened: convert them to safetensors" if found else "")
+            )
+        return None
+    if WEIGHTS_NAME in sizes:
+        raise SourceError(f"{source}: has both {WEIGHTS_NAME} and {INDEX_NAME}; remove the one that is not the model")
+    index = parse_object(_read_text(read, source, INDEX_NAME, sizes), f"{source}/{INDEX_NAME}")
+    placed = index.get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        raise SourceError(f"{source}/{INDEX_NAME}: has no weight_map")
+    for shard in sorted({str(s) for s in placed.values()}):
+        if not _SHARD_NAME.fullmatch(shard):
+            raise SourceError(f"{source}/{INDEX_NAME}: {shard!r} is not a file name that a shard may have")
+        if shard not in sizes:
+            raise SourceError(f"{source}/{INDEX_NAME}: names {shard}, which is missing; is the download complete?")
+    return placed
+
+
+def _read_text(read: Reader, source: str, name: str, sizes: Mapping[str, int]) -> str:
+    if name not in sizes:
+        raise SourceError(f"{source}: has no {name}; found {', '.join(sorted(sizes)[:8]) or 'nothing'}")
+    try:
+        return bytes(read(name, 0, sizes[name])).decode()
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{source}/{name}: is not UTF-8 text") from error
+
+
+def parse_object(text: str, where: str) -> dict[str, Any]:
+    """Return a JSON object, or raise a SourceError that says where it breaks."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{where}: is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise SourceError(f"{where}: is not a JSON object")
+    return value
+
+
+_SIDE_FILE = re.compile(
+    r"generation_config\.json|tokenizer[\w.\-]*|added_tokens\.json|special_tokens_map\.json|vocab[\w.\-]*|merges\.txt"
+    r"|[\w\-]*\.tiktoken|(sentencepiece[\w.\-]*|spiece)\.model|chat_template\.(jinja|json)|chat_templates/[\w.\-]+\.jinja"
+    r"|additional_chat_templates/[\w.\-]+\.jinja|(pre|video_pre)?processor_config\.json|preprocessor_config\.json"
+    r"|image_processor_config\.json|(LICENSE|NOTICE|USE_POLICY|Notice)[\w.\-]*"
+)
+
+
+def is_side_file(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a file of the base goes along unchanged: tokenizer, templates, generation config, licence.
+
+    Code (`*.py`) goes along only where config.json refers to it (`auto_map`); it is copied, never imported.
+    """
+    return bool(_SIDE_FILE.fullmatch(name)) or (name.endswith(".py") and "/" not in name and "auto_map" in config)
+
+
+def patch_json(text: str, changes: Mapping[str, Any]) -> str:
+    """Return a JSON object's text with top-level keys set, every other byte as it was.
+
+    A key that is present keeps its place; a new one is appended in the style of the last entry.
+    """
+    spans = _value_spans(text)
+    edits = [(start, end, json.dumps(changes[key])) for key, (start, end) in spans.items() if key in changes]
+    for start, end, value in sorted(edits, reverse=True):
+        text = text[:start] + value + text[end:]
+    for key in (key for key in changes if key not in spans):
+        close = text.rindex("}")
+        body = text[:close].rstrip()
+        indent = re.search(r"\n[ \t]*(?=\"[^\"]*\"\s*:)", text)
+        gap = indent.group() if indent else " "
+        comma = "" if body.endswith("{") else ","
+        text = f"{body}{comma}{gap}{json.dumps(key)}: {json.dumps(changes[key])}{text[len(body) : close]}{text[close:]}"
+    return text
+
+
+def _value_spans(text: str) -> dict[str, tuple[int, int]]:
+    """Return where the value of each top-level key stands in the text."""
+    decoder, space = json.JSONDecoder(), re.compile(r"[ \t\r\n]*")
+
+    def skip(at: int) -> int:
+        match = space.match(text, at)
+        return match.end() if match else at
+
+    spans: dict[str, tuple[int, int]] = {}
+    at = skip(skip(0) + 1)
+    while text[at] != "}":
+        key, at = decoder.raw_decode(text, at)
+        start = skip(skip(at) + 1)
+        _, end = decoder.raw_decode(text, start)
+        spans[key] = start, end
+        at = skip(end)
+        if text[at] == ",":
+            at = skip(at + 1)
+    return spans

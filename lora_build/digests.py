@@ -1,0 +1,182 @@
+"""SHA-256 of files: taken while they are read, checked against what was promised, remembered between builds.
+
+A digest is text with its kind in front: `sha256:<64 hex>`, or `git-sha1:<40 hex>` (git's blob id, which the Hub gives
+for small files). What is remembered is keyed by device, inode, size, mtime and ctime, so any change to a file forgets
+it; a file that changed in the last seconds is not remembered at all, since a clock tick may hide its next change.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+from lora_build.errors import SourceError, VerificationError
+
+CHUNK_BYTES = 8 << 20
+_SETTLED_SECONDS = 2.0
+
+
+def sha256(data: bytes | bytearray) -> str:
+    """Return the digest of some bytes as `sha256:<hex>`."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def git_sha1(data: bytes | bytearray) -> str:
+    """Return git's blob id of some bytes as `git-sha1:<hex>`."""
+    return "git-sha1:" + hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def check(where: str, data: bytes | bytearray, expected: str | None) -> str:
+    """Return the SHA-256 of a whole file's bytes, after comparing them with the digest that was promised.
+
+    Raises:
+        VerificationError: the bytes are not the promised ones.
+    """
+    found = sha256(data)
+    if expected is not None:
+        compare(where, git_sha1(data) if expected.startswith("git-sha1:") else found, expected)
+    return found
+
+
+def compare(where: str, found: str, expected: str, path: Path | None = None) -> None:
+    """Raise VerificationError unless both digests are equal; the file at `path` is the one to delete then."""
+    if found != expected:
+        remedy = f": delete {path.resolve()} and run again to fetch it anew" if path else ""
+        raise VerificationError(f"{where}: damaged: its bytes have {found}, its source promises {expected}{remedy}")
+
+
+class HashedFile:
+    """A file of which each byte is hashed once, in order, as it is read.
+
+    Reads may come in any order and overlap; a read behind the hash is a plain read, a read beyond it first hashes
+    the gap. `finish` hashes what is left, so that the digest always covers the whole file.
+    """
+
+    def __init__(self, path: Path, where: str, expected: str | None = None) -> None:
+        """Open `path`; `where` names it in messages, `expected` is a `sha256:` digest to hold it to."""
+        self.where = where
+        self._path = path
+        self._expected = expected
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise SourceError(f"{where}: cannot be opened ({error.strerror})") from error
+        self._signature = _signature(self._fd)
+        self._size = os.fstat(self._fd).st_size
+        self._hash = hashlib.sha256()
+        self._hashed = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; harmless when repeated."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def read(self, start: int, end: int) -> bytearray:
+        """Return the bytes [start, end).
+
+        Raises:
+            SourceError: the file is shorter.
+        """
+        while self._hashed < start:
+            self._advance(self._pread(self._hashed, min(start, self._hashed + CHUNK_BYTES)), self._hashed)
+        data = self._pread(start, end)
+        self._advance(data, start)
+        return data
+
+    def chunks(self, start: int, end: int, size_bytes: int = CHUNK_BYTES) -> Iterator[bytearray]:
+        """Yield [start, end) in pieces of `size_bytes`, the last one shorter."""
+        for at in range(start, end, size_bytes):
+            yield self.read(at, min(end, at + size_bytes))
+
+    def finish(self) -> str:
+        """Hash the rest, check what was promised, remember the digest and return it.
+
+        Raises:
+            VerificationError: the bytes are not the promised ones, or the file changed while it was read.
+        """
+        for _ in self.chunks(self._hashed, self._size):
+            pass
+        found = "sha256:" + self._hash.hexdigest()
+        if _signature(self._fd) != self._signature:
+            raise VerificationError(f"{self.where}: changed while it was read; build again once it is at rest")
+        if self._expected is not None:
+            compare(self.where, found, self._expected, self._path)
+        _remember(self._signature, found)
+        return found
+
+    def _advance(self, data: bytearray, start: int) -> None:
+        end = start + len(data)
+        if start <= self._hashed < end:
+            self._hash.update(memoryview(data)[self._hashed - start :])
+            self._hashed = end
+
+    def _pread(self, start: int, end: int) -> bytearray:
+        data = bytearray(end - start)
+        view, done = memoryview(data), 0
+        while done < len(data):
+            try:
+                count = os.preadv(self._fd, [view[done:]], start + done)
+            except OSError as error:
+                raise SourceError(f"{self.where}: cannot be read ({error.strerror})") from error
+            if not count:
+                raise SourceError(f"{self.where}: ends at byte {start + done}, expected {end} bytes at least")
+            done += count
+        return data
+
+
+def file_digest(path: Path, where: str, expected: str | None = None) -> str:
+    """Return the `sha256:` digest of a file: remembered where nothing about it changed, else read and checked."""
+    with HashedFile(path, where, expected) as file:
+        found = _recall(_signature(file._fd))
+        if found is None:
+            return file.finish()
+        if expected is not None:
+            compare(where, found, expected, path)
+        return found
+
+
+def cache_dir() -> Path:
+    """Return lora-build's folder below `$XDG_CACHE_HOME` (default `~/.cache`)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora-build"
+
+
+def _signature(fd: int) -> tuple[int, ...]:
+    stat = os.fstat(fd)
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _slot(signature: tuple[int, ...]) -> Path:
+    name = hashlib.sha256(json.dumps(["file-digest-1", *signature]).encode()).hexdigest()
+    return cache_dir() / "digests" / name[:2] / name
+
+
+def _recall(signature: tuple[int, ...]) -> str | None:
+    with contextlib.suppress(OSError):
+        text = _slot(signature).read_text()
+        if len(text) == len("sha256:") + 64:
+            return text
+    return None
+
+
+def _remember(signature: tuple[int, ...], digest: str) -> None:
+    changed_ns = max(signature[-2:])
+    if time.time_ns() - changed_ns < _SETTLED_SECONDS * 1e9:
+        return
+    # a cache that cannot be written costs time, never correctness
+    with contextlib.suppress(OSError):
+        slot = _slot(signature)
+        slot.parent.mkdir(parents=True, exist_ok=True)
+        draft = slot.with_name(f"{slot.name}.{os.getpid()}")
+        draft.write_text(digest)
+        draft.replace(slot)

@@ -1,0 +1,207 @@
+"""The straight line: recipe, inputs, plan, files, manifest."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lora_build.checkpoint import INDEX_NAME, patch_json
+from lora_build.errors import RecipeError, StorageError, VerificationError
+from lora_build.manifest import (
+    MANIFEST_NAME,
+    PROVENANCE_NAME,
+    SURVIVAL_NAME,
+    InputDigests,
+    Manifest,
+    build_key,
+    make_manifest,
+    read_manifest,
+)  # fmt: skip
+from lora_build.plan import MergePlan, make_plan
+from lora_build.provenance import to_bytes as provenance_bytes
+from lora_build.recipe import Exist, Recipe, resolve_path
+from lora_build.recipe_check import from_mapping
+from lora_build.resolve import resolve
+from lora_build.sinks import DirectorySink, FileRecord, free_bytes, lock
+from lora_build.sources import LocalSource, Source, digest, read_whole
+from lora_build.survival import TensorSurvival, warnings
+from lora_build.survival import to_bytes as survival_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A recipe that has been resolved and planned: all that a build needs."""
+
+    recipe: Recipe
+    sources: Mapping[str, Source]
+    plan: MergePlan
+    target: Path
+
+    @property
+    def num_bytes_written(self) -> int:
+        """The bytes of all files that a build writes, but lora-build's own."""
+        return self.plan.num_bytes + self.num_bytes_copied
+
+    @property
+    def num_bytes_copied(self) -> int:
+        """The bytes of the files that go along."""
+        return sum(self.sources["base"].files[name].size_bytes for name in ("config.json", *self.plan.side_files))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A finished build.
+
+    Attributes:
+        dir: the output.
+        manifest: its manifest.
+        reused: whether it was there already.
+        survival: what rounding left of each update; empty for a build that was reused.
+    """
+
+    dir: Path
+    manifest: Manifest
+    reused: bool
+    survival: tuple[TensorSurvival, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What its user should know, one line each."""
+        return warnings(self.survival)
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Return a recipe resolved and planned; reads headers and configs, writes nothing.
+
+    Raises:
+        LoraBuildError: the recipe, an input, or how they fit together; every issue at once.
+    """
+    resolved = resolve(recipe)
+    target = resolve_path(recipe, recipe.output.dir).resolve()
+    _check_overlap(target, resolved.sources)
+    return Prepared(recipe=recipe, sources=resolved.sources, plan=make_plan(recipe, resolved.inputs), target=target)
+
+
+def run(prepared: Prepared, *, progress: Callable[[int], None] | None = None) -> Built:
+    """Return the build of a plan: the one that is there if nothing changed, else a new one.
+
+    Args:
+        prepared: what to build.
+        progress: is told how many more bytes have been written, out of `num_bytes_written`.
+
+    Raises:
+        LoraBuildError: the target is somebody else's, the disk or the network failed, an input's bytes are not the
+            promised ones, or a merged value is not finite. The target is then as it was.
+    """
+    with lock(prepared.target):
+        there = _existing(prepared)
+        if there is not None:
+            return Built(dir=prepared.target, manifest=there, reused=True)
+        _check_space(prepared)
+        _fetch(prepared, quiet=progress is None)
+        with DirectorySink(prepared.target) as sink:
+            return _build(prepared, sink, progress or (lambda _: None))
+
+
+def build(recipe: Recipe | Mapping[str, Any]) -> Manifest:
+    """Build a recipe, given as such or as plain data, and return the manifest of what is then in its output directory.
+
+    Raises:
+        LoraBuildError: see `prepare` and `run`.
+    """
+    checked = recipe if isinstance(recipe, Recipe) else from_mapping(recipe)
+    return run(prepare(checked)).manifest
+
+
+def _build(prepared: Prepared, sink: DirectorySink, progress: Callable[[int], None]) -> Built:
+    from lora_build.engine import execute  # torch, which planning does without
+
+    started = datetime.now(UTC)
+    plan, base = prepared.plan, prepared.sources["base"]
+    small, files = _small_inputs(prepared), []
+    for name in ("config.json", *plan.side_files):
+        data = read_whole(base, name)
+        if name == "config.json":
+            data = patch_json(data.decode(), plan.config_changes).encode()
+        files.append(sink.write(name, data))
+        progress(len(data))
+    if plan.index is not None:
+        files.append(sink.write(INDEX_NAME, plan.index))
+    done = execute(plan, prepared.sources, sink, progress)
+    inputs = {**small, **done.inputs}
+    manifest = make_manifest(plan, inputs, (*files, *done.files), done.tensors)
+    sink.write(SURVIVAL_NAME, survival_bytes(done.survival))
+    sink.write(PROVENANCE_NAME, provenance_bytes(prepared.recipe, prepared.sources, inputs, manifest, started))
+    sink.write(MANIFEST_NAME, manifest.to_bytes())
+    sink.commit()
+    return Built(dir=prepared.target, manifest=manifest, reused=False, survival=done.survival)
+
+
+def _small_inputs(prepared: Prepared) -> dict[tuple[str, str], FileRecord]:
+    return _records(prepared, lambda name: not name.endswith(".safetensors"))
+
+
+def _records(prepared: Prepared, wanted: Callable[[str], bool]) -> dict[tuple[str, str], FileRecord]:
+    """Return the digests of input files, without reading what is remembered."""
+    found = {}
+    for role, names in prepared.plan.input_files.items():
+        source = prepared.sources[role]
+        for name in filter(wanted, names):
+            size = source.files[name].size_bytes
+            found[role, name] = FileRecord(path=name, size_bytes=size, sha256=digest(source, name))
+    return found
+
+
+def _existing(prepared: Prepared) -> Manifest | None:
+    """Return the manifest of the build at the target if it is this one and whole; make sure that it may be replaced.
+
+    Raises:
+        RecipeError: something is there that must stay.
+    """
+    target, exist = prepared.target, prepared.recipe.output.exist
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return None
+    if exist is Exist.fail:
+        raise RecipeError(f"output.dir: {target} exists, and the recipe says exist: fail")
+    if not (target / MANIFEST_NAME).is_file():
+        raise RecipeError(
+            f"output.dir: {target} exists and is no build of lora-build; it is left alone, choose another"
+        )
+    if exist is Exist.overwrite:
+        return None
+    try:
+        manifest = read_manifest(target)
+    except VerificationError:
+        return None
+    whole = all(_has_size(target / file.path, file.size_bytes) for file in manifest.files)
+    inputs: InputDigests = _records(prepared, lambda _: True) if whole else {}
+    return manifest if whole and build_key(prepared.plan, inputs) == manifest.build_key else None
+
+
+def _has_size(path: Path, size_bytes: int) -> bool:
+    return path.is_file() and path.stat().st_size == size_bytes
+
+
+def _check_space(prepared: Prepared) -> None:
+    needed, free = prepared.num_bytes_written, free_bytes(prepared.target)
+    if needed > free:
+        raise StorageError(
+            f"output.dir: {prepared.target} needs {needed / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free; "
+            "free some space, or set output.dir to another disk"
+        )
+
+
+def _check_overlap(target: Path, sources: Mapping[str, Source]) -> None:
+    for role, source in sources.items():
+        if isinstance(source, LocalSource):
+            root = source.root.resolve()
+            if root == target or root in target.parents or target in root.parents:
+                raise RecipeError(f"output.dir: {target} overlaps {role} ({root}); choose a directory outside it")
+
+
+def _fetch(prepared: Prepared, *, quiet: bool) -> None:
+    """Have every input on this machine before a byte is written."""
+    for role, names in prepared.plan.input_files.items():
+        for name in names:
+            prepared.sources[role].path(name, quiet=quiet)

@@ -1,0 +1,205 @@
+"""Where recipes lie and what their files say, without Hydra: `list` and TAB are fast because of it.
+
+recipes/prod.yaml           a recipe: recipe=prod
+recipes/team/chat.yaml      recipe=team/chat
+recipes/_llama.yaml         to inherit from, `defaults: [_llama, _self_]`; loads but is not listed
+recipes/adapter/math.yaml   one adapter, `defaults: [{adapter: [math, code]}, _self_]`
+recipes/sweep/grid.yaml     a sweep: sweep=grid
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lora_build.errors import RecipeError
+from lora_build.recipe import flatten
+from lora_build.recipe_check import check_adapter, check_recipe, expand, refuse
+
+_PACKAGE = Path(__file__).resolve().parent
+_MAX_SIZE_BYTES = 2**20
+_PARTS = ("adapter", "sweep")  # folders of recipes/ that hold no recipes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folder:
+    """A folder of recipes. `shipped` is true for the examples that come with lora-build."""
+
+    path: Path
+    shipped: bool = False
+
+    def names(self, part: str = "") -> list[str]:
+        """Return the listed recipes, or the files of `adapter` or `sweep`, sorted, as one names them."""
+        top = self.path / part
+        names = [file.relative_to(top).with_suffix("").as_posix() for file in top.rglob("*.yaml")]
+        hidden = re.compile(r"(.*/)?[._]" if part else rf"({'|'.join(_PARTS)})/|(.*/)?[._]")
+        return sorted(name for name in names if not hidden.match(name))
+
+
+def beside_package(name: str) -> Path:
+    """Return a folder that a wheel has inside the package and a checkout beside it."""
+    inside = _PACKAGE / name
+    return inside if inside.is_dir() else _PACKAGE.parent / name
+
+
+def folders() -> list[Folder]:
+    """Return the folders of recipes, in the order of search.
+
+    First those of $LORA_BUILD_RECIPES, then the nearest `recipes` at or above the working directory, then the
+    examples shipped with the package.
+    """
+    given = [Path(text).resolve() for text in os.environ.get("LORA_BUILD_RECIPES", "").split(os.pathsep) if text]
+    for path in given:
+        if not path.is_dir():
+            raise RecipeError(f"LORA_BUILD_RECIPES: {path} is not a folder")
+    here = Path.cwd()
+    nearest = [up / "recipes" for up in (here, *here.parents) if (up / "recipes").is_dir()][:1]
+    own = list(dict.fromkeys([*given, *(path.resolve() for path in nearest)]))
+    shipped = beside_package("recipes")
+    return [Folder(path=path) for path in own] + [Folder(path=shipped, shipped=True)] * (shipped not in own)
+
+
+def load_recipe_file(folder: Folder, file: Path) -> dict[str, Any]:
+    """Return a recipe file's keys, shorthand written out, with the `name` and the `root` it has by itself.
+
+    A name is not inherited: `prod.yaml` without one is called prod, whatever its bases are called, so that
+    two recipes do not build into one folder.
+    """
+    data = read_yaml(file)
+    defaults = data.pop("defaults", [])
+    refuse(label(file), [*_check_defaults(defaults, own_keys_last=True), *check_recipe(data)])
+    data = expand(data)
+    data.setdefault("name", file.stem)
+    data["root"] = str(folder.path.parent / data.get("root", ""))
+    if folder.shipped:  # an installed package is no place for builds
+        data["output"] = {"dir": f"{Path.cwd()}/builds/${{recipe.name}}"} | data.get("output", {})
+    return {"defaults": defaults, **data}
+
+
+def load_adapter_file(file: Path) -> dict[str, Any]:
+    """Return the keys of a file that describes one adapter, which is named after the file."""
+    data = read_yaml(file)
+    defaults = data.pop("defaults", [])
+    named = check_recipe({"adapters": {file.stem: None}})
+    refuse(label(file), [*_check_defaults(defaults, own_keys_last=True), *named, *check_adapter(data)])
+    return {"defaults": defaults, **data}
+
+
+def load_sweep_file(file: Path) -> dict[str, Any]:
+    """Return the keys of a file that describes a sweep: `defaults`, `recipe` and Hydra's own."""
+    data = read_yaml(file)
+    refuse(label(file), _check_sweep(data))
+    return {**data, "recipe": expand(data.get("recipe", {}))}
+
+
+def describe(file: Path) -> str:
+    """Return a recipe's description, or in brackets what is wrong with the file."""
+    try:
+        return str(read_yaml(file).get("description", ""))
+    except RecipeError as error:
+        return f"({error})"
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Return the mapping of a YAML file, an empty one for an empty file.
+
+    Raises:
+        RecipeError: the file cannot be read, is not YAML or uses what recipes do without.
+    """
+    where = label(file)
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(_MAX_SIZE_BYTES + 1)
+        if len(text) > _MAX_SIZE_BYTES:
+            raise RecipeError(f"{where}: larger than 1 MiB, which no recipe is")
+        data = yaml.load(text.decode("utf-8-sig"), Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise RecipeError(f"{where}: not valid YAML{place}: {error.problem}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise RecipeError(f"{where}: not valid YAML: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise RecipeError(f"{where}: nested too deeply") from error
+    except OSError as error:
+        raise RecipeError(f"{where}: cannot be read: {error.strerror}") from error
+    if not isinstance(data, dict | None):
+        raise RecipeError(f"{where}: expected keys and values, found a {type(data).__name__}")
+    return data or {}
+
+
+def label(file: Path) -> str:
+    """Return a path as messages show it: relative where it lies below the working directory."""
+    return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as OmegaConf reads it (1e-3 is a number, a date is text) without tags, aliases, duplicate keys.
+
+    Aliases can blow a small file up to gigabytes; `defaults` and `${recipe.x}` say the same in a recipe.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
+            raise _refusal("aliases are not for recipes; use defaults or ${recipe.KEY} instead", event)
+        if getattr(event, "tag", None):
+            raise _refusal(f"tags ({event.tag}) are not for recipes", event)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise _refusal(f"the key '{key.value}' is there twice", key)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)
+
+
+_TAG = "tag:yaml.org,2002:"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != f"{_TAG}timestamp"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(f"{_TAG}float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def _refusal(problem: str, at: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
+
+
+def _check_defaults(defaults: object, *, own_keys_last: bool = False) -> Iterator[str]:
+    """Yield what Hydra would answer with a ValueError, and an order in which a base overrules its heir."""
+    if not isinstance(defaults, list):
+        yield "defaults: expected a list such as [_base, _self_]"
+        return
+    for item in defaults:
+        match item:
+            case str():
+                pass
+            case dict() if len(item) == 1 and isinstance(key := next(iter(item)), str):
+                choice = item[key]
+                names = choice if isinstance(choice, list) else [choice or ""]
+                if not all(isinstance(name, str) for name in names):
+                    yield f"defaults: {key}: expected a name or a list of names; put numbers in quotes"
+            case _:
+                yield f"defaults: expected a name or one GROUP: NAME, found {item!r}"
+        if "${" in str(item):
+            yield f"defaults: {item!r}: a recipe does not refer to anything else to choose what it inherits"
+    plain = [item for item in defaults if not str(item).startswith("{'override ")]
+    if own_keys_last and "_self_" in plain[:-1]:
+        yield "defaults: write _self_ last: a file's own keys win over what it inherits"
+
+
+def _check_sweep(data: dict[str, Any]) -> Iterator[str]:
+    yield from _check_defaults(data.get("defaults", []))
+    yield from (f"recipe.{problem}" for problem in check_recipe(data.get("recipe", {})))
+    for key in data.keys() - {"defaults", "recipe", "hydra"}:
+        yield f"{key}: unknown key; a sweep has defaults, recipe and hydra (hydra.sweeper.params are its axes)"
+    for path, value in flatten({"hydra": data.get("hydra")}).items():
+        if re.search(r"\$\{[^}]*:", str(value)):
+            yield f"{path}: '{value}' would let the environment or a clock change the sweep unseen"

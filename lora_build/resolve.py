@@ -1,0 +1,80 @@
+"""Resolving: from what a recipe says to what that is today. Opens sources, reads headers and configs, no weights."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from lora_build.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, open_adapter, sort_tensors
+from lora_build.checkpoint import Checkpoint, open_checkpoint
+from lora_build.digests import sha256
+from lora_build.errors import LoraBuildError, PlanError
+from lora_build.methods import methods
+from lora_build.plan import Inputs
+from lora_build.recipe import AdapterSpec, BaseSpec, Recipe, is_local, resolve_path, selected
+from lora_build.sources import Source, open_hub, open_local, sizes
+
+_Opened = TypeVar("_Opened", Checkpoint, Adapter)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """A recipe's inputs and the sources that they come from, by `base` and `adapters.<name>`."""
+
+    inputs: Inputs
+    sources: Mapping[str, Source]
+
+
+def resolve(recipe: Recipe) -> Resolved:
+    """Return a recipe's inputs as they are today.
+
+    Raises:
+        PlanError: several of them cannot be opened; names each.
+        LoraBuildError: one of them cannot, with its own kind of error.
+    """
+    sources: dict[str, Source] = {}
+    failures: list[LoraBuildError] = []
+
+    def attempt(role: str, spec: BaseSpec | AdapterSpec, read: Callable[[Source], _Opened]) -> _Opened | None:
+        try:
+            sources[role] = source = open_source(recipe, role, spec)
+            return read(source)
+        except LoraBuildError as error:
+            failures.append(error)
+            return None
+
+    base = attempt("base", recipe.base, lambda s: open_checkpoint(s.read, s.role, sizes(s)))
+    adapters = []
+    for name, spec in selected(recipe).items():
+
+        def read(source: Source, name: str = name, weight: float = spec.weight) -> Adapter:
+            return open_adapter(source.read, name, weight, sizes(source))
+
+        adapters.append(attempt(f"adapters.{name}", spec, read))
+    if len(failures) > 1:
+        raise PlanError(str(failure) for failure in failures)
+    if failures:
+        raise failures[0]
+    opened = tuple(adapter for adapter in adapters if adapter is not None)
+    assert base is not None
+    return Resolved(
+        inputs=Inputs(base=base, adapters=opened, frozen_digests=_frozen_digests(sources, opened)), sources=sources
+    )
+
+
+def open_source(recipe: Recipe, role: str, spec: BaseSpec | AdapterSpec) -> Source:
+    """Return where an input comes from: a directory, or a Hub repository at a commit."""
+    if is_local(spec.source):
+        return open_local(role, spec.source, resolve_path(recipe, spec.source))
+    wanted = None if role == "base" else {CONFIG_NAME, WEIGHTS_NAME, "adapter_model.bin"}
+    return open_hub(role, spec.source, spec.revision, lambda name: wanted is None or name in wanted)
+
+
+def _frozen_digests(sources: Mapping[str, Source], adapters: tuple[Adapter, ...]) -> dict[tuple[str, str], str]:
+    """Return the SHA-256 of the tensors that adapters saved of the base, to tell whether they agree."""
+    found = {}
+    for adapter in adapters:
+        method = methods().get(adapter.peft_type)
+        for tensor in sort_tensors(adapter, method.leaves).frozen.values() if method else ():
+            data = sources[adapter.source].read(tensor.file, tensor.start, tensor.end)
+            found[adapter.name, tensor.name] = sha256(data)
+    return found

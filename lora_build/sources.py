@@ -1,0 +1,312 @@
+"""Sources: where inputs come from. A local directory, or a Hub repository at a commit; files are opened, never run.
+
+Every source lists its files with their sizes and, where its host promises one, their digest. Nothing that a file says
+is followed: no pickle is opened, no code imported.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+from lora_build.digests import HashedFile, check, file_digest
+from lora_build.errors import LoraBuildError, SourceError, StorageError
+
+_MAX_DEPTH = 2  # chat_templates/x.jinja; deeper folders are other people's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFile:
+    """A file of a source: its size, and the digest that the source promises (`sha256:` or `git-sha1:`), if any."""
+
+    size_bytes: int
+    promised: str | None = None
+
+
+class Source(Protocol):
+    """Where one input comes from.
+
+    Attributes:
+        role: its key in the recipe: `base`, `adapters.math`.
+        uri: what it is, for provenance: a path as written, or `hf://org/name@<40 hex>`.
+        files: its files by name.
+    """
+
+    @property
+    def role(self) -> str: ...
+    @property
+    def uri(self) -> str: ...
+    @property
+    def files(self) -> Mapping[str, SourceFile]: ...
+
+    def read(self, name: str, start: int, end: int) -> bytes | bytearray:
+        """Return the bytes [start, end) of a file; may fetch no more than these."""
+
+    def path(self, name: str, *, quiet: bool = True) -> Path:
+        """Return where the whole file lies on this machine, fetching it first if need be."""
+
+
+def sizes(source: Source) -> dict[str, int]:
+    """Return the size in bytes of each file."""
+    return {name: file.size_bytes for name, file in source.files.items()}
+
+
+def read_whole(source: Source, name: str) -> bytes:
+    """Return a small file's bytes, held to the digest that its source promises."""
+    file = source.files[name]
+    data = bytes(source.read(name, 0, file.size_bytes))
+    check(f"{source.role}/{name}", data, file.promised)
+    return data
+
+
+def open_hashed(source: Source, name: str) -> HashedFile:
+    """Return a file that is hashed as it is read and, once finished, held to its source's SHA-256."""
+    return HashedFile(source.path(name), f"{source.role}/{name}", _promised_sha256(source.files[name]))
+
+
+def digest(source: Source, name: str) -> str:
+    """Return the `sha256:` digest of a file, without reading it if it is remembered."""
+    file = source.files[name]
+    if file.promised and not file.promised.startswith("sha256:"):
+        return check(f"{source.role}/{name}", source.read(name, 0, file.size_bytes), file.promised)
+    return file_digest(source.path(name), f"{source.role}/{name}", file.promised)
+
+
+def _promised_sha256(file: SourceFile) -> str | None:
+    return file.promised if file.promised and file.promised.startswith("sha256:") else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSource:
+    """A directory on this machine."""
+
+    role: str
+    uri: str
+    root: Path
+    files: Mapping[str, SourceFile]
+
+    def read(self, name: str, start: int, end: int) -> bytes:
+        """Return the bytes [start, end) of a file."""
+        return _read(self.root / name, f"{self.role}/{name}", start, end)
+
+    def path(self, name: str, *, quiet: bool = True) -> Path:
+        """Return the file's path."""
+        return self.root / name
+
+
+def open_local(role: str, written: str, root: Path) -> LocalSource:
+    """Return the directory `root`, which the recipe writes as `written`.
+
+    Raises:
+        SourceError: it is not a directory that can be read.
+    """
+    if not root.is_dir():
+        found = "is not a directory" if root.exists() else "does not exist"
+        raise SourceError(f"{role}: {written} {found} (looked at {root.absolute()})")
+    try:
+        return LocalSource(role=role, uri=written, root=root, files=dict(_walk(root)))
+    except OSError as error:
+        raise SourceError(f"{role}: {written} cannot be read ({error.strerror}: {error.filename})") from error
+
+
+def _walk(root: Path) -> Iterator[tuple[str, SourceFile]]:
+    for folder, folders, names in os.walk(root):
+        here = Path(folder).relative_to(root)
+        deep = len(here.parts) + 1 >= _MAX_DEPTH
+        folders[:] = [] if deep else sorted(f for f in folders if not f.startswith("."))
+        for name in sorted(n for n in names if not n.startswith(".")):
+            path = Path(folder, name)
+            if path.is_file():
+                yield (here / name).as_posix(), SourceFile(size_bytes=path.stat().st_size)
+
+
+def _read(path: Path, where: str, start: int, end: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read(end - start)
+    except OSError as error:
+        raise SourceError(f"{where}: cannot be read ({error.strerror})") from error
+    if len(data) != end - start:
+        raise SourceError(f"{where}: ends at byte {start + len(data)}, expected {end} bytes at least")
+    return data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubSource:
+    """A model repository on the Hub at one commit; the client's own cache holds what was fetched."""
+
+    role: str
+    repo: str
+    commit: str
+    files: Mapping[str, SourceFile]
+
+    @property
+    def uri(self) -> str:
+        """`hf://org/name@<40 hex>`."""
+        return f"hf://{self.repo}@{self.commit}"
+
+    def read(self, name: str, start: int, end: int) -> bytes:
+        """Return the bytes [start, end) of a file: from the cache, else only this range of a weight file."""
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(self.repo, name, revision=self.commit)
+        if not isinstance(cached, str) and name.endswith(".safetensors") and not name.startswith("adapter_"):
+            return self._read_range(name, start, end)
+        return _read(self.path(name), f"{self.role}/{name}", start, end)
+
+    def path(self, name: str, *, quiet: bool = True) -> Path:
+        """Return the file in the Hub client's cache, fetching it first if need be."""
+        from huggingface_hub import hf_hub_download
+
+        with _hub_errors(self.role, self.repo, self.commit), _progress_bars(shown=not quiet):
+            return Path(hf_hub_download(self.repo, name, revision=self.commit))
+
+    def _read_range(self, name: str, start: int, end: int) -> bytes:
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            build_hf_headers,
+            get_session,
+            hf_raise_for_status,
+        )  # fmt: skip
+
+        wanted = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        with _hub_errors(self.role, self.repo, self.commit):
+            url = hf_hub_url(self.repo, name, revision=self.commit)
+            response = get_session().get(url, headers={**build_hf_headers(), **wanted}, follow_redirects=True)
+            hf_raise_for_status(response)
+            data = bytes(response.content)
+        if response.status_code == 200:  # a server without ranges sends it all
+            data = data[start:end]
+        if len(data) != end - start:
+            raise SourceError(f"{self.role}/{name}: ends at byte {start + len(data)}, expected {end} bytes at least")
+        return data
+
+
+def open_hub(role: str, repo: str, revision: str | None, keep: Callable[[str], bool]) -> HubSource:
+    """Return a Hub repository at the commit that `revision` (default: its main branch) names today.
+
+    Args:
+        role: the recipe's key.
+        repo: `org/name`.
+        revision: a branch, a tag or a commit.
+        keep: which file names to list.
+
+    Raises:
+        SourceError: no such repository or revision, no permission, or offline and not in the cache.
+        StorageError: the network failed.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with _hub_errors(role, repo, revision):
+        commit = str(api.resolve_revision(repo, revision=revision).resolved)
+    listed = _list_cached(repo, commit) if _offline() else None
+    if listed is None:
+        with _hub_errors(role, repo, revision):
+            listed = _list_online(api, repo, commit)
+    return HubSource(role=role, repo=repo, commit=commit, files={n: f for n, f in sorted(listed.items()) if keep(n)})
+
+
+def _list_online(api: Any, repo: str, commit: str) -> dict[str, SourceFile]:
+    from huggingface_hub.hf_api import RepoFile
+
+    files = (
+        entry for entry in api.list_repo_tree(repo, revision=commit, recursive=True) if isinstance(entry, RepoFile)
+    )
+    return {
+        f.path: SourceFile(
+            size_bytes=f.size, promised=f"sha256:{f.lfs.sha256}" if f.lfs is not None else f"git-sha1:{f.blob_id}"
+        )
+        for f in files
+    }
+
+
+def _list_cached(repo: str, commit: str) -> dict[str, SourceFile] | None:
+    """Return the files of a cached snapshot; the cache names each blob after the digest that the Hub promised."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    root = Path(HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type="model"), "snapshots", commit)
+    found = {}
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        blob = path.resolve().name
+        kind = {64: "sha256:", 40: "git-sha1:"}.get(len(blob))
+        promised = kind + blob if kind and path.is_symlink() else None
+        found[path.relative_to(root).as_posix()] = SourceFile(size_bytes=path.stat().st_size, promised=promised)
+    return found or None
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+@contextmanager
+def _progress_bars(*, shown: bool) -> Iterator[None]:
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )  # fmt: skip
+
+    before = are_progress_bars_disabled()
+    if before or shown:
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+@contextmanager
+def _hub_errors(role: str, repo: str, revision: str | None) -> Iterator[None]:
+    """Turn the Hub client's errors into one message with a remedy."""
+    from huggingface_hub import errors
+
+    http_error: type[Exception] = getattr(errors, "HTTPError", OSError)  # of the client's HTTP library, httpx2 by now
+    try:
+        yield
+    except LoraBuildError:
+        raise
+    except (errors.HfHubHTTPError, errors.EntryNotFoundError, errors.RevisionResolutionError, errors.HFValidationError,
+            http_error, OSError) as error:  # fmt: skip
+        _explain(role, repo, revision, error)
+
+
+def _explain(role: str, repo: str, revision: str | None, error: Exception) -> NoReturn:
+    from huggingface_hub import constants, errors
+
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+
+    def is_a(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(e, kinds) for e in chain)
+
+    login = "set HF_TOKEN or run `hf auth login`"
+    if is_a(errors.GatedRepoError):
+        raise SourceError(
+            f"{role}: {repo} is gated: accept its terms at {constants.ENDPOINT}/{repo}, then {login}"
+        ) from error
+    if is_a(errors.RevisionNotFoundError):
+        raise SourceError(f"{role}: {repo} has no revision '{revision}'; check the branch, tag or commit") from error
+    if is_a(errors.RepositoryNotFoundError):
+        raise SourceError(
+            f"{role}: {repo} is not on {constants.ENDPOINT}, or it is private: check the name; if it is private, {login}; "
+            f"for a folder write ./{repo}"
+        ) from error
+    if _offline():
+        raise SourceError(f"{role}: {repo} is not in the cache and HF_HUB_OFFLINE is set; unset it to fetch") from error
+    if is_a(errors.HFValidationError):
+        raise SourceError(f"{role}: '{repo}' is not a repository name; for a folder write ./{repo}") from error
+    if isinstance(error, OSError) and error.errno is not None:
+        raise StorageError(f"{role}: fetching {repo} failed: {error.strerror} ({error.filename})") from error
+    raise StorageError(
+        f"{role}: fetching {repo} from {constants.ENDPOINT} failed: {str(error).splitlines()[0]}"
+    ) from error

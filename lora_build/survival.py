@@ -1,0 +1,93 @@
+"""Survival: how much of an update is left after rounding, tensor by tensor and adapter by adapter.
+
+A 16-bit weight keeps 8 to 11 bits; an update much smaller than the last of them changes nothing. The report lies beside
+the manifest, outside every hash: its sums are plain float64.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+BARELY = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSurvival:
+    """What rounding left of the update of one tensor.
+
+    Attributes:
+        name: the tensor.
+        dtype: the output's, in safetensors' words.
+        adapters: whose updates are in it, sorted.
+        base_norm: ‖W‖, Frobenius.
+        update_norm: ‖ΔW‖ before rounding.
+        num_elements: of the tensor.
+        num_updated: elements whose update is not zero.
+        num_changed: elements whose stored value is another than without the update.
+    """
+
+    name: str
+    dtype: str
+    adapters: tuple[str, ...]
+    base_norm: float
+    update_norm: float
+    num_elements: int
+    num_updated: int
+    num_changed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSurvival:
+    """The same summed over the tensors that one adapter updates, alone or with others."""
+
+    adapter: str
+    num_tensors: int
+    relative_norm: float
+    changed: float
+
+    @property
+    def barely(self) -> bool:
+        """Whether rounding threw nearly all of the update away."""
+        return self.changed < BARELY
+
+
+def by_adapter(tensors: Iterable[TensorSurvival]) -> tuple[AdapterSurvival, ...]:
+    """Return the sums for each adapter: ‖ΔW‖/‖W‖ over its tensors, and the share of updated elements that changed."""
+    groups: dict[str, list[TensorSurvival]] = {}
+    for tensor in tensors:
+        for adapter in tensor.adapters:
+            groups.setdefault(adapter, []).append(tensor)
+    return tuple(_sum_up(adapter, group) for adapter, group in sorted(groups.items()))
+
+
+def _sum_up(adapter: str, tensors: Sequence[TensorSurvival]) -> AdapterSurvival:
+    base = math.sqrt(sum(t.base_norm**2 for t in tensors))
+    update = math.sqrt(sum(t.update_norm**2 for t in tensors))
+    updated = sum(t.num_updated for t in tensors)
+    return AdapterSurvival(
+        adapter=adapter,
+        num_tensors=len(tensors),
+        relative_norm=update / base if base else math.inf,
+        changed=sum(t.num_changed for t in tensors) / updated if updated else 0.0,
+    )
+
+
+def warnings(tensors: Iterable[TensorSurvival]) -> tuple[str, ...]:
+    """Return one line for each adapter that barely survives rounding."""
+    return tuple(
+        f"adapter {a.adapter} barely survives rounding: only {a.changed:.1%} of the elements it updates changed "
+        f"(‖ΔW‖/‖W‖ = {a.relative_norm:.1e}); build with dtype: float32, or raise its weight"
+        for a in by_adapter(tensors)
+        if a.barely
+    )
+
+
+def to_bytes(tensors: Sequence[TensorSurvival]) -> bytes:
+    """Return the bytes of lora-build.survival.json."""
+    document = {
+        "schema": "lora-build/survival/v1",
+        "adapters": [asdict(a) for a in by_adapter(tensors)],
+        "tensors": [asdict(t) for t in tensors],
+    }
+    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
