@@ -143,6 +143,7 @@ def _compose(command: str, flags: list[str], overrides: list[str], *, as_json: b
     points: list[dict[str, Any]] = []
     with _scratch(overrides) as name, _environ(HYDRA_FULL_ERROR="1"):  # Hydra then raises, and we say it shorter
         folder = Path(name)
+        recipe_source.check_overrides(overrides)
         extra = [] if inspecting else [f"hydra.sweep.dir='{folder}'"]
         try:
             recipe_source.run(flags, [*overrides, *extra], functools.partial(_job, command, folder, single))
@@ -155,7 +156,7 @@ def _compose(command: str, flags: list[str], overrides: list[str], *, as_json: b
     if single:
         return _run_single(command, single[0], as_json=as_json)
     if not points and not inspecting:
-        raise RecipeError(f"the sweep has no points; {recipe_source.no_recipe('')}")
+        raise RecipeError("\n  ".join(["the sweep has no points", *recipe_source.known_names("recipe")]))
     return sweep.exit_code(points)
 
 
@@ -243,7 +244,7 @@ def _verify(words: Sequence[str], *, as_json: bool) -> int:
 def _list(words: Sequence[str], *, as_json: bool) -> int:
     if words:
         raise RecipeError(f"list takes nothing more, found '{words[0]}'")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for folder in recipe_files.folders():
         for name in folder.names():
             row = {"name": name, "folder": str(folder.path), "shipped": folder.shipped}
@@ -260,26 +261,28 @@ def _list(words: Sequence[str], *, as_json: bool) -> int:
 
 
 def _complete(words: Sequence[str]) -> int:
-    """Answer TAB, and print the lines that switch it on."""
+    """Answer TAB, or print the lines that a shell needs to ask."""
     from lora_build import recipe_source
 
-    line = os.environ.get("COMP_LINE", "")
-    typed = line.split()[1:]
-    first = typed[0] if typed else ""
-    query = any(word.startswith("query=") for word in words)
-    if query and len(typed) + line.endswith(" ") < 2:
-        _print("\n".join(name for name in _COMMANDS if name.startswith(first)))
-    if query and first in _COMMANDS and first not in _COMPOSED:
-        return 0  # verify takes folders, which the shell completes
-    skipped = typed.index(first) + (first in _COMPOSED) if typed else 0
-    rest = " ".join(word for word in typed[skipped:] if word != "--json") + (" " if line.endswith(" ") else "")
-    out = io.StringIO()
-    with _environ(HYDRA_FULL_ERROR="1", COMP_LINE=f"lora-build {rest}"), contextlib.redirect_stdout(out):
+    request = [word for word in words if word not in ("-sc", "--shell-completion")]
+    if len(request) != 1 or not re.fullmatch(r"(install|uninstall|query)=(bash|fish|zsh)", request[0]):
+        raise RecipeError('for TAB in bash: eval "$(lora-build -sc install=bash)"; fish and zsh likewise')
+    line, out = os.environ.get("COMP_LINE", ""), io.StringIO()
+    typed, is_new, found = line.split()[1:], line.endswith(" "), []
+    if is_query := request[0].startswith("query="):
+        if len(typed) + is_new <= 1:
+            found = [name for name in _COMMANDS if name.startswith("".join(typed))]
+        elif typed[0] in ("verify", "list"):
+            return 0  # verify takes folders, which the shell knows
+        elif typed[0] in _COMMANDS:
+            typed.pop(0)
+    rest = [word for word in typed if word != "--json"] + [""] * is_new
+    with _environ(HYDRA_FULL_ERROR="1", COMP_LINE=" ".join(["lora-build", *rest])), contextlib.redirect_stdout(out):
         try:
-            recipe_source.run([word for word in words if word.startswith("-")], [w for w in words if "=" in w], print)
-        except LoraBuildError:
-            return 0  # a line being typed may be wrong
-    _print(out.getvalue().rstrip() if not query else recipe_source.complete_values(out.getvalue()))
+            recipe_source.run(["-sc"], request, lambda _: None)
+        except (LoraBuildError, SystemExit):  # a line being typed may well be wrong
+            return 0
+    _print("\n".join([*found, *recipe_source.complete_values(out.getvalue())]) if is_query else out.getvalue())
     return 0
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -50,8 +50,8 @@ def execute(plan: MergePlan, sources: Mapping[str, Source], sink: DirectorySink,
         VerificationError: an input's bytes are not what its source promised.
         StorageError: the disk failed.
     """
-    self_test()
-    with ExitStack() as stack:
+    with _one_thread(), ExitStack() as stack:
+        self_test()
         inputs = _Inputs(sources, stack)
         run = _Run(inputs=inputs, safe_merge=plan.options["safe_merge"], progress=progress)
         files = tuple(run.write_shard(shard, sink) for shard in plan.shards)
@@ -61,6 +61,17 @@ def execute(plan: MergePlan, sources: Mapping[str, Source], sink: DirectorySink,
             inputs=inputs.finish(plan),
             survival=tuple(sorted(run.survival, key=lambda t: t.name)),
         )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch on one thread: blocks are too small to share out, and the bits do not depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Inputs:

@@ -1,7 +1,7 @@
 """The manifest: what a build was made of and what came out, in one canonical file, and the check of it.
 
 `lora-build.manifest.json` is canonical JSON (sorted keys, no spaces, no floats: numbers that are not whole are text)
-and a newline; docs/manifest.md shows a full example. It holds nothing that changes from machine to machine. Its digests:
+and a newline; docs/manifest.md shows a full example. Nothing in it changes from machine to machine. Its digests:
 
     build_key       SHA-256 of the canonical plan: content of the inputs, options, numerics, operations
     weights_digest  SHA-256 of [[name, dtype, shape, sha256], ...] by name: the same however it is cut into shards

@@ -18,7 +18,7 @@ from lora_build.manifest import (
     make_manifest,
     read_manifest,
 )  # fmt: skip
-from lora_build.plan import MergePlan, make_plan
+from lora_build.plan import Merge, MergePlan, Operation, make_plan
 from lora_build.provenance import to_bytes as provenance_bytes
 from lora_build.recipe import Exist, Recipe, resolve_path
 from lora_build.recipe_check import from_mapping
@@ -27,6 +27,8 @@ from lora_build.sinks import DirectorySink, FileRecord, free_bytes, lock
 from lora_build.sources import LocalSource, Source, digest, read_whole
 from lora_build.survival import TensorSurvival, warnings
 from lora_build.survival import to_bytes as survival_bytes
+
+_RUNTIME_BYTES = 400_000_000  # Python with torch, and the blocks in flight; measured, rounded up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,8 +185,23 @@ def _has_size(path: Path, size_bytes: int) -> bool:
     return path.is_file() and path.stat().st_size == size_bytes
 
 
+def free_bytes_for(prepared: Prepared) -> int:
+    """Return the free bytes of the disk that the output goes to."""
+    return free_bytes(prepared.target)
+
+
+def memory_bytes(prepared: Prepared) -> int:
+    """Return an estimate of the memory that a build takes: torch, blocks, and the factors of its largest merge."""
+    factors = max((_factor_elements(op) for op in prepared.plan.operations), default=0)
+    return _RUNTIME_BYTES + 6 * 8 * factors
+
+
+def _factor_elements(op: Operation) -> int:
+    return sum(t.num_elements for u in op.updates for t in u.factors.values()) if isinstance(op, Merge) else 0
+
+
 def _check_space(prepared: Prepared) -> None:
-    needed, free = prepared.num_bytes_written, free_bytes(prepared.target)
+    needed, free = prepared.num_bytes_written, free_bytes_for(prepared)
     if needed > free:
         raise StorageError(
             f"output.dir: {prepared.target} needs {needed / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free; "

@@ -35,13 +35,13 @@ _DTYPE_NAMES = {DType.float32: "F32", DType.float16: "F16", DType.bfloat16: "BF1
 class Inputs:
     """What a recipe is today: the base and the adapters that take part, in the recipe's order.
 
-    `frozen_digests` holds the SHA-256 of the data of tensors that adapters saved of the base (`base_layer.weight`), by
-    (adapter, key): two adapters may bring the same one along.
+    `whole_digests` holds the SHA-256 of the data of whole parameters in adapters (frozen or replaced ones), by
+    (adapter, key): two of them may be the same.
     """
 
     base: Checkpoint
     adapters: tuple[Adapter, ...]
-    frozen_digests: Mapping[tuple[str, str], str]
+    whole_digests: Mapping[tuple[str, str], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +160,7 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
     """
     draft = _Draft(recipe, inputs.base)
     for adapter in inputs.adapters:
-        draft.add(adapter, inputs.frozen_digests)
+        draft.add(adapter, inputs.whole_digests)
     draft.check_conflicts()
     operations = draft.operations()
     if not inputs.adapters:
@@ -168,7 +168,7 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
     elif not draft.issues and not any(isinstance(op, Merge) or kind(op) == "replace" for op in operations):
         draft.issues.append("the adapters change nothing: the output would equal the base")
     if draft.issues:
-        raise PlanError(draft.issues)
+        raise PlanError(dict.fromkeys(draft.issues))
     return MergePlan(
         options={
             "combine": recipe.combine.method.value,
@@ -205,13 +205,14 @@ class _Draft:
     names: Names = field(init=False)
     homes: dict[str, str] = field(init=False)
     _ties: Ties | None = None
+    _replacing: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sources = dict(self.base.tensors)
         self.homes = {name: tensor.file for name, tensor in self.base.tensors.items()}
         self.names = Names(frozenset(self.base.tensors))
 
-    def add(self, adapter: Adapter, frozen_digests: Mapping[tuple[str, str], str]) -> None:
+    def add(self, adapter: Adapter, digests: Mapping[tuple[str, str], str]) -> None:
         """Add what one adapter does, or why it cannot."""
         method = methods().get(adapter.peft_type)
         if method is None:
@@ -227,39 +228,39 @@ class _Draft:
         self.issues += parts.problems
         if problems:
             return
+        self._replacing = {parameter: digests[adapter.name, t.name] for parameter, t in parts.replaced.items()}
         for parameter, tensor in parts.frozen.items():
-            self._freeze(adapter, parameter, tensor, frozen_digests)
+            self._freeze(adapter, parameter, tensor, digests[adapter.name, tensor.name])
         for parameter, tensor in parts.replaced.items():
             self._replace(adapter, parameter, tensor)
         for module in parts.factors:
             self._update(adapter, method, module, parts)
 
-    def _freeze(
-        self, adapter: Adapter, parameter: str, tensor: TensorInfo, digests: Mapping[tuple[str, str], str]
-    ) -> None:
+    def _freeze(self, adapter: Adapter, parameter: str, tensor: TensorInfo, digest: str) -> None:
         name = self._find(adapter, parameter, tensor)
         if name is None:
             return
-        digest = digests[adapter.name, tensor.name]
-        if self.frozen.setdefault(name, (adapter.name, digest))[1] != digest:
+        owner, other = self.frozen.setdefault(name, (adapter.name, digest))
+        if other != digest:
             self.issues.append(
-                f"{adapter.source}: '{tensor.name}' and the one of adapter {self.frozen[name][0]} differ: "
+                f"{adapter.source}: '{tensor.name}' and the one of adapter {owner} differ: "
                 "they were trained on different bases"
             )
+        self.notes.append(f"{name} comes from adapter {adapter.name}, which saved its base's along")
         self.sources[name] = tensor
 
     def _replace(self, adapter: Adapter, parameter: str, tensor: TensorInfo) -> None:
         name = self._find(adapter, parameter, tensor)
         if name is None:
             return
-        if name in self.replaced:
+        if self.replaced.get(name, adapter.name) != adapter.name:
             self.issues.append(
                 f"adapters {self.replaced[name]} and {adapter.name} both replace {name}; merge only one of them"
             )
         if adapter.weight != 1:
             self.issues.append(
-                f"{adapter.source}: has weight {adapter.weight!r}, but it replaces {name} whole, which cannot be weighted; "
-                "set its weight to 1"
+                f"{adapter.source}: has weight {adapter.weight!r}, but it replaces {name} whole, "
+                "which cannot be weighted; set its weight to 1"
             )
         self.replaced[name] = adapter.name
         self.sources[name] = tensor
@@ -297,7 +298,7 @@ class _Draft:
         """Return the output tensor that an adapter's parameter means, adding it where a tie has to be cut for it."""
         name = self.names.find(parameter)
         if name is None or self._may_be_tied(name):
-            name = self._find_tied(parameter, name, replaces=tensor is not None)
+            name = self._find_tied(parameter, name)
         if name is None:
             self.issues.append(
                 f"{adapter.source}: adapts '{parameter}', which the base does not have{self.names.nearest(parameter)}"
@@ -317,7 +318,8 @@ class _Draft:
         tied = self.base.config.get("tie_word_embeddings")
         return tied is not False and len(shape) == 2 and shape[0] in _vocab_sizes(self.base.config)
 
-    def _find_tied(self, parameter: str, on_disk: str | None, *, replaces: bool) -> str | None:
+    def _find_tied(self, parameter: str, on_disk: str | None) -> str | None:
+        """Return the output tensor of a parameter that may share its own with others, cutting the tie if need be."""
         if self.base.config.get("tie_word_embeddings") is False:
             return on_disk
         if self._ties is None:
@@ -326,28 +328,35 @@ class _Draft:
         member = next((m for m in (*ties.tied, *ties.tied.values()) if _same(m, parameter)), None)
         if member is None or len(ties.group(member)) == 1:
             return on_disk
-        shared = next((name for m in sorted(ties.group(member)) if (name := self.names.find(m))), None)
+        on_base = Names(frozenset(self.base.tensors))
+        shared = next((name for m in sorted(ties.group(member)) if (name := on_base.find(m))), None)
         if shared is None:
             return None
+        if len(values := {self._replacement(m) for m in ties.group(member)}) == 1 and None not in values:
+            return shared  # the adapter replaces all that share it by one value
         if self.recipe.tied is Tied.error:
             others = ", ".join(sorted(ties.group(member) - {member}))
             self.issues.append(
                 f"base: {member} is tied to {others}, an adapter changes it, and the recipe says tied: error"
             )
             return shared
-        if self.recipe.tied is Tied.peft and not replaces:
+        if self.recipe.tied is Tied.peft and parameter not in self._replacing:
             self.notes.append(
                 f"{member} is tied: its update goes into {shared} and so into all that share it (tied: peft)"
             )
             return shared
-        if member in ties.untied:
+        bound = sorted({m for pair in ties.untied.items() if member in pair for m in pair} - {member})
+        if bound:
             self.issues.append(
-                f"base: {member} shares its tensor with {ties.untied[member]} whatever tie_word_embeddings says, "
+                f"base: {member} shares its tensor with {', '.join(bound)} whatever tie_word_embeddings says, "
                 "so an update to it alone cannot be kept apart; set tied: peft to share it"
             )
             return shared
         self._cut_ties(ties)
         return self.names.find(member)
+
+    def _replacement(self, member: str) -> str | None:
+        return next((digest for parameter, digest in self._replacing.items() if _same(member, parameter)), None)
 
     def _cut_ties(self, ties: Ties) -> None:
         """Give every parameter that `tie_word_embeddings: false` sets free a tensor of its own."""
@@ -394,8 +403,6 @@ class _Draft:
             return Copy(name=name, dtype=dtype, source=source)
         if len({update.method for update in updates}) > 1:
             self.issues.append(f"{name}: adapters of different methods update it; merge them one after another")
-        if len({update.transposed for update in updates}) > 1:
-            self.issues.append(f"{name}: adapters disagree on whether it is stored [in, out]")
         return Merge(name=name, dtype=dtype, source=source, updates=tuple(updates))
 
 

@@ -229,8 +229,8 @@ def _is_finite(value: object) -> bool:
 
 def _resolve(data: dict[str, Any]) -> dict[str, Any]:
     """Return the recipe with its defaults filled in and its references followed."""
-    recipe = OmegaConf.merge(OmegaConf.structured(Recipe), data)
-    tree: Any = OmegaConf.to_container(OmegaConf.create({"recipe": recipe}), resolve=True, enum_to_str=True)
+    defaults = OmegaConf.to_container(OmegaConf.structured(Recipe), enum_to_str=True)  # ${recipe.dtype} is a word
+    tree: Any = OmegaConf.to_container(OmegaConf.merge({"recipe": defaults}, {"recipe": data}), resolve=True)
     return typing.cast("dict[str, Any]", tree["recipe"])
 
 

@@ -49,6 +49,24 @@ class Config:
     progressbar: bool = True
 
 
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Turn Hydra's and OmegaConf's errors, long and written for its developers, into one short message."""
+    try:
+        yield
+    except MissingConfigException as error:
+        raise RecipeError(_not_found(error)) from error
+    except OverrideParseException as error:
+        quoted = f'{error.override.partition("=")[0]}="..."'
+        raise RecipeError(
+            f"cannot read '{error.override}': {error.message}\n  special characters go in quotes: '{quoted}'"
+        ) from error
+    except RecursionError as error:
+        raise RecipeError("these recipes inherit from each other in a circle") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RecipeError(_in_short(error)) from error
+
+
 class RecipeSource(ConfigSource):
     """A folder of recipes as Hydra sees it, at `recipes:///absolute/folder`."""
 
@@ -133,7 +151,6 @@ def run(flags: Sequence[str], overrides: Sequence[str], task: Callable[[DictConf
     """Run a task on what a command line composes, once or for each point of a sweep."""
     with _plain_errors():
         _register()
-        check_overrides(overrides)
         arguments, sys.argv = sys.argv, [sys.argv[0], *flags, *overrides]
         try:
             hydra.main(config_path=_CONF, config_name="config", **_VERSION_BASE)(functools.wraps(run)(task))()
@@ -141,7 +158,7 @@ def run(flags: Sequence[str], overrides: Sequence[str], task: Callable[[DictConf
             sys.argv = arguments
 
 
-def complete_values(words: str) -> str:
+def complete_values(words: str) -> list[str]:
     """Return Hydra's words for TAB with every value of an enumeration, of which Hydra offers one as `DType.keep`."""
     kinds = {kind.__name__: kind for kind in (DType, Exist, Numerics, Tied, Combine)}
     found: list[str] = []
@@ -149,7 +166,7 @@ def complete_values(words: str) -> str:
         key, _, value = word.partition("=")
         kind = kinds.get(value.partition(".")[0])
         found += [f"{key}={member.value}" for member in kind] if kind else [f"{word}=" if word == "recipe" else word]
-    return "\n".join(found)
+    return found
 
 
 def to_recipe(config: DictConfig) -> Recipe:
@@ -158,6 +175,7 @@ def to_recipe(config: DictConfig) -> Recipe:
     return from_mapping(data, where=f"recipe '{data['name']}'")
 
 
+@_plain_errors()
 def check_overrides(overrides: Sequence[str]) -> None:
     """Refuse overrides that OmegaConf would bend to the schema, or refuse in its own words.
 
@@ -165,15 +183,23 @@ def check_overrides(overrides: Sequence[str]) -> None:
     """
     parser = OverridesParser.create()
     problems: list[str] = []
-    for override in map(parser.parse_override, overrides):
-        key = override.key_or_group
+    for override in parser.parse_overrides(list(overrides)):
+        key, value = override.key_or_group, override.value()
         top, _, rest = key.partition(".")
-        if top == "recipe" and rest and not override.is_delete():
-            problems += _check_values(override, rest, parser)
-        elif (top := top.partition("/")[0]) not in ("recipe", "sweep", "progressbar", "hydra"):
-            known = [*(f"recipe.{name}" for name in Recipe.__dataclass_fields__), "recipe", "progressbar"]
-            inside = f"; did you mean 'recipe.{key}'?" if top in Recipe.__dataclass_fields__ else ""
+        group = top.partition("/")[0]
+        if group not in ("recipe", "sweep", "progressbar", "hydra"):
+            fields = Recipe.__dataclass_fields__
+            inside = f"; did you mean 'recipe.{key}'?" if group in fields else ""
+            known = ["recipe", "sweep", "progressbar", *(f"recipe.{name}" for name in fields)]
             problems.append(f"{key}: unknown key{inside or did_you_mean(key, known)}")
+        elif override.is_delete():
+            continue
+        elif key in ("recipe", "sweep") and isinstance(value, list):
+            problems.append(f"{key}: expected one name, found a list; -m {key}=a,b takes one after the other")
+        elif value is None and ("/" in key or key in ("recipe", "sweep")):
+            problems.append(f"{key}: expected a name, found nothing")
+        elif group == "recipe" and rest:
+            problems += _check_values(override, rest, parser)
     refuse("command line", problems)
 
 
@@ -233,64 +259,51 @@ def _hydra_kept() -> Iterator[None]:
     finally:
         GlobalHydra.instance().hydra = application
         JobRuntime.instance().set("name", job)
-        if base is not None:
-            hydra.version.VersionBase.instance().setbase(base)
-
-
-@contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Turn Hydra's and OmegaConf's errors, long and written for its developers, into one short message."""
-    try:
-        yield
-    except MissingConfigException as error:
-        raise RecipeError(_not_found(error)) from error
-    except OverrideParseException as error:
-        quoted = f'{error.override.partition("=")[0]}="..."'
-        raise RecipeError(
-            f"cannot read '{error.override}': {error.message}\n  special characters go in quotes: '{quoted}'"
-        ) from error
-    except RecursionError as error:
-        raise RecipeError("these recipes inherit from each other in a circle") from error
-    except (HydraException, OmegaConfBaseException) as error:
-        raise RecipeError(_in_short(error)) from error
+        hydra.version.VersionBase.instance().version_base = base
 
 
 def _not_found(error: MissingConfigException) -> str:
     """Return what a missing recipe, adapter or sweep should have been, and where it was looked for."""
     wanted = error.missing_cfg_file or ""
     inside = re.match(r"In '(.+?)': ", str(error))
-    place = f"{inside[1]}: " if inside and inside[1] != "config" else ""
+    heir = inside[1].partition("/") if inside else ("",) * 3
+    place = f"{heir[0]} '{heir[2]}': " if heir[0] in ("recipe", "sweep") else ""
     kind = next((kind for kind in ("recipe/adapter", "recipe", "sweep") if wanted.startswith(f"{kind}/")), None)
     if kind is None:
         text = f"{place}no '{wanted}'{did_you_mean(wanted, error.options or ())}"
         return text + ("; is the plugin that brings it installed?" if wanted.startswith("hydra/") else "")
-    word = kind.rpartition("/")[2]
-    return no_recipe(wanted.removeprefix(f"{kind}/"), word, place)
-
-
-def no_recipe(name: str, word: str = "recipe", place: str = "") -> str:
-    """Return the message on a recipe, adapter or sweep that is not there; an empty name asks for any."""
-    folders = recipe_files.folders()
-    part = "" if word == "recipe" else word
-    known = {known for folder in folders if word == "recipe" or not folder.shipped for known in folder.names(part)}
+    word, name = kind.rpartition("/")[2], wanted.removeprefix(f"{kind}/")
+    known = _known(word)
     hint = did_you_mean(name, known) or did_you_mean(Path(name).stem, known)
-    lines = [f"{place}no {word} '{name}'{hint}" if name else f"which {word}? lora-build {word}=NAME"]
-    if known:
-        lines.append(f"{word}s: {', '.join(sorted(known))}")
-    own = [recipe_files.label(folder.path) for folder in folders if not folder.shipped]
+    return "\n  ".join([f"{place}no {word} '{name}'{hint}", *known_names(word)])
+
+
+def known_names(word: str) -> list[str]:
+    """Return the lines on which recipes (adapters, sweeps) there are, and where they were looked for."""
+    known = _known(word)
+    lines = [f"{word}s: {', '.join(known)}"] if known else []
+    own = [recipe_files.label(folder.path) for folder in recipe_files.folders() if not folder.shipped]
     if own:
-        lines.append(f"looked in {', '.join(own)}")
-    else:
-        lines.append(f"there is no folder recipes/ in {Path.cwd()} or above; write recipes/NAME.yaml")
-    return "\n  ".join(lines)
+        return [*lines, f"looked in {', '.join(own)}"]
+    return [*lines, f"there is no folder recipes/ in {Path.cwd()} or above; write recipes/NAME.yaml"]
+
+
+def _known(word: str) -> list[str]:
+    part = "" if word == "recipe" else word
+    folders = [folder for folder in recipe_files.folders() if not part or not folder.shipped]
+    return sorted({name for folder in folders for name in folder.names(part)})
 
 
 def _in_short(error: Exception) -> str:
     """Return the sentences of an error that a user can act on."""
     text = str(error)
     if "You must specify 'recipe'" in text:
-        return no_recipe("")
+        return "\n  ".join(["which recipe? lora-build recipe=NAME", *known_names("recipe")])
+    if sweep := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", text):
+        return f"'{sweep[1]}' has several values: -m builds each of them, and a list is written KEY=[a,b]"
     if isinstance(error.__cause__, OmegaConfBaseException):
         text += f"\n{error.__cause__}"
-    noise = r"\n\s*(full_key|reference_type|object_type)[:=].*|\nConfig search path:(\n\t.*)*|\nTo append .*"
+    noise = (
+        r"\n\s*(full_key|reference_type|object_type)[:=].*|\nConfig search path:(\n\t.*)*|\nTo append to your config .*"
+    )
     return "\n  ".join(line.strip() for line in re.sub(noise, "", text).splitlines() if line.strip())

@@ -57,7 +57,7 @@ def resolve(recipe: Recipe) -> Resolved:
     opened = tuple(adapter for adapter in adapters if adapter is not None)
     assert base is not None
     return Resolved(
-        inputs=Inputs(base=base, adapters=opened, frozen_digests=_frozen_digests(sources, opened)), sources=sources
+        inputs=Inputs(base=base, adapters=opened, whole_digests=_whole_digests(sources, opened)), sources=sources
     )
 
 
@@ -69,12 +69,13 @@ def open_source(recipe: Recipe, role: str, spec: BaseSpec | AdapterSpec) -> Sour
     return open_hub(role, spec.source, spec.revision, lambda name: wanted is None or name in wanted)
 
 
-def _frozen_digests(sources: Mapping[str, Source], adapters: tuple[Adapter, ...]) -> dict[tuple[str, str], str]:
-    """Return the SHA-256 of the tensors that adapters saved of the base, to tell whether they agree."""
+def _whole_digests(sources: Mapping[str, Source], adapters: tuple[Adapter, ...]) -> dict[tuple[str, str], str]:
+    """Return the SHA-256 of the whole parameters in adapters, to tell whether they agree."""
     found = {}
     for adapter in adapters:
         method = methods().get(adapter.peft_type)
-        for tensor in sort_tensors(adapter, method.leaves).frozen.values() if method else ():
+        parts = sort_tensors(adapter, method.leaves) if method else None
+        for tensor in (*parts.frozen.values(), *parts.replaced.values()) if parts else ():
             data = sources[adapter.source].read(tensor.file, tensor.start, tensor.end)
             found[adapter.name, tensor.name] = sha256(data)
     return found

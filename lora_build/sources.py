@@ -26,20 +26,19 @@ class SourceFile:
 
 
 class Source(Protocol):
-    """Where one input comes from.
-
-    Attributes:
-        role: its key in the recipe: `base`, `adapters.math`.
-        uri: what it is, for provenance: a path as written, or `hf://org/name@<40 hex>`.
-        files: its files by name.
-    """
+    """Where one input comes from."""
 
     @property
-    def role(self) -> str: ...
+    def role(self) -> str:
+        """Its key in the recipe: `base`, `adapters.math`."""
+
     @property
-    def uri(self) -> str: ...
+    def uri(self) -> str:
+        """What it is, for provenance: a path as written, or `hf://org/name@<40 hex>`."""
+
     @property
-    def files(self) -> Mapping[str, SourceFile]: ...
+    def files(self) -> Mapping[str, SourceFile]:
+        """Its files by name."""
 
     def read(self, name: str, start: int, end: int) -> bytes | bytearray:
         """Return the bytes [start, end) of a file; may fetch no more than these."""
@@ -298,8 +297,8 @@ def _explain(role: str, repo: str, revision: str | None, error: Exception) -> No
         raise SourceError(f"{role}: {repo} has no revision '{revision}'; check the branch, tag or commit") from error
     if is_a(errors.RepositoryNotFoundError):
         raise SourceError(
-            f"{role}: {repo} is not on {constants.ENDPOINT}, or it is private: check the name; if it is private, {login}; "
-            f"for a folder write ./{repo}"
+            f"{role}: {repo} is not on {constants.ENDPOINT}, or it is private: check the name; "
+            f"if it is private, {login}; for a folder write ./{repo}"
         ) from error
     if _offline():
         raise SourceError(f"{role}: {repo} is not in the cache and HF_HUB_OFFLINE is set; unset it to fetch") from error

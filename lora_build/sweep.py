@@ -63,26 +63,35 @@ def exit_code(points: Sequence[dict[str, Any]]) -> int:
 
 
 def summary(points: Sequence[dict[str, Any]]) -> str:
-    """Return the points as a table, a failure's message below its row."""
+    """Return the points as a table without the overrides that all share; a failure's message is below its row."""
+    shared = [text for text in points[0]["overrides"] if all(text in point["overrides"] for point in points)]
+    rows = []
+    for point in points:
+        own = [text for text in point["overrides"] if text not in shared]
+        rows.append(
+            (
+                f"#{point['number']}",
+                " ".join(own),
+                label(Path(point["dir"])) if "dir" in point else "-",
+                _outcome(point),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
     failed = sum(1 for point in points if point["exit_code"])
-    rows = [(f"#{point['number']}", " ".join(point["overrides"]), _outcome(point)) for point in points]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    lines = [f"{len(points)} points, {failed} failed"]
-    for point, (number, overrides, outcome) in zip(points, rows, strict=True):
-        lines.append(f"{number:>{widths[0]}}  {overrides:<{widths[1]}}  {outcome}")
-        notes = [point["error"]] if "error" in point and "same_as" not in point else point.get("warnings", [])
-        lines += ["    " + line for note in notes for line in note.splitlines()]
+    lines = [f"{len(points)} points, {failed} failed: {' '.join(shared)}".removesuffix(": ")]
+    for point, row in zip(points, rows, strict=True):
+        lines.append("  ".join([*map(str.ljust, row, widths), row[-1]]))
+        notes = [] if "same_as" in point else [point["error"]] if "error" in point else point.get("warnings", [])
+        lines += [f"    {line}" for note in notes for line in note.splitlines()]
     return "\n".join(lines)
 
 
 def _outcome(point: dict[str, Any]) -> str:
-    place = label(Path(point["dir"])) if "dir" in point else ""
     if "same_as" in point:
-        return f"{place}  same as #{point['same_as']}"
+        return f"same as #{point['same_as']}"
     if point["exit_code"]:
-        return f"{place}  FAILED ({point['exit_code']})".strip()
-    note = "  up to date" if point.get("reused") else ""
-    return f"{place}  {point.get('manifest_hash', 'planned')}{note}"
+        return f"FAILED ({point['exit_code']})"
+    return str(point.get("manifest_hash", "planned")) + ("  up to date" if point.get("reused") else "")
 
 
 def _is_first(folder: Path, output: str) -> bool:

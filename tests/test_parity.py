@@ -75,9 +75,7 @@ def _plain(arch: str, base: str, adapter: str, *, shard_size: str | None = None,
 def _case(id: str, adapters: Adapters, **more: Any) -> Case:
     """Return a case whose id starts with the base's arch and dtype, as in `llama-bfloat16-rslora`."""
     arch, dtype, _ = id.split("-", 2)
-    base = {
-        field: more.pop(field) for field in PicoBase.__dataclass_fields__.keys() & more.keys() - {"dtype"}
-    }
+    base = {field: more.pop(field) for field in PicoBase.__dataclass_fields__.keys() & more.keys() - {"dtype"}}
     return Case(id=id, base=PicoBase(arch=arch, dtype=dtype, **base), adapters=adapters, **more)
 
 
@@ -159,9 +157,7 @@ CASES = [
     _case("llama_tied-float32-embedding", _one(targets=("embed_tokens", "q_proj"))),
     _case("llama_tied-bfloat16-embedding", _one(targets=("embed_tokens", "q_proj")), shard_size=SMALL),
     _case("llama_tied-float32-head", _one(targets=("lm_head", "q_proj"))),
-    _case(
-        "llama_tied-float32-embedding-and-head", _one(targets=("lm_head", "embed_tokens")), shard_size=SMALL
-    ),
+    _case("llama_tied-float32-embedding-and-head", _one(targets=("lm_head", "embed_tokens")), shard_size=SMALL),
     _case("llama_tied-float32-both-on-disk", _one(targets=("embed_tokens", "q_proj")), both_tied=True),
     _case("gpt2-float32-embeddings", _one(targets=("wte", "wpe"))),
     _case("gpt2-float16-head", _one(targets=("lm_head", "c_attn"))),
@@ -171,6 +167,7 @@ CASES = [
     _case("gpt2-float32-embedding-bare-names", _one(targets=("wte", "c_attn")), bare=True),
     _case("llama_tied-bfloat16-trained-in-float32", _one(targets=("embed_tokens",), loaded_as="float32")),
     _case("llama_tied-float32-peft-embedding", _one(targets=("embed_tokens", "q_proj")), tied="peft"),
+    _case("llama_tied-float32-peft-head", _one(targets=("lm_head", "q_proj")), tied="peft"),
     _case("llama_tied-bfloat16-peft-both", _one(targets=("embed_tokens", "lm_head")), tied="peft"),
     # several adapters
     _case("llama-bfloat16-three", THREE),
@@ -217,7 +214,7 @@ CASES = [
     _case("llama-float32-shards-to-one", _one(), shard_size=SMALL, max_shard_size="5GB"),
     _case("llama-float32-one-to-shards", _one(), max_shard_size=SMALL),
 ]
-assert len({case.id for case in CASES}) == len(CASES) == 80, "an id stands twice, or a case was lost"
+assert len({case.id for case in CASES}) == len(CASES) == 81, "an id stands twice, or a case was lost"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,9 +305,7 @@ def _peft_can_merge(case: Case) -> bool:
     """Tell whether merge_and_unload means what the recipe means: not where it merges into a tied matrix."""
     tied_targets = {"lm_head", ARCHS[case.base.arch].embedding}
     adapters = [adapter for _, adapter, _ in case.merged]
-    touches_tie = any(
-        not isinstance(a.targets, str) and tied_targets & set(a.targets or ()) for a in adapters
-    )
+    touches_tie = any(not isinstance(a.targets, str) and tied_targets & set(a.targets or ()) for a in adapters)
     return case.tied == "peft" or not (touches_tie and ARCHS[case.base.arch].tied)
 
 
@@ -411,9 +406,7 @@ def test_one_plain_adapter_gives_the_bits_of_peft_or_better_ones(built: Built) -
             our_error = abs(Fraction(ours[name][index].item()) - exact)
             their_error = abs(Fraction(theirs[name][index].item()) - exact)
             halfway = our_error == their_error and _is_even(ours[name][index])
-            assert halfway or our_error < their_error, (
-                f"{name}{list(index)}: {our_error / their_error} of peft's error"
-            )
+            assert halfway or our_error < their_error, f"{name}{list(index)}: {our_error / their_error} of peft's error"
 
 
 def _has_logits(case: Case) -> bool:

@@ -109,14 +109,17 @@ class Lora:
 
         from lora_build.arithmetic import LowRankSum
 
+        # tied matrices can get the update of an embedding, stored [in, out], and that of a head
+        transposed = all(update.transposed for update, _ in updates)
         pairs = []
         for update, factors in updates:
             B = factors["B"].to(torch.float64) * update.scale
             if "A" in factors:
-                pairs.append((B, factors["A"].to(torch.float64)))
+                A = factors["A"].to(torch.float64)
             else:  # a bias [out] is a column [out, 1] times one
-                pairs.append((B.reshape(-1, 1), torch.ones(1, 1, dtype=torch.float64)))
-        return LowRankSum(pairs, dtype, transposed=updates[0][0].transposed).rows
+                B, A = B.reshape(-1, 1), torch.ones(1, 1, dtype=torch.float64)
+            pairs.append((B, A) if update.transposed == transposed else (A.T, B.T))
+        return LowRankSum(pairs, dtype, transposed=transposed).rows
 
 
 def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
@@ -151,7 +154,7 @@ def _check_shapes(here: str, layer: Layer, A: TensorInfo, B: TensorInfo, embeddi
     """Return whether the weight is stored [in, out], or what is wrong with the shapes of A [r, in], B [out, r]."""
     a, b, w = list(A.shape), list(B.shape), list(layer.weight.shape)
     if len(a) != 2 or len(b) != 2 or len(w) != 2:
-        return f"{here}: lora_A {a}, lora_B {b} and the base's weight {w} must be matrices; convolutions are not supported yet"
+        return f"{here}: lora_A {a}, lora_B {b} and the base's weight {w} must be matrices (no convolutions yet)"
     if a[0] != b[1]:
         return f"{here}: lora_A is {a} and lora_B is {b}: their ranks {a[0]} and {b[1]} differ"
     rank = _by_pattern(layer.config.get("rank_pattern") or {}, layer.module, layer.config["r"])
