@@ -368,7 +368,7 @@ class _Draft:
             if root is None:
                 self.issues.append(f"base: {member} is tied to {ties.tied[member]}, which is not among its tensors")
             elif self.names.find(member) is None:
-                self.sources[member] = self.base.tensors[root]
+                self.sources[member] = self.sources[root]
                 self.homes[member] = self.homes[root]
                 self.notes.append(
                     f"{member} is written beside {root}: an adapter changes one of the two, which were tied"
