@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lora_build.checkpoint import INDEX_NAME, patch_json
+from lora_build.checkpoint import INDEX_NAME
 from lora_build.errors import RecipeError, StorageError, VerificationError
 from lora_build.manifest import (
     MANIFEST_NAME,
@@ -43,12 +43,8 @@ class Prepared:
     @property
     def num_bytes_written(self) -> int:
         """The bytes of all files that a build writes, but lora-build's own."""
-        return self.plan.num_bytes + self.num_bytes_copied
-
-    @property
-    def num_bytes_copied(self) -> int:
-        """The bytes of the files that go along."""
-        return sum(self.sources["base"].files[name].size_bytes for name in ("config.json", *self.plan.side_files))
+        copied = (self.sources["base"].files[name].size_bytes for name in self.plan.side_files)
+        return self.plan.num_bytes + len(self.plan.config) + len(self.plan.index or b"") + sum(copied)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,15 +117,12 @@ def _build(prepared: Prepared, sink: DirectorySink, progress: Callable[[int], No
 
     started = datetime.now(UTC)
     plan, base = prepared.plan, prepared.sources["base"]
-    small, files = _small_inputs(prepared), []
-    for name in ("config.json", *plan.side_files):
-        data = read_whole(base, name)
-        if name == "config.json":
-            data = patch_json(data.decode(), plan.config_changes).encode()
+    small = _records(prepared, lambda name: not name.endswith(".safetensors"))
+    texts = {"config.json": plan.config} | ({} if plan.index is None else {INDEX_NAME: plan.index})
+    files = []
+    for name, data in (*texts.items(), *((name, read_whole(base, name)) for name in plan.side_files)):
         files.append(sink.write(name, data))
         progress(len(data))
-    if plan.index is not None:
-        files.append(sink.write(INDEX_NAME, plan.index))
     done = execute(plan, prepared.sources, sink, progress)
     inputs = {**small, **done.inputs}
     manifest = make_manifest(plan, inputs, (*files, *done.files), done.tensors)
@@ -138,10 +131,6 @@ def _build(prepared: Prepared, sink: DirectorySink, progress: Callable[[int], No
     sink.write(MANIFEST_NAME, manifest.to_bytes())
     sink.commit()
     return Built(dir=prepared.target, manifest=manifest, reused=False, survival=done.survival)
-
-
-def _small_inputs(prepared: Prepared) -> dict[tuple[str, str], FileRecord]:
-    return _records(prepared, lambda name: not name.endswith(".safetensors"))
 
 
 def _records(prepared: Prepared, wanted: Callable[[str], bool]) -> dict[tuple[str, str], FileRecord]:

@@ -19,6 +19,7 @@ from lora_build.checkpoint import (
     file_order,
     format_header,
     format_index,
+    patch_json,
 )  # fmt: skip
 from lora_build.errors import PlanError, did_you_mean
 from lora_build.methods import Layer, Method, Update, methods
@@ -93,6 +94,7 @@ class MergePlan:
         weights: the weight of each adapter, by its name.
         input_files: the files that are read, by source (`base`, `adapters.math`).
         shards: the files with tensors.
+        config: the output's config.json: the base's, with only the keys of `config_changes` set.
         config_changes: top-level keys of config.json that get another value.
         side_files: the base's files that go along unchanged.
         left_out: the base's files that do not.
@@ -103,6 +105,7 @@ class MergePlan:
     weights: Mapping[str, float]
     input_files: Mapping[str, tuple[str, ...]]
     shards: tuple[Shard, ...]
+    config: bytes
     config_changes: Mapping[str, Any]
     side_files: tuple[str, ...]
     left_out: tuple[str, ...]
@@ -169,6 +172,7 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
         draft.issues.append("the adapters change nothing: the output would equal the base")
     if draft.issues:
         raise PlanError(dict.fromkeys(draft.issues))
+    config_changes = draft.config_changes | _dtype_changes(recipe.dtype, inputs.base.config)
     return MergePlan(
         options={
             "combine": recipe.combine.method.value,
@@ -182,7 +186,8 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
         input_files={"base": _base_files(inputs.base)}
         | {adapter.source: (CONFIG_NAME, ADAPTER_WEIGHTS_NAME) for adapter in inputs.adapters},
         shards=_lay_out(recipe.output.max_shard_size, inputs.base, draft.homes, operations),
-        config_changes=draft.config_changes | _dtype_changes(recipe.dtype, inputs.base.config),
+        config=patch_json(inputs.base.config_text, config_changes).encode(),
+        config_changes=config_changes,
         side_files=inputs.base.side_files,
         left_out=inputs.base.left_out,
         notes=tuple(draft.notes),

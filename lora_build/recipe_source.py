@@ -26,7 +26,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobRuntime
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
@@ -56,11 +56,6 @@ def _plain_errors() -> Iterator[None]:
         yield
     except MissingConfigException as error:
         raise RecipeError(_not_found(error)) from error
-    except OverrideParseException as error:
-        quoted = f'{error.override.partition("=")[0]}="..."'
-        raise RecipeError(
-            f"cannot read '{error.override}': {error.message}\n  special characters go in quotes: '{quoted}'"
-        ) from error
     except RecursionError as error:
         raise RecipeError("these recipes inherit from each other in a circle") from error
     except (HydraException, OmegaConfBaseException) as error:
@@ -84,9 +79,11 @@ class RecipeSource(ConfigSource):
         return self.folder.path.is_dir()
 
     def is_group(self, config_path: str) -> bool:
-        """Return whether there are configs below; of `sweep` always, else `sweep=x` would set a value."""
+        """Return whether there are configs below; of a known group always, else `sweep=x` would set a value."""
         below = _below(config_path)
-        return config_path in ("", "sweep") or (below is not None and (self.folder.path / below).is_dir())
+        return config_path in ("", "sweep", "recipe/adapter") or (
+            below is not None and (self.folder.path / below).is_dir()
+        )
 
     def is_config(self, config_path: str) -> bool:
         """Return whether there is such a file, a listed one or not."""
@@ -165,7 +162,8 @@ def complete_values(words: str) -> list[str]:
     for word in words.split():
         key, _, value = word.partition("=")
         kind = kinds.get(value.partition(".")[0])
-        found += [f"{key}={member.value}" for member in kind] if kind else [f"{word}=" if word == "recipe" else word]
+        plain = f"{word}=" if word in ("recipe", "sweep") else word
+        found += [f"{key}={member.value}" for member in kind] if kind else [plain]
     return found
 
 
@@ -183,7 +181,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
     """
     parser = OverridesParser.create()
     problems: list[str] = []
-    for override in parser.parse_overrides(list(overrides)):
+    for override in [_parse(parser, text) for text in overrides]:
         key, value = override.key_or_group, override.value()
         top, _, rest = key.partition(".")
         group = top.partition("/")[0]
@@ -201,6 +199,15 @@ def check_overrides(overrides: Sequence[str]) -> None:
         elif group == "recipe" and rest:
             problems += _check_values(override, rest, parser)
     refuse("command line", problems)
+
+
+def _parse(parser: OverridesParser, text: str) -> Override:
+    try:
+        return parser.parse_override(text)
+    except HydraException as error:
+        quoted = f'{text.partition("=")[0]}="..."'
+        hint = f"special characters go in quotes: '{quoted}'"
+        raise RecipeError(f"cannot read '{text}': {str(error).splitlines()[0]}\n  {hint}") from error
 
 
 def _check_values(override: Override, rest: str, parser: OverridesParser) -> Iterator[str]:
@@ -240,9 +247,10 @@ def _register() -> None:
         raise LoraBuildError(f"Hydra cannot load {culprit}: {error}; upgrade or uninstall it") from error
     plugins.register(RecipeSource)
     plugins.register(RecipeSearchPath)
-    schema = OmegaConf.structured(Config)
-    OmegaConf.set_struct(schema.recipe.adapters, False)  # an override may add an adapter without a +
-    ConfigStore.instance().store(name="lora_build_schema", node=schema, provider="lora-build")
+    if "lora_build_schema.yaml" not in ConfigStore.instance().repo:
+        schema = OmegaConf.structured(Config)
+        OmegaConf.set_struct(schema.recipe.adapters, False)  # an override may add an adapter without a +
+        ConfigStore.instance().store(name="lora_build_schema", node=schema, provider="lora-build")
 
 
 @contextlib.contextmanager

@@ -74,14 +74,12 @@ def test_16_bit_results_are_within_half_an_ulp_and_a_hair_even_on_zero_weights(
     W = (W * base_scale).to(dtype)
     merged = merge(W, (B, A), dtype=dtype)
 
-    exact = [
-        [Fraction(float(W[i, j])) + sum(Fraction(float(b)) * Fraction(float(a)) for b, a in zip(B[i], A[:, j], strict=True))
-         for j in range(40)] for i in range(48)
-    ]  # fmt: skip
-    wrong = [
-        (i, j) for i in range(48) for j in range(40) if Fraction(float(merged[i, j])) != nearest(exact[i][j], dtype)
-    ]
-    assert not wrong
+    def exact(i: int, j: int) -> Fraction:
+        products = (Fraction(float(b)) * Fraction(float(a)) for b, a in zip(B[i], A[:, j], strict=True))
+        return Fraction(float(W[i, j])) + sum(products)
+
+    places = [(i, j) for i in range(48) for j in range(40)]
+    assert not [(i, j) for i, j in places if Fraction(float(merged[i, j])) != nearest(exact(i, j), dtype)]
 
 
 def test_the_order_of_adapters_changes_no_bit() -> None:

@@ -90,8 +90,9 @@ def test_points_with_the_same_effect_are_one_build(project, capsys):
 
 
 def test_steps_of_a_range_are_named_as_they_were_meant(project, capsys):
-    _, points = sweep(capsys, "-m", "recipe=demo", "recipe.adapters.math.weight=range(0.1,0.8,0.1)")
-    assert [words_of(point["dir"]) for point in points][-2:] == ["demo-math@0.6+text", "demo-math@0.7+text"]
+    _, points = sweep(capsys, "-m", "recipe=demo", "recipe.adapters.math.weight=range(0.5,0.85,0.1)")
+    assert points[2]["overrides"][1] == "recipe.adapters.math.weight=0.7"
+    assert [words_of(point["dir"]) for point in points][1:3] == ["demo-math@0.6+text", "demo-math@0.7+text"]
 
 
 def test_the_same_sweep_again_has_the_same_folders(project, capsys):

@@ -1,0 +1,222 @@
+"""The closed world: whatever does not fit is refused by name, all of it at once, before a byte is written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small
+import torch
+
+import lora_build
+from lora_build.pipeline import prepare
+from lora_build.plan import kind
+from lora_build.recipe_check import from_mapping
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    small.make_base(tmp_path / "base")
+    small.make_adapter(tmp_path / "math")
+    return tmp_path
+
+
+def refusal(folder: Path, *adapters: str, **more: object) -> str:
+    with pytest.raises(lora_build.LoraBuildError) as caught:
+        lora_build.build(small.recipe(folder, *adapters, **more))
+    assert caught.value.exit_code == 2
+    assert not (folder / "out").exists()
+    assert sorted(p.name for p in folder.iterdir() if p.name.startswith(".")) == []
+    return str(caught.value)
+
+
+def test_a_plan_says_of_every_tensor_what_happens_to_it(folder: Path) -> None:
+    plan = prepare(from_mapping(small.recipe(folder))).plan
+
+    kinds = {op.name: kind(op) for op in plan.operations}
+    assert kinds == {"model.norm.weight": "copy"} | {f"{m}.weight": "merge" for m in small.MODULES}
+    assert plan.side_files == ("tokenizer.json",)
+
+
+def test_planning_a_llama_imports_neither_torch_nor_transformers(folder: Path) -> None:
+    code = (
+        "import sys, json; from lora_build import pipeline; from lora_build.recipe_check import from_mapping;"
+        "pipeline.prepare(from_mapping(json.loads(sys.argv[1])));"
+        "print([m for m in ('torch', 'transformers', 'hydra', 'peft', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(small.recipe(folder))], capture_output=True, text=True
+    )
+
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_an_adapter_for_another_base_is_refused_with_both_shapes(folder: Path) -> None:
+    small.edit(folder / "math", q_proj__lora_A__weight=torch.ones(2, 16))
+
+    message = refusal(folder)
+    assert "lora_B @ lora_A is [8, 16], the base's weight is [8, 6]; was it trained on another base?" in message
+
+
+def test_an_adapter_tensor_that_nothing_consumes_is_refused_by_name(folder: Path) -> None:
+    key = "base_model.model.model.layers.0.self_attn.q_proj.lora_C.weight"
+    small.edit(folder / "math", **{key: torch.ones(2)})
+
+    assert f"nothing here consumes tensor '{key}'" in refusal(folder)
+
+
+def test_a_module_that_the_base_lacks_is_refused_with_the_nearest_name(folder: Path) -> None:
+    for leaf, shape in (("A", (2, 6)), ("B", (8, 2))):
+        small.edit(
+            folder / "math", **{f"base_model.model.model.layers.0.attn.q_proj.lora_{leaf}.weight": torch.ones(shape)}
+        )
+
+    message = refusal(folder)
+    assert "adapts 'model.layers.0.attn.q_proj.weight', which the base does not have" in message
+    assert "nearest in the base: model.layers.0.self_attn.q_proj.weight" in message
+
+
+@pytest.mark.parametrize(("leaf", "missing"), [("lora_A.weight", "lora_A.weight"), ("lora_B.weight", "lora_B.weight")])
+def test_half_a_pair_is_refused(folder: Path, leaf: str, missing: str) -> None:
+    small.edit(folder / "math", **{leaf: None})
+
+    assert f"no {missing}; the adapter's file is incomplete" in refusal(folder)
+
+
+def test_keys_without_pefts_prefix_are_refused(folder: Path) -> None:
+    small.edit(folder / "math", **{"model.layers.0.self_attn.k_proj.lora_A.weight": torch.ones(2, 6)})
+
+    assert "does not start with 'base_model.model.'" in refusal(folder)
+
+
+def test_a_rank_that_the_config_denies_is_refused(folder: Path) -> None:
+    small.make_adapter(folder / "other", r=3)
+
+    assert "lora_A is [2, 6], but adapter_config.json says rank 3 for it" in refusal(folder, "other")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"peft_type": "IA3"}, "peft_type IA3 cannot be merged; known: LORA"),
+        ({"use_dora": True}, "DoRA is not supported yet"),
+        ({"init_lora_weights": "pissa"}, "'pissa' changes the base when the adapter is loaded"),
+        ({"layer_replication": [[0, 1]]}, "replicated layers"),
+        ({"trainable_token_indices": [1]}, "trainable tokens"),
+        ({"alora_invocation_tokens": [1]}, "no weight can hold it"),
+        ({"lora_alpha": "16"}, "lora_alpha: expected a finite number, found '16'"),
+        ({"r": 0}, "r: expected a whole number from 1 to 16384, found 0"),
+        ({"alpha_pattern": {"(": 1}}, "is not a regular expression"),
+        ({"new_invention": {"a": 1}}, "new_invention: is not a key that this version knows"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_merged_is_refused_with_its_reason(folder: Path, config: dict[str, object], said: str) -> None:
+    small.make_adapter(folder / "other", **config)
+
+    assert said in refusal(folder, "other")
+
+
+def test_all_issues_come_at_once(folder: Path) -> None:
+    small.make_adapter(folder / "dora", use_dora=True)
+    small.edit(folder / "math", lora_A__weight=None)
+    small.make_adapter(folder / "third", r=3)
+
+    message = refusal(folder, "math", "dora", "third")
+    assert "(4 issues)" in message
+    assert all(f"adapters.{name}" in message for name in ("math", "dora", "third"))
+
+
+def test_all_inputs_that_cannot_be_opened_come_at_once(folder: Path) -> None:
+    message = refusal(folder, "nowhere", "neither", base=str(folder / "absent"))
+
+    assert message.count("does not exist") == 3
+
+
+def test_a_build_that_would_equal_the_base_is_refused(folder: Path) -> None:
+    adapters = {"math": {"source": str(folder / "math"), "weight": 0}}
+
+    assert "the output would equal the base" in refusal(folder, adapters=adapters)
+
+
+def test_two_adapters_that_replace_one_parameter_are_refused(folder: Path) -> None:
+    for name in ("one", "two"):
+        small.make_adapter(folder / name, modules_to_save=["norm"])
+        small.edit(folder / name, **{"base_model.model.model.norm.weight": small.values(len(name), 6)})
+
+    assert "adapters one and two both replace model.norm.weight" in refusal(folder, "one", "two")
+
+
+def test_replacing_and_updating_one_parameter_is_refused(folder: Path) -> None:
+    small.make_adapter(folder / "one", modules_to_save=["q_proj"])
+    small.edit(folder / "one", lora_A__weight=None, lora_B__weight=None)
+    small.edit(folder / "one", **{f"base_model.model.{small.MODULES[0]}.weight": small.values(3, 8, 6)})
+
+    assert f"adapter one replaces {small.MODULES[0]}.weight and adapter math updates it" in refusal(
+        folder, "one", "math"
+    )
+
+
+def test_a_weight_on_a_whole_parameter_is_refused(folder: Path) -> None:
+    small.edit(folder / "math", **{"base_model.model.model.norm.weight": small.values(3, 6)})
+    adapters = {"math": {"source": str(folder / "math"), "weight": 0.5}}
+
+    assert "it replaces model.norm.weight whole" in refusal(folder, adapters=adapters)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda b: (b / "config.json").unlink(), "base: has no config.json"),
+        (lambda b: (b / "config.json").write_text("{"), "base/config.json: is not JSON"),
+        (lambda b: (b / "model.safetensors").unlink(), "base: expected model.safetensors"),
+        (lambda b: (b / "model.safetensors").rename(b / "pytorch_model.bin"), "pickled weights are never opened"),
+        (lambda b: (b / "model.safetensors").write_bytes(b"\x07"), "not a safetensors file: 1 bytes"),
+        (lambda b: (b / "model.safetensors").write_bytes((b / "model.safetensors").read_bytes()[:-2]), "cut short"),
+        (lambda b: (b / "config.json").write_text('{"quantization_config": {"bits": 4}}'), "quantised base"),
+    ],
+)  # fmt: skip
+def test_a_broken_base_is_refused(folder: Path, damage: object, said: str) -> None:
+    damage(folder / "base")  # type: ignore[operator]
+
+    assert said in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda a: (a / "adapter_config.json").unlink(), "has no adapter_config.json, so it is no PEFT adapter"),
+        (lambda a: (a / "adapter_config.json").write_text("[]"), "is not a JSON object"),
+        (lambda a: (a / "adapter_config.json").write_text("{}"), "has no peft_type"),
+        (lambda a: (a / "adapter_model.safetensors").rename(a / "adapter_model.bin"), "pickled weights are never"),
+    ],
+)  # fmt: skip
+def test_a_broken_adapter_is_refused(folder: Path, damage: object, said: str) -> None:
+    damage(folder / "math")  # type: ignore[operator]
+
+    assert said in refusal(folder)
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
+    small.make_base(tmp_path / "base", shards=True)
+    small.make_adapter(tmp_path / "math")
+    (tmp_path / "base/model-00002-of-00002.safetensors").unlink()
+
+    assert "names model-00002-of-00002.safetensors, which is missing" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("out", ["base", "base/inside", "."])
+def test_an_output_that_overlaps_an_input_is_refused(folder: Path, out: str) -> None:
+    with pytest.raises(lora_build.RecipeError, match="overlaps"):
+        lora_build.build(small.recipe(folder, output={"dir": str(folder / out)}))
+
+
+def test_foreign_weights_are_left_out_and_said(folder: Path) -> None:
+    for name in ("consolidated.safetensors", "pytorch_model.bin", "model.gguf", "README.md", "code.py"):
+        (folder / "base" / name).write_bytes(b"x")
+
+    assert set(prepare(from_mapping(small.recipe(folder))).plan.left_out) == {
+        "consolidated.safetensors", "pytorch_model.bin", "model.gguf", "README.md", "code.py",
+    }  # fmt: skip
+    lora_build.build(small.recipe(folder))
+    assert not any((folder / "out" / name).exists() for name in ("consolidated.safetensors", "README.md", "code.py"))
