@@ -30,7 +30,7 @@ def git_sha1(data: bytes | bytearray) -> str:
     return "git-sha1:" + hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-def check(where: str, data: bytes | bytearray, expected: str | None) -> str:
+def check(where: str, data: bytes | bytearray, expected: str | None, path: Path | None = None) -> str:
     """Return the SHA-256 of a whole file's bytes, after comparing them with the digest that was promised.
 
     Raises:
@@ -38,7 +38,7 @@ def check(where: str, data: bytes | bytearray, expected: str | None) -> str:
     """
     found = sha256(data)
     if expected is not None:
-        compare(where, git_sha1(data) if expected.startswith("git-sha1:") else found, expected)
+        compare(where, git_sha1(data) if _is_git(expected) else found, expected, path)
     return found
 
 
@@ -57,7 +57,7 @@ class HashedFile:
     """
 
     def __init__(self, path: Path, where: str, expected: str | None = None) -> None:
-        """Open `path`; `where` names it in messages, `expected` is a `sha256:` digest to hold it to."""
+        """Open `path`; `where` names it in messages, `expected` is the digest of either kind to hold it to."""
         self.where = where
         self._path = path
         self._expected = expected
@@ -68,6 +68,7 @@ class HashedFile:
         self._signature = _signature(self._fd)
         self._size = os.fstat(self._fd).st_size
         self._hash = hashlib.sha256()
+        self._git_hash = hashlib.sha1(b"blob %d\0" % self._size, usedforsecurity=False) if _is_git(expected) else None
         self._hashed = 0
 
     def __enter__(self) -> Self:
@@ -111,14 +112,18 @@ class HashedFile:
         if _signature(self._fd) != self._signature:
             raise VerificationError(f"{self.where}: changed while it was read; build again once it is at rest")
         if self._expected is not None:
-            compare(self.where, found, self._expected, self._path)
+            git = "git-sha1:" + self._git_hash.hexdigest() if self._git_hash else None
+            compare(self.where, git or found, self._expected, self._path)
         _remember(self._signature, found)
         return found
 
     def _advance(self, data: bytearray, start: int) -> None:
         end = start + len(data)
         if start <= self._hashed < end:
-            self._hash.update(memoryview(data)[self._hashed - start :])
+            fresh = memoryview(data)[self._hashed - start :]
+            self._hash.update(fresh)
+            if self._git_hash:
+                self._git_hash.update(fresh)
             self._hashed = end
 
     def _pread(self, start: int, end: int) -> bytearray:
@@ -139,11 +144,15 @@ def file_digest(path: Path, where: str, expected: str | None = None) -> str:
     """Return the `sha256:` digest of a file: remembered where nothing about it changed, else read and checked."""
     with HashedFile(path, where, expected) as file:
         found = _recall(_signature(file._fd))
-        if found is None:
+        if found is None or _is_git(expected):
             return file.finish()
         if expected is not None:
             compare(where, found, expected, path)
         return found
+
+
+def _is_git(expected: str | None) -> bool:
+    return expected is not None and expected.startswith("git-sha1:")
 
 
 def cache_dir() -> Path:

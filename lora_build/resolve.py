@@ -50,14 +50,25 @@ def resolve(recipe: Recipe) -> Resolved:
             return open_adapter(source.read, name, weight, sizes(source))
 
         adapters.append(attempt(f"adapters.{name}", spec, read))
-    if len(failures) > 1:
-        raise PlanError(str(failure) for failure in failures)
     if failures:
-        raise failures[0]
+        raise _together(failures)
     opened = tuple(adapter for adapter in adapters if adapter is not None)
     assert base is not None
     return Resolved(
         inputs=Inputs(base=base, adapters=opened, whole_digests=_whole_digests(sources, opened)), sources=sources
+    )
+
+
+def _together(failures: list[LoraBuildError]) -> LoraBuildError:
+    """Return one error for all failures, of their own kind where they share it."""
+    if len(failures) == 1:
+        return failures[0]
+    messages = [str(failure) for failure in failures]
+    kinds = {type(failure) for failure in failures}
+    return (
+        kinds.pop()("\n  ".join((f"{len(messages)} inputs cannot be read:", *messages)))
+        if len(kinds) == 1
+        else PlanError(messages)
     )
 
 

@@ -41,7 +41,7 @@ class Source(Protocol):
         """Its files by name."""
 
     def read(self, name: str, start: int, end: int) -> bytes | bytearray:
-        """Return the bytes [start, end) of a file; may fetch no more than these."""
+        """Return the bytes [start, end) of a file, held to what the source promises if that is all of it."""
 
     def path(self, name: str, *, quiet: bool = True) -> Path:
         """Return where the whole file lies on this machine, fetching it first if need be."""
@@ -53,28 +53,18 @@ def sizes(source: Source) -> dict[str, int]:
 
 
 def read_whole(source: Source, name: str) -> bytes:
-    """Return a small file's bytes, held to the digest that its source promises."""
-    file = source.files[name]
-    data = bytes(source.read(name, 0, file.size_bytes))
-    check(f"{source.role}/{name}", data, file.promised)
-    return data
+    """Return a small file's bytes."""
+    return bytes(source.read(name, 0, source.files[name].size_bytes))
 
 
 def open_hashed(source: Source, name: str) -> HashedFile:
-    """Return a file that is hashed as it is read and, once finished, held to its source's SHA-256."""
-    return HashedFile(source.path(name), f"{source.role}/{name}", _promised_sha256(source.files[name]))
+    """Return a file that is hashed as it is read and, once finished, held to what its source promises."""
+    return HashedFile(source.path(name), f"{source.role}/{name}", source.files[name].promised)
 
 
 def digest(source: Source, name: str) -> str:
     """Return the `sha256:` digest of a file, without reading it if it is remembered."""
-    file = source.files[name]
-    if file.promised and not file.promised.startswith("sha256:"):
-        return check(f"{source.role}/{name}", source.read(name, 0, file.size_bytes), file.promised)
-    return file_digest(source.path(name), f"{source.role}/{name}", file.promised)
-
-
-def _promised_sha256(file: SourceFile) -> str | None:
-    return file.promised if file.promised and file.promised.startswith("sha256:") else None
+    return file_digest(source.path(name), f"{source.role}/{name}", source.files[name].promised)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +144,11 @@ class HubSource:
         cached = try_to_load_from_cache(self.repo, name, revision=self.commit)
         if not isinstance(cached, str) and name.endswith(".safetensors") and not name.startswith("adapter_"):
             return self._read_range(name, start, end)
-        return _read(self.path(name), f"{self.role}/{name}", start, end)
+        path, file = self.path(name), self.files[name]
+        data = _read(path, f"{self.role}/{name}", start, end)
+        if (start, end) == (0, file.size_bytes):
+            check(f"{self.role}/{name}", data, file.promised, path)
+        return data
 
     def path(self, name: str, *, quiet: bool = True) -> Path:
         """Return the file in the Hub client's cache, fetching it first if need be."""
@@ -201,7 +195,7 @@ def open_hub(role: str, repo: str, revision: str | None, keep: Callable[[str], b
 
     api = HfApi()
     with _hub_errors(role, repo, revision):
-        commit = str(api.resolve_revision(repo, revision=revision).resolved)
+        commit = str(api.resolve_revision(repo, revision=revision, local_files_only=_offline()).resolved)
     listed = _list_cached(repo, commit) if _offline() else None
     if listed is None:
         with _hub_errors(role, repo, revision):

@@ -228,7 +228,7 @@ def test_ctrl_c_leaves_nothing_behind(folder: Path, monkeypatch: pytest.MonkeyPa
 def test_a_full_disk_is_found_before_the_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lora_build.pipeline.free_bytes", lambda _: 10)
 
-    with pytest.raises(lora_build.StorageError, match="needs .* free some space") as caught:
+    with pytest.raises(lora_build.StorageError, match=r"needs .* free some space") as caught:
         lora_build.build(small.recipe(folder))
     assert caught.value.exit_code == 4
     assert listing(folder) == ["base", "math"]
