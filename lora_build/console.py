@@ -94,6 +94,7 @@ def built_lines(built: Built) -> list[str]:
                 f"{a.changed:.1%} of the updated elements changed"
             )
         lines.append(f"built       {built.dir}")
+    lines += [f"warning     {warning}" for warning in built.warnings]
     return [*lines, f"manifest    {built.manifest.manifest_hash}"]
 
 

@@ -66,7 +66,8 @@ def score(folder: str | Path) -> dict[str, float]:
     """The share of right answers, from 0 to 1, by skill."""
     asked = {skill: questions(skill) for skill in SKILLS}
     given = iter(answers(folder, [q for pairs in asked.values() for q, _ in pairs]))
-    return {skill: sum(next(given) == right for _, right in pairs) / len(pairs) for skill, pairs in asked.items()}
+    right = {skill: sum(next(given) == answer for _, answer in pairs) for skill, pairs in asked.items()}
+    return {skill: right[skill] / len(pairs) for skill, pairs in asked.items()}
 
 
 def parse(target: str) -> tuple[str, list[str]]:

@@ -160,7 +160,8 @@ def batches(tokenizer: PreTrainedTokenizerFast, ask: list[Question], size: int, 
 def descend(model: torch.nn.Module, loss: Callable[[], torch.Tensor], steps: int, rate: float) -> None:
     """Minimise the loss with AdamW: the rate rises over the first 5 % of the steps, then falls to nothing."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], rate, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.05, cycle_momentum=False)
+    one_cycle = torch.optim.lr_scheduler.OneCycleLR
+    schedule = one_cycle(optimizer, rate, steps, pct_start=0.05, cycle_momentum=False)
     started = time.monotonic()
     for step in range(1, steps + 1):
         value = loss()
