@@ -3,7 +3,7 @@
     python benchmarks/run.py [--layers 16] [--hidden 2048] [--rank 16] [--rounds 3] [--out benchmarks/results]
 
 Makes its own base (Llama shapes, bf16, three shards, random weights) and adapter (LoRA on all seven projections) in a
-temporary folder. Machines are noisy: read the medians and the ratios, not single seconds. Writes FILE.json and FILE.svg.
+temporary folder. Machines are noisy: read the medians and the ratios, not single seconds. Writes a .json and a .svg.
 """
 
 import argparse
@@ -40,8 +40,15 @@ def make_inputs(folder: Path, *, layers: int, hidden: int, rank: int) -> int:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers, num_attention_heads=32,
-                         num_key_value_heads=8, vocab_size=128_256, tie_word_embeddings=True)  # fmt: skip
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128_256,
+        tie_word_embeddings=True,
+    )
     model = LlamaForCausalLM(config).to(torch.bfloat16)
     size = sum(p.numel() for p in model.parameters()) * 2
     model.save_pretrained(folder / "base", max_shard_size=size // 3 + 1)
@@ -76,13 +83,13 @@ def chart(medians: dict[str, dict[str, float]], title: str) -> str:
         for name, figures in medians.items():
             y += 24
             width = max(2, 380 * figures[key] / top)
-            rows.append(f'<text x="10" y="{y}">{name}</text><rect x="100" y="{y - 13}" width="{width:.0f}" height="17" rx="2" '
-                        f'fill="{COLOURS[name]}"/><text x="{106 + width:.0f}" y="{y}">{figures[key] * scale:.2f} {unit}</text>')  # fmt: skip
+            rows.append(f'<text x="10" y="{y}">{name}</text>')
+            rows.append(f'<rect x="100" y="{y - 13}" width="{width:.0f}" height="17" fill="{COLOURS[name]}"/>')
+            rows.append(f'<text x="{106 + width:.0f}" y="{y}">{figures[key] * scale:.2f} {unit}</text>')
         y += 34
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="600" height="{y - 10}" font-family="sans-serif" font-size="13" '
-        f'fill="#333"><rect width="100%" height="100%" fill="#fff"/><text x="10" y="20">{title}</text>{"".join(rows)}</svg>\n'
-    )
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="600" height="{y - 10}" font-family="sans-serif" font-size="13">'
+    paper = '<rect width="100%" height="100%" fill="#fff"/>'
+    return f'{head}{paper}<g fill="#333"><text x="10" y="20">{title}</text>{"".join(rows)}</g></svg>\n'
 
 
 def main() -> None:
@@ -106,7 +113,9 @@ def main() -> None:
             for command, words in commands.items():
                 runs[command].append(measure(words, Path(out)))
     medians = {c: {key: statistics.median(r[key] for r in rs) for key in rs[0]} for c, rs in runs.items()}
-    versions = {p: importlib.metadata.version(p) for p in ("lora-build", "torch", "peft", "transformers", "safetensors")}
+    versions = {
+        p: importlib.metadata.version(p) for p in ("lora-build", "torch", "peft", "transformers", "safetensors")
+    }
     shapes = {"layers": args.layers, "hidden": args.hidden, "rank": args.rank, "base_bytes": size}
     machine = {"cpu_count": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()}
     ratio = medians["peft"]["wall_s"] / medians["lora-build"]["wall_s"]
@@ -115,7 +124,9 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     target = args.out / f"merge-{size / 1e9:.1f}GB-r{args.rank}"
     target.with_name(target.name + ".json").write_text(json.dumps(report, indent=1) + "\n")
-    title = f"Merge of a LoRA r={args.rank} into a {size / 1e9:.1f} GB bf16 Llama, {os.cpu_count()} cores, page cache warm"
+    title = (
+        f"Merge of a LoRA r={args.rank} into a {size / 1e9:.1f} GB bf16 Llama, {os.cpu_count()} cores, page cache warm"
+    )
     target.with_name(target.name + ".svg").write_text(chart(medians, title))
     print(json.dumps({"medians": medians, "peft_over_ours": ratio}, indent=1))
 

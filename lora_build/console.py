@@ -12,6 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from lora_build.pipeline import Built, Prepared, free_bytes_for, memory_bytes
 from lora_build.plan import Copy, Merge, Operation, kind, output_bytes, touched_by
+from lora_build.recipe_files import label
 from lora_build.survival import by_adapter
 
 _PLAIN_EVERY_SECONDS = 5.0
@@ -50,7 +51,7 @@ def plan_lines(prepared: Prepared) -> list[str]:
         f"files     {_count(len(plan.shards), 'weight file')}, config.json, {_count(len(plan.side_files), 'more')}",
         f"disk      {size(prepared.num_bytes_written)} to write, {size(free_bytes_for(prepared))} free",
         f"memory    about {size(memory_bytes(prepared))}",
-        f"target    {prepared.target}",
+        f"target    {label(prepared.target)}",
     ]
     if plan.config_changes:
         lines.append("config    " + ", ".join(f"{k}: {_short(v)}" for k, v in plan.config_changes.items()))
@@ -86,14 +87,14 @@ def built_lines(built: Built) -> list[str]:
     """Return the result in a few lines; the last one is the manifest hash."""
     lines = []
     if built.reused:
-        lines.append(f"up to date  {built.dir}")
+        lines.append(f"up to date  {label(built.dir)}")
     else:
         for a in by_adapter(built.survival):
             lines.append(
                 f"survival    {a.adapter}: ‖ΔW‖/‖W‖ {a.relative_norm:.2g} over {_count(a.num_tensors, 'tensor')}, "
                 f"{a.changed:.1%} of the updated elements changed"
             )
-        lines.append(f"built       {built.dir}")
+        lines.append(f"built       {label(built.dir)}")
     lines += [f"warning     {warning}" for warning in built.warnings]
     return [*lines, f"manifest    {built.manifest.manifest_hash}"]
 

@@ -84,6 +84,7 @@ def main() -> int:
     parser.add_argument("--min", type=float, default=0.95, help="what a skill must reach (default: 0.95)")
     args = parser.parse_args()
     logging.disable_progress_bar()
+    torch.set_num_threads(1)  # a model this small only waits for a second one
     targets = [parse(target) for target in args.targets]
     width = max(len(folder) for folder, _ in targets)
     print(f"{'':{width}}" + "".join(f"{skill:>8}" for skill in SKILLS))

@@ -178,6 +178,7 @@ def train_base(steps: int) -> None:
     """Train the base on its own tasks, and save it rounded to bfloat16."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(HERE / "base")  # as it is now: padding a batch would leave its mark in the file
     model = make_model(len(tokenizer))
     data = batches(tokenizer, BASE, 128, "base")
 
@@ -187,7 +188,6 @@ def train_base(steps: int) -> None:
 
     descend(model, loss, steps, 3e-3)
     model.to(torch.bfloat16).save_pretrained(HERE / "base")
-    tokenizer.save_pretrained(HERE / "base")
 
 
 def drift(model: PeftModel, ids: torch.Tensor) -> torch.Tensor:
