@@ -87,9 +87,9 @@ def chart(medians: dict[str, dict[str, float]], title: str) -> str:
             rows.append(f'<rect x="100" y="{y - 13}" width="{width:.0f}" height="17" fill="{COLOURS[name]}"/>')
             rows.append(f'<text x="{106 + width:.0f}" y="{y}">{figures[key] * scale:.2f} {unit}</text>')
         y += 34
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="600" height="{y - 10}" font-family="sans-serif" font-size="13">'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="600" height="{y - 10}" font-family="sans-serif">'
     paper = '<rect width="100%" height="100%" fill="#fff"/>'
-    return f'{head}{paper}<g fill="#333"><text x="10" y="20">{title}</text>{"".join(rows)}</g></svg>\n'
+    return f'{head}{paper}<g fill="#333" font-size="13"><text x="10" y="20">{title}</text>{"".join(rows)}</g></svg>\n'
 
 
 def main() -> None:

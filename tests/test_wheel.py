@@ -1,0 +1,36 @@
+"""What is installed from a wheel works on its own: config, demo recipe and example travel along."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_demo_builds_from_a_wheel_in_an_empty_folder(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
+    subprocess.run([*command, str(tmp_path / "dist"), str(ROOT)], check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("lora_build-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "lora_build", *words], cwd=empty, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "demo" in run("list")
+    golden = (ROOT / "tests/golden/demo.txt").read_text().strip()
+    assert run("recipe=demo", "progressbar=false").splitlines()[-1] == f"manifest    {golden}"
+    assert golden in run("verify", "builds/demo")
+    assert sorted(p.name for p in empty.iterdir()) == ["builds"]
+    where = run("plan", "recipe=demo", "--json")
+    assert str(tmp_path / "site") not in where.partition('"target"')[2].partition(",")[0]
+    assert os.fspath(empty / "builds/demo") in where
