@@ -233,6 +233,7 @@ def test_the_example_is_the_manifest_that_a_build_writes_today(built: Path, upda
     (shown,) = blocks("manifest.md", "json")
     if update_goldens:
         fresh = json.dumps(json.loads(data), indent=1, ensure_ascii=False) + "\n"
+        fresh = re.sub(r"\[\s+([\d,\s]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", fresh)  # shapes in one line
         (DOCS / "manifest.md").write_text(text("manifest.md").replace(shown, fresh), encoding="utf-8")
         shown = fresh
     assert canonical_json(json.loads(shown)) + b"\n" == data

@@ -220,3 +220,31 @@ def test_foreign_weights_are_left_out_and_said(folder: Path) -> None:
     }  # fmt: skip
     lora_build.build(small.recipe(folder))
     assert not any((folder / "out" / name).exists() for name in ("consolidated.safetensors", "README.md", "code.py"))
+
+
+def test_an_index_that_disagrees_with_its_shards_is_refused(tmp_path: Path) -> None:
+    small.make_base(tmp_path / "base", shards=True)
+    small.make_adapter(tmp_path / "math")
+    index = json.loads((tmp_path / "base/model.safetensors.index.json").read_text())
+    index["weight_map"]["model.norm.weight"] = "model-00002-of-00002.safetensors"
+    (tmp_path / "base/model.safetensors.index.json").write_text(json.dumps(index))
+
+    assert "index and shards disagree, first about 'model.norm.weight'" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a\\b.safetensors", ".hidden.safetensors"])
+def test_a_shard_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    small.make_base(tmp_path / "base", shards=True)
+    small.make_adapter(tmp_path / "math")
+    (tmp_path / "base/model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+
+    assert "is not a file name that a shard may have" in refusal(tmp_path)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
+    small.make_base(tmp_path / "base", shards=True)
+    small.make_adapter(tmp_path / "math")
+    first, second = sorted((tmp_path / "base").glob("*.safetensors"))
+    second.write_bytes(first.read_bytes())
+
+    assert "is in model-00001-of-00002.safetensors and in model-00002-of-00002.safetensors" in refusal(tmp_path)
