@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 PEFT = """
@@ -101,7 +102,9 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lora-build-bench-") as name:
         folder = Path(name)
-        size = make_inputs(folder, layers=args.layers, hidden=args.hidden, rank=args.rank)
+        # in a process of its own: a child's peak memory starts from that of the process that forks it
+        with ProcessPoolExecutor(1) as pool:
+            size = pool.submit(make_inputs, folder, layers=args.layers, hidden=args.hidden, rank=args.rank).result()
         base, adapter, out = (str(folder / part) for part in ("base", "adapter", "out"))
         commands = {
             "cp -r": ["cp", "-r", base, out],

@@ -9,6 +9,7 @@ import functools
 import io
 import itertools
 import json
+import logging
 import os
 import re
 import sys
@@ -68,6 +69,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; messages go to stderr, results to stdout."""
     words = list(sys.argv[1:] if argv is None else argv)
+    logging.raiseExceptions = False  # a pipe that `| head` has closed is no reason for a traceback
     as_json = "--json" in words
     try:
         code = _dispatch([word for word in words if word != "--json"], as_json=as_json)
@@ -122,7 +124,7 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
             flags.append(word)
             flags += [rest.pop(0)] if name in _VALUED and "=" not in word and rest else []
         elif "=" in word or word.startswith("~"):
-            overrides.append(re.sub(r"^recipe\.base=(?![{])", "recipe.base.source=", word))
+            overrides.append(recipe_files.expand_override(word))
         else:
             hint = did_you_mean(word, _COMMANDS) or f"; to build: lora-build recipe={word}"
             raise RecipeError(f"'{word}' is no command and no KEY=VALUE{hint}")

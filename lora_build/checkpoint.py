@@ -221,6 +221,8 @@ def _placement(read: Reader, source: str, sizes: Mapping[str, int]) -> dict[str,
 def _read_text(read: Reader, source: str, name: str, sizes: Mapping[str, int]) -> str:
     if name not in sizes:
         raise SourceError(f"{source}: has no {name}; found {', '.join(sorted(sizes)[:8]) or 'nothing'}")
+    if sizes[name] > MAX_HEADER_BYTES:
+        raise SourceError(f"{source}/{name}: {sizes[name]} bytes is too long for a {name}")
     try:
         return bytes(read(name, 0, sizes[name])).decode()
     except UnicodeDecodeError as error:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from lora_build.pipeline import Built, Prepared, free_bytes_for, memory_bytes
 from lora_build.plan import Copy, Merge, Operation, kind, output_bytes, touched_by
 from lora_build.recipe_files import label
-from lora_build.survival import by_adapter
+from lora_build.survival import by_adapter, describe_norm
 
 _PLAIN_EVERY_SECONDS = 5.0
 
@@ -91,7 +91,7 @@ def built_lines(built: Built) -> list[str]:
     else:
         for a in by_adapter(built.survival):
             lines.append(
-                f"survival    {a.adapter}: ‖ΔW‖/‖W‖ {a.relative_norm:.2g} over {_count(a.num_tensors, 'tensor')}, "
+                f"survival    {a.adapter}: {describe_norm(a)} over {_count(a.num_tensors, 'tensor')}, "
                 f"{a.changed:.1%} of the updated elements changed"
             )
         lines.append(f"built       {label(built.dir)}")

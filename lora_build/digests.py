@@ -114,7 +114,8 @@ class HashedFile:
         if self._expected is not None:
             git = "git-sha1:" + self._git_hash.hexdigest() if self._git_hash else None
             compare(self.where, git or found, self._expected, self._path)
-        _remember(self._signature, found)
+        if time.time_ns() - max(self._signature[-2:]) >= _SETTLED_SECONDS * 1e9:
+            remember(self._fd, found)
         return found
 
     def _advance(self, data: bytearray, start: int) -> None:
@@ -178,13 +179,11 @@ def _recall(signature: tuple[int, ...]) -> str | None:
     return None
 
 
-def _remember(signature: tuple[int, ...], digest: str) -> None:
-    changed_ns = max(signature[-2:])
-    if time.time_ns() - changed_ns < _SETTLED_SECONDS * 1e9:
-        return
+def remember(fd: int, digest: str) -> None:
+    """Remember the digest of an open file for as long as nothing about it changes."""
     # a cache that cannot be written costs time, never correctness
     with contextlib.suppress(OSError):
-        slot = _slot(signature)
+        slot = _slot(_signature(fd))
         slot.parent.mkdir(parents=True, exist_ok=True)
         draft = slot.with_name(f"{slot.name}.{os.getpid()}")
         draft.write_text(digest)

@@ -2,9 +2,14 @@
 
 import hashlib
 import math
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -20,6 +25,8 @@ from lora_build.sources import Source, open_hashed
 from lora_build.survival import TensorSurvival
 
 BLOCK_ELEMENTS = 1 << 18  # 2 MiB in float64: a block and its products stay in a core's cache
+
+_AHEAD = 8  # blocks that are read before the first of them is written
 
 Progress = Callable[[int], None]
 """Is told how many more bytes have been written."""
@@ -53,7 +60,8 @@ def execute(plan: MergePlan, sources: Mapping[str, Source], sink: DirectorySink,
     with _one_thread(), ExitStack() as stack:
         self_test()
         inputs = _Inputs(sources, stack)
-        run = _Run(inputs=inputs, safe_merge=plan.options["safe_merge"], progress=progress)
+        pool = stack.enter_context(ThreadPoolExecutor(_num_workers()))
+        run = _Run(inputs=inputs, pool=pool, safe_merge=plan.options["safe_merge"], progress=progress)
         files = tuple(run.write_shard(shard, sink) for shard in plan.shards)
         return Executed(
             files=files,
@@ -65,13 +73,18 @@ def execute(plan: MergePlan, sources: Mapping[str, Source], sink: DirectorySink,
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep torch on one thread: blocks are too small to share out, and the bits do not depend on it."""
+    """Keep torch to one thread for each of ours: blocks are too small to share, and the bits do not depend on it."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _num_workers() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 4)  # hashing in this thread keeps pace with no more
 
 
 class _Inputs:
@@ -106,11 +119,26 @@ class _Inputs:
         return records
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Block:
+    """A part of an output tensor: its bytes, what rounding left of its update, and whether it may be written.
+
+    `not_finite` is the place of the first element, counted over the whole tensor, that `safe_merge` objects to.
+    """
+
+    data: bytearray | memoryview
+    norms: tuple[float, float] = (0.0, 0.0)
+    counts: tuple[int, int] = (0, 0)
+    not_finite: int | None = None
+    base_is_finite: bool = True
+
+
 @dataclass(kw_only=True)
 class _Run:
-    """One execution: writes tensors and keeps account of them."""
+    """One execution: this thread reads, hashes and writes, in order; the pool's threads merge what lies between."""
 
     inputs: _Inputs
+    pool: ThreadPoolExecutor
     safe_merge: bool
     progress: Progress
     tensors: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -120,120 +148,130 @@ class _Run:
         with sink.open(shard.file, shard.num_bytes) as file:
             file.write(shard.header)
             self.progress(len(shard.header))
-            for operation in shard.operations:
-                self._write(operation, file, shard.file)
+            for _, group in groupby(self._results(shard), key=lambda result: result[0].name):
+                self._write(group, file, shard.file)
             return file.close()
 
-    def _write(self, operation: Operation, file: FileWriter, name: str) -> None:
-        digest = hashlib.sha256()
-        for data in self._data(operation):
-            digest.update(data)
-            file.write(data)
-            self.progress(len(data))
+    def _write(self, results: Iterator[tuple[Operation, _Block]], file: FileWriter, name: str) -> None:
+        """Write the blocks of one tensor and enter it in the accounts."""
+        digest, blocks = hashlib.sha256(), []
+        for operation, block in results:
+            if block.not_finite is not None:
+                raise MergeError(self._explain(operation, block))
+            digest.update(block.data)
+            file.write(block.data)
+            self.progress(len(block.data))
+            blocks.append(replace(block, data=bytearray()))
         self.tensors[operation.name] = name, "sha256:" + digest.hexdigest()
-
-    def _data(self, operation: Operation) -> Iterator[bytearray | memoryview]:
         if isinstance(operation, Merge):
-            return self._merged(operation)
-        if operation.dtype == operation.source.dtype:
-            return self.inputs.chunks(operation.source, CHUNK_BYTES)
-        return self._converted(operation)
+            self.survival.append(_survival(operation, blocks))
 
-    def _converted(self, operation: Operation) -> Iterator[memoryview]:
-        dtype, at = DTYPES[operation.dtype], 0
-        for data in self.inputs.chunks(operation.source, BLOCK_ELEMENTS * _element_bytes(operation.source)):
-            x = _as_tensor(data, operation.source.dtype)
-            y = round_once(x.to(torch.float64), dtype)
-            if self.safe_merge and not all_finite(y) and all_finite(x):
-                index = _first_bad(y, operation.source.shape, at)
-                raise MergeError(
-                    f"{operation.name}{index}: does not fit {operation.dtype}; convert to bfloat16 or float32 instead"
-                )
-            at += y.numel()
-            yield _as_bytes(y)
+    def _results(self, shard: Shard) -> Iterator[tuple[Operation, _Block]]:
+        """Yield the blocks of a shard in order, while the pool works on the next ones."""
+        waiting: deque[tuple[Operation, Future[_Block]]] = deque()
+        for operation in shard.operations:
+            for task in self._tasks(operation):
+                waiting.append((operation, self.pool.submit(task)))
+                if len(waiting) > _AHEAD:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+        for done, future in waiting:
+            yield done, future.result()
 
-    def _merged(self, operation: Merge) -> Iterator[memoryview]:
-        source, dtype = operation.source, DTYPES[operation.dtype]
-        method = methods()[operation.updates[0].method]
-        loaded = [(u, {role: self.inputs.load(t) for role, t in u.factors.items()}) for u in operation.updates]
-        merge_rows = method.merger(loaded, dtype)
-        rows, columns = source.shape[0], math.prod(source.shape[1:])
-        step, first = max(1, BLOCK_ELEMENTS // max(1, columns)), 0
-        account = _Account()
-        for data in self.inputs.chunks(source, max(1, step * columns * _element_bytes(source))):
-            W = _as_tensor(data, source.dtype).reshape(-1, columns)
-            y = self._merge_block(operation, merge_rows, W, first, account)
-            first += len(W)
-            yield _as_bytes(y)
-        assert first == rows or not source.num_elements
-        self.survival.append(account.close(operation))
+    def _tasks(self, operation: Operation) -> Iterator[Callable[[], _Block]]:
+        """Yield what makes the blocks of a tensor, one at least, each with its input already read."""
+        source, dtype = operation.source, DTYPES.get(operation.dtype)
+        if not source.num_elements:
+            yield lambda: _Block(data=bytearray())
+        elif isinstance(operation, Merge):
+            assert dtype is not None
+            loaded = [(u, {role: self.inputs.load(t) for role, t in u.factors.items()}) for u in operation.updates]
+            merge_rows = methods()[operation.updates[0].method].merger(loaded, dtype)
+            columns = math.prod(source.shape[1:])
+            step = max(1, BLOCK_ELEMENTS // columns)
+            for first, data in enumerate(self.inputs.chunks(source, step * columns * DTYPES[source.dtype].itemsize)):
+                W = _as_tensor(data, source.dtype).reshape(-1, columns)
+                yield partial(_merge, merge_rows, W, first * step, dtype, check=self.safe_merge)
+        elif operation.dtype != source.dtype:
+            assert dtype is not None
+            for index, data in enumerate(self.inputs.chunks(source, BLOCK_ELEMENTS * DTYPES[source.dtype].itemsize)):
+                x = _as_tensor(data, source.dtype)
+                yield partial(_convert, x, index * BLOCK_ELEMENTS, dtype, check=self.safe_merge)
+        else:
+            for data in self.inputs.chunks(source, CHUNK_BYTES):
+                yield partial(_Block, data=data)
 
-    def _merge_block(self, op: Merge, merge_rows: MergeRows, W: Tensor, first: int, account: "_Account") -> Tensor:
-        y, change = merge_rows(W, first)
-        if self.safe_merge and not all_finite(y):
-            raise MergeError(self._explain(op, W, y, first))
-        unmerged = W if W.dtype == y.dtype else round_once(W.to(torch.float64), y.dtype)
-        account.add(W, unmerged, y, change)
-        return y
-
-    def _explain(self, op: Merge, W: Tensor, y: Tensor, first: int) -> str:
+    def _explain(self, op: Operation, block: _Block) -> str:
         """Return which element is not finite, and whose fault it is."""
-        index = _first_bad(y, op.source.shape, first * W.shape[1])
-        where = f"safe_merge: {op.name}{index} is not finite"
+        assert block.not_finite is not None
+        where = f"safe_merge: {op.name}{_index(block.not_finite, op.source.shape)}"
+        if not isinstance(op, Merge):
+            return f"{where} does not fit {op.dtype}; convert to bfloat16 or float32 instead"
         for update in op.updates:
             for role, tensor in update.factors.items():
                 if not all_finite(factor := self.inputs.load(tensor)):
-                    at = _first_bad(factor, tensor.shape, 0)
-                    return f"{where}: adapter {update.adapter} has a NaN or infinity in {role} ({tensor.name}{at})"
-        if not all_finite(W):
-            return f"{where}: the base has a NaN or infinity there"
-        names = ", ".join(touched_by(op))
-        return (
-            f"{where}: with adapter {names} the value exceeds {op.dtype}; lower the weight or build with dtype: float32"
-        )
+                    at = f"{tensor.name}{_index(_first_bad(factor), tensor.shape)}"
+                    return f"{where} is not finite: adapter {update.adapter} has a NaN or infinity in {role} ({at})"
+        if not block.base_is_finite:
+            return f"{where} is not finite: the base has a NaN or infinity there"
+        remedy = "lower the weight or build with dtype: float32"
+        return f"{where} is not finite: with adapter {', '.join(touched_by(op))} it exceeds {op.dtype}; {remedy}"
 
 
-@dataclass
-class _Account:
-    """The survival of one tensor, summed over its blocks."""
-
-    base: float = 0.0
-    update: float = 0.0
-    num_updated: int = 0
-    num_changed: int = 0
-
-    def add(self, W: Tensor, unmerged: Tensor, y: Tensor, change: Tensor) -> None:
-        w, d = W.to(torch.float64).reshape(-1), change.reshape(-1)
-        self.base += float(torch.dot(w, w))
-        self.update += float(torch.dot(d, d))
-        self.num_updated += int(torch.count_nonzero(d))
-        self.num_changed += int(torch.count_nonzero(y != unmerged))
-
-    def close(self, op: Merge) -> TensorSurvival:
-        return TensorSurvival(
-            name=op.name, dtype=op.dtype, adapters=touched_by(op), base_norm=math.sqrt(self.base),
-            update_norm=math.sqrt(self.update), num_elements=op.source.num_elements, num_updated=self.num_updated,
-            num_changed=self.num_changed,
-        )  # fmt: skip
+def _merge(merge_rows: MergeRows, W: Tensor, first: int, dtype: torch.dtype, *, check: bool) -> _Block:
+    """Return the merge of rows W, the first of which is row `first`."""
+    y, change = merge_rows(W, first)
+    if check and not all_finite(y):
+        bad = first * W.shape[1] + _first_bad(y)
+        return _Block(data=bytearray(), not_finite=bad, base_is_finite=all_finite(W))
+    w, d = W.to(torch.float64).reshape(-1), change.reshape(-1)
+    unmerged = W if W.dtype == dtype else round_once(w, dtype).reshape(W.shape)
+    return _Block(
+        data=_as_bytes(y),
+        norms=(float(torch.dot(w, w)), float(torch.dot(d, d))),
+        counts=(int(torch.count_nonzero(d)), int(torch.count_nonzero(y != unmerged))),
+    )
 
 
-def _element_bytes(tensor: TensorInfo) -> int:
-    return DTYPES[tensor.dtype].itemsize
+def _convert(x: Tensor, first: int, dtype: torch.dtype, *, check: bool) -> _Block:
+    """Return elements in another dtype, the first of which is element `first`."""
+    y = round_once(x.to(torch.float64), dtype)
+    if check and not all_finite(y) and all_finite(x):
+        return _Block(data=bytearray(), not_finite=first + _first_bad(y))
+    return _Block(data=_as_bytes(y))
+
+
+def _survival(op: Merge, blocks: list[_Block]) -> TensorSurvival:
+    """Return the survival of one tensor, summed over its blocks in order."""
+    return TensorSurvival(
+        name=op.name,
+        dtype=op.dtype,
+        adapters=touched_by(op),
+        base_norm=math.sqrt(sum(b.norms[0] for b in blocks)),
+        update_norm=math.sqrt(sum(b.norms[1] for b in blocks)),
+        num_elements=op.source.num_elements,
+        num_updated=sum(b.counts[0] for b in blocks),
+        num_changed=sum(b.counts[1] for b in blocks),
+    )
 
 
 def _as_tensor(data: bytearray, dtype: str) -> Tensor:
-    return torch.frombuffer(data, dtype=DTYPES[dtype]) if data else torch.empty(0, dtype=DTYPES[dtype])
+    return torch.frombuffer(data, dtype=DTYPES[dtype])
 
 
 def _as_bytes(y: Tensor) -> memoryview:
     return y.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
-def _first_bad(y: Tensor, shape: tuple[int, ...], offset: int) -> list[int]:
-    """Return the index of the first element that is not finite, in a tensor of `shape` that `y` is a part of."""
-    flat = offset + int(torch.nonzero(~torch.isfinite(y.reshape(-1)))[0])
+def _first_bad(y: Tensor) -> int:
+    """Return the place of the first element that is not finite."""
+    return int(torch.nonzero(~torch.isfinite(y.reshape(-1)))[0])
+
+
+def _index(place: int, shape: tuple[int, ...]) -> list[int]:
+    """Return the index of the element at a place in a tensor of `shape`."""
     index = []
     for size in reversed(shape):
-        flat, place = divmod(flat, size)
-        index.append(place)
+        place, at = divmod(place, size)
+        index.append(at)
     return index[::-1]

@@ -119,10 +119,16 @@ class Manifest:
                 ),
             )
             same = manifest.to_bytes() == data
+            inside = all(_is_inside(file.path) for file in manifest.files)
+            complete = {tensor.file for tensor in manifest.tensors} <= {file.path for file in manifest.files}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise VerificationError(f"{where}: is not a manifest of lora-build ({error!r})") from error
         if not same:
             raise VerificationError(f"{where}: was edited: its digests do not follow from its content")
+        if not inside or not complete:
+            raise VerificationError(
+                f"{where}: names files outside of the build, or tensors of files that it does not list"
+            )
         return manifest
 
 
@@ -133,6 +139,10 @@ def canonical_json(value: Any) -> bytes:
     """
     assert not _has_float(value), "numbers that are not whole go in as text"
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _is_inside(path: str) -> bool:
+    return not path.startswith("/") and ".." not in path.split("/")
 
 
 def _has_float(value: Any) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_build.checkpoint import INDEX_NAME
+from lora_build.digests import file_digest
 from lora_build.errors import RecipeError, StorageError, VerificationError
 from lora_build.manifest import (
     MANIFEST_NAME,
@@ -165,13 +166,15 @@ def _existing(prepared: Prepared) -> Manifest | None:
         manifest = read_manifest(target)
     except VerificationError:
         return None
-    whole = all(_has_size(target / file.path, file.size_bytes) for file in manifest.files)
-    inputs: InputDigests = _records(prepared, lambda _: True) if whole else {}
-    return manifest if whole and build_key(prepared.plan, inputs) == manifest.build_key else None
+    inputs: InputDigests = _records(prepared, lambda _: True)
+    same = build_key(prepared.plan, inputs) == manifest.build_key
+    return manifest if same and all(_is_whole(target / file.path, file) for file in manifest.files) else None
 
 
-def _has_size(path: Path, size_bytes: int) -> bool:
-    return path.is_file() and path.stat().st_size == size_bytes
+def _is_whole(path: Path, file: FileRecord) -> bool:
+    """Whether a file of the output is as it was built; it is read only where something about it changed."""
+    same_size = path.is_file() and path.stat().st_size == file.size_bytes
+    return same_size and file_digest(path, file.path) == file.sha256
 
 
 def free_bytes_for(prepared: Prepared) -> int:

@@ -90,7 +90,7 @@ class MergePlan:
     """Everything that a build will do.
 
     Attributes:
-        options: the recipe's choices that can change the output or what is proven of it, as text.
+        options: the recipe's choices that can change the output or what is proven of it.
         weights: the weight of each adapter, by its name.
         input_files: the files that are read, by source (`base`, `adapters.math`).
         shards: the files with tensors.
@@ -177,7 +177,7 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
         options={
             "combine": recipe.combine.method.value,
             "dtype": recipe.dtype.value,
-            "max_shard_size": recipe.output.max_shard_size,
+            "max_shard_size": parse_size(recipe.output.max_shard_size) or "keep",
             "numerics": NUMERICS,
             "safe_merge": recipe.safe_merge,
             "tied": recipe.tied.value,
@@ -276,7 +276,7 @@ class _Draft:
             return
         bias_name = self.names.find(f"{module}.bias")
         layer = Layer(
-            where=adapter.source,
+            adapter=adapter.name,
             module=module,
             config=adapter.config,
             adapter_weight=adapter.weight,

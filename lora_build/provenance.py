@@ -59,7 +59,7 @@ def _digest(tagged: str) -> dict[str, str]:
 
 
 def _recipe(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as plain data, without `root`: a path of this machine, which may name its user."""
+    """Return the recipe as plain data, without `root` and `output.dir`: paths of this machine may name its user."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -67,7 +67,7 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
         return value.value if isinstance(value, Enum) else value
 
     written: dict[str, Any] = plain(dataclasses.asdict(recipe))
-    del written["root"]
+    del written["root"], written["output"]["dir"]
     return written
 
 

@@ -72,6 +72,7 @@ def load_recipe_file(folder: Folder, file: Path) -> dict[str, Any]:
     data = read_yaml(file)
     defaults = data.pop("defaults", [])
     refuse(label(file), [*_check_defaults(defaults, own_keys_last=True), *check_recipe(data)])
+    defaults = [_from_the_top(item) for item in defaults]
     data = expand(data)
     data.setdefault("name", file.stem)
     data["root"] = str(folder.path.parent / data.get("root", ""))
@@ -170,6 +171,16 @@ _Loader.add_implicit_resolver(f"{_TAG}float", re.compile(r"[-+]?\d+(\.\d*)?[eE][
 
 def _refusal(problem: str, at: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
+
+
+def expand_override(text: str) -> str:
+    """Return an override with the shorthand of the base written out, as a file may have it."""
+    return re.sub(r"^recipe\.base=(?![{])", "recipe.base.source=", text)
+
+
+def _from_the_top(item: Any) -> Any:
+    """Return a name in `defaults` counted from `recipes/`; Hydra would count from wherever the file was asked for."""
+    return f"/recipe/{item}" if isinstance(item, str) and not item.startswith(("/", "_self_")) else item
 
 
 def _check_defaults(defaults: object, *, own_keys_last: bool = False) -> Iterator[str]:

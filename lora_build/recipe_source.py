@@ -137,6 +137,7 @@ class RecipeSearchPath(SearchPathPlugin):
 
 def compose(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Return one recipe, checked. Hydra is left as it was found."""
+    overrides = [recipe_files.expand_override(text) for text in overrides]
     with _plain_errors(), _hydra_kept():
         _register()
         check_overrides(overrides)
@@ -233,6 +234,8 @@ def _below(config_path: str) -> str | None:
     group, *rest = PurePosixPath(config_path).parts or ("",)
     if ".." in rest or (group == "recipe" and rest[:1] == ["sweep"]):
         return None
+    if group == "recipe" and "adapter" in rest:  # of a nested recipe that is inherited from: there is one such folder
+        rest = rest[rest.index("adapter") :]
     return {"recipe": "/".join(rest), "sweep": "/".join(["sweep", *rest])}.get(group)
 
 

@@ -1,12 +1,16 @@
-"""Resolving: from what a recipe says to what that is today. Opens sources, reads headers and configs, no weights."""
+"""Resolving: from what a recipe says to what that is today.
 
+Opens sources and reads headers and configs; of weights only what adapters replace whole, to tell whether two agree.
+"""
+
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from lora_build.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, open_adapter, sort_tensors
-from lora_build.checkpoint import Checkpoint, open_checkpoint
-from lora_build.digests import sha256
+from lora_build.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from lora_build.digests import CHUNK_BYTES
 from lora_build.errors import LoraBuildError, PlanError
 from lora_build.methods import methods
 from lora_build.plan import Inputs
@@ -87,6 +91,12 @@ def _whole_digests(sources: Mapping[str, Source], adapters: tuple[Adapter, ...])
         method = methods().get(adapter.peft_type)
         parts = sort_tensors(adapter, method.leaves) if method else None
         for tensor in (*parts.frozen.values(), *parts.replaced.values()) if parts else ():
-            data = sources[adapter.source].read(tensor.file, tensor.start, tensor.end)
-            found[adapter.name, tensor.name] = sha256(data)
+            found[adapter.name, tensor.name] = _data_digest(sources[adapter.source], tensor)
     return found
+
+
+def _data_digest(source: Source, tensor: TensorInfo) -> str:
+    digest = hashlib.sha256()
+    for start in range(tensor.start, tensor.end, CHUNK_BYTES):
+        digest.update(source.read(tensor.file, start, min(start + CHUNK_BYTES, tensor.end)))
+    return "sha256:" + digest.hexdigest()

@@ -1,8 +1,8 @@
 """Sinks: where the output goes. A directory, all or nothing.
 
-Files are written to a hidden folder beside the target, hashed as they are written and synced; `commit` writes the
-manifest last and puts the folder in the target's place with one rename. Whatever ends a build earlier leaves the target
-absent, or old and whole. One build per target at a time: the next one waits.
+Files are written to a hidden folder beside the target, hashed as they are written and synced, the manifest last. Then
+`commit` puts the folder in the target's place with one rename. Whatever ends a build earlier leaves the target absent,
+or old and whole. One build per target at a time: the next one waits.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from lora_build.digests import remember
 from lora_build.errors import LoraBuildError, StorageError
 
 log = logging.getLogger(__name__)
@@ -71,11 +72,13 @@ class FileWriter:
     def close(self) -> FileRecord:
         """Sync the file to the disk and return its record."""
         assert self._written == self._size, f"{self._name}: wrote {self._written} of {self._size} bytes"
+        found = "sha256:" + self._hash.hexdigest()
         with disk_errors(Path(self._name)):
             os.fsync(self._fd)
+            remember(self._fd, found)  # so that the next build can tell at once that the file is as it was written
             os.close(self._fd)
         self._fd = -1
-        return FileRecord(path=self._name, size_bytes=self._size, sha256="sha256:" + self._hash.hexdigest())
+        return FileRecord(path=self._name, size_bytes=self._size, sha256=found)
 
 
 class DirectorySink:
@@ -95,6 +98,7 @@ class DirectorySink:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):
             _remove(self.staging)
+            _remove(_aside(self.target))
 
     def open(self, name: str, size_bytes: int) -> FileWriter:
         """Return a writer for a new file."""
@@ -208,11 +212,15 @@ def _exchange(new: Path, old: Path) -> None:
         if code not in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
             raise OSError(code, os.strerror(code), str(old))
     # two renames: between them the target is absent, never mixed
-    aside = old.with_name(f".{old.name}.lora-build.old")
+    aside = _aside(old)
     _remove(aside)
     old.rename(aside)
     new.rename(old)
     _remove(aside)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.lora-build.old")
 
 
 def _remove(path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 BARELY = 0.1
 
@@ -43,7 +44,7 @@ class AdapterSurvival:
 
     adapter: str
     num_tensors: int
-    relative_norm: float
+    relative_norm: float | None
     changed: float
 
     @property
@@ -68,16 +69,21 @@ def _sum_up(adapter: str, tensors: Sequence[TensorSurvival]) -> AdapterSurvival:
     return AdapterSurvival(
         adapter=adapter,
         num_tensors=len(tensors),
-        relative_norm=update / base if base else math.inf,
+        relative_norm=update / base if base and math.isfinite(update / base) else None,
         changed=sum(t.num_changed for t in tensors) / updated if updated else 0.0,
     )
+
+
+def describe_norm(adapter: AdapterSurvival) -> str:
+    """Return the relative norm in words; a base of zeros has none."""
+    return "‖W‖ = 0" if adapter.relative_norm is None else f"‖ΔW‖/‖W‖ {adapter.relative_norm:.2g}"
 
 
 def warnings(tensors: Iterable[TensorSurvival]) -> tuple[str, ...]:
     """Return one line for each adapter that barely survives rounding."""
     return tuple(
         f"adapter {a.adapter} barely survives rounding: only {a.changed:.1%} of the elements it updates changed "
-        f"(‖ΔW‖/‖W‖ = {a.relative_norm:.1e}); build with dtype: float32, or raise its weight"
+        f"({describe_norm(a)}); build with dtype: float32, or raise its weight"
         for a in by_adapter(tensors)
         if a.barely
     )
@@ -90,4 +96,13 @@ def to_bytes(tensors: Sequence[TensorSurvival]) -> bytes:
         "adapters": [asdict(a) for a in by_adapter(tensors)],
         "tensors": [asdict(t) for t in tensors],
     }
-    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+    return (json.dumps(_json_numbers(document), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _json_numbers(value: Any) -> Any:
+    """Return a value with null for each NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _json_numbers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_numbers(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -88,6 +88,35 @@ def test_a_damaged_output_is_built_anew(folder: Path) -> None:
     assert lora_build.verify(folder / "out").num_tensors == 3
 
 
+def test_an_output_with_one_flipped_bit_is_not_called_up_to_date(folder: Path) -> None:
+    lora_build.build(small.recipe(folder))
+    path = folder / "out/model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+    assert not run(prepare(from_mapping(small.recipe(folder)))).reused
+    lora_build.verify(folder / "out")
+
+
+def test_the_survival_of_an_update_to_zeros_is_valid_json(folder: Path) -> None:
+    for module in small.MODULES:
+        small.edit(folder / "base", **{f"{module}.weight": torch.zeros(8, 6, dtype=torch.bfloat16)})
+    built = run(prepare(from_mapping(small.recipe(folder))))
+
+    text = (folder / "out" / SURVIVAL_NAME).read_text()
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(name))["adapters"][0]["relative_norm"] is None
+    assert built.survival[0].base_norm == 0
+
+
+def test_one_size_written_in_two_ways_is_one_build(folder: Path) -> None:
+    first, second = (
+        lora_build.build(small.recipe(folder, output={"dir": str(folder / f"out{i}"), "max_shard_size": size}))
+        for i, size in enumerate(("1KB", "0.001MB"))
+    )
+    assert first.manifest_hash == second.manifest_hash
+
+
 def test_somebody_elses_directory_is_left_alone(folder: Path) -> None:
     (folder / "out").mkdir()
     (folder / "out/thesis.txt").write_text("mine")
@@ -146,7 +175,7 @@ def test_safe_merge_finds_an_overflow_of_the_output_dtype(tmp_path: Path) -> Non
 def test_safe_merge_finds_a_conversion_that_overflows(folder: Path) -> None:
     small.edit(folder / "base", **{"model.norm.weight": torch.full((6,), 1e30, dtype=torch.bfloat16)})
 
-    with pytest.raises(lora_build.MergeError, match=r"model.norm.weight\[0\]: does not fit F16"):
+    with pytest.raises(lora_build.MergeError, match=r"model.norm.weight\[0\] does not fit F16"):
         lora_build.build(small.recipe(folder, dtype="float16"))
 
 

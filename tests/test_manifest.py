@@ -1,5 +1,6 @@
 """The manifest and its check: every digest follows from the content, and every change is found and named."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -86,6 +87,18 @@ def test_every_other_change_is_found(built: Path, damage: object, said: str) -> 
     damage(built)  # type: ignore[operator]
 
     assert said in complaint(built)
+
+
+@pytest.mark.parametrize("file", ["nowhere.safetensors", "../base/model.safetensors"])
+def test_a_manifest_made_up_to_check_nothing_is_refused(built: Path, file: str) -> None:
+    manifest = Manifest.from_bytes((built / MANIFEST_NAME).read_bytes())
+    tensors = tuple(dataclasses.replace(t, file=file, sha256="sha256:00") for t in manifest.tensors)
+    files = manifest.files
+    if file.startswith(".."):
+        files = (*files, dataclasses.replace(files[0], path=file))
+    (built / MANIFEST_NAME).write_bytes(dataclasses.replace(manifest, tensors=tensors, files=files).to_bytes())
+
+    assert "files outside of the build, or tensors of files that it does not list" in complaint(built)
 
 
 def test_all_differences_come_at_once(built: Path) -> None:

@@ -64,6 +64,24 @@ def test_a_nested_recipe_inherits_from_a_recipe_and_removes_an_adapter(project):
     assert recipe.name == "chat"
 
 
+def test_names_in_defaults_begin_at_recipes_whoever_asks(project):
+    write(
+        project,
+        {
+            "team/plain.yaml": "defaults: [prod, {adapter: [chat]}, _self_]\ndtype: float16\n",
+            "team/deep/heir.yaml": "defaults: [team/plain, _self_]\n",
+            "heir.yaml": "defaults: [/recipe/team/plain, _self_]\n",
+        },
+    )
+    for name in ("team/plain", "team/deep/heir", "heir"):
+        recipe = load_recipe(name)
+        assert (list(recipe.adapters), recipe.dtype.value) == (["math", "code", "chat"], "float16")
+
+
+def test_the_shorthand_of_the_base_is_an_override_in_python_too(project):
+    assert load_recipe("prod", ["recipe.base=./other"]).base.source == "./other"
+
+
 def test_adapters_are_picked_from_their_folder(project):
     recipe = load_recipe("picked")
     assert {name: (spec.source, spec.weight) for name, spec in recipe.adapters.items()} == {

@@ -1,6 +1,5 @@
 """The commit protocol: everything is on the disk before the one rename, and an old build is swapped, never absent."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(owner, name, wrapped)
 
-    spy(sinks.os, "fsync", lambda fd: f"sync {Path(os.readlink(f'/proc/self/fd/{fd}')).name}")
+    spy(sinks.os, "fsync", lambda fd: f"sync {Path('/proc/self/fd', str(fd)).readlink().name}")
     spy(Path, "rename", lambda self, target: f"rename to {Path(target).name}")
     spy(sinks, "_exchange", lambda new, old: f"swap with {old.name}")
     return done
@@ -54,7 +53,7 @@ def test_an_old_build_is_swapped_in_one_step(tmp_path: Path, calls: list[str]) -
     assert "swap with out" in calls
     assert not [call for call in calls if call.startswith("rename")]
     assert (tmp_path / "out/sub/a").read_bytes() == b"new"
-    assert os.listdir(tmp_path) == ["out"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_where_the_kernel_cannot_swap_two_renames_do(
@@ -67,7 +66,7 @@ def test_where_the_kernel_cannot_swap_two_renames_do(
 
     assert [call for call in calls if call.startswith("rename")] == ["rename to .out.lora-build.old", "rename to out"]
     assert (tmp_path / "out/sub/a").read_bytes() == b"new"
-    assert os.listdir(tmp_path) == ["out"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_file_is_never_written_through_a_link(tmp_path: Path) -> None:
@@ -82,4 +81,4 @@ def test_a_lock_is_free_again_and_its_file_gone_after_an_error(tmp_path: Path) -
     for _ in range(2):
         with pytest.raises(KeyError), sinks.lock(tmp_path / "out"):
             raise KeyError
-    assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.iterdir())

@@ -23,7 +23,7 @@ class Layer:
     """A module that an adapter has factors for, with what the base has under its name.
 
     Attributes:
-        where: the adapter's key in the recipe, for messages.
+        adapter: the adapter's name in the recipe.
         module: its path in memory, which `rank_pattern` and `alpha_pattern` are matched against.
         config: the adapter's adapter_config.json.
         adapter_weight: the recipe's weight of the adapter.
@@ -33,7 +33,7 @@ class Layer:
         conv1d: whether the weight is stored [in, out]; None where only shapes can tell.
     """
 
-    where: str
+    adapter: str
     module: str
     config: Mapping[str, Any]
     adapter_weight: float
@@ -41,6 +41,11 @@ class Layer:
     weight: TensorInfo
     bias: TensorInfo | None
     conv1d: bool | None
+
+    @property
+    def where(self) -> str:
+        """How messages name it: `adapters.math: model.layers.0.self_attn.q_proj`."""
+        return f"adapters.{self.adapter}: {self.module}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +68,10 @@ class Update:
 
 
 class MergeRows(Protocol):
-    """Merges a block of a parameter's rows, `W` [n, columns] beginning at row `first`.
+    """Merges a block of a parameter's rows, `W` [n, columns] beginning at row `first`; a bias comes as [n, 1].
 
-    Returns the merged rows in the output's dtype and the change before rounding in float64.
+    Returns the merged rows in the output's dtype and the change before rounding in float64. The bits must not depend on
+    how the rows are cut into blocks, nor on the order of the adapters: the manifest records neither.
     """
 
     def __call__(self, W: "Tensor", first: int) -> "tuple[Tensor, Tensor]":

@@ -81,7 +81,7 @@ class Lora:
 
     def updates(self, layer: Layer) -> tuple[dict[str, Update], list[str]]:
         """Return the updates of the module's weight, and of its bias with `lora_bias`."""
-        here = f"{layer.where}: {layer.module}"
+        here = layer.where
         embedding = any(leaf in layer.factors for leaf in _EMBEDDING)
         a_leaf, b_leaf = _EMBEDDING if embedding else _LINEAR
         A, B = layer.factors.get(a_leaf), layer.factors.get(b_leaf)
@@ -92,7 +92,7 @@ class Lora:
         if isinstance(shapes, str):
             return {}, [shapes]
         scale = layer.adapter_weight * _scaling(layer.config, layer.module, A.shape[0])
-        common = {"adapter": layer.where.removeprefix("adapters."), "method": self.peft_type, "scale": scale}
+        common = {"adapter": layer.adapter, "method": self.peft_type, "scale": scale}
         found = {"weight": Update(**common, factors={"A": A, "B": B}, transposed=shapes)}  # type: ignore[arg-type]
         bias = layer.factors.get("lora_B.bias")
         if bias is None:
