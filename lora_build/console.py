@@ -10,8 +10,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from lora_build.operations import Copy, Merge, Operation, kind, output_bytes, touched_by
 from lora_build.pipeline import Built, Prepared, free_bytes_for, memory_bytes
-from lora_build.plan import Copy, Merge, Operation, kind, output_bytes, touched_by
 from lora_build.recipe_files import label
 from lora_build.survival import by_adapter, describe_norm
 

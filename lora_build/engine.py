@@ -19,7 +19,8 @@ from lora_build.checkpoint import TensorInfo
 from lora_build.digests import CHUNK_BYTES, HashedFile
 from lora_build.errors import MergeError
 from lora_build.methods import MergeRows, methods
-from lora_build.plan import Merge, MergePlan, Operation, Shard, touched_by
+from lora_build.operations import Merge, Operation, Shard, touched_by
+from lora_build.plan import MergePlan
 from lora_build.sinks import DirectorySink, FileRecord, FileWriter
 from lora_build.sources import Source, open_hashed
 from lora_build.survival import TensorSurvival

@@ -20,7 +20,8 @@ from typing import Any
 from lora_build.checkpoint import TensorInfo, read_tensors
 from lora_build.digests import HashedFile, sha256
 from lora_build.errors import SourceError, VerificationError
-from lora_build.plan import Merge, MergePlan, kind, touched_by
+from lora_build.operations import Merge, kind, touched_by
+from lora_build.plan import MergePlan
 from lora_build.sinks import FileRecord
 
 MANIFEST_NAME = "lora-build.manifest.json"

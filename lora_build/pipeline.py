@@ -19,7 +19,8 @@ from lora_build.manifest import (
     make_manifest,
     read_manifest,
 )  # fmt: skip
-from lora_build.plan import Merge, MergePlan, Operation, make_plan
+from lora_build.operations import Merge, Operation
+from lora_build.plan import MergePlan, make_plan
 from lora_build.provenance import to_bytes as provenance_bytes
 from lora_build.recipe import Exist, Recipe, resolve_path
 from lora_build.recipe_check import from_mapping

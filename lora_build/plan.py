@@ -4,26 +4,24 @@ Closed world: every adapter tensor is consumed once, every output tensor is a co
 converted, replaced or merged. Whatever does not fit is an issue; all issues are raised together.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lora_build.adapter import CONFIG_NAME, Adapter, Parts, sort_tensors
 from lora_build.adapter import WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
 from lora_build.checkpoint import (
-    DTYPE_BYTES,
     INDEX_NAME,
     WEIGHTS_NAME,
     Checkpoint,
     TensorInfo,
-    file_order,
-    format_header,
     format_index,
     patch_json,
 )  # fmt: skip
-from lora_build.errors import PlanError, did_you_mean
+from lora_build.errors import PlanError, SourceError, did_you_mean
 from lora_build.methods import Layer, Method, Update, methods
 from lora_build.naming import Names, Ties, is_conv1d, read_ties
+from lora_build.operations import Copy, Merge, Operation, Shard, kind, lay_out, output_bytes
 from lora_build.recipe import DType, Recipe, Tied, parse_size
 
 NUMERICS = "exact-1"  # what arithmetic.py computes; another id means that bits may differ
@@ -43,46 +41,6 @@ class Inputs:
     base: Checkpoint
     adapters: tuple[Adapter, ...]
     whole_digests: Mapping[tuple[str, str], str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Copy:
-    """An output tensor whose values are those of `source`, converted once if `dtype` differs."""
-
-    name: str
-    dtype: str
-    source: TensorInfo
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Merge:
-    """An output tensor that is `source` with updates, all in one rounding to `dtype`."""
-
-    name: str
-    dtype: str
-    source: TensorInfo
-    updates: tuple[Update, ...]
-
-
-Operation = Copy | Merge
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shard:
-    """One output file: its tensors in file order."""
-
-    file: str
-    operations: tuple[Operation, ...]
-
-    @property
-    def header(self) -> bytes:
-        """The bytes before its data."""
-        return format_header((op.name, op.dtype, op.source.shape) for op in self.operations)
-
-    @property
-    def num_bytes(self) -> int:
-        """The size of the file."""
-        return len(self.header) + sum(output_bytes(op) for op in self.operations)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,28 +91,6 @@ class MergePlan:
         )
 
 
-def output_bytes(operation: Operation) -> int:
-    """Return the bytes of an output tensor's data."""
-    return operation.source.num_elements * DTYPE_BYTES[operation.dtype]
-
-
-def kind(operation: Operation) -> str:
-    """Return `copy`, `convert`, `replace` (with an adapter's tensor) or `merge`."""
-    if isinstance(operation, Merge):
-        return "merge"
-    if operation.source.source != "base":
-        return "replace"
-    return "copy" if operation.dtype == operation.source.dtype else "convert"
-
-
-def touched_by(operation: Operation) -> tuple[str, ...]:
-    """Return the names of the adapters whose tensors go into an output tensor, sorted."""
-    names = {update.adapter for update in operation.updates} if isinstance(operation, Merge) else set()
-    if operation.source.source != "base":
-        names.add(operation.source.source.removeprefix("adapters."))
-    return tuple(sorted(names))
-
-
 def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
     """Return the plan of a recipe on its inputs.
 
@@ -185,7 +121,7 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
         weights={adapter.name: adapter.weight for adapter in inputs.adapters},
         input_files={"base": _base_files(inputs.base)}
         | {adapter.source: (CONFIG_NAME, ADAPTER_WEIGHTS_NAME) for adapter in inputs.adapters},
-        shards=_lay_out(recipe.output.max_shard_size, inputs.base, draft.homes, operations),
+        shards=lay_out(parse_size(recipe.output.max_shard_size), draft.homes, inputs.base.shards, operations),
         config=patch_json(inputs.base.config_text, config_changes).encode(),
         config_changes=config_changes,
         side_files=inputs.base.side_files,
@@ -327,8 +263,14 @@ class _Draft:
         """Return the output tensor of a parameter that may share its own with others, cutting the tie if need be."""
         if self.base.config.get("tie_word_embeddings") is False:
             return on_disk
+        if on_disk is None and any(part.isdigit() for part in parameter.split(".")):
+            return None  # nothing in a numbered layer is tied
         if self._ties is None:
-            self._ties = read_ties(self.base.config)
+            try:
+                self._ties = read_ties(self.base.config)
+            except SourceError as error:
+                self.issues.append(str(error))
+                self._ties = Ties({}, {})
         ties = self._ties
         member = next((m for m in (*ties.tied, *ties.tied.values()) if _same(m, parameter)), None)
         if member is None or len(ties.group(member)) == 1:
@@ -440,32 +382,3 @@ def _dtype_changes(dtype: DType, config: Mapping[str, Any]) -> dict[str, Any]:
         return changes
 
     return {"dtype": dtype.value} | patched(config) if "torch_dtype" not in config else patched(config)
-
-
-def _lay_out(
-    max_shard_size: str, base: Checkpoint, homes: Mapping[str, str], operations: Sequence[Operation]
-) -> tuple[Shard, ...]:
-    """Return the output's files: the base's, or as many as a limit in bytes makes (huggingface_hub's greedy split)."""
-    limit = parse_size(max_shard_size)
-    if limit is None:
-        by_file: dict[str, list[Operation]] = {file: [] for file in base.shards}
-        for op in operations:
-            by_file[homes[op.name]].append(op)
-        return tuple(_shard(file, ops) for file, ops in by_file.items())
-    groups: list[list[Operation]] = [[]]
-    size = 0
-    for op in operations:
-        if groups[-1] and size + output_bytes(op) > limit:
-            groups.append([])
-            size = 0
-        groups[-1].append(op)
-        size += output_bytes(op)
-    if len(groups) == 1:
-        return (_shard(WEIGHTS_NAME, groups[0]),)
-    return tuple(
-        _shard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", group) for number, group in enumerate(groups, 1)
-    )
-
-
-def _shard(file: str, operations: Iterable[Operation]) -> Shard:
-    return Shard(file=file, operations=tuple(sorted(operations, key=lambda op: file_order(op.dtype, op.name))))

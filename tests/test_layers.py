@@ -11,7 +11,7 @@ FLOORS = [
     {"digests", "recipe"},
     {"arithmetic", "checkpoint", "recipe_check", "sources", "sinks"},
     {"methods", "recipe_files"},
-    {"adapter", "naming", "methods.lora"},
+    {"adapter", "naming", "methods.lora", "operations"},
     {"plan"},
     {"manifest", "survival"},
     {"engine", "provenance", "resolve"},

@@ -10,8 +10,8 @@ import small
 import torch
 
 import lora_build
+from lora_build.operations import kind
 from lora_build.pipeline import prepare
-from lora_build.plan import kind
 from lora_build.recipe_check import from_mapping
 
 
@@ -248,3 +248,26 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     second.write_bytes(first.read_bytes())
 
     assert "is in model-00001-of-00002.safetensors and in model-00002-of-00002.safetensors" in refusal(tmp_path)
+
+
+def test_an_embedding_of_an_unknown_architecture_is_refused_among_the_other_issues(tmp_path: Path) -> None:
+    small.make_base(
+        tmp_path / "base", architectures=["Unheard"], model_type="unheard", tie_word_embeddings=True, vocab_size=8
+    )
+    small.make_adapter(tmp_path / "math")
+    small.make_adapter(tmp_path / "dora", use_dora=True)
+
+    message = refusal(tmp_path, "math", "dora")
+    assert "whether it is tied cannot be told: transformers has no architecture ['Unheard']" in message
+    assert "DoRA is not supported yet" in message
+
+
+def test_a_missing_layer_is_refused_without_asking_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_build.plan.read_ties", lambda _: pytest.fail("asked"))
+    small.make_base(tmp_path / "base", tie_word_embeddings=True)
+    small.make_adapter(tmp_path / "math")
+    small.edit(tmp_path / "math", **{"base_model.model.model.layers.7.mlp.up_proj.lora_A.weight": torch.ones(2, 6)})
+
+    assert "adapts 'model.layers.7.mlp.up_proj.weight', which the base does not have" in refusal(tmp_path)
