@@ -45,7 +45,7 @@ def nearest(value: Fraction, dtype: torch.dtype) -> Fraction:
 
 
 @pytest.mark.parametrize("dtype", [*SIXTEEN_BIT, torch.float32])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.floats(-60000, 60000, allow_subnormal=True))
 def test_rounding_is_to_the_nearest_value_and_happens_once(dtype: torch.dtype, value: float) -> None:
     rounded = round_once(torch.tensor([value], dtype=torch.float64), dtype)
@@ -54,7 +54,7 @@ def test_rounding_is_to_the_nearest_value_and_happens_once(dtype: torch.dtype, v
 
 
 @pytest.mark.parametrize("dtype", SIXTEEN_BIT)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(-(2**14), 2**14), st.integers(20, 50), st.sampled_from([-1, 0, 1]))
 def test_values_beside_the_middle_of_two_neighbours_round_the_right_way(
     dtype: torch.dtype, whole: int, far: int, side: int

@@ -27,7 +27,7 @@ def read(data: bytes):
     return read_tensors(lambda _, start, end: data[start:end], "base", "x.safetensors", len(data))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(specs)
 def test_a_file_has_the_bytes_that_safetensors_writes(spec: dict[str, tuple[str, list[int]]]) -> None:
     tensors = {n: torch.zeros(shape, dtype=torch.uint8).to(TORCH[d]) for n, (d, shape) in spec.items()}
@@ -82,7 +82,7 @@ def test_a_malformed_file_is_refused_with_the_reason(data: bytes, said: str) -> 
     assert str(caught.value).startswith("base/x.safetensors")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.dictionaries(names, st.recursive(st.integers() | st.text() | st.none(), lambda x: st.lists(x) | st.dictionaries(names, x)), max_size=5),
     st.dictionaries(st.sampled_from(["dtype", "tie_word_embeddings", "a"]), st.booleans() | st.text(max_size=5), max_size=3),
