@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import small
 import torch
 
 import lora_build
-from lora_build.operations import kind
+from lora_build.manifest import build_key
+from lora_build.operations import Merge, kind
 from lora_build.pipeline import prepare
 from lora_build.recipe_check import from_mapping
+from lora_build.sinks import FileRecord
 
 
 @pytest.fixture
@@ -271,3 +274,40 @@ def test_a_missing_layer_is_refused_without_asking_transformers(
     small.edit(tmp_path / "math", **{"base_model.model.model.layers.7.mlp.up_proj.lora_A.weight": torch.ones(2, 6)})
 
     assert "adapts 'model.layers.7.mlp.up_proj.weight', which the base does not have" in refusal(tmp_path)
+
+
+def test_two_adapters_that_saved_different_bases_along_are_refused(folder: Path) -> None:
+    small.make_adapter(folder / "other", seed=80)
+    for name, seed in (("math", 1), ("other", 2)):
+        small.edit(
+            folder / name, **{f"base_model.model.{small.MODULES[0]}.base_layer.weight": small.values(seed, 8, 6)}
+        )
+
+    assert "differ: they were trained on different bases" in refusal(folder, "math", "other")
+
+
+def test_two_adapters_that_saved_the_same_base_along_are_merged_into_it(folder: Path) -> None:
+    small.make_adapter(folder / "other", seed=80)
+    for name in ("math", "other"):
+        small.edit(folder / name, **{f"base_model.model.{small.MODULES[0]}.base_layer.weight": small.values(1, 8, 6)})
+
+    (op, *_) = [
+        op for op in prepare(from_mapping(small.recipe(folder, "math", "other"))).plan.operations if "q_proj" in op.name
+    ]
+    assert op.source.source.startswith("adapters.")
+    assert kind(op) == "merge"
+
+
+def test_another_plan_for_the_same_inputs_is_another_build(folder: Path) -> None:
+    plan = prepare(from_mapping(small.recipe(folder))).plan
+    inputs = {
+        (role, name): FileRecord(path=name, size_bytes=1, sha256="sha256:0")
+        for role, names in plan.input_files.items()
+        for name in names
+    }
+    (shard,) = plan.shards
+    merge = next(op for op in shard.operations if isinstance(op, Merge))
+    other = replace(merge, updates=(replace(merge.updates[0], scale=3.0),))
+    operations = tuple(other if op is merge else op for op in shard.operations)
+
+    assert build_key(plan, inputs) != build_key(replace(plan, shards=(replace(shard, operations=operations),)), inputs)
