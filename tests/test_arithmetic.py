@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lora_build.arithmetic import LowRankSum, all_finite, known_answer, round_once, self_test
+from lora_build.methods import Update
+from lora_build.methods.lora import METHOD
 
 SIXTEEN_BIT = [torch.bfloat16, torch.float16]
 HERE = Path(__file__).parent
@@ -160,3 +162,20 @@ def test_the_known_answer_is_the_same_on_emulated_aarch64() -> None:
     )
 
     assert done.stdout.split() == ["aarch64", known_answer()], done.stderr
+
+
+def test_an_embeddings_and_a_heads_update_of_one_matrix_add_up_in_any_order() -> None:
+    W, B, A = matrices(6, 40, 24, 5)
+    _, C, D = matrices(7, 24, 40, 3)
+    head = (update(transposed=False), {"A": A, "B": B})
+    embedding = (update(transposed=True), {"A": D, "B": C})
+
+    one, change = METHOD.merger([head, embedding], torch.float32)(W, 0)
+    other, again = METHOD.merger([embedding, head], torch.float32)(W, 0)
+    assert torch.equal(one, other)
+    assert torch.equal(change, again)
+    assert torch.allclose(change, B @ A + (C @ D).T, rtol=1e-12, atol=1e-12)
+
+
+def update(*, transposed: bool) -> Update:
+    return Update(adapter="x", method="LORA", scale=1.0, factors={}, transposed=transposed)

@@ -311,3 +311,21 @@ def test_another_plan_for_the_same_inputs_is_another_build(folder: Path) -> None
     operations = tuple(other if op is merge else op for op in shard.operations)
 
     assert build_key(plan, inputs) != build_key(replace(plan, shards=(replace(shard, operations=operations),)), inputs)
+
+
+def test_an_update_that_fits_only_when_transposed_is_refused_where_the_model_has_no_conv1d(folder: Path) -> None:
+    small.edit(folder / "math", lora_A__weight=torch.ones(2, 8))
+    small.edit(folder / "math", lora_B__weight=torch.ones(6, 2))
+
+    assert "is [6, 8], the base's weight is [8, 6]: transposed; is it of another model?" in refusal(folder)
+
+
+def test_an_update_stored_either_way_round_is_accepted_for_a_model_that_nobody_knows(tmp_path: Path) -> None:
+    small.make_base(tmp_path / "base", auto_map={"AutoModel": "modeling.Own"})
+    small.make_adapter(tmp_path / "math")
+    small.edit(tmp_path / "math", lora_A__weight=torch.ones(2, 8))
+    small.edit(tmp_path / "math", lora_B__weight=torch.ones(6, 2))
+
+    first = prepare(from_mapping(small.recipe(tmp_path))).plan.operations[0]
+    assert isinstance(first, Merge)
+    assert first.updates[0].transposed
