@@ -71,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     logging.raiseExceptions = False  # a pipe that `| head` has closed is no reason for a traceback
     as_json = "--json" in words
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without ‖ is no reason to fail
     try:
         code = _dispatch([word for word in words if word != "--json"], as_json=as_json)
         sys.stdout.flush()
@@ -87,6 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough; closing stdout would complain once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except OSError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        sys.stderr.write(f"lora-build: {error.filename or 'output'}: {error.strerror}\n")
+        code = StorageError.exit_code
     return code
 
 

@@ -78,7 +78,10 @@ def read_tensors(read: Reader, source: str, file: str, size_bytes: int) -> tuple
     where = f"{source}/{file}"
     if size_bytes < 8:
         raise SourceError(f"{where}: not a safetensors file: {size_bytes} bytes, expected at least 8")
-    length = int.from_bytes(read(file, 0, 8), "little")
+    start = bytes(read(file, 0, 8))
+    if start == b"version ":
+        raise SourceError(f"{where}: is a pointer of Git LFS, not the file itself; run `git lfs pull` in its folder")
+    length = int.from_bytes(start, "little")
     if length > min(MAX_HEADER_BYTES, size_bytes - 8):
         raise SourceError(f"{where}: not a safetensors file: a header of {length} bytes in {size_bytes} bytes")
     data_start = 8 + length
@@ -199,9 +202,11 @@ def _placement(read: Reader, source: str, sizes: Mapping[str, int]) -> dict[str,
     if INDEX_NAME not in sizes:
         if WEIGHTS_NAME not in sizes:
             found = sorted(n for n in sizes if n.endswith((".safetensors", ".bin", ".pt", ".gguf", ".h5", ".msgpack")))
+            shards = any(_SHARD_NAME.fullmatch(name) for name in found)
+            pickled = "; pickled weights are never opened: convert them to safetensors" if found else ""
             raise SourceError(
-                f"{source}: expected {WEIGHTS_NAME} or {INDEX_NAME}, found {', '.join(found) or 'no weights'}"
-                + ("; pickled weights are never opened: convert them to safetensors" if found else "")
+                f"{source}: expected {WEIGHTS_NAME} or {INDEX_NAME}, found {', '.join(found[:6]) or 'no weights'}"
+                + ("; shards need their index" if shards else pickled)
             )
         return None
     if WEIGHTS_NAME in sizes:

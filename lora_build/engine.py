@@ -19,11 +19,11 @@ from lora_build.checkpoint import TensorInfo
 from lora_build.digests import CHUNK_BYTES, HashedFile
 from lora_build.errors import MergeError
 from lora_build.methods import MergeRows, methods
-from lora_build.operations import Merge, Operation, Shard, touched_by
+from lora_build.operations import Merge, Operation, Shard, kind, touched_by
 from lora_build.plan import MergePlan
 from lora_build.sinks import DirectorySink, FileRecord, FileWriter
 from lora_build.sources import Source, open_hashed
-from lora_build.survival import TensorSurvival
+from lora_build.survival import Share, TensorSurvival
 
 BLOCK_ELEMENTS = 1 << 18  # 2 MiB in float64: a block and its products stay in a core's cache
 
@@ -64,6 +64,7 @@ def execute(plan: MergePlan, sources: Mapping[str, Source], sink: DirectorySink,
         pool = stack.enter_context(ThreadPoolExecutor(_num_workers()))
         run = _Run(inputs=inputs, pool=pool, safe_merge=plan.options["safe_merge"], progress=progress)
         files = tuple(run.write_shard(shard, sink) for shard in plan.shards)
+        _refuse_a_copy(plan, run.survival)
         return Executed(
             files=files,
             tensors=run.tensors,
@@ -128,8 +129,8 @@ class _Block:
     """
 
     data: bytearray | memoryview
-    norms: tuple[float, float] = (0.0, 0.0)
-    counts: tuple[int, int] = (0, 0)
+    measured: tuple[float, float, int, int] = (0.0, 0.0, 0, 0)
+    shares: tuple[Share, ...] = ()
     not_finite: int | None = None
     base_is_finite: bool = True
 
@@ -187,12 +188,18 @@ class _Run:
         elif isinstance(operation, Merge):
             assert dtype is not None
             loaded = [(u, {role: self.inputs.load(t) for role, t in u.factors.items()}) for u in operation.updates]
-            merge_rows = methods()[operation.updates[0].method].merger(loaded, dtype)
+            merger = methods()[operation.updates[0].method].merger
+            merge_rows = merger(loaded, dtype)
+            names = {update.adapter for update in operation.updates}
+            without = {
+                n: merger([p for p in loaded if p[0].adapter != n], dtype) for n in sorted(names) if len(names) > 1
+            }
             columns = math.prod(source.shape[1:])
             step = max(1, BLOCK_ELEMENTS // columns)
             for first, data in enumerate(self.inputs.chunks(source, step * columns * DTYPES[source.dtype].itemsize)):
                 W = _as_tensor(data, source.dtype).reshape(-1, columns)
-                yield partial(_merge, merge_rows, W, first * step, dtype, check=self.safe_merge)
+                yield partial(_merge, merge_rows, W, first * step, dtype, without=without, check=self.safe_merge)
+                without = {}
         elif operation.dtype != source.dtype:
             assert dtype is not None
             for index, data in enumerate(self.inputs.chunks(source, BLOCK_ELEMENTS * DTYPES[source.dtype].itemsize)):
@@ -219,18 +226,41 @@ class _Run:
         return f"{where} is not finite: with adapter {', '.join(touched_by(op))} it exceeds {op.dtype}; {remedy}"
 
 
-def _merge(merge_rows: MergeRows, W: Tensor, first: int, dtype: torch.dtype, *, check: bool) -> _Block:
-    """Return the merge of rows W, the first of which is row `first`."""
+def _merge(
+    merge_rows: MergeRows, W: Tensor, first: int, dtype: torch.dtype, *, without: Mapping[str, MergeRows], check: bool
+) -> _Block:
+    """Return the merge of rows W, the first of which is row `first`; `without` leaves out one adapter each."""
     y, change = merge_rows(W, first)
     if check and not all_finite(y):
         bad = first * W.shape[1] + _first_bad(y)
         return _Block(data=bytearray(), not_finite=bad, base_is_finite=all_finite(W))
+    unmerged = W if W.dtype == dtype else round_once(W.to(torch.float64), dtype)
+    shares = []
+    for adapter, rows in without.items():
+        rest, rest_change = rows(W, first)
+        shares.append(_share(adapter, _measure(W, change - rest_change, y, rest)))
+    return _Block(data=_as_bytes(y), measured=_measure(W, change, y, unmerged), shares=tuple(shares))
+
+
+def _measure(W: Tensor, change: Tensor, y: Tensor, without: Tensor) -> tuple[float, float, int, int]:
+    """Return ‖W‖², ‖change‖², how many elements of the change are not zero, and how many values it made another."""
     w, d = W.to(torch.float64).reshape(-1), change.reshape(-1)
-    unmerged = W if W.dtype == dtype else round_once(w, dtype).reshape(W.shape)
-    return _Block(
-        data=_as_bytes(y),
-        norms=(float(torch.dot(w, w)), float(torch.dot(d, d))),
-        counts=(int(torch.count_nonzero(d)), int(torch.count_nonzero(y != unmerged))),
+    return (
+        float(torch.dot(w, w)),
+        float(torch.dot(d, d)),
+        int(torch.count_nonzero(d)),
+        int(torch.count_nonzero(y != without)),
+    )
+
+
+def _share(adapter: str, measured: tuple[float, float, int, int]) -> Share:
+    base, update, updated, changed = measured
+    return Share(
+        adapter=adapter,
+        base_norm=math.sqrt(base),
+        update_norm=math.sqrt(update),
+        num_updated=updated,
+        num_changed=changed,
     )
 
 
@@ -244,16 +274,27 @@ def _convert(x: Tensor, first: int, dtype: torch.dtype, *, check: bool) -> _Bloc
 
 def _survival(op: Merge, blocks: list[_Block]) -> TensorSurvival:
     """Return the survival of one tensor, summed over its blocks in order."""
+    base, update, updated, changed = (sum(column) for column in zip(*(b.measured for b in blocks), strict=True))
+    together = _share(op.updates[0].adapter, (base, update, int(updated), int(changed)))
     return TensorSurvival(
         name=op.name,
         dtype=op.dtype,
-        adapters=touched_by(op),
-        base_norm=math.sqrt(sum(b.norms[0] for b in blocks)),
-        update_norm=math.sqrt(sum(b.norms[1] for b in blocks)),
+        base_norm=together.base_norm,
+        update_norm=together.update_norm,
         num_elements=op.source.num_elements,
-        num_updated=sum(b.counts[0] for b in blocks),
-        num_changed=sum(b.counts[1] for b in blocks),
+        num_updated=together.num_updated,
+        num_changed=together.num_changed,
+        shares=blocks[0].shares or (together,),
     )
+
+
+def _refuse_a_copy(plan: MergePlan, survival: list[TensorSurvival]) -> None:
+    """Raise MergeError if every output tensor came out as the base has it."""
+    if {kind(op) for op in plan.operations} <= {"copy", "merge"} and not any(t.num_changed for t in survival):
+        raise MergeError(
+            "the output would equal the base: no stored value changed; either the adapters are untrained (all zeros), "
+            "or rounding swallows them whole: build with dtype: float32, or raise their weights"
+        )
 
 
 def _as_tensor(data: bytearray, dtype: str) -> Tensor:

@@ -12,7 +12,9 @@ A message says where, what was found, what was expected and what to do.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+_SHOWN = 4
 
 
 class LoraBuildError(Exception):
@@ -43,7 +45,7 @@ class PlanError(LoraBuildError):
         self.issues = tuple(issues)
         count = len(self.issues)
         title = "cannot plan this build" + (f" ({count} issues)" if count > 1 else "")
-        super().__init__("\n  ".join((f"{title}:", *self.issues)))
+        super().__init__("\n  ".join((f"{title}:", *_in_short(self.issues))))
 
 
 class MergeError(LoraBuildError):
@@ -60,6 +62,17 @@ class StorageError(LoraBuildError):
     """The disk or the network failed."""
 
     exit_code = 4
+
+
+def _in_short(issues: Iterable[str]) -> Iterator[str]:
+    """Yield the first issues of each source (what stands before the first colon) and how many more there are."""
+    groups: dict[str, list[str]] = {}
+    for issue in issues:
+        groups.setdefault(issue.partition(":")[0], []).append(issue)
+    for source, group in groups.items():
+        yield from group[:_SHOWN]
+        if len(group) > _SHOWN:
+            yield f"{source}: and {len(group) - _SHOWN} more like these"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -268,9 +268,7 @@ def verify(directory: Path | str) -> Verified:
     with ThreadPoolExecutor() as pool:
         found = pool.map(lambda file: _check_file(root, file, by_file.get(file.path, [])), manifest.files)
         problems = [problem for problems in found for problem in problems]
-    listed = _OWN_FILES | {file.path for file in manifest.files}
-    present = {p.relative_to(root).as_posix() for p in root.rglob("*") if not p.is_dir()}
-    problems += [f"{name}: is not in the manifest" for name in sorted(present - listed)]
+    problems += [f"{name}: is not in the manifest" for name in strangers(root, manifest)]
     if problems:
         raise VerificationError("\n  ".join((f"{root}: differs from its manifest:", *problems)))
     return Verified(
@@ -281,6 +279,12 @@ def verify(directory: Path | str) -> Verified:
     )
 
 
+def strangers(root: Path, manifest: Manifest) -> list[str]:
+    """Return the files below a build that lora-build did not write, sorted."""
+    present = {p.relative_to(root).as_posix() for p in root.rglob("*") if not p.is_dir()}
+    return sorted(present - _OWN_FILES - {file.path for file in manifest.files})
+
+
 def _check_file(root: Path, expected: FileRecord, tensors: Sequence[TensorRecord]) -> list[str]:
     """Return what differs in one file, its tensors named where they can be told apart."""
     path = root / expected.path
@@ -289,7 +293,7 @@ def _check_file(root: Path, expected: FileRecord, tensors: Sequence[TensorRecord
     if path.stat().st_size != expected.size_bytes:
         return [f"{expected.path}: has {path.stat().st_size} bytes, expected {expected.size_bytes}"]
     problems = []
-    with HashedFile(path, expected.path) as file:
+    with HashedFile(path, str(path)) as file:
         if tensors:
             try:
                 problems = _check_tensors(file, expected, tensors)

@@ -1,5 +1,6 @@
 """The straight line: recipe, inputs, plan, files, manifest."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from lora_build.manifest import (
     build_key,
     make_manifest,
     read_manifest,
+    strangers,
 )  # fmt: skip
 from lora_build.operations import Merge, Operation
 from lora_build.plan import MergePlan, make_plan
@@ -80,7 +82,11 @@ def prepare(recipe: Recipe) -> Prepared:
     resolved = resolve(recipe)
     target = resolve_path(recipe, recipe.output.dir).resolve()
     _check_overlap(target, resolved.sources)
-    return Prepared(recipe=recipe, sources=resolved.sources, plan=make_plan(recipe, resolved.inputs), target=target)
+    plan = make_plan(recipe, resolved.inputs)
+    prepared = Prepared(recipe=recipe, sources=resolved.sources, plan=plan, target=target)
+    if _check_target(prepared) is None:
+        _check_space(prepared)
+    return prepared
 
 
 def run(prepared: Prepared, *, progress: Callable[[int], None] | None = None) -> Built:
@@ -110,8 +116,9 @@ def build(recipe: Recipe | Mapping[str, Any]) -> Manifest:
     Raises:
         LoraBuildError: see `prepare` and `run`.
     """
-    checked = recipe if isinstance(recipe, Recipe) else from_mapping(recipe)
-    return run(prepare(checked)).manifest
+    if not isinstance(recipe, Recipe | Mapping):
+        raise RecipeError(f"build takes a Recipe or a mapping, found {recipe!r}; load_recipe('NAME') reads one by name")
+    return run(prepare(from_mapping(recipe))).manifest
 
 
 def _build(prepared: Prepared, sink: DirectorySink, progress: Callable[[int], None]) -> Built:
@@ -147,29 +154,44 @@ def _records(prepared: Prepared, wanted: Callable[[str], bool]) -> dict[tuple[st
 
 
 def _existing(prepared: Prepared) -> Manifest | None:
-    """Return the manifest of the build at the target if it is this one and whole; make sure that it may be replaced.
+    """Return the manifest of the build at the target if it is this one and whole."""
+    target, manifest = prepared.target, _check_target(prepared)
+    if manifest is None or prepared.recipe.output.exist is Exist.overwrite:
+        return None
+    inputs: InputDigests = _records(prepared, lambda _: True)
+    same = build_key(prepared.plan, inputs) == manifest.build_key
+    return manifest if same and all(_is_whole(target / file.path, file) for file in manifest.files) else None
+
+
+def _check_target(prepared: Prepared) -> Manifest | None:
+    """Return the manifest of the build that is at the target, after making sure that a build may go there.
 
     Raises:
         RecipeError: something is there that must stay.
+        StorageError: nothing can be written there.
     """
-    target, exist = prepared.target, prepared.recipe.output.exist
+    target = prepared.target
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        there = next(parent for parent in target.parents if parent.exists())
+        if not there.is_dir():
+            raise RecipeError(f"output.dir: {target} cannot be made: {there} is a file")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise StorageError(f"output.dir: {target} cannot be made: no permission to write in {there}")
         return None
-    if exist is Exist.fail:
+    if prepared.recipe.output.exist is Exist.fail:
         raise RecipeError(f"output.dir: {target} exists, and the recipe says exist: fail")
     if not (target / MANIFEST_NAME).is_file():
         raise RecipeError(
             f"output.dir: {target} exists and is no build of lora-build; it is left alone, choose another"
         )
-    if exist is Exist.overwrite:
-        return None
     try:
         manifest = read_manifest(target)
-    except VerificationError:
-        return None
-    inputs: InputDigests = _records(prepared, lambda _: True)
-    same = build_key(prepared.plan, inputs) == manifest.build_key
-    return manifest if same and all(_is_whole(target / file.path, file) for file in manifest.files) else None
+    except VerificationError as error:
+        raise RecipeError(f"output.dir: {error}; it is left alone: remove {target} or choose another") from error
+    if others := strangers(target, manifest):
+        names = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        raise RecipeError(f"output.dir: {target} holds files that lora-build did not write ({names}); move them away")
+    return manifest
 
 
 def _is_whole(path: Path, file: FileRecord) -> bool:
@@ -197,7 +219,7 @@ def _check_space(prepared: Prepared) -> None:
     needed, free = prepared.num_bytes_written, free_bytes_for(prepared)
     if needed > free:
         raise StorageError(
-            f"output.dir: {prepared.target} needs {needed / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free; "
+            f"output.dir: {prepared.target} needs {needed / 1e6:,.1f} MB, its disk has {free / 1e6:,.1f} MB free; "
             "free some space, or set output.dir to another disk"
         )
 

@@ -23,7 +23,7 @@ from lora_build.errors import RecipeError, did_you_mean
 from lora_build.recipe import AdapterSpec, BaseSpec, Recipe, flatten, is_local, parse_size
 
 
-def from_mapping(mapping: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
+def from_mapping(mapping: Mapping[str, Any] | Recipe, *, where: str = "recipe") -> Recipe:
     """Return the checked recipe of plain data with the keys of `Recipe`.
 
     References such as `${recipe.name}` are followed. `name` is "build" and `root` the working directory where

@@ -174,8 +174,8 @@ def _refusal(problem: str, at: Any) -> yaml.MarkedYAMLError:
 
 
 def expand_override(text: str) -> str:
-    """Return an override with the shorthand of the base written out, as a file may have it."""
-    return re.sub(r"^recipe\.base=(?![{])", "recipe.base.source=", text)
+    """Return an override with the shorthand of a source written out, as a file may have it; other keys stay as set."""
+    return re.sub(r"^(\+{0,2}recipe\.(?:base|adapters\.[\w-]+))=(?!\{|\[|null$|$)", r"\1.source=", text)
 
 
 def _from_the_top(item: Any) -> Any:

@@ -81,7 +81,12 @@ def open_source(recipe: Recipe, role: str, spec: BaseSpec | AdapterSpec) -> Sour
     if is_local(spec.source):
         return open_local(role, spec.source, resolve_path(recipe, spec.source))
     wanted = None if role == "base" else {CONFIG_NAME, WEIGHTS_NAME, "adapter_model.bin"}
-    return open_hub(role, spec.source, spec.revision, lambda name: wanted is None or name in wanted)
+    try:
+        return open_hub(role, spec.source, spec.revision, lambda name: wanted is None or name in wanted)
+    except LoraBuildError as error:
+        if not resolve_path(recipe, spec.source).is_dir():
+            raise
+        raise type(error)(f"{error}; there is a folder {spec.source} here: for it write ./{spec.source}") from error
 
 
 def _whole_digests(sources: Mapping[str, Source], adapters: tuple[Adapter, ...]) -> dict[tuple[str, str], str]:

@@ -42,13 +42,13 @@ class FileWriter:
     def __init__(self, root: Path, name: str, size_bytes: int) -> None:
         """Create the file and reserve its space."""
         self._name = name
+        self._path = root / name
         self._size = size_bytes
         self._written = 0
         self._hash = hashlib.sha256()
-        path = root / name
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        with disk_errors(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
             if size_bytes:
                 _reserve(self._fd, size_bytes)
 
@@ -65,7 +65,7 @@ class FileWriter:
         view = memoryview(data)
         self._hash.update(view)
         self._written += len(view)
-        with disk_errors(Path(self._name)):
+        with disk_errors(self._path):
             while view:
                 view = view[os.write(self._fd, view) :]
 
@@ -73,7 +73,7 @@ class FileWriter:
         """Sync the file to the disk and return its record."""
         assert self._written == self._size, f"{self._name}: wrote {self._written} of {self._size} bytes"
         found = "sha256:" + self._hash.hexdigest()
-        with disk_errors(Path(self._name)):
+        with disk_errors(self._path):
             os.fsync(self._fd)
             remember(self._fd, found)  # so that the next build can tell at once that the file is as it was written
             os.close(self._fd)
@@ -168,7 +168,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     except LoraBuildError:
         raise
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "; free some space, or set output.dir to another disk" if full else ""
         raise StorageError(f"{error.filename or path}: {error.strerror}{remedy}") from error
 
@@ -227,4 +227,6 @@ def _remove(path: Path) -> None:
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
+        for folder in (path, *(p for p in path.rglob("*") if p.is_dir() and not p.is_symlink())):
+            folder.chmod(0o700)  # an old build may be write-protected
         shutil.rmtree(path)

@@ -14,33 +14,57 @@ BARELY = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What one adapter does to one tensor; beside other adapters, the difference that leaving it out would make.
+
+    Beside others it is measured on the tensor's first block of rows, alone on all of it.
+
+    Attributes:
+        adapter: its name.
+        base_norm: ‖W‖, Frobenius, of the rows measured.
+        update_norm: ‖ΔW‖ of this adapter before rounding.
+        num_updated: elements whose update is not zero.
+        num_changed: elements whose stored value would be another without this adapter.
+    """
+
+    adapter: str
+    base_norm: float
+    update_norm: float
+    num_updated: int
+    num_changed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSurvival:
     """What rounding left of the update of one tensor.
 
     Attributes:
         name: the tensor.
         dtype: the output's, in safetensors' words.
-        adapters: whose updates are in it, sorted.
         base_norm: ‖W‖, Frobenius.
-        update_norm: ‖ΔW‖ before rounding.
+        update_norm: ‖ΔW‖ before rounding, all adapters together.
         num_elements: of the tensor.
         num_updated: elements whose update is not zero.
         num_changed: elements whose stored value is another than without the update.
+        shares: the same for each adapter, by name.
     """
 
     name: str
     dtype: str
-    adapters: tuple[str, ...]
     base_norm: float
     update_norm: float
     num_elements: int
     num_updated: int
     num_changed: int
+    shares: tuple[Share, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterSurvival:
-    """The same summed over the tensors that one adapter updates, alone or with others."""
+    """The shares of one adapter summed over the tensors that it updates.
+
+    `relative_norm` is ‖ΔW‖/‖W‖, None if that is no number; `changed` is the part of the updated elements that changed.
+    """
 
     adapter: str
     num_tensors: int
@@ -54,29 +78,29 @@ class AdapterSurvival:
 
 
 def by_adapter(tensors: Iterable[TensorSurvival]) -> tuple[AdapterSurvival, ...]:
-    """Return the sums for each adapter: ‖ΔW‖/‖W‖ over its tensors, and the share of updated elements that changed."""
-    groups: dict[str, list[TensorSurvival]] = {}
+    """Return the sums for each adapter, by name."""
+    groups: dict[str, list[Share]] = {}
     for tensor in tensors:
-        for adapter in tensor.adapters:
-            groups.setdefault(adapter, []).append(tensor)
+        for share in tensor.shares:
+            groups.setdefault(share.adapter, []).append(share)
     return tuple(_sum_up(adapter, group) for adapter, group in sorted(groups.items()))
 
 
-def _sum_up(adapter: str, tensors: Sequence[TensorSurvival]) -> AdapterSurvival:
-    base = math.sqrt(sum(t.base_norm**2 for t in tensors))
-    update = math.sqrt(sum(t.update_norm**2 for t in tensors))
-    updated = sum(t.num_updated for t in tensors)
+def _sum_up(adapter: str, shares: Sequence[Share]) -> AdapterSurvival:
+    base = math.sqrt(sum(share.base_norm**2 for share in shares))
+    update = math.sqrt(sum(share.update_norm**2 for share in shares))
+    updated = sum(share.num_updated for share in shares)
     return AdapterSurvival(
         adapter=adapter,
-        num_tensors=len(tensors),
+        num_tensors=len(shares),
         relative_norm=update / base if base and math.isfinite(update / base) else None,
-        changed=sum(t.num_changed for t in tensors) / updated if updated else 0.0,
+        changed=sum(share.num_changed for share in shares) / updated if updated else 0.0,
     )
 
 
 def describe_norm(adapter: AdapterSurvival) -> str:
-    """Return the relative norm in words; a base of zeros has none."""
-    return "‖W‖ = 0" if adapter.relative_norm is None else f"‖ΔW‖/‖W‖ {adapter.relative_norm:.2g}"
+    """Return the relative norm in words; next to a base of zeros there is none."""
+    return "‖ΔW‖/‖W‖ not a number" if adapter.relative_norm is None else f"‖ΔW‖/‖W‖ {adapter.relative_norm:.2g}"
 
 
 def warnings(tensors: Iterable[TensorSurvival]) -> tuple[str, ...]:

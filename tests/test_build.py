@@ -324,12 +324,81 @@ def test_survival_is_measured_for_each_merged_tensor(folder: Path) -> None:
 
 
 def test_an_adapter_that_rounding_swallows_is_warned_about(folder: Path) -> None:
-    small.make_adapter(folder / "faint", scale=1e-4)
+    small.make_adapter(folder / "faint", scale=2e-4)
     built = run(prepare(from_mapping(small.recipe(folder, "faint"))))
 
     (warning,) = built.warnings
     assert "adapter faint barely survives rounding" in warning
     assert survival.by_adapter(built.survival)[0].changed < 0.1
+
+
+def test_an_adapter_that_vanishes_beside_another_is_warned_about_by_name(folder: Path) -> None:
+    small.make_adapter(folder / "faint", seed=70, scale=1e-7)
+    built = run(prepare(from_mapping(small.recipe(folder, "math", "faint"))))
+
+    (warning,) = built.warnings
+    assert "adapter faint barely survives rounding" in warning
+    faint, math = survival.by_adapter(built.survival)
+    assert faint.relative_norm is not None
+    assert math.relative_norm is not None
+    assert faint.relative_norm < 1e-5 * math.relative_norm
+    assert math.changed > 0.5
+
+
+def test_the_share_of_an_adapter_beside_others_is_what_leaving_it_out_changes(folder: Path) -> None:
+    small.make_adapter(folder / "other", seed=70)
+    both = run(prepare(from_mapping(small.recipe(folder, "math", "other"))))
+    merged = load_file(folder / "out/model.safetensors")
+    lora_build.build(small.recipe(folder, "other", output={"dir": str(folder / "rest")}))
+    rest = load_file(folder / "rest/model.safetensors")
+
+    for tensor in both.survival:
+        share = next(share for share in tensor.shares if share.adapter == "math")
+        assert share.num_changed == int((merged[tensor.name] != rest[tensor.name]).sum())
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-9])
+def test_a_build_that_turns_out_equal_to_its_base_is_refused(folder: Path, scale: float) -> None:
+    small.make_adapter(folder / "nothing", scale=scale)
+
+    with pytest.raises(lora_build.MergeError, match="the output would equal the base: no stored value changed"):
+        lora_build.build(small.recipe(folder, "nothing"))
+    assert listing(folder) == ["base", "math", "nothing"]
+
+
+def test_files_of_ones_own_in_a_build_keep_it_from_being_replaced(folder: Path) -> None:
+    lora_build.build(small.recipe(folder))
+    (folder / "out/README.md").write_text("my model card")
+
+    for exist in ("reuse", "overwrite"):
+        with pytest.raises(lora_build.RecipeError, match=r"did not write \(README.md\); move them away"):
+            lora_build.build(small.recipe(folder, dtype="float32", output={"dir": str(folder / "out"), "exist": exist}))
+    assert (folder / "out/README.md").read_text() == "my model card"
+
+
+def test_a_write_protected_build_is_replaced_and_leaves_nothing(folder: Path) -> None:
+    lora_build.build(small.recipe(folder))
+    (folder / "out").chmod(0o555)
+    lora_build.build(small.recipe(folder, dtype="float32"))
+
+    assert listing(folder) == ["base", "math", "out"]
+
+
+def test_a_target_below_a_file_is_refused_when_planning(folder: Path) -> None:
+    (folder / "afile").write_text("x")
+
+    with pytest.raises(lora_build.RecipeError, match="afile is a file"):
+        prepare(from_mapping(small.recipe(folder, output={"dir": str(folder / "afile/out")})))
+
+
+def test_a_recipe_changed_in_python_is_checked_again(folder: Path) -> None:
+    recipe = from_mapping(small.recipe(folder))
+    recipe.adapter_names = ["mth"]
+
+    with pytest.raises(lora_build.RecipeError, match="no adapter 'mth'; did you mean 'math'"):
+        lora_build.build(recipe)
+    with pytest.raises(lora_build.RecipeError, match=r"load_recipe\('NAME'\)"):
+        lora_build.build("prod")  # type: ignore[arg-type]
 
 
 def test_provenance_names_sources_and_no_path_of_this_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -329,3 +329,28 @@ def test_an_update_stored_either_way_round_is_accepted_for_a_model_that_nobody_k
     first = prepare(from_mapping(small.recipe(tmp_path))).plan.operations[0]
     assert isinstance(first, Merge)
     assert first.updates[0].transposed
+
+
+def test_many_issues_of_one_adapter_are_shown_in_part_and_kept_in_full(folder: Path) -> None:
+    for i in range(9):
+        small.edit(folder / "math", **{f"base_model.model.model.layers.9.mlp.p{i}.lora_X.weight": torch.ones(2)})
+    with pytest.raises(lora_build.PlanError) as caught:
+        lora_build.build(small.recipe(folder))
+
+    assert len(caught.value.issues) == 9
+    assert "(9 issues)" in str(caught.value)
+    assert str(caught.value).endswith("adapters.math: and 5 more like these")
+
+
+def test_a_git_lfs_pointer_is_recognised(folder: Path) -> None:
+    (folder / "base/model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    )
+
+    assert "is a pointer of Git LFS, not the file itself; run `git lfs pull`" in refusal(folder)
+
+
+def test_shards_without_their_index_are_said_so(folder: Path) -> None:
+    (folder / "base/model.safetensors").rename(folder / "base/model-00001-of-00001.safetensors")
+
+    assert "found model-00001-of-00001.safetensors; shards need their index" in refusal(folder)

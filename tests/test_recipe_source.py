@@ -82,6 +82,15 @@ def test_the_shorthand_of_the_base_is_an_override_in_python_too(project):
     assert load_recipe("prod", ["recipe.base=./other"]).base.source == "./other"
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_a_source_set_alone_keeps_the_adapters_other_keys(project, before):
+    words = ["recipe.adapters.code=./other", "recipe.adapters.code.weight=0.75"]
+    recipe = load_recipe("prod", words if before else words[::-1])
+    assert (recipe.adapters["code"].source, recipe.adapters["code"].weight) == ("./other", 0.75)
+    assert load_recipe("prod", words[:1]).adapters["code"].weight == 0.25
+    assert load_recipe("prod", ["recipe.adapters.code=null"]).adapters.keys() == {"math"}
+
+
 def test_adapters_are_picked_from_their_folder(project):
     recipe = load_recipe("picked")
     assert {name: (spec.source, spec.weight) for name, spec in recipe.adapters.items()} == {
