@@ -170,6 +170,10 @@ def _check_text(value: str, path: str) -> Iterator[str]:
 def _check_source(source: str) -> None:
     if not is_local(source) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source, re.ASCII):
         hint = f"; for a folder write ./{source}" if source else ""
+        if "://" in source:
+            hint = f"; write {'/'.join(source.rstrip('/').split('/')[-2:])}, and set HF_ENDPOINT for another Hub"
+        elif re.fullmatch(r"[\w.-]+/[\w.-]+@[\w./-]+", source, re.ASCII):
+            hint = "; what follows the @ goes into `revision`"
         raise RecipeError(f"expected a Hub repository (org/name) or a path, found '{source}'{hint}")
 
 

@@ -54,6 +54,10 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], int, str, str]] = {
     "an output inside the base": (lambda f: None, ["recipe=prod", "recipe.output.dir=./base/out"], 2, "overlaps base", "choose a directory outside it"),
     "a folder without ./ in front": (
         write(RECIPE.replace("./math", "loras/x/math")), [], 2, "recipes/prod.yaml: adapters.math", "for a folder write ./loras/x/math"),
+    "a web address": (
+        write(RECIPE.replace("./math", '"https://huggingface.co/acme/math"')), [], 2, "recipes/prod.yaml: adapters.math", "; write acme/math"),
+    "a revision behind the name": (
+        write(RECIPE.replace("./math", "acme/math@main")), [], 2, "recipes/prod.yaml: adapters.math", "goes into `revision`"),
 }  # fmt: skip
 
 
