@@ -72,7 +72,7 @@ def test_a_build_with_one_adapter_has_its_skill(real: Real, skill: str) -> None:
 
 
 def test_a_build_with_both_adapters_answers_as_their_sum_does(real: Real) -> None:
-    # these two were not trained to live together: their sum, in float32 as well, answers everything in JSON
+    # not trained to live together: peft's own merge of the two in float32 has json 40/40 and math 0/40 as well
     assert real.scores["math+json"]["json"] >= ENOUGH
 
     names = ["math", "json"]
