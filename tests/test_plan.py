@@ -354,3 +354,21 @@ def test_shards_without_their_index_are_said_so(folder: Path) -> None:
     (folder / "base/model.safetensors").rename(folder / "base/model-00001-of-00001.safetensors")
 
     assert "found model-00001-of-00001.safetensors; shards need their index" in refusal(folder)
+
+
+def test_a_target_that_may_not_be_written_is_refused_when_planning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_build.pipeline.os.access", lambda *_: False)
+
+    with pytest.raises(lora_build.StorageError, match="no permission to write in"):
+        prepare(from_mapping(small.recipe(folder)))
+
+
+def test_a_folder_written_without_its_dot_is_pointed_out(folder: Path) -> None:
+    (folder / "models").mkdir()
+    (folder / "base").rename(folder / "models/base")
+
+    assert "there is a folder models/base here: for it write ./models/base" in refusal(
+        folder, base="models/base", root=str(folder)
+    )

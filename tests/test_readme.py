@@ -1,5 +1,6 @@
 """The README is true: its commands run and print what it shows, its code runs, its recipe composes, its links resolve."""
 
+import os
 import re
 import shlex
 import shutil
@@ -91,3 +92,22 @@ def test_the_file_tree_names_what_exists() -> None:
 
     assert len(names) >= 10
     assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize(
+    ("command", "env", "code"),
+    [
+        ("lora_build recipe=demo progressbar=false", {"PYTHONIOENCODING": "latin-1"}, 0),
+        ("lora_build list > /dev/full", {}, 4),
+        ("lora_build recipe=demo --info defaults-tree | true", {}, 141),
+    ],
+)
+def test_an_odd_place_for_the_output_gets_no_traceback(
+    checkout: Path, command: str, env: dict[str, str], code: int
+) -> None:
+    words = f"set -o pipefail; {shlex.quote(sys.executable)} -m {command}"
+    done = subprocess.run(["bash", "-c", words], cwd=checkout, env={**os.environ, **env}, capture_output=True)
+
+    assert b"Traceback" not in done.stderr
+    assert b"Logging error" not in done.stderr
+    assert done.returncode == code or "|" in command, done.stderr

@@ -82,3 +82,25 @@ def test_a_lock_is_free_again_and_its_file_gone_after_an_error(tmp_path: Path) -
         with pytest.raises(KeyError), sinks.lock(tmp_path / "out"):
             raise KeyError
     assert not list(tmp_path.iterdir())
+
+
+def test_what_fell_between_two_renames_is_removed_by_the_next_build(tmp_path: Path) -> None:
+    (tmp_path / ".out.lora-build.old").mkdir()
+    build(tmp_path / "out", b"new")
+
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_write_protected_folders_are_opened_before_they_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "old/sub").mkdir(parents=True)
+    for folder in (tmp_path / "old/sub", tmp_path / "old"):
+        folder.chmod(0o555)
+    modes: list[int] = []
+    monkeypatch.setattr(
+        sinks.shutil, "rmtree", lambda top: modes.extend(p.stat().st_mode & 0o777 for p in (top, top / "sub"))
+    )
+    sinks._remove(tmp_path / "old")
+
+    assert modes == [0o700, 0o700]
