@@ -5,27 +5,31 @@ other tensor is a whole parameter that replaces the base's (`modules_to_save`, t
 `base_layer` is the base's own parameter saved along with the factors.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from lora_build.checkpoint import Reader, TensorInfo, parse_object, read_tensors
+from lora_build.checkpoint import Reader, TensorInfo, is_tokenizer_file, parse_object, read_tensors
 from lora_build.errors import SourceError
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_TOKENS_LEAF = "token_adapter.trainable_tokens_delta"
 _MAX_CONFIG_BYTES = 10_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """One adapter of a recipe: its name and weight there, its config, its tensors by key."""
+    """One adapter of a recipe: its name, weight and packing there, its config, its tensors by key, its tokenizer."""
 
     name: str
     weight: float
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
+    expert_packing: str = "peft"
+    tokenizer_files: tuple[str, ...] = ()
 
     @property
     def source(self) -> str:
@@ -44,18 +48,30 @@ class Parts:
 
     Attributes:
         factors: module path to leaf to tensor, for the leaves of the adapter's method.
+        wrapped: the modules that lie inside another adapted module.
+        shared: tensors that belong to the adapter as a whole, by name.
+        tokens: module path to its trained rows (`trainable_token_indices`).
         replaced: parameter path to the tensor that takes its place.
+        copies: parameter path to further tensors that take its place, which must be the same.
         frozen: parameter path to the base's own tensor that was saved along.
+        ignored: keys of tensors that training needed and merging does not.
         problems: what is wrong with the keys, one line each.
     """
 
-    factors: Mapping[str, Mapping[str, TensorInfo]]
-    replaced: Mapping[str, TensorInfo]
-    frozen: Mapping[str, TensorInfo]
-    problems: tuple[str, ...]
+    factors: dict[str, dict[str, TensorInfo]] = field(default_factory=dict)
+    wrapped: set[str] = field(default_factory=set)
+    shared: dict[str, TensorInfo] = field(default_factory=dict)
+    tokens: dict[str, TensorInfo] = field(default_factory=dict)
+    replaced: dict[str, TensorInfo] = field(default_factory=dict)
+    copies: dict[str, list[TensorInfo]] = field(default_factory=dict)
+    frozen: dict[str, TensorInfo] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
-def open_adapter(read: Reader, name: str, weight: float, sizes: Mapping[str, int]) -> Adapter:
+def open_adapter(
+    read: Reader, name: str, weight: float, sizes: Mapping[str, int], *, expert_packing: str = "peft"
+) -> Adapter:
     """Return the adapter that a source's files (name to size in bytes) hold.
 
     Raises:
@@ -77,35 +93,60 @@ def open_adapter(read: Reader, name: str, weight: float, sizes: Mapping[str, int
     if not isinstance(config.get("peft_type"), str):
         raise SourceError(f"{source}/{CONFIG_NAME}: has no peft_type")
     tensors = read_tensors(read, source, WEIGHTS_NAME, sizes[WEIGHTS_NAME])
-    return Adapter(name=name, weight=weight, config=config, tensors={t.name: t for t in tensors})
+    return Adapter(
+        name=name,
+        weight=weight,
+        config=config,
+        tensors={t.name: t for t in tensors},
+        expert_packing=expert_packing,
+        tokenizer_files=tuple(sorted(file for file in sizes if is_tokenizer_file(file))),
+    )
 
 
-def sort_tensors(adapter: Adapter, leaves: tuple[str, ...]) -> Parts:
-    """Return an adapter's tensors as factors (the given leaves), replaced and frozen parameters: each exactly once."""
-    factors: dict[str, dict[str, TensorInfo]] = {}
-    replaced: dict[str, TensorInfo] = {}
-    frozen: dict[str, TensorInfo] = {}
-    problems: list[str] = []
+def sort_tensors(
+    adapter: Adapter, leaves: Sequence[str], *, shared_leaves: Sequence[str] = (), ignored: Sequence[str] = ()
+) -> Parts:
+    """Return an adapter's tensors sorted, each exactly once.
+
+    Args:
+        adapter: whose tensors.
+        leaves: the ends of keys that are factors of a module.
+        shared_leaves: the ends of keys that belong to the adapter as a whole.
+        ignored: patterns of ends that merging does not need.
+    """
+    parts = Parts()
+    unneeded = re.compile("|".join(rf".*\.({pattern})" for pattern in ignored) or "(?!)")
     for key, tensor in sorted(adapter.tensors.items()):
         path = key.removeprefix(_PREFIX)
-        module, leaf = _split_leaf(path, leaves)
-        if path == key:
-            problems.append(f"{adapter.source}: tensor '{key}' does not start with '{_PREFIX}' as PEFT's keys do")
+        module, leaf = _split_leaf(path, (*leaves, _TOKENS_LEAF))
+        inner = module.replace(".base_layer.", ".")
+        if key.startswith("base_model.") and key.rpartition(".")[2] in shared_leaves:
+            parts.shared[key.rpartition(".")[2]] = tensor
+        elif path == key:
+            parts.problems.append(f"{adapter.source}: tensor '{key}' does not start with '{_PREFIX}' as PEFT's keys do")
+        elif leaf.endswith(_TOKENS_LEAF):
+            parts.tokens[inner] = tensor
         elif leaf:
-            factors.setdefault(module, {})[leaf] = tensor
+            parts.factors.setdefault(inner, {})[leaf] = tensor
+            if inner != module:
+                parts.wrapped.add(inner)
+        elif unneeded.fullmatch(path) or ".original_module." in path:
+            parts.ignored.append(key)
         elif path.endswith(".base_layer.weight"):
-            frozen[module.replace(".base_layer.", ".")] = tensor
+            parts.frozen[path.replace(".base_layer.", ".")] = tensor
         elif ".lora_" in path or path.startswith("lora_"):
-            problems.append(
-                f"{adapter.source}: nothing here consumes tensor '{key}'; known leaves: {', '.join(leaves)}"
-            )
+            known = ", ".join(leaves)
+            parts.problems.append(f"{adapter.source}: nothing here consumes tensor '{key}'; known leaves: {known}")
         else:
-            replaced[path.replace(".modules_to_save.", ".").replace(".base_layer.", ".")] = tensor
-    return Parts(factors=factors, replaced=replaced, frozen=frozen, problems=tuple(problems))
+            parameter = path.replace(".modules_to_save.", ".").replace(".base_layer.", ".")
+            if parts.replaced.setdefault(parameter, tensor) is not tensor:
+                parts.copies.setdefault(parameter, []).append(tensor)
+    return parts
 
 
-def _split_leaf(path: str, leaves: tuple[str, ...]) -> tuple[str, str]:
-    for leaf in leaves:
+def _split_leaf(path: str, leaves: Sequence[str]) -> tuple[str, str]:
+    """Return the module and the longest leaf that a path ends in; the path itself where it ends in none."""
+    for leaf in sorted(leaves, key=len, reverse=True):
         if path.endswith("." + leaf):
             return path.removesuffix("." + leaf), leaf
     return path, ""

@@ -63,8 +63,44 @@ def _on_grid(t: Tensor, dim: int, bits: int) -> Tensor:
     return torch.round(t * scale) / scale
 
 
+class ExactProduct:
+    """left @ right, prepared once and then given for any of its rows, with the same bits however they are chosen.
+
+    It comes as two addends in float64 whose sum is the product: the first is exact on the factors' coarse grids, the
+    second carries what the grids left, to about 2**-60 of the product of the largest factors.
+    """
+
+    def __init__(self, left: Tensor, right: Tensor) -> None:
+        """Prepare the factors, left [rows, R] and right [R, columns], float64."""
+        bits = 53 - math.ceil(math.log2(2 * max(1, right.shape[0])))
+        left_bits = (bits + 1) // 2
+        left1, right1 = _on_grid(left, 1, left_bits), _on_grid(right, 0, bits - left_bits)
+        left2, right2 = _on_grid(left - left1, 1, left_bits), _on_grid(right - right1, 0, bits - left_bits)
+        self._left1, self._left2 = left1.contiguous(), left2.contiguous()
+        self._right1, self._right2 = right1.contiguous(), right2.contiguous()
+
+    def rows(self, at: slice) -> tuple[Tensor, Tensor]:
+        """Return both addends for some rows, each [len(at), columns]."""
+        # each of the three products is exact, so their bits do not depend on the BLAS
+        main = self._left1[at] @ self._right1
+        rest = self._left2[at] @ self._right1 + self._left1[at] @ self._right2
+        return main, rest
+
+    def columns(self, at: slice) -> tuple[Tensor, Tensor]:
+        """Return both addends for some columns, transposed, each [len(at), rows]."""
+        left1, left2 = self._left1.T, self._left2.T
+        main = self._right1[:, at].T @ left1
+        rest = self._right1[:, at].T @ left2 + self._right2[:, at].T @ left1
+        return main, rest
+
+    def all(self) -> Tensor:
+        """Return the product [rows, columns]."""
+        main, rest = self.rows(slice(None))
+        return main + rest
+
+
 class LowRankSum:
-    """W + B@A for the rows of one stored tensor, prepared once and then applied to any block of its rows."""
+    """W + B@A for the rows of one stored matrix, prepared once and then applied to any block of its rows."""
 
     def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype, *, transposed: bool) -> None:
         """Prepare the factors.
@@ -72,31 +108,34 @@ class LowRankSum:
         Args:
             pairs: (B [out, r], A [r, in]) of each update in float64, B with weight and scaling folded in.
             dtype: the output's.
-            transposed: whether the stored tensor is [in, out].
+            transposed: whether the stored matrix is [in, out].
         """
         B = torch.cat([b for b, _ in pairs], dim=1)
         A = torch.cat([a for _, a in pairs], dim=0)
         self._dtype = dtype
-        bits = 53 - math.ceil(math.log2(2 * max(1, A.shape[0])))
-        b_bits = (bits + 1) // 2
-        B1, A1 = _on_grid(B, 1, b_bits), _on_grid(A, 0, bits - b_bits)
-        B2, A2 = _on_grid(B - B1, 1, b_bits), _on_grid(A - A1, 0, bits - b_bits)
-        # of the stored rows, then of the stored columns
-        sides = ((A1.T, A2.T), (B1.T, B2.T)) if transposed else ((B1, B2), (A1, A2))
-        (self._left1, self._left2), (self._right1, self._right2) = ((x.contiguous(), y.contiguous()) for x, y in sides)
+        # B gets the finer grid in either storage, so that both have the same bits
+        self._transposed = transposed
+        self._product = ExactProduct(B, A)
 
     def rows(self, W: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Return the merged rows in the output's dtype and the update in float64, both of W's shape.
 
         Args:
-            W: rows [first, first + n) of the stored tensor, any floating dtype, [n, columns].
+            W: rows [first, first + n) of the stored matrix, any floating dtype, [n, columns].
             first: the index of the first of them.
         """
         at = slice(first, first + W.shape[0])
-        # each of the three products is exact; their sums and W's are IEEE additions in this order
-        main = self._left1[at] @ self._right1
-        rest = self._left2[at] @ self._right1 + self._left1[at] @ self._right2
+        main, rest = self._product.columns(at) if self._transposed else self._product.rows(at)
         return round_once((W.to(torch.float64) + main) + rest, self._dtype), main + rest
+
+
+def tree_sum(x: Tensor) -> Tensor:
+    """Return the sum over the last dimension by halves: the same additions, so the same bits, on every machine."""
+    while (n := x.shape[-1]) > 1:
+        half = (n + 1) // 2
+        low, high = x[..., :half], x[..., half:]
+        x = torch.cat([low[..., : n - half] + high, low[..., n - half :]], dim=-1)
+    return x[..., 0]
 
 
 def self_test() -> None:

@@ -253,6 +253,17 @@ _SIDE_FILE = re.compile(
 )
 
 
+_TOKENIZER_FILE = re.compile(
+    r"tokenizer[\w.\-]*|added_tokens\.json|special_tokens_map\.json|vocab[\w.\-]*|merges\.txt|[\w\-]*\.tiktoken"
+    r"|(sentencepiece[\w.\-]*|spiece)\.model|chat_template\.(jinja|json)"
+)
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a file belongs to a tokenizer, its chat template included."""
+    return bool(_TOKENIZER_FILE.fullmatch(name)) and not name.endswith((".safetensors", ".py"))
+
+
 def is_side_file(name: str, config: Mapping[str, Any]) -> bool:
     """Whether a file of the base goes along unchanged: tokenizer, templates, generation config, licence.
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from lora_build.arithmetic import DTYPES, all_finite, round_once, self_test
-from lora_build.checkpoint import TensorInfo
+from lora_build.checkpoint import DTYPE_BYTES, TensorInfo
 from lora_build.digests import CHUNK_BYTES, HashedFile
 from lora_build.errors import MergeError
 from lora_build.methods import MergeRows, methods
-from lora_build.operations import Merge, Operation, Shard, kind, touched_by
+from lora_build.operations import Merge, Operation, Segment, Shard, kind, touched_by
 from lora_build.plan import MergePlan
 from lora_build.sinks import DirectorySink, FileRecord, FileWriter
 from lora_build.sources import Source, open_hashed
@@ -96,6 +96,8 @@ class _Inputs:
         self._sources = sources
         self._stack = stack
         self._files: dict[tuple[str, str], HashedFile] = {}
+        self._kept: dict[TensorInfo, Tensor] = {}
+        self._num_kept = 4 * len(sources)  # both factors of two stacks, of each adapter
 
     def file(self, source: str, name: str) -> HashedFile:
         if (source, name) not in self._files:
@@ -103,12 +105,27 @@ class _Inputs:
             self._files[source, name] = self._stack.enter_context(opened)
         return self._files[source, name]
 
-    def chunks(self, tensor: TensorInfo, size_bytes: int) -> Iterator[bytearray]:
-        return self.file(tensor.source, tensor.file).chunks(tensor.start, tensor.end, size_bytes)
+    def chunks(self, tensor: TensorInfo, size_bytes: int, start: int, stop: int) -> Iterator[bytearray]:
+        """Yield the bytes [start, stop) of a tensor in pieces."""
+        file = self.file(tensor.source, tensor.file)
+        return file.chunks(tensor.start + start, tensor.start + stop, size_bytes)
 
-    def load(self, tensor: TensorInfo) -> Tensor:
-        data = self.file(tensor.source, tensor.file).read(tensor.start, tensor.end)
-        return _as_tensor(data, tensor.dtype).reshape(tensor.shape)
+    def rows(self, tensor: TensorInfo, columns: int, start: int, stop: int) -> Tensor:
+        """Return the rows [start, stop) of a tensor seen as a matrix."""
+        width = columns * DTYPE_BYTES[tensor.dtype]
+        data = self.file(tensor.source, tensor.file).read(tensor.start + start * width, tensor.start + stop * width)
+        return _as_tensor(data, tensor.dtype).reshape(-1, columns)
+
+    def factor(self, tensor: TensorInfo, *, keep: bool) -> Tensor:
+        """Return a whole tensor; the factors of a stack are kept for its other matrices, the last ones used."""
+        if (kept := self._kept.pop(tensor, None)) is None:
+            data = self.file(tensor.source, tensor.file).read(tensor.start, tensor.end)
+            kept = _as_tensor(data, tensor.dtype).reshape(tensor.shape)
+        if keep:
+            self._kept[tensor] = kept
+            if len(self._kept) > self._num_kept:
+                del self._kept[next(iter(self._kept))]
+        return kept
 
     def finish(self, plan: MergePlan) -> dict[tuple[str, str], FileRecord]:
         """Hash what was not read and return the digest of every weight file."""
@@ -182,32 +199,56 @@ class _Run:
 
     def _tasks(self, operation: Operation) -> Iterator[Callable[[], _Block]]:
         """Yield what makes the blocks of a tensor, one at least, each with its input already read."""
-        source, dtype = operation.source, DTYPES.get(operation.dtype)
+        source = operation.source
         if not source.num_elements:
             yield lambda: _Block(data=bytearray())
         elif isinstance(operation, Merge):
-            assert dtype is not None
-            loaded = [(u, {role: self.inputs.load(t) for role, t in u.factors.items()}) for u in operation.updates]
-            merger = methods()[operation.updates[0].method].merger
-            merge_rows = merger(loaded, dtype)
-            names = {update.adapter for update in operation.updates}
-            without = {
-                n: merger([p for p in loaded if p[0].adapter != n], dtype) for n in sorted(names) if len(names) > 1
-            }
-            columns = math.prod(source.shape[1:])
-            step = max(1, BLOCK_ELEMENTS // columns)
-            for first, data in enumerate(self.inputs.chunks(source, step * columns * DTYPES[source.dtype].itemsize)):
-                W = _as_tensor(data, source.dtype).reshape(-1, columns)
-                yield partial(_merge, merge_rows, W, first * step, dtype, without=without, check=self.safe_merge)
-                without = {}
-        elif operation.dtype != source.dtype:
-            assert dtype is not None
-            for index, data in enumerate(self.inputs.chunks(source, BLOCK_ELEMENTS * DTYPES[source.dtype].itemsize)):
-                x = _as_tensor(data, source.dtype)
-                yield partial(_convert, x, index * BLOCK_ELEMENTS, dtype, check=self.safe_merge)
+            num_rows, at = source.num_elements // operation.columns, 0
+            measured: set[str] = set()
+            for segment in operation.segments:
+                yield from self._unmerged(operation, at, segment.start)
+                yield from self._merged(operation, segment, measured)
+                at = segment.stop
+            yield from self._unmerged(operation, at, num_rows)
         else:
-            for data in self.inputs.chunks(source, CHUNK_BYTES):
+            yield from self._unmerged(operation, 0, source.num_elements)
+
+    def _merged(self, op: Merge, segment: Segment, measured: set[str]) -> Iterator[Callable[[], _Block]]:
+        """Yield what merges the rows of a segment; the first block measures the adapters not `measured` yet."""
+        dtype = DTYPES[op.dtype]
+        merger = methods()[segment.updates[0].method].merger
+        loaded = [(u, {role: self.inputs.factor(t, keep=u.stacked) for role, t in u.factors.items()})
+                  for u in segment.updates]  # fmt: skip
+        read = partial(self._rows, op, segment)
+        merge_rows = merger(loaded, dtype, read)
+        names = {update.adapter for update in segment.updates}
+        without: dict[str, MergeRows | None] = dict.fromkeys(sorted(names - measured))
+        if len(names) > 1:
+            without = {name: merger([p for p in loaded if p[0].adapter != name], dtype, read) for name in without}
+        measured |= names
+        step = max(1, BLOCK_ELEMENTS // op.columns)
+        for first in range(0, segment.stop - segment.start, step):
+            W = read(first, min(first + step, segment.stop - segment.start))
+            place = (segment.start + first) * op.columns
+            yield partial(_merge, merge_rows, W, first, dtype, place=place, without=without, check=self.safe_merge)
+            without = {}
+
+    def _unmerged(self, op: Operation, start: int, stop: int) -> Iterator[Callable[[], _Block]]:
+        """Yield what copies or converts the rows [start, stop) of a merged tensor, or such elements of another one."""
+        width = op.columns if isinstance(op, Merge) else 1
+        first, last = start * width, stop * width
+        size = DTYPE_BYTES[op.source.dtype]
+        if op.dtype == op.source.dtype:
+            for data in self.inputs.chunks(op.source, CHUNK_BYTES, first * size, last * size):
                 yield partial(_Block, data=data)
+            return
+        for index, data in enumerate(self.inputs.chunks(op.source, BLOCK_ELEMENTS * size, first * size, last * size)):
+            x = _as_tensor(data, op.source.dtype)
+            yield partial(_convert, x, first + index * BLOCK_ELEMENTS, DTYPES[op.dtype], check=self.safe_merge)
+
+    def _rows(self, op: Merge, segment: Segment, start: int, stop: int) -> Tensor:
+        """Return the source's rows [start, stop) of a segment."""
+        return self.inputs.rows(op.source, op.columns, segment.start + start, segment.start + stop)
 
     def _explain(self, op: Operation, block: _Block) -> str:
         """Return which element is not finite, and whose fault it is."""
@@ -217,7 +258,7 @@ class _Run:
             return f"{where} does not fit {op.dtype}; convert to bfloat16 or float32 instead"
         for update in op.updates:
             for role, tensor in update.factors.items():
-                if not all_finite(factor := self.inputs.load(tensor)):
+                if not all_finite(factor := self.inputs.factor(tensor, keep=False)):
                     at = f"{tensor.name}{_index(_first_bad(factor), tensor.shape)}"
                     return f"{where} is not finite: adapter {update.adapter} has a NaN or infinity in {role} ({at})"
         if not block.base_is_finite:
@@ -227,19 +268,32 @@ class _Run:
 
 
 def _merge(
-    merge_rows: MergeRows, W: Tensor, first: int, dtype: torch.dtype, *, without: Mapping[str, MergeRows], check: bool
+    merge_rows: MergeRows,
+    W: Tensor,
+    first: int,
+    dtype: torch.dtype,
+    *,
+    place: int,
+    without: Mapping[str, MergeRows | None],
+    check: bool,
 ) -> _Block:
-    """Return the merge of rows W, the first of which is row `first`; `without` leaves out one adapter each."""
+    """Return the merge of rows W, the first of which is row `first` of its segment and element `place` of its tensor.
+
+    `without` has, for each adapter to measure, the merge that leaves it out; None if no other adapter takes part.
+    """
     y, change = merge_rows(W, first)
     if check and not all_finite(y):
-        bad = first * W.shape[1] + _first_bad(y)
-        return _Block(data=bytearray(), not_finite=bad, base_is_finite=all_finite(W))
+        return _Block(data=bytearray(), not_finite=place + _first_bad(y), base_is_finite=all_finite(W))
     unmerged = W if W.dtype == dtype else round_once(W.to(torch.float64), dtype)
+    measured = _measure(W, change, y, unmerged)
     shares = []
     for adapter, rows in without.items():
-        rest, rest_change = rows(W, first)
-        shares.append(_share(adapter, _measure(W, change - rest_change, y, rest)))
-    return _Block(data=_as_bytes(y), measured=_measure(W, change, y, unmerged), shares=tuple(shares))
+        if rows is None:
+            shares.append(_share(adapter, measured))
+        else:
+            rest, rest_change = rows(W, first)
+            shares.append(_share(adapter, _measure(W, change - rest_change, y, rest)))
+    return _Block(data=_as_bytes(y), measured=measured, shares=tuple(shares))
 
 
 def _measure(W: Tensor, change: Tensor, y: Tensor, without: Tensor) -> tuple[float, float, int, int]:
@@ -276,6 +330,7 @@ def _survival(op: Merge, blocks: list[_Block]) -> TensorSurvival:
     """Return the survival of one tensor, summed over its blocks in order."""
     base, update, updated, changed = (sum(column) for column in zip(*(b.measured for b in blocks), strict=True))
     together = _share(op.updates[0].adapter, (base, update, int(updated), int(changed)))
+    shares = tuple(share for block in blocks for share in block.shares)
     return TensorSurvival(
         name=op.name,
         dtype=op.dtype,
@@ -284,7 +339,7 @@ def _survival(op: Merge, blocks: list[_Block]) -> TensorSurvival:
         num_elements=op.source.num_elements,
         num_updated=together.num_updated,
         num_changed=together.num_changed,
-        shares=blocks[0].shares or (together,),
+        shares=shares if len(shares) > 1 else (together,),
     )
 
 

@@ -11,7 +11,7 @@ and a newline; docs/manifest.md shows a full example. Nothing in it changes from
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 from lora_build.checkpoint import TensorInfo, read_tensors
 from lora_build.digests import HashedFile, sha256
 from lora_build.errors import SourceError, VerificationError
-from lora_build.operations import Merge, kind, touched_by
+from lora_build.operations import Merge, Operation, Segment, kind, touched_by
 from lora_build.plan import MergePlan
 from lora_build.sinks import FileRecord
 
@@ -52,11 +52,16 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A manifest's content. `Manifest.from_bytes(m.to_bytes()) == m`."""
+    """A manifest's content. `Manifest.from_bytes(m.to_bytes()) == m`.
+
+    `reproducibility` is `exact` where every machine builds the same bytes, `environment` where a library's linear
+    algebra has a part in them.
+    """
 
     plan: Mapping[str, Any]
     files: tuple[FileRecord, ...]
     tensors: tuple[TensorRecord, ...]
+    reproducibility: str = "exact"
 
     @property
     def build_key(self) -> str:
@@ -82,7 +87,7 @@ class Manifest:
         """Return the bytes of the manifest's file."""
         document = {
             "schema": _SCHEMA,
-            "reproducibility": "exact",
+            "reproducibility": self.reproducibility,
             "build_key": self.build_key,
             "output_digest": self.output_digest,
             "weights_digest": self.weights_digest,
@@ -111,6 +116,7 @@ class Manifest:
                 raise VerificationError(f"{where}: schema {document['schema']!r}, expected {_SCHEMA!r}")
             manifest = cls(
                 plan=document["plan"],
+                reproducibility=document["reproducibility"],
                 files=tuple(
                     FileRecord(path=f["path"], size_bytes=f["size"], sha256=f["sha256"]) for f in document["files"]
                 ),
@@ -177,6 +183,7 @@ def make_manifest(
     ]  # fmt: skip
     return Manifest(
         plan=_plan_document(plan, inputs, places),
+        reproducibility="exact" if plan.is_exact else "environment",
         files=tuple(sorted(files, key=lambda f: f.path)),
         tensors=tuple(sorted(records, key=lambda t: t.name)),
     )
@@ -216,16 +223,38 @@ def _operations(plan: MergePlan, places: Mapping[str, int]) -> list[Any]:
     def tensor(info: TensorInfo) -> list[Any]:
         return ["base" if info.source == "base" else places[info.source], info.file, info.name]
 
-    rows: list[Any] = []
-    for shard in plan.shards:
-        for op in shard.operations:
-            updates: list[Any] = []
-            if isinstance(op, Merge):
-                for u in sorted(op.updates, key=lambda u: places[f"adapters.{u.adapter}"]):
-                    factors = {role: tensor(info) for role, info in u.factors.items()}
-                    updates.append([u.method, repr(u.scale), u.transposed, factors])
-            rows.append([shard.file, op.name, op.dtype, kind(op), tensor(op.source), updates])
+    def updates(op: Operation) -> list[Any]:
+        if not isinstance(op, Merge):
+            return []
+        if len(op.segments) == 1 and op.segments[0].start == 0 and not any(u.rows for u in op.segments[0].updates):
+            return _segment_updates(op.segments[0], places, tensor)
+        return [[s.start, s.stop, _segment_updates(s, places, tensor)] for s in op.segments]
+
+    rows = [
+        [shard.file, op.name, op.dtype, kind(op), tensor(op.source), updates(op)]
+        for shard in plan.shards
+        for op in shard.operations
+    ]
     return [rows, dict(plan.config_changes)]
+
+
+def _segment_updates(
+    segment: Segment, places: Mapping[str, int], tensor: Callable[[TensorInfo], list[Any]]
+) -> list[Any]:
+    """Return the updates of a segment; in the recipe's order only where that matters."""
+    found = list(segment.updates)
+    is_ordered = any(update.ordered for update in found)
+    if not is_ordered:
+        found.sort(key=lambda update: places[f"adapters.{update.adapter}"])
+    rows = []
+    for u in found:
+        row = [u.method, repr(u.scale), u.transposed, {role: tensor(info) for role, info in u.factors.items()}]
+        more = {
+            "options": dict(u.options), "expert": u.expert, "rows": None if u.rows is None else list(u.rows),
+            "ordered": is_ordered,
+        }  # fmt: skip
+        rows.append([*row, {key: value for key, value in more.items() if value}] if any(more.values()) else row)
+    return rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,44 +1,176 @@
-"""Names: from the module paths of an adapter to the tensors of a checkpoint on disk.
+"""Names: from the parameters of an adapter to the tensors of a checkpoint on disk.
 
 An adapter names modules as they were in memory when it was trained. On disk the same parameter has the same name, or
 one without (or with) the model's leading prefix: gpt2 on the Hub says `h.0...` where memory says `transformer.h.0...`.
+Else transformers renames, fuses or splits what it loads, and its class of the model tells how.
 """
 
 import difflib
-from collections.abc import Mapping
+import heapq
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from lora_build.architecture import Architecture, Module, Ties, read_architecture, read_ties
+from lora_build.conversion import UnsupportedConversionError, convert
 from lora_build.errors import SourceError
+from lora_build.parameters import Parameter, Part
+
+__all__ = ["DiskNames", "Names", "Parameter", "Part", "Ties", "is_conv1d", "read_ties"]
 
 # transformers' Conv1D stores [in, out]; its users by model_type, as `grep "Conv1D(" transformers/models` lists them.
 # gpt_neo and gpt_bigcode use the same leaf names for ordinary Linear layers, so the leaf alone does not tell.
 _CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"}
 _CONV1D_LEAVES = {"c_attn", "c_proj", "c_fc", "q_attn"}
 
+_NUM_COMPARED = 500  # difflib takes a tenth of a millisecond a name, and a checkpoint may have 60,000
+
+
+class Names:
+    """The parameters of a base, and where on disk each of them lies."""
+
+    def __init__(self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Take a base's config.json and the shapes of its tensors by their names on disk."""
+        self._config = config
+        self._shapes = shapes
+        self._on_disk = _Index(shapes)
+        self._model: _Model | None = None
+
+    def find(self, parameter: str) -> Parameter | None:
+        """Return the parameter that an adapter names, by any of the names that transformers has had for it.
+
+        Looked up in this order: as a tensor on disk, the same with one leading part more or less, as a path in
+        today's transformers, the same with one leading part more or less, as a path in older transformers. None where
+        nothing, or more than one parameter, has such a name.
+        """
+        on_disk = self._on_disk.find(parameter)
+        if on_disk and not self._may_be_transposed(on_disk):
+            return self._exact(on_disk)
+        model = self._load()
+        in_memory = on_disk if on_disk in model.parameters else None if on_disk else model.look_up(parameter)
+        if in_memory:
+            return model.parameters.get(in_memory)
+        return self._exact(on_disk) if on_disk and on_disk not in model.unsupported else None
+
+    def on_disk(self, parameter: str) -> tuple[int, ...] | None:
+        """Return the shape of the tensor that has a parameter's name on disk, whatever transformers makes of it."""
+        name = self._on_disk.find(parameter)
+        return None if name is None else self._shapes[name]
+
+    def module(self, parameter: str) -> Module | None:
+        """Return what the module of a parameter is, or None where transformers does not know it."""
+        model = self._load()
+        name = model.look_up(parameter)
+        if name is None and (on_disk := self._on_disk.find(parameter)):
+            name = model.fed_by.get(on_disk)
+        if name is None or model.architecture is None:
+            return None
+        return model.architecture.module_of(name)
+
+    def unsupported(self, parameter: str) -> str:
+        """Return why a parameter that the model may have is not found, or an empty string where nothing is known."""
+        if self.find(parameter):
+            return ""
+        model = self._load()
+        return model.problem or model.unsupported.get(model.look_up(parameter) or "", "")
+
+    def nearest(self, parameter: str) -> str:
+        """Return `; nearest in the base: ...` or an empty string."""
+        return _nearest(parameter, self._shapes.keys() | (self._model.parameters.keys() if self._model else set[str]()))
+
+    def _exact(self, name: str) -> Parameter:
+        return Parameter(name=name, shape=self._shapes[name], parts=(Part(name=name),))
+
+    def _may_be_transposed(self, name: str) -> bool:
+        """Whether a name may mean one tensor on disk and its transpose in memory: stacks of experts may."""
+        return len(self._shapes[name]) == 3 and not name.endswith(".weight")
+
+    def _load(self) -> "_Model":
+        if self._model is None:
+            self._model = _read_model(self._config, self._shapes)
+        return self._model
+
+
+class _Index:
+    """A set of names that may be asked for with one leading part more or less."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = frozenset(names)
+        self._tops = sorted({name.partition(".")[0] for name in self.names})
+
+    def find(self, name: str) -> str | None:
+        """Return the name that is the same, or else one leading part shorter, or else, if there is one only, longer."""
+        if name in self.names:
+            return name
+        if (shorter := name.partition(".")[2]) in self.names:
+            return shorter
+        longer = [found for top in self._tops if (found := f"{top}.{name}") in self.names]
+        return longer[0] if len(longer) == 1 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """A base's parameters in memory.
+
+    Attributes:
+        parameters: those that the checkpoint holds, by path.
+        unsupported: why others cannot be found, by path.
+        fed_by: for each disk tensor a parameter that it goes into.
+        architecture: None where transformers does not know the model.
+        problem: why it does not.
+    """
+
+    parameters: Mapping[str, Parameter]
+    unsupported: Mapping[str, str]
+    fed_by: Mapping[str, str]
+    architecture: Architecture | None
+    problem: str = ""
+
+    @cached_property
+    def names(self) -> "_Index":
+        """The paths of all of them."""
+        return _Index(self.parameters.keys() | self.unsupported.keys())
+
+    def look_up(self, parameter: str) -> str | None:
+        """Return the path of a parameter in today's transformers, found by this path or by an older one."""
+        found = self.names.find(parameter)
+        if found is None and self.architecture:
+            found = self.names.find(self.architecture.rename(parameter))
+        return found
+
+
+def _read_model(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> _Model:
+    try:
+        architecture = read_architecture(config)
+    except SourceError as error:
+        return _Model(parameters={}, unsupported={}, fed_by={}, architecture=None, problem=str(error))
+    parameters: dict[str, Parameter] = {}
+    unsupported: dict[str, str] = {}
+    fed_by: dict[str, str] = {}
+    for conversion in architecture.conversions(shapes):
+        fed_by |= {name: conversion.target for names in conversion.tensors.values() for name in names}
+        try:
+            parameters |= {made.name: made for made in convert(conversion, shapes, architecture.memory)}
+        except UnsupportedConversionError as error:
+            reason = f"transformers stores it through {error}, which cannot be followed yet"
+            unsupported |= dict.fromkeys(conversion.parameters, reason)
+    return _Model(parameters=parameters, unsupported=unsupported, fed_by=fed_by, architecture=architecture)
+
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class DiskNames:
     """The tensor names of a base, and how to find an adapter's parameters among them."""
 
     on_disk: frozenset[str]
 
     def find(self, parameter: str) -> str | None:
         """Return the disk name of an in-memory parameter path: the same, or one leading part shorter or longer."""
-        if parameter in self.on_disk:
-            return parameter
-        if (shorter := parameter.partition(".")[2]) in self.on_disk:
-            return shorter
-        longer = [name for top in self._tops() if (name := f"{top}.{parameter}") in self.on_disk]
-        return longer[0] if len(longer) == 1 else None
+        return parameter if parameter in self.on_disk else _Index(self.on_disk).find(parameter)
 
     def nearest(self, parameter: str) -> str:
         """Return `; nearest in the base: ...` or an empty string."""
-        near = difflib.get_close_matches(parameter, self.on_disk, n=2, cutoff=0.6)
-        return f"; nearest in the base: {', '.join(near)}" if near else ""
-
-    def _tops(self) -> set[str]:
-        return {name.partition(".")[0] for name in self.on_disk}
+        return _nearest(parameter, self.on_disk)
 
 
 def is_conv1d(config: Mapping[str, Any], module: str) -> bool | None:
@@ -49,46 +181,9 @@ def is_conv1d(config: Mapping[str, Any], module: str) -> bool | None:
     return None if "auto_map" in config or model_type is None else False
 
 
-@dataclass(frozen=True, slots=True)
-class Ties:
-    """Which parameters of a model share one tensor.
-
-    Attributes:
-        tied: parameter to the one whose tensor it uses, as the config stands.
-        untied: the same once `tie_word_embeddings` is false.
-    """
-
-    tied: Mapping[str, str]
-    untied: Mapping[str, str]
-
-    def group(self, parameter: str) -> frozenset[str]:
-        """Return all parameters that share the tensor of this one, itself included."""
-        root = self.tied.get(parameter, parameter)
-        return frozenset({root, *(name for name, source in self.tied.items() if source == root)})
-
-
-def read_ties(config: Mapping[str, Any]) -> Ties:
-    """Return a model's tied parameters, from its class in transformers on the meta device (no weights, some seconds).
-
-    Raises:
-        SourceError: transformers does not know the architecture, so nobody can tell what is tied.
-    """
-    names = config.get("architectures") or []
-    try:
-        return Ties(_tied_keys(config, names[0], {}), _tied_keys(config, names[0], {"tie_word_embeddings": False}))
-    except (IndexError, AttributeError, KeyError, ValueError, TypeError) as error:
-        raise SourceError(
-            f"base/config.json: the adapter touches an embedding or a head, and whether it is tied cannot be told: "
-            f"transformers has no architecture {names} for model_type {config.get('model_type')!r} ({error})"
-        ) from error
-
-
-def _tied_keys(config: Mapping[str, Any], architecture: str, changes: Mapping[str, Any]) -> dict[str, str]:
-    import torch
-    import transformers
-
-    model_class = getattr(transformers, architecture)
-    model_config = transformers.AutoConfig.for_model(**{**config, **changes})
-    with torch.device("meta"):
-        model = model_class(model_config)
-    return dict(model.all_tied_weights_keys)
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """Return `; nearest in the base: ...` or an empty string; compares only those that share the most parts."""
+    parts = set(name.split("."))
+    candidates = heapq.nlargest(_NUM_COMPARED, sorted(names), key=lambda other: len(parts & set(other.split("."))))
+    near = difflib.get_close_matches(name, candidates, n=2, cutoff=0.6)
+    return f"; nearest in the base: {', '.join(near)}" if near else ""

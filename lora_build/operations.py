@@ -1,7 +1,8 @@
 """Operations: what happens to one output tensor, and how the tensors are laid out in files. Pure, without torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from lora_build.checkpoint import DTYPE_BYTES, WEIGHTS_NAME, TensorInfo, file_order, format_header
 from lora_build.methods import Update
@@ -17,13 +18,31 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """The stored rows [start, stop) of a matrix, and all that updates them, in one rounding."""
+
+    start: int
+    stop: int
+    updates: tuple[Update, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Merge:
-    """An output tensor that is `source` with updates, all in one rounding to `dtype`."""
+    """An output tensor that is `source`, seen as a matrix of `columns`, with updates of some or all of its rows.
+
+    The segments are in order and do not overlap; rows of no segment are those of the source.
+    """
 
     name: str
     dtype: str
     source: TensorInfo
-    updates: tuple[Update, ...]
+    columns: int
+    segments: tuple[Segment, ...]
+
+    @property
+    def updates(self) -> tuple[Update, ...]:
+        """The updates of all segments."""
+        return tuple(update for segment in self.segments for update in segment.updates)
 
 
 Operation = Copy | Merge
@@ -67,6 +86,30 @@ def touched_by(operation: Operation) -> tuple[str, ...]:
     if operation.source.source != "base":
         names.add(operation.source.source.removeprefix("adapters."))
     return tuple(sorted(names))
+
+
+def cut(placed: Sequence[tuple[int, int, Update]]) -> tuple[Segment, ...]:
+    """Return segments for updates of the stored rows [start, stop), each cut wherever another one begins or ends."""
+    waiting = sorted(enumerate(placed), key=lambda item: item[1][0], reverse=True)
+    edges = sorted({edge for start, stop, _ in placed for edge in (start, stop)})
+    segments: list[Segment] = []
+    here: list[tuple[int, tuple[int, int, Update]]] = []
+    for start, stop in pairwise(edges):
+        while waiting and waiting[-1][1][0] <= start:
+            here.append(waiting.pop())
+        here = sorted((item for item in here if item[1][1] > start), key=lambda item: item[0])
+        if here:
+            updates = tuple(_part(update, start - a, stop - a, b - a) for _, (a, b, update) in here)
+            segments.append(Segment(start=start, stop=stop, updates=updates))
+    return tuple(segments)
+
+
+def _part(update: Update, start: int, stop: int, num_rows: int) -> Update:
+    """Return an update of `num_rows` stored rows for only [start, stop) of them."""
+    if (start, stop) == (0, num_rows):
+        return update
+    rows = range(num_rows) if update.rows is None else update.rows
+    return replace(update, rows=rows[start:stop])
 
 
 def lay_out(

@@ -47,7 +47,7 @@ class Prepared:
     @property
     def num_bytes_written(self) -> int:
         """The bytes of all files that a build writes, but lora-build's own."""
-        copied = (self.sources["base"].files[name].size_bytes for name in self.plan.side_files)
+        copied = (self.sources[role].files[name].size_bytes for name, role in self.plan.side_files.items())
         return self.plan.num_bytes + len(self.plan.config) + len(self.plan.index or b"") + sum(copied)
 
 
@@ -125,14 +125,15 @@ def _build(prepared: Prepared, sink: DirectorySink, progress: Callable[[int], No
     from lora_build.engine import execute  # torch, which planning does without
 
     started = datetime.now(UTC)
-    plan, base = prepared.plan, prepared.sources["base"]
+    plan, sources = prepared.plan, prepared.sources
     small = _records(prepared, lambda name: not name.endswith(".safetensors"))
     texts = {"config.json": plan.config} | ({} if plan.index is None else {INDEX_NAME: plan.index})
     files = []
-    for name, data in (*texts.items(), *((name, read_whole(base, name)) for name in plan.side_files)):
+    copied = ((name, read_whole(sources[role], name)) for name, role in plan.side_files.items())
+    for name, data in (*texts.items(), *copied):
         files.append(sink.write(name, data))
         progress(len(data))
-    done = execute(plan, prepared.sources, sink, progress)
+    done = execute(plan, sources, sink, progress)
     inputs = {**small, **done.inputs}
     manifest = make_manifest(plan, inputs, (*files, *done.files), done.tensors)
     sink.write(SURVIVAL_NAME, survival_bytes(done.survival))

@@ -44,6 +44,13 @@ class Tied(Enum):
     error = "error"
 
 
+class Packing(Enum):
+    """How an adapter packs the factors of an expert stack; its file does not say."""
+
+    peft = "peft"
+    unsloth = "unsloth"
+
+
 class Exist(Enum):
     """What to do when the output directory exists."""
 
@@ -62,11 +69,12 @@ class BaseSpec:
 
 @dataclass
 class AdapterSpec:
-    """One adapter: its source as for the base, and its weight in the sum."""
+    """One adapter: its source as for the base, its weight in the sum, and how it packs expert stacks."""
 
     source: str = MISSING
     revision: str | None = None
     weight: float = 1.0
+    expert_packing: Packing = Packing.peft
 
 
 @dataclass
@@ -87,7 +95,10 @@ class OutputSpec:
 
 @dataclass
 class Recipe:
-    """A whole recipe. `adapters` maps a name to an `AdapterSpec`."""
+    """A whole recipe.
+
+    `adapters` maps a name to an `AdapterSpec`; `modules_to_save` names the adapter whose saved modules win.
+    """
 
     name: str = MISSING
     description: str = ""
@@ -99,6 +110,7 @@ class Recipe:
     dtype: DType = DType.keep
     numerics: Numerics = Numerics.exact
     tied: Tied = Tied.untie
+    modules_to_save: str | None = None
     output: OutputSpec = field(default_factory=OutputSpec)
     root: str = "."
 
@@ -119,7 +131,7 @@ def point_name(recipe: Recipe) -> str:
     adapters = sorted(selected(recipe).items())
     options = _options(recipe)
     effective = {
-        "adapters": [[name, dataclasses.asdict(spec)] for name, spec in adapters],
+        "adapters": [[name, _as_written(spec)] for name, spec in adapters],
         "base": dataclasses.asdict(recipe.base),
         "options": options,
     }
@@ -128,11 +140,18 @@ def point_name(recipe: Recipe) -> str:
     words = "+".join(name if spec.weight == 1 else f"{name}@{spec.weight:.12g}" for name, spec in adapters)
     defaults = _options(Recipe())
     for key, value in options.items():
-        if value != defaults[key]:
+        if value != defaults.get(key):
             words += f"-{key.rpartition('.')[2]}_{str(value).lower()}"
     room = 200 - len(Path(recipe.output.dir).name.encode()) - len(f"--{digits}")
     words = words[: max(room, 0)]
     return f"{words}-{digits}" if words else digits
+
+
+def _as_written(spec: AdapterSpec) -> dict[str, Any]:
+    """Return an adapter's keys as data; what only few need is left out where it is the default."""
+    data = dataclasses.asdict(spec)
+    packing = data.pop("expert_packing").value
+    return data if packing == Packing.peft.value else data | {"expert_packing": packing}
 
 
 def resolve_path(recipe: Recipe, text: str) -> Path:
@@ -171,4 +190,5 @@ def _options(recipe: Recipe) -> dict[str, Any]:
     """Return what decides the bytes beside base and adapters, by dotted key."""
     others = r"(name|description|base|adapters|adapter_names|root|output\.dir|output\.exist)(\..*)?"
     flat = flatten(dataclasses.asdict(recipe)).items()
-    return {k: v.value if isinstance(v, Enum) else v for k, v in flat if not re.fullmatch(others, k)}
+    found = {k: v.value if isinstance(v, Enum) else v for k, v in flat if not re.fullmatch(others, k)}
+    return {k: v for k, v in found.items() if v is not None}

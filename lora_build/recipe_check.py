@@ -20,7 +20,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_build.errors import RecipeError, did_you_mean
-from lora_build.recipe import AdapterSpec, BaseSpec, Recipe, flatten, is_local, parse_size
+from lora_build.recipe import AdapterSpec, BaseSpec, Packing, Recipe, flatten, is_local, parse_size
 
 
 def from_mapping(mapping: Mapping[str, Any] | Recipe, *, where: str = "recipe") -> Recipe:
@@ -44,10 +44,15 @@ def from_mapping(mapping: Mapping[str, Any] | Recipe, *, where: str = "recipe") 
     found["adapters"] = {name: spec for name, spec in found["adapters"].items() if spec is not None}
     refuse(where, _check_whole(found))
     recipe: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), found))
-    recipe.adapters = {name: AdapterSpec(**spec) for name, spec in found["adapters"].items()}
-    for spec in recipe.adapters.values():
-        spec.weight = float(f"{spec.weight:.12g}")
+    recipe.adapters = {name: _adapter(spec) for name, spec in found["adapters"].items()}
     return typing.cast("Recipe", recipe)
+
+
+def _adapter(data: Mapping[str, Any]) -> AdapterSpec:
+    spec = AdapterSpec(**data)
+    spec.weight = float(f"{spec.weight:.12g}")
+    spec.expert_packing = Packing(spec.expert_packing)
+    return spec
 
 
 def expand(mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,6 +207,8 @@ def _check_whole(data: Mapping[str, Any]) -> Iterator[str]:
             yield f"adapter_names: no adapter '{name}'{did_you_mean(name, adapters)}"
         elif chosen.count(name) > 1:
             yield f"adapter_names: '{name}' is there {chosen.count(name)} times"
+    if (winner := data["modules_to_save"]) is not None and winner not in adapters:
+        yield f"modules_to_save: no adapter '{winner}'{did_you_mean(winner, adapters)}"
     merged = [spec.get("weight", 1.0) for name, spec in adapters.items() if chosen is None or name in chosen]
     if merged and not any(merged):
         yield "adapters: every adapter has weight 0, so the output would equal the base"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from lora_build.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, open_adapter, sort_tensors
-from lora_build.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from lora_build.checkpoint import DTYPE_BYTES, Checkpoint, TensorInfo, is_tokenizer_file, open_checkpoint
 from lora_build.digests import CHUNK_BYTES
 from lora_build.errors import LoraBuildError, PlanError
 from lora_build.methods import methods
@@ -50,17 +50,16 @@ def resolve(recipe: Recipe) -> Resolved:
     adapters = []
     for name, spec in selected(recipe).items():
 
-        def read(source: Source, name: str = name, weight: float = spec.weight) -> Adapter:
-            return open_adapter(source.read, name, weight, sizes(source))
+        def read(source: Source, name: str = name, spec: AdapterSpec = spec) -> Adapter:
+            packing = spec.expert_packing.value
+            return open_adapter(source.read, name, spec.weight, sizes(source), expert_packing=packing)
 
         adapters.append(attempt(f"adapters.{name}", spec, read))
     if failures:
         raise _together(failures)
     opened = tuple(adapter for adapter in adapters if adapter is not None)
     assert base is not None
-    return Resolved(
-        inputs=Inputs(base=base, adapters=opened, whole_digests=_whole_digests(sources, opened)), sources=sources
-    )
+    return Resolved(inputs=Inputs(base=base, adapters=opened, digests=_digests(sources, opened)), sources=sources)
 
 
 def _together(failures: list[LoraBuildError]) -> LoraBuildError:
@@ -80,24 +79,39 @@ def open_source(recipe: Recipe, role: str, spec: BaseSpec | AdapterSpec) -> Sour
     """Return where an input comes from: a directory, or a Hub repository at a commit."""
     if is_local(spec.source):
         return open_local(role, spec.source, resolve_path(recipe, spec.source))
-    wanted = None if role == "base" else {CONFIG_NAME, WEIGHTS_NAME, "adapter_model.bin"}
+    wanted = {CONFIG_NAME, WEIGHTS_NAME, "adapter_model.bin"}
     try:
-        return open_hub(role, spec.source, spec.revision, lambda name: wanted is None or name in wanted)
+        return open_hub(
+            role, spec.source, spec.revision, lambda n: role == "base" or n in wanted or is_tokenizer_file(n)
+        )
     except LoraBuildError as error:
         if not resolve_path(recipe, spec.source).is_dir():
             raise
         raise type(error)(f"{error}; there is a folder {spec.source} here: for it write ./{spec.source}") from error
 
 
-def _whole_digests(sources: Mapping[str, Source], adapters: tuple[Adapter, ...]) -> dict[tuple[str, str], str]:
-    """Return the SHA-256 of the whole parameters in adapters, to tell whether they agree."""
+def _digests(sources: Mapping[str, Source], adapters: tuple[Adapter, ...]) -> dict[tuple[str, str], str]:
+    """Return the SHA-256 of the tensors of adapters that may have to be the same; see `Inputs.digests`."""
     found = {}
     for adapter in adapters:
-        method = methods().get(adapter.peft_type)
-        parts = sort_tensors(adapter, method.leaves) if method else None
-        for tensor in (*parts.frozen.values(), *parts.replaced.values()) if parts else ():
-            found[adapter.name, tensor.name] = _data_digest(sources[adapter.source], tensor)
+        source, method = sources[adapter.source], methods().get(adapter.peft_type)
+        if method is None:
+            continue
+        parts = sort_tensors(adapter, method.leaves)
+        copies = (tensor for tensors in parts.copies.values() for tensor in tensors)
+        for tensor in (*parts.frozen.values(), *parts.replaced.values(), *copies):
+            found[adapter.name, tensor.name] = _data_digest(source, tensor)
+        if adapter.config.get("ensure_weight_tying"):
+            for tensor in (t for module in sorted(parts.factors) if _may_be_tied(module)
+                           for t in parts.factors[module].values()):  # fmt: skip
+                found[adapter.name, tensor.name] = _data_digest(source, tensor)
+                if len(tensor.shape) == 2:
+                    found[adapter.name, tensor.name + ".T"] = _transpose_digest(source, tensor)
     return found
+
+
+def _may_be_tied(module: str) -> bool:
+    return not any(part.isdigit() for part in module.split("."))
 
 
 def _data_digest(source: Source, tensor: TensorInfo) -> str:
@@ -105,3 +119,10 @@ def _data_digest(source: Source, tensor: TensorInfo) -> str:
     for start in range(tensor.start, tensor.end, CHUNK_BYTES):
         digest.update(source.read(tensor.file, start, min(start + CHUNK_BYTES, tensor.end)))
     return "sha256:" + digest.hexdigest()
+
+
+def _transpose_digest(source: Source, tensor: TensorInfo) -> str:
+    import numpy as np
+
+    data = np.frombuffer(source.read(tensor.file, tensor.start, tensor.end), dtype=f"V{DTYPE_BYTES[tensor.dtype]}")
+    return "sha256:" + hashlib.sha256(data.reshape(tensor.shape).T.tobytes()).hexdigest()

@@ -8,10 +8,14 @@ import lora_build
 PACKAGE = Path(lora_build.__file__).parent
 FLOORS = [
     {"errors"},
-    {"digests", "recipe"},
-    {"arithmetic", "checkpoint", "recipe_check", "sources", "sinks"},
-    {"methods", "recipe_files"},
-    {"adapter", "naming", "methods.lora", "operations"},
+    {"digests", "parameters", "recipe"},
+    {"arithmetic", "checkpoint", "conversion", "recipe_check", "sources", "sinks"},
+    {"architecture", "methods", "recipe_files"},
+    {"adapter", "methods._shared", "naming", "operations"},
+    {"methods._lora_merge", "methods._lora_shapes", "methods.trainable_tokens", "replication", "tying"},
+    {"heads", "methods.lora"}
+    | {f"methods.{name}" for name in ("adalora", "ia3", "loha", "lokr", "oft", "vera")},
+    {"draft"},
     {"plan"},
     {"manifest", "survival"},
     {"engine", "provenance", "resolve"},
@@ -22,7 +26,7 @@ FLOORS = [
 ]
 ONLY = {"hydra": {"app", "recipe_source"}, "peft": set(), "rich": {"console"}, "yaml": {"recipe_files"}}
 LAZY = {"torch", "transformers", "huggingface_hub", "numpy"}
-EAGER_TORCH = {"arithmetic", "engine"}
+EAGER_TORCH = {"arithmetic", "engine", "methods._lora_merge"}
 
 
 def modules() -> dict[str, ast.Module]:

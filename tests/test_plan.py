@@ -39,7 +39,7 @@ def test_a_plan_says_of_every_tensor_what_happens_to_it(folder: Path) -> None:
 
     kinds = {op.name: kind(op) for op in plan.operations}
     assert kinds == {"model.norm.weight": "copy"} | {f"{m}.weight": "merge" for m in small.MODULES}
-    assert plan.side_files == ("tokenizer.json",)
+    assert plan.side_files == {"tokenizer.json": "base"}
 
 
 def test_planning_a_llama_imports_neither_torch_nor_transformers(folder: Path) -> None:
@@ -102,15 +102,19 @@ def test_a_rank_that_the_config_denies_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"peft_type": "IA3"}, "peft_type IA3 cannot be merged; known: LORA"),
-        ({"use_dora": True}, "DoRA is not supported yet"),
-        ({"init_lora_weights": "pissa"}, "'pissa' changes the base when the adapter is loaded"),
-        ({"layer_replication": [[0, 1]]}, "replicated layers"),
-        ({"trainable_token_indices": [1]}, "trainable tokens"),
-        ({"alora_invocation_tokens": [1]}, "no weight can hold it"),
-        ({"lora_alpha": "16"}, "lora_alpha: expected a finite number, found '16'"),
-        ({"r": 0}, "r: expected a whole number from 1 to 16384, found 0"),
-        ({"alpha_pattern": {"(": 1}}, "is not a regular expression"),
+        ({"peft_type": "PREFIX_TUNING"}, "peft_type PREFIX_TUNING cannot be merged: it adds keys and values"),
+        ({"peft_type": "LORRA"}, "peft_type LORRA cannot be merged; known: "),
+        ({"use_dora": True}, "use_dora is set, but the module has no lora_magnitude_vector"),
+        ({"use_dora": True, "lora_bias": True}, "use_dora: cannot be combined with lora_bias"),
+        ({"init_lora_weights": "pissa_niter_4"}, "a randomised SVD, drawn anew at each load, changed the base"),
+        ({"init_lora_weights": "lora_ga"}, "changed by gradients that the adapter does not hold"),
+        ({"init_lora_weights": "corda"}, "changed by statistics of data"),
+        ({"init_lora_weights": "loftq"}, "corrects a quantised base"),
+        ({"init_lora_weights": "something"}, "'something' is not known and may have changed the base"),
+        ({"alora_invocation_tokens": [1, 2]}, "aLoRA acts only after its invocation tokens"),
+        ({"arrow_config": {"top_k": 2}}, "Arrow routes between adapters by the input"),
+        ({"use_qalora": True}, "QALoRA adapts a quantised base"),
+        ({"layer_replication": [[0, 3]]}, "layer_replication needs one stack of numbered layers and their count"),
         ({"new_invention": {"a": 1}}, "new_invention: is not a key that this version knows"),
     ],
 )  # fmt: skip
@@ -126,7 +130,7 @@ def test_all_issues_come_at_once(folder: Path) -> None:
     small.make_adapter(folder / "third", r=3)
 
     message = refusal(folder, "math", "dora", "third")
-    assert "(4 issues)" in message
+    assert "(5 issues)" in message
     assert all(f"adapters.{name}" in message for name in ("math", "dora", "third"))
 
 
@@ -258,22 +262,21 @@ def test_an_embedding_of_an_unknown_architecture_is_refused_among_the_other_issu
         tmp_path / "base", architectures=["Unheard"], model_type="unheard", tie_word_embeddings=True, vocab_size=8
     )
     small.make_adapter(tmp_path / "math")
+    small.edit(tmp_path / "math", **{"base_model.model.lm_head.weight": torch.ones(8, 6)})
     small.make_adapter(tmp_path / "dora", use_dora=True)
 
     message = refusal(tmp_path, "math", "dora")
     assert "whether it is tied cannot be told: transformers has no architecture ['Unheard']" in message
-    assert "DoRA is not supported yet" in message
+    assert "has no lora_magnitude_vector" in message
 
 
-def test_a_missing_layer_is_refused_without_asking_transformers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lora_build.plan.read_ties", lambda _: pytest.fail("asked"))
-    small.make_base(tmp_path / "base", tie_word_embeddings=True)
-    small.make_adapter(tmp_path / "math")
-    small.edit(tmp_path / "math", **{"base_model.model.model.layers.7.mlp.up_proj.lora_A.weight": torch.ones(2, 6)})
+def test_a_missing_layer_is_refused_with_the_nearest_names(folder: Path) -> None:
+    key = "base_model.model.model.layers.7.self_attn.q_proj"
+    small.edit(folder / "math", **{f"{key}.lora_A.weight": torch.ones(2, 6), f"{key}.lora_B.weight": torch.ones(8, 2)})
 
-    assert "adapts 'model.layers.7.mlp.up_proj.weight', which the base does not have" in refusal(tmp_path)
+    message = refusal(folder)
+    assert "adapts 'model.layers.7.self_attn.q_proj.weight', which the base does not have" in message
+    assert "nearest in the base: model.layers.1.self_attn.q_proj.weight" in message
 
 
 def test_two_adapters_that_saved_different_bases_along_are_refused(folder: Path) -> None:
@@ -307,7 +310,8 @@ def test_another_plan_for_the_same_inputs_is_another_build(folder: Path) -> None
     }
     (shard,) = plan.shards
     merge = next(op for op in shard.operations if isinstance(op, Merge))
-    other = replace(merge, updates=(replace(merge.updates[0], scale=3.0),))
+    (segment,) = merge.segments
+    other = replace(merge, segments=(replace(segment, updates=(replace(segment.updates[0], scale=3.0),)),))
     operations = tuple(other if op is merge else op for op in shard.operations)
 
     assert build_key(plan, inputs) != build_key(replace(plan, shards=(replace(shard, operations=operations),)), inputs)

@@ -6,8 +6,8 @@ and at run time gives a function that merges rows. `docs/adding-a-method.md` wal
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,9 +18,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class BaseModule(Protocol):
+    """The module of the base that an adapter has factors for, as it is in memory."""
+
+    def shape(self, parameter: str) -> tuple[int, ...] | None:
+        """Return the shape of a parameter of the module, such as `weight`; None if it has none of this name.
+
+        An expert stack is [E, ., .], whatever its files hold.
+        """
+
+    @property
+    def kind(self) -> str | None:
+        """Return the name of its class, such as Linear, Conv1D or Embedding; None where nobody knows it."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Return what else its class fixes: `dilation`, `parameters` (their order), `is_transposed` of experts."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """A module that an adapter has factors for, with what the base has under its name.
+    """A module that an adapter has factors for.
 
     Attributes:
         adapter: the adapter's name in the recipe.
@@ -28,9 +46,10 @@ class Layer:
         config: the adapter's adapter_config.json.
         adapter_weight: the recipe's weight of the adapter.
         factors: leaf to tensor.
-        weight: the base's weight, or what replaces it.
-        bias: the base's bias, if it has one.
-        conv1d: whether the weight is stored [in, out]; None where only shapes can tell.
+        base: what the base has there.
+        wrapped: whether it lies inside another adapted module (its key has `.base_layer.` in it).
+        shared: tensors that belong to the adapter as a whole, by the end of their key.
+        expert_packing: how the factors of expert stacks are packed, `peft` or `unsloth`.
     """
 
     adapter: str
@@ -38,9 +57,10 @@ class Layer:
     config: Mapping[str, Any]
     adapter_weight: float
     factors: Mapping[str, TensorInfo]
-    weight: TensorInfo
-    bias: TensorInfo | None
-    conv1d: bool | None
+    base: BaseModule
+    wrapped: bool = False
+    shared: Mapping[str, TensorInfo] = field(default_factory=dict)
+    expert_packing: str = "peft"
 
     @property
     def where(self) -> str:
@@ -50,28 +70,50 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What one adapter does to one parameter.
+    """What one adapter does to one parameter, or to some rows of it.
+
+    A parameter is a matrix [out, in] (a kernel [out, in, ...] counts as [out, in·...], a vector [n] as [n, 1]), or a
+    stack of matrices [E, ., .].
 
     Attributes:
         adapter: its name in the recipe.
         method: PEFT's name of the method.
         scale: weight in the recipe x the method's own scaling.
         factors: the tensors it needs, by role.
-        transposed: whether the parameter is stored [in, out].
+        options: further constants of the method; whole numbers, text, booleans and lists of them.
+        transposed: whether the stored matrix is [in, out].
+        ordered: whether the result depends on the order of the adapters.
+        exact: whether the bits are the same on every machine.
+        whole: whether it needs all rows of the stored matrix at once.
+        stacked: whether the parameter is a stack and the factors hold all its matrices.
+        expert: which of them the stored matrix is; set by the plan.
+        rows: which of the parameter's rows (its columns, if transposed) the stored rows are; None means all, in order;
+            set by the plan.
     """
 
     adapter: str
     method: str
     scale: float
     factors: Mapping[str, TensorInfo]
+    options: Mapping[str, Any] = field(default_factory=dict)
     transposed: bool = False
+    ordered: bool = False
+    exact: bool = True
+    whole: bool = False
+    stacked: bool = False
+    expert: int | None = None
+    rows: Sequence[int] | None = None
+
+
+ReadRows = Callable[[int, int], "Tensor"]
+"""Reads the base's stored rows [start, end) of what is merged, [end - start, columns] in its own dtype."""
 
 
 class MergeRows(Protocol):
-    """Merges a block of a parameter's rows, `W` [n, columns] beginning at row `first`; a bias comes as [n, 1].
+    """Merges a block of stored rows, `W` [n, columns] beginning at row `first`; a vector comes as [n, 1].
 
     Returns the merged rows in the output's dtype and the change before rounding in float64. The bits must not depend on
-    how the rows are cut into blocks, nor on the order of the adapters: the manifest records neither.
+    how the rows are cut into blocks, nor on the order of the adapters unless their updates say that they are `ordered`.
     """
 
     def __call__(self, W: "Tensor", first: int) -> "tuple[Tensor, Tensor]":
@@ -89,14 +131,17 @@ class Method(Protocol):
         """Return what in an adapter_config.json keeps the adapter from being merged, one line each."""
 
     def updates(self, layer: Layer) -> tuple[dict[str, Update], list[str]]:
-        """Return what happens to the module's `weight` and `bias`, and what is wrong, one line each; no torch."""
+        """Return what happens to the module's parameters, by their names in it, and what is wrong, one line each."""
 
-    def merger(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype") -> MergeRows:
-        """Return what merges the rows of one parameter: all adapters that update it, factors loaded, one output."""
+    def merger(
+        self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
+    ) -> MergeRows:
+        """Return what merges the stored rows of one matrix: all updates of it, factors loaded, in the recipe's order."""
 
 
 @cache
 def methods() -> Mapping[str, Method]:
     """Return every method by PEFT's name for it."""
-    found = (importlib.import_module(f"{__name__}.{m.name}").METHOD for m in pkgutil.iter_modules(__path__))
+    modules = (m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    found = (importlib.import_module(f"{__name__}.{name}").METHOD for name in modules)
     return {method.peft_type: method for method in found}

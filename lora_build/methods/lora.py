@@ -1,17 +1,18 @@
-"""LoRA and rsLoRA on Linear, Conv1D and Embedding: W + s·B@A, with s = alpha/r or alpha/√r.
+"""LoRA and its family on Linear, Conv1D, Embedding, convolutions, attention blocks and expert stacks.
 
-LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685, eq. 3. rsLoRA: Kalajdzievski 2023,
-https://arxiv.org/abs/2312.03732, eq. 1. Semantics of `peft/tuners/lora/layer.py` (Linear and Embedding:
-get_delta_weight, merge; `lora_bias`), peft 0.21.
+LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685, eq. 3: W + s·B@A, s = alpha/r. rsLoRA: Kalajdzievski 2023,
+https://arxiv.org/abs/2312.03732, eq. 1: s = alpha/√r. DoRA: Liu et al. 2024, https://arxiv.org/abs/2402.09353, eq. 5:
+m·(W + s·B@A)/‖W + s·B@A‖. Semantics of `peft/tuners/lora/layer.py` and `variants.py`, peft 0.21.
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_build.checkpoint import TensorInfo
-from lora_build.methods import Layer, MergeRows, Update
+from lora_build.methods import Layer, MergeRows, ReadRows, Update
+from lora_build.methods._lora_shapes import Fit, fit_matrix, fit_stacks
+from lora_build.methods._shared import by_pattern, check_pattern, is_number, unknown_keys
 
 if TYPE_CHECKING:
     import torch
@@ -20,166 +21,194 @@ if TYPE_CHECKING:
 _MAX_RANK = 16_384
 _EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
 _LINEAR = ("lora_A.weight", "lora_B.weight")
+_MAGNITUDES = ("lora_magnitude_vector", "lora_magnitude_vector.weight")
+_DIAGONAL = "lora_diag"
 _PLAIN_INITS = {"true", "false", "none", "gaussian", "orthogonal", "eva", "mica"}  # these leave the base as it is
+_DEEPEST = 4  # target_parameters of one module, one wrapper in the other
 
-# adapter_config.json: key to (whether its value changes what a merge means, why such an adapter is refused)
+_CONVERT = "convert it to plain LoRA first (peft: save_pretrained with path_initial_model_for_weight_conversion)"
+# init_lora_weights: what the base became when the adapter was made, or why nobody can tell any more
+_OFFSETS = {"pissa": "pissa", "olora": "olora"}
+_LOST_INITS = {
+    "pissa_niter": f"a randomised SVD, drawn anew at each load, changed the base; {_CONVERT}",
+    "corda": f"the base was changed by statistics of data that the adapter does not hold; {_CONVERT}",
+    "lora_ga": f"the base was changed by gradients that the adapter does not hold; {_CONVERT}",
+    "loftq": "the adapter corrects a quantised base, which a full-precision merge would not have; "
+    "dequantise that base, save it and merge into it",
+}
+# adapter_config.json: key to why such an adapter is refused
 _REFUSED = {
-    "use_dora": "DoRA is not supported yet",
     "use_qalora": "QALoRA adapts a quantised base, which cannot be merged into",
     "alora_invocation_tokens": "aLoRA acts only after its invocation tokens, so no weight can hold it",
     "arrow_config": "Arrow routes between adapters by the input, so no weight can hold it",
-    "use_bdlora": "block-diagonal LoRA is not supported yet",
-    "kasa_config": "KaSA changes the base by an SVD at load, which is not supported yet",
-    "layer_replication": "replicated layers are not supported yet",
-    "target_parameters": "target_parameters (expert stacks) are not supported yet",
-    "trainable_token_indices": "trainable tokens are not supported yet",
-    "velora_config": "VeLoRA is not supported yet",
-    "monteclora_config": "MonteCLoRA is not supported yet",
 }
 # adapter_config.json: keys that cannot change the result, since the tensors in the file say it all
 _HARMLESS = {
     "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying", "eva_config",
-    "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout",
-    "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save", "peft_type", "peft_version",
-    "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
+    "exclude_modules", "inference_mode", "layer_replication", "layers_pattern", "layers_to_transform", "loftq_config",
+    "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save", "monteclora_config",
+    "peft_type", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type", "velora_config",
 }  # fmt: skip
-_READ = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "lora_bias"}
+_READ = {
+    "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "lora_bias",
+    "init_lora_weights", "kasa_config", "use_bdlora", "target_parameters", "trainable_token_indices", "peft_version",
+}  # fmt: skip
 
 
 class Lora:
-    """Low-rank updates, all adapters of a parameter in one exact sum (`exact-1`)."""
+    """Low-rank updates, all adapters of a parameter in one exact sum (`exact-1`); DoRA composes them in order."""
 
     peft_type = "LORA"
     reference = "https://arxiv.org/abs/2106.09685"
-    leaves = (*_LINEAR, "lora_B.bias", *_EMBEDDING)
+    leaves = (
+        *(f"{'base_layer.' * depth}{leaf}" for leaf in _LINEAR for depth in reversed(range(_DEEPEST))),
+        "lora_B.bias",
+        *_EMBEDDING,
+        *_MAGNITUDES,
+        _DIAGONAL,
+    )
+    # VeLoRA and MonteCLoRA train with these; merging is plain LoRA (peft/tuners/lora/variants.py)
+    ignored = (r"lora_velora_embed(\.weight)?", r"lora_monteclora_sampler\..+")
 
     def check_config(self, config: Mapping[str, Any]) -> list[str]:
         """Return what in an adapter_config.json keeps the adapter from being merged, one line each."""
         problems = [f"{key}: {why}" for key, why in _REFUSED.items() if config.get(key)]
-        init = str(config.get("init_lora_weights", True)).lower()
-        if init not in _PLAIN_INITS:
-            problems.append(
-                f"init_lora_weights: '{init}' changes the base when the adapter is loaded; convert it to plain LoRA "
-                "(peft: save_pretrained with path_initial_model_for_weight_conversion)"
-            )
-        if config.get("ensure_weight_tying"):
-            problems.append("ensure_weight_tying: adapters tied to each other are not supported yet")
-        known = _READ | _HARMLESS | set(_REFUSED) | {"init_lora_weights"}
-        problems += [
-            f"{key}: is not a key that this version knows; if it cannot change the weights, delete it from the file"
-            for key in config
-            if config[key] and key not in known
-        ]
+        problems += _check_init(config)
+        problems += unknown_keys(config, _READ | _HARMLESS | set(_REFUSED))
         for key in ("rank_pattern", "alpha_pattern"):
-            problems += _check_pattern(key, config.get(key) or {})
+            problems += check_pattern(key, config.get(key) or {})
         alpha, rank = config.get("lora_alpha"), config.get("r")
-        if not _is_number(alpha):
+        if not is_number(alpha):
             problems.append(f"lora_alpha: expected a finite number, found {alpha!r}")
         if type(rank) is not int or not 1 <= rank <= _MAX_RANK:
             problems.append(f"r: expected a whole number from 1 to {_MAX_RANK}, found {rank!r}")
+        if config.get("use_dora") and config.get("lora_bias"):
+            problems.append("use_dora: cannot be combined with lora_bias")
+        if config.get("kasa_config") and (config.get("use_dora") or _init(config) in _OFFSETS):
+            problems.append("kasa_config: cannot be combined with use_dora or another init_lora_weights")
         return problems
 
     def updates(self, layer: Layer) -> tuple[dict[str, Update], list[str]]:
         """Return the updates of the module's weight, and of its bias with `lora_bias`."""
-        here = layer.where
-        embedding = any(leaf in layer.factors for leaf in _EMBEDDING)
-        a_leaf, b_leaf = _EMBEDDING if embedding else _LINEAR
+        if stacks := fit_stacks(layer):
+            return self._stacked(layer, stacks)
+        a_leaf, b_leaf = _EMBEDDING if any(leaf in layer.factors for leaf in _EMBEDDING) else _LINEAR
         A, B = layer.factors.get(a_leaf), layer.factors.get(b_leaf)
         if A is None or B is None:
             missing, there = (a_leaf, b_leaf) if A is None else (b_leaf, a_leaf)
-            return {}, [f"{here}: has {there} but no {missing}; the adapter's file is incomplete"]
-        shapes = _check_shapes(here, layer, A, B, embedding)
-        if isinstance(shapes, str):
-            return {}, [shapes]
-        scale = layer.adapter_weight * _scaling(layer.config, layer.module, A.shape[0])
-        common = {"adapter": layer.adapter, "method": self.peft_type, "scale": scale}
-        found = {"weight": Update(**common, factors={"A": A, "B": B}, transposed=shapes)}  # type: ignore[arg-type]
+            there = there if there in layer.factors else ", ".join(sorted(layer.factors))
+            return {}, [f"{layer.where}: has {there} but no {missing}; the adapter's file is incomplete"]
+        fit = fit_matrix(layer, A, B, embedding=a_leaf in _EMBEDDING)
+        if isinstance(fit, str):
+            return {}, [fit]
+        factors = {"A": A, "B": B}
+        problems = _add_magnitude(layer, fit, factors) + _add_diagonal(layer, fit, factors)
+        update = self._update(layer, fit, factors, f"{layer.module}")
+        bias_update, bias_problems = self._bias(layer, fit, update.scale)
+        if problems or bias_problems:
+            return {}, problems + bias_problems
+        return {fit.parameter: update} | bias_update, []
+
+    def _update(self, layer: Layer, fit: Fit, factors: Mapping[str, TensorInfo], path: str) -> Update:
+        options = dict(fit.options)
+        offset = "kasa" if layer.config.get("kasa_config") else _OFFSETS.get(_init(layer.config))
+        if offset:
+            options |= {"offset": offset, "weight": repr(float(layer.adapter_weight))}
+        has_magnitude = "m" in factors
+        return Update(
+            adapter=layer.adapter,
+            method=self.peft_type,
+            scale=layer.adapter_weight * fit.doubled * _scaling(layer.config, path, fit.rank),
+            factors=factors,
+            options=options,
+            transposed=fit.transposed,
+            ordered=has_magnitude,
+            exact=offset in (None, "olora"),
+            whole=bool(offset) or (has_magnitude and fit.transposed),
+            stacked=fit.stacked,
+        )
+
+    def _stacked(self, layer: Layer, stacks: "Mapping[str, Fit | str]") -> tuple[dict[str, Update], list[str]]:
+        problems = [fit for fit in stacks.values() if isinstance(fit, str)]
+        others = {leaf for leaf in layer.factors if not leaf.endswith(_LINEAR)}
+        problems += [f"{layer.where}: {leaf} does not go with target_parameters" for leaf in sorted(others)]
+        if problems:
+            return {}, problems
+        fits = {name: fit for name, fit in stacks.items() if not isinstance(fit, str)}
+        return {
+            name: self._update(layer, fit, {"A": fit.A, "B": fit.B}, f"{layer.module}.{name}")
+            for name, fit in fits.items()
+        }, []
+
+    def _bias(self, layer: Layer, fit: Fit, scale: float) -> tuple[dict[str, Update], list[str]]:
         bias = layer.factors.get("lora_B.bias")
         if bias is None:
-            return found, []
-        if layer.bias is None:
-            return {}, [f"{here}: has lora_B.bias (lora_bias), but the base's layer has no bias to add it to"]
-        if bias.shape != layer.bias.shape:
-            return {}, [f"{here}: lora_B.bias is {list(bias.shape)}, the base's bias is {list(layer.bias.shape)}"]
-        return found | {"bias": Update(**common, factors={"B": bias})}, []  # type: ignore[arg-type]
+            return {}, []
+        name = fit.parameter.replace("weight", "bias")
+        there = layer.base.shape(name)
+        if there is None:
+            return {}, [f"{layer.where}: has lora_B.bias (lora_bias), but the base's layer has no bias to add it to"]
+        if bias.shape != there:
+            return {}, [f"{layer.where}: lora_B.bias is {list(bias.shape)}, the base's bias is {list(there)}"]
+        return {name: Update(adapter=layer.adapter, method=self.peft_type, scale=scale, factors={"B": bias})}, []
 
-    def merger(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype") -> MergeRows:
-        """Return the exact sum of all low-rank updates of one parameter, rounded once."""
-        import torch
+    def merger(
+        self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
+    ) -> MergeRows:
+        """Return the exact sum of all low-rank updates of one matrix, rounded once; with DoRA, their composition."""
+        from lora_build.methods._lora_merge import merger
 
-        from lora_build.arithmetic import LowRankSum
-
-        # tied matrices can get the update of an embedding, stored [in, out], and that of a head
-        transposed = all(update.transposed for update, _ in updates)
-        pairs = []
-        for update, factors in updates:
-            B = factors["B"].to(torch.float64) * update.scale
-            if "A" in factors:
-                A = factors["A"].to(torch.float64)
-            else:  # a bias [out] is a column [out, 1] times one
-                B, A = B.reshape(-1, 1), torch.ones(1, 1, dtype=torch.float64)
-            pairs.append((B, A) if update.transposed == transposed else (A.T, B.T))
-        return LowRankSum(pairs, dtype, transposed=transposed).rows
+        return merger(updates, dtype, read)
 
 
-def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
+def _init(config: Mapping[str, Any]) -> str:
+    return str(config.get("init_lora_weights", True)).lower()
+
+
+def _check_init(config: Mapping[str, Any]) -> list[str]:
+    init = _init(config)
+    if init in _PLAIN_INITS or init in _OFFSETS:
+        return []
+    for name, why in _LOST_INITS.items():
+        if init.startswith(name):
+            return [f"init_lora_weights: '{init}': {why}"]
+    return [f"init_lora_weights: '{init}' is not known and may have changed the base; {_CONVERT}"]
+
+
+def _scaling(config: Mapping[str, Any], path: str, rank: int) -> float:
     """Return alpha/r, or alpha/√r with rsLoRA; `peft/tuners/lora/layer.py` update_layer."""
-    alpha = float(_by_pattern(config.get("alpha_pattern") or {}, module, config["lora_alpha"]))
+    alpha = float(by_pattern(config.get("alpha_pattern") or {}, path, config["lora_alpha"]))
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
-def _by_pattern(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
-    """Return the value of the first key that matches the module's path; `peft/utils/other.py` get_pattern_key."""
-    for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
+def _add_magnitude(layer: Layer, fit: Fit, factors: dict[str, TensorInfo]) -> list[str]:
+    """Add DoRA's magnitudes [out] to the factors, or return what is wrong with them."""
+    m = next((layer.factors[leaf] for leaf in _MAGNITUDES if leaf in layer.factors), None)
+    wanted = bool(layer.config.get("use_dora"))
+    if m is None:
+        missing = f"{layer.where}: use_dora is set, but the module has no lora_magnitude_vector"
+        return [f"{missing}; the adapter's file is incomplete"] if wanted else []
+    if not wanted:
+        return [f"{layer.where}: has lora_magnitude_vector, but its config does not set use_dora"]
+    if m.num_elements != fit.out:
+        return [
+            f"{layer.where}: lora_magnitude_vector is {list(m.shape)}, expected {fit.out} magnitudes, one an output"
+        ]
+    factors["m"] = m
+    return []
 
 
-def _check_pattern(name: str, pattern: Any) -> list[str]:
-    if not isinstance(pattern, dict):
-        return [f"{name}: expected a mapping, found {pattern!r}"]
-    problems = []
-    for key, value in pattern.items():
-        try:
-            re.compile(rf"(.*\.)?({key})$")
-        except re.error as error:
-            problems.append(f"{name}: '{key}' is not a regular expression ({error})")
-        if len(key) > 500 or not _is_number(value):
-            problems.append(f"{name}: '{key[:80]}': expected a finite number, found {value!r}")
-    return problems
-
-
-def _check_shapes(here: str, layer: Layer, A: TensorInfo, B: TensorInfo, embedding: bool) -> bool | str:
-    """Return whether the weight is stored [in, out], or what is wrong with the shapes of A [r, in], B [out, r]."""
-    a, b, w = list(A.shape), list(B.shape), list(layer.weight.shape)
-    if len(a) != 2 or len(b) != 2 or len(w) != 2:
-        return f"{here}: lora_A {a}, lora_B {b} and the base's weight {w} must be matrices (no convolutions yet)"
-    if a[0] != b[1]:
-        return f"{here}: lora_A is {a} and lora_B is {b}: their ranks {a[0]} and {b[1]} differ"
-    rank = _by_pattern(layer.config.get("rank_pattern") or {}, layer.module, layer.config["r"])
-    if a[0] != rank:
-        return f"{here}: lora_A is {a}, but adapter_config.json says rank {rank} for it"
-    straight, crossed = w == [b[0], a[1]], w == [a[1], b[0]]
-    if not straight and not crossed:
-        trained_on = layer.config.get("base_model_name_or_path")
-        return (
-            f"{here}: lora_B @ lora_A is {[b[0], a[1]]}, the base's weight is {w}; was it trained on another base?"
-            + (f" (its config says {trained_on})" if trained_on else "")
-        )
-    if embedding:
-        return True if crossed else f"{here}: an embedding's update is {[a[1], b[0]]}, the base's weight is {w}"
-    if straight and crossed:  # square: only the layer's class can tell
-        return bool(layer.config.get("fan_in_fan_out")) if layer.conv1d is None else layer.conv1d
-    if layer.conv1d is not None and layer.conv1d != crossed:
-        return (
-            f"{here}: lora_B @ lora_A is {[b[0], a[1]]}, the base's weight is {w}: transposed; is it of another model?"
-        )
-    return crossed
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _add_diagonal(layer: Layer, fit: Fit, factors: dict[str, TensorInfo]) -> list[str]:
+    """Add KaSA's singular values [r] to the factors, or return what is wrong with them."""
+    diagonal = layer.factors.get(_DIAGONAL)
+    if (diagonal is None) == (not layer.config.get("kasa_config")):
+        if diagonal is None:
+            return []
+        if diagonal.shape != (fit.rank,) or fit.transposed:
+            return [f"{layer.where}: lora_diag is {list(diagonal.shape)}, expected [{fit.rank}] on a Linear layer"]
+        factors["diagonal"] = diagonal
+        return []
+    return [f"{layer.where}: lora_diag and kasa_config go together, one of them is missing"]
 
 
 METHOD = Lora()

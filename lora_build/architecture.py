@@ -1,0 +1,244 @@
+"""Architectures: what a model's class in transformers says about its parameters, from config.json alone.
+
+The model is made on the meta device: modules and shapes, no weights, no code from the checkpoint. torch and
+transformers are imported only when a model is asked for, which takes some seconds. The names come from
+`get_model_conversion_mapping` and `rename_source_key`, of which transformers says that peft uses them too.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from lora_build.conversion import Conversion, Memory
+from lora_build.errors import SourceError
+
+_KERNELS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
+
+
+@dataclass(frozen=True, slots=True)
+class Ties:
+    """Which parameters of a model share one tensor.
+
+    Attributes:
+        tied: parameter to the one whose tensor it uses, as the config stands.
+        untied: the same once `tie_word_embeddings` is false.
+    """
+
+    tied: Mapping[str, str]
+    untied: Mapping[str, str]
+
+    def group(self, parameter: str) -> frozenset[str]:
+        """Return all parameters that share the tensor of this one, itself included."""
+        root = self.tied.get(parameter, parameter)
+        return frozenset({root, *(name for name, source in self.tied.items() if source == root)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Module:
+    """What a module is.
+
+    Attributes:
+        kind: its class: Linear, Conv1D (which stores `[in, out]`), Embedding, Conv2d, MultiheadAttention, ...
+        groups: of a convolution.
+        dilation: of a convolution, by dimension.
+        parameters: its own parameters, in the order in which the class makes them.
+        is_transposed: whether a stack of experts is stored [E, in, out]; None where it is no stack.
+    """
+
+    kind: str
+    groups: int = 1
+    dilation: tuple[int, ...] = ()
+    parameters: tuple[str, ...] = ()
+    is_transposed: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """A model without its weights.
+
+    Attributes:
+        memory: its config and the shapes of its parameters, buffers included, by their paths in memory.
+        modules: its modules by path.
+        prefix: the first part of the paths that a model with a head has and its body alone has not; may be empty.
+        renamings: transformers' WeightRenamings from disk to memory, in order.
+        converters: its WeightConverters, in order.
+    """
+
+    memory: Memory
+    modules: Mapping[str, Module]
+    prefix: str
+    renamings: tuple[Any, ...]
+    converters: tuple[Any, ...]
+
+    def rename(self, name: str) -> str:
+        """Return the path in memory of a disk name or of an older transformers' path, as far as renamings tell."""
+        return self._rename(name, with_converters=False)[0]
+
+    def conversions(self, names: Iterable[str]) -> tuple[Conversion, ...]:
+        """Return how a checkpoint's tensors become parameters; tensors that the model has no use for are left out.
+
+        Source: transformers/core_model_loading.py convert_and_load_state_dict_in_model.
+        """
+        from transformers.core_model_loading import dot_natural_key
+
+        tensors: dict[str, dict[str, list[str]]] = {}
+        for name in sorted(names, key=dot_natural_key):
+            target, pattern = self._rename(name, with_converters=True)
+            if target in self.memory.shapes:
+                tensors.setdefault(target, {}).setdefault(pattern or name, []).append(name)
+        by_pattern = {pattern: c for c in self.converters for pattern in c.source_patterns}
+        return tuple(_conversion(target, found, by_pattern.get(next(iter(found)))) for target, found in tensors.items())
+
+    def module_of(self, parameter: str) -> Module:
+        """Return the module that a parameter belongs to."""
+        return _owner(parameter, self.modules)
+
+    def _rename(self, name: str, *, with_converters: bool) -> tuple[str, str | None]:
+        from transformers.core_model_loading import rename_source_key
+
+        shapes: Any = self.memory.shapes
+        renamings, converters = list(self.renamings), list(self.converters) if with_converters else []
+        renamed = rename_source_key(name, renamings, converters, self.prefix, shapes)
+        if renamed[0] not in shapes and name in shapes:
+            return rename_source_key(name, [], [], self.prefix, shapes)
+        return renamed
+
+
+def _conversion(target: str, found: Mapping[str, list[str]], converter: Any) -> Conversion:
+    tensors = {pattern: tuple(names) for pattern, names in found.items()}
+    if converter is None:
+        return Conversion(target=target, tensors=tensors)
+    return Conversion(
+        target=target,
+        tensors=tensors,
+        sources=tuple(converter.source_patterns),
+        targets=tuple(converter.target_patterns),
+        operations=tuple(converter.operations),
+    )
+
+
+def read_architecture(config: Mapping[str, Any]) -> Architecture:
+    """Return what transformers knows about the model of a config.json.
+
+    Raises:
+        SourceError: transformers does not have the architecture, or cannot make it of this config.
+    """
+    with _explained(config, "how transformers names its parameters cannot be told"):
+        model = _make(config)
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        mapping = get_model_conversion_mapping(model)
+        modules = {name: _module(module) for name, module in model.named_modules(remove_duplicate=False)}
+        shapes = {name: tuple(t.shape) for name, t in model.state_dict().items() if hasattr(t, "shape")}
+        return Architecture(
+            memory=Memory(
+                config=model.config,
+                shapes=shapes,
+                kernels=frozenset(name for name in shapes if _owner(name, modules).kind in _KERNELS),
+            ),
+            modules=modules,
+            prefix=model.base_model_prefix,
+            renamings=tuple(entry for entry in mapping if isinstance(entry, WeightRenaming)),
+            converters=tuple(entry for entry in mapping if isinstance(entry, WeightConverter)),
+        )
+
+
+def read_ties(config: Mapping[str, Any]) -> Ties:
+    """Return a model's tied parameters, from its class in transformers on the meta device (no weights, some seconds).
+
+    Raises:
+        SourceError: transformers does not know the architecture, so nobody can tell what is tied.
+    """
+    with _explained(config, "the adapter touches an embedding or a head, and whether it is tied cannot be told"):
+        tied = dict(_make(config).all_tied_weights_keys)
+        return Ties(tied, dict(_make({**config, **untying(config)}).all_tied_weights_keys))
+
+
+def untying(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the top-level keys of config.json, with the values that set its `tie_word_embeddings` false everywhere."""
+    changes: dict[str, Any] = {"tie_word_embeddings": False}
+    for key, value in config.items():
+        if isinstance(value, dict) and (key == "text_config" or value.get("tie_word_embeddings")):
+            changes[key] = value | {"tie_word_embeddings": False}
+    return changes
+
+
+def _make(config: Mapping[str, Any]) -> Any:
+    import torch
+    import transformers
+
+    model_class = getattr(transformers, config["architectures"][0])
+    with _quiet(), torch.device("meta"):
+        return model_class(transformers.AutoConfig.for_model(**_prepared(config)))
+
+
+def _prepared(value: Any) -> Any:
+    """Return a config as its class takes it, without the choice of an attention kernel that may be missing here."""
+    match value:
+        case {"__float__": str(number), **rest} if not rest:
+            return float(number)  # Infinity and NaN, as transformers writes them
+        case dict():
+            return {key: _prepared(inner) for key, inner in value.items() if "attn_implementation" not in str(key)}
+        case list():
+            return [_prepared(inner) for inner in value]
+        case _:
+            return value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the advice that transformers gives to those who run a model from those who only read its names."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _explained(config: Mapping[str, Any], problem: str) -> Iterator[None]:
+    """Turn what a config or a class in transformers raises into one SourceError."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        StrictDataclassError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise SourceError(
+            f"base/config.json: {problem}: transformers has no architecture {config.get('architectures') or []} "
+            f"for model_type {config.get('model_type')!r} ({error})"
+        ) from error
+
+
+def _module(module: Any) -> Module:
+    kind = type(module).__name__.removeprefix("Parametrized")
+    parameters = tuple(name for name, _ in module.named_parameters(recurse=False))
+    if kind in _KERNELS:
+        return Module(kind=kind, groups=module.groups, dilation=tuple(module.dilation), parameters=parameters)
+    is_stack = any(len(p.shape) == 3 for _, p in module.named_parameters(recurse=False))
+    # transformers' decorator sets it on some classes of experts only; peft takes its absence for False
+    transposed = bool(getattr(module, "is_transposed", False)) if is_stack else None
+    return Module(kind=kind, parameters=parameters, is_transposed=transposed)
+
+
+def _owner(parameter: str, modules: Mapping[str, Module]) -> Module:
+    """Return the module of a parameter; of one that is reparametrized, the module whose weight it makes."""
+    return modules[parameter.rpartition(".")[0].partition(".parametrizations.")[0]]

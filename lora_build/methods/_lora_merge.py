@@ -1,0 +1,178 @@
+"""LoRA's arithmetic: every update of a matrix as pairs B [out, r], A [r, in], summed exactly; DoRA composes them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lora_build.arithmetic import ExactProduct, LowRankSum, round_once, tree_sum
+from lora_build.methods import MergeRows, ReadRows, Update
+
+_NORM_ROWS = 64  # rows whose squares are added by halves before the groups are added in turn
+
+Pair = tuple[Tensor, Tensor]
+
+
+def merger(updates: Sequence[tuple[Update, Mapping[str, Tensor]]], dtype: torch.dtype, read: ReadRows) -> MergeRows:
+    """Return what merges the rows of one matrix; see `Lora.merger`."""
+    pairs = [_pair(update, factors) for update, factors in updates]
+    if any("m" in factors for _, factors in updates):
+        return _compose(updates, pairs, dtype, read)
+    for update, _ in updates:
+        if "offset" in update.options:
+            pairs.append(_offset(update, read))
+    # tied matrices can get the update of an embedding, stored [in, out], and that of a head
+    transposed = all(update.transposed for update, _ in updates)
+    owners = [*(update for update, _ in updates), *(u for u, _ in updates if "offset" in u.options)]
+    turned = [p if u.transposed == transposed else (p[1].T, p[0].T) for u, p in zip(owners, pairs, strict=True)]
+    return LowRankSum(turned, dtype, transposed=transposed).rows
+
+
+def _pair(update: Update, factors: Mapping[str, Tensor]) -> Pair:
+    """Return (B [out, r], A [r, in]) in float64 for the stored rows that the update is of, its scale in B."""
+    B = factors["B"]
+    if "A" not in factors:  # a bias [out] is a column [out, 1] times one
+        B, A = B.reshape(-1, 1), torch.ones(1, 1)
+    elif update.expert is not None:
+        B, A = _unpack(update, factors["A"], B)
+    else:
+        A = factors["A"].flatten(1)
+        B = B.flatten(1)
+    A, B = A.to(torch.float64), B.to(torch.float64)
+    if blocks := update.options.get("blocks_a"):
+        A = _block_diagonal(A, blocks)
+    if blocks := update.options.get("blocks_b"):
+        B = _block_diagonal(B, blocks)
+    if "diagonal" in factors:
+        B = B * factors["diagonal"].to(torch.float64)
+    if update.rows is not None:
+        rows = torch.tensor(update.rows)
+        A, B = (A[:, rows], B) if update.transposed else (A, B[rows])
+    return B * update.scale, A
+
+
+def _unpack(update: Update, A: Tensor, B: Tensor) -> Pair:
+    """Return the factors of one expert: A [E·r, in] holds expert after expert, B [out, E·r] interleaves them.
+
+    Source: `peft/tuners/lora/layer.py` ParamWrapper.get_delta_factors; unsloth packs B expert after expert as well.
+    """
+    experts, expert = update.options["experts"], update.expert
+    A = A.reshape(experts, -1, A.shape[1])[expert]
+    if update.options["packing"] == "unsloth":
+        return B.reshape(B.shape[0], experts, -1)[:, expert], A
+    return B.reshape(B.shape[0], -1, experts)[:, :, expert], A
+
+
+def _block_diagonal(stacked: Tensor, count: int) -> Tensor:
+    """Return the matrix that has the given blocks, stored one below the other, on its diagonal."""
+    height, width = stacked.shape[0] // count, stacked.shape[1]
+    full = stacked.new_zeros(stacked.shape[0], width * count)
+    for i in range(count):
+        full[i * height : (i + 1) * height, i * width : (i + 1) * width] = stacked[i * height : (i + 1) * height]
+    return full
+
+
+def _compose(
+    updates: Sequence[tuple[Update, Mapping[str, Tensor]]], pairs: Sequence[Pair], dtype: torch.dtype, read: ReadRows
+) -> MergeRows:
+    """Return the adapters one after another: add D, then scale to the magnitudes where the adapter has them.
+
+    A norm is that of the base's weight plus this adapter's own D (peft/tuners/lora/variants.py DoraLinearVariant).
+    """
+    steps = [_step(update, factors, pair, read) for (update, factors), pair in zip(updates, pairs, strict=True)]
+
+    def merge_rows(W: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        at = slice(first, first + W.shape[0])
+        before = W.to(torch.float64)
+        after = before
+        for step in steps:
+            main, rest = step.product.rows(at)
+            delta = main + rest
+            after = after + delta
+            if step.by_column is not None:
+                after = after * step.by_column
+            elif step.magnitudes is not None:
+                sum_ = before + delta
+                after = after * (step.magnitudes[at] / torch.sqrt(tree_sum(sum_ * sum_)))[:, None]
+        return round_once(after, dtype), after - before
+
+    return merge_rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """One adapter of a composition: its D, then its magnitudes by stored row, or what scales each stored column."""
+
+    product: ExactProduct
+    magnitudes: Tensor | None = None
+    by_column: Tensor | None = None
+
+
+def _step(update: Update, factors: Mapping[str, Tensor], pair: Pair, read: ReadRows) -> _Step:
+    B, A = pair
+    product = ExactProduct(A.T, B.T) if update.transposed else ExactProduct(B, A)
+    if "m" not in factors:
+        return _Step(product=product)
+    m = factors["m"].to(torch.float64).flatten()
+    if update.transposed:  # an output is a stored column: its norm needs every row first
+        return _Step(product=product, by_column=m / _column_norms(product, A.shape[1], read))
+    return _Step(product=product, magnitudes=m if update.rows is None else m[torch.tensor(update.rows)])
+
+
+def _column_norms(product: ExactProduct, num_rows: int, read: ReadRows) -> Tensor:
+    """Return the norm of each column of W + D."""
+    total: Tensor | None = None
+    for first in range(0, num_rows, _NORM_ROWS):
+        last = min(first + _NORM_ROWS, num_rows)
+        main, rest = product.rows(slice(first, last))
+        x = read(first, last).to(torch.float64) + (main + rest)
+        squares = tree_sum((x * x).T)
+        total = squares if total is None else total + squares
+    assert total is not None
+    return torch.sqrt(total)
+
+
+def _offset(update: Update, read: ReadRows) -> Pair:
+    """Return what the adapter's initialisation took out of the base, with its sign, as a pair of low rank."""
+    B, A = update.factors["B"], update.factors["A"]
+    num_rows = A.shape[1] if update.transposed else B.shape[0]
+    W = read(0, num_rows).to(torch.float64)
+    W = W.T if update.transposed else W
+    kind = update.options["offset"]
+    left, right = _OFFSETS[kind](W, B.shape[1])
+    # PiSSA divides the singular values by the scaling, so that it cancels; KaSA knows none; OLoRA takes it along
+    return left * -(update.scale if kind == "olora" else float(update.options["weight"])), right
+
+
+def _singular(W: Tensor, rank: int, *, largest: bool) -> Pair:
+    """Return the part of W of its largest or smallest singular values: U·S [out, r], V [r, in].
+
+    LAPACK's result: the last bits differ between machines.
+    """
+    U, S, V = torch.linalg.svd(W, full_matrices=False)
+    part = slice(rank) if largest else slice(S.shape[0] - rank, None)
+    return U[:, part] * S[part], V[part]
+
+
+def _first_columns(W: Tensor, rank: int) -> Pair:
+    """Return the projection of W on the span of its first columns: Q [out, r], R = QᵀW [r, in].
+
+    Gram-Schmidt, each column twice ("twice is enough", Giraud et al. 2005), by additions in a fixed order.
+    """
+    columns: list[Tensor] = []
+    for j in range(rank):
+        q = W[:, j]
+        for _ in range(2):
+            for other in columns:
+                q = q - other * tree_sum(other * q)
+        columns.append(q / torch.sqrt(tree_sum(q * q)))
+    Q = torch.stack(columns, dim=1)
+    return Q, ExactProduct(Q.T, W).all()
+
+
+_OFFSETS: dict[str, Callable[[Tensor, int], Pair]] = {
+    "pissa": lambda W, rank: _singular(W, rank, largest=True),
+    "kasa": lambda W, rank: _singular(W, rank, largest=False),
+    "olora": _first_columns,
+}

@@ -1,0 +1,170 @@
+"""What several methods need to read a config, to say what is wrong and to merge. No method: it begins with `_`."""
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lora_build.methods import Layer, MergeRows, Update
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+MAX_RANK = 16_384
+
+# adapter_config.json: keys of every method that say who made the adapter, what it adapts and how it began
+HARMLESS = frozenset({
+    "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "init_weights", "layers_pattern",
+    "layers_to_transform", "modules_to_save", "peft_type", "peft_version", "revision", "target_modules", "task_type",
+})  # fmt: skip
+
+_DIMENSIONS = {
+    "Linear": 2, "Conv1D": 2, "Embedding": 2, "Conv1d": 3, "Conv2d": 4, "Conv3d": 5, "ConvTranspose1d": 3,
+    "ConvTranspose2d": 4, "ConvTranspose3d": 5, "MultiheadAttention": 2,
+}  # fmt: skip
+
+
+def by_pattern(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
+    """Return the value of the first key that matches the module's path; `peft/utils/other.py` get_pattern_key."""
+    for key, value in pattern.items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default
+
+
+def check_pattern(name: str, pattern: Any) -> list[str]:
+    """Return what is wrong with a `rank_pattern` or `alpha_pattern`, one line each."""
+    if not isinstance(pattern, dict):
+        return [f"{name}: expected a mapping, found {pattern!r}"]
+    problems = []
+    for key, value in pattern.items():
+        try:
+            re.compile(rf"(.*\.)?({key})$")
+        except re.error as error:
+            problems.append(f"{name}: '{key}' is not a regular expression ({error})")
+        if len(key) > 500 or not is_number(value):
+            problems.append(f"{name}: '{key[:80]}': expected a finite number, found {value!r}")
+    return problems
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a config is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def unknown_keys(config: Mapping[str, Any], known: Collection[str]) -> list[str]:
+    """Return a line for each key of a config that is set and not known: it might change what a merge means."""
+    return [
+        f"{key}: is not a key that this version knows; if it cannot change the weights, delete it from the file"
+        for key in config
+        if config[key] and key not in known
+    ]
+
+
+def check_rank(key: str, rank: object) -> list[str]:
+    """Return what is wrong with a rank, one line at most."""
+    if type(rank) is int and 1 <= rank <= MAX_RANK:
+        return []
+    return [f"{key}: expected a whole number from 1 to {MAX_RANK}, found {rank!r}"]
+
+
+def check_alpha(key: str, alpha: object) -> list[str]:
+    """Return what is wrong with an alpha, one line at most."""
+    return [] if is_number(alpha) else [f"{key}: expected a finite number, found {alpha!r}"]
+
+
+def check_module(layer: Layer, kinds: Collection[str], leaves: Collection[str]) -> list[str]:
+    """Return why factors with these leaves cannot adapt the module, one line each: it is of no such kind, or some lack.
+
+    Classes that nobody knows by name (subclasses, remote code) pass if their weight has as many dimensions, and so does
+    what is called Linear: a plan that has not asked transformers calls so whatever is no Conv1D.
+    """
+    kind, shape = layer.base.kind, layer.base.shape("weight")
+    expected = ", ".join(kinds)
+    if layer.wrapped:
+        return [f"{layer.where}: lies inside another adapted module, which cannot be merged; expected {expected}"]
+    if shape is None:
+        return [f"{layer.where}: the base has no weight there"]
+    if (kind in _DIMENSIONS and kind not in (*kinds, "Linear")) or len(shape) not in {_DIMENSIONS[k] for k in kinds}:
+        return [f"{layer.where}: is a {kind or 'module'} of weight {list(shape)} in the base; expected {expected}"]
+    there = ", ".join(sorted(layer.factors))
+    return [
+        f"{layer.where}: has {there} but no {leaf}; the adapter's file is incomplete"
+        for leaf in leaves
+        if leaf not in layer.factors
+    ]
+
+
+def as_matrix(shape: Sequence[int]) -> tuple[int, int]:
+    """Return the shape [out, in·...] of a weight or kernel [out, in, ...]."""
+    return shape[0], math.prod(shape[1:])
+
+
+def is_transposed(layer: Layer, fits: Callable[[int, int], bool]) -> bool | None:
+    """Return whether the module's matrix is stored [in, out]; None if it fits in no way that its class allows.
+
+    Args:
+        layer: a Linear or Conv1D.
+        fits: whether the factors fit a weight with so many outputs and inputs.
+    """
+    rows, columns = layer.base.shape("weight") or (0, 0)
+    straight, crossed = fits(rows, columns), fits(columns, rows)
+    if layer.base.kind is not None:
+        transposed = layer.base.kind == "Conv1D"
+    else:
+        transposed = crossed and not (straight and not layer.config.get("fan_in_fan_out"))
+    return transposed if (crossed if transposed else straight) else None
+
+
+def misfit(layer: Layer, found: str) -> str:
+    """Return the message that factors do not fit the base's weight, with what was `found`."""
+    shape, trained_on = list(layer.base.shape("weight") or ()), layer.config.get("base_model_name_or_path")
+    hint = f" (its config says {trained_on})" if trained_on else ""
+    return f"{layer.where}: {found}, the base's weight is {shape}; was it trained on another base?{hint}"
+
+
+def refuse_weight(layer: Layer, method: str) -> list[str]:
+    """Return a line if the recipe gives a multiplicative adapter a weight: it has no meaning for a product."""
+    if layer.adapter_weight == 1:
+        return []
+    return [f"{layer.where}: {method} multiplies, so a weight of {layer.adapter_weight!r} means nothing; set it to 1"]
+
+
+def stored(update: Update, left: "Tensor", right: "Tensor") -> "tuple[Tensor, Tensor]":
+    """Return the factors of left [out, r] @ right [r, in] for the stored rows that the update is of."""
+    import torch
+
+    if update.rows is None:
+        return left, right
+    rows = torch.tensor(update.rows)
+    return (left, right[:, rows]) if update.transposed else (left[rows], right)
+
+
+def fold_kernel(t: "Tensor", b: "Tensor") -> "Tensor":
+    """Return Σ_j t[i, j, ...]·b[j, c] as [i, c·...], with t [r, r, *kernel] and b [r, in], in float64.
+
+    With a left factor [out, r] it makes a kernel [out, in·...]: the CP form of `peft/tuners/loha/layer.py`
+    HadaWeightCP and `peft/tuners/lokr/layer.py` make_weight_cp.
+    """
+    from lora_build.arithmetic import ExactProduct
+
+    flat = t.flatten(2).transpose(1, 2)  # [i, kernel, j]
+    folded = ExactProduct(flat.reshape(-1, t.shape[1]), b).all()
+    return folded.reshape(*flat.shape[:2], -1).transpose(1, 2).reshape(t.shape[0], -1)
+
+
+def add_dense(deltas: "Sequence[Callable[[slice], Tensor]]", dtype: "torch.dtype") -> MergeRows:
+    """Return what adds matrices to W, each given for any of its stored rows; their order changes no bit."""
+    import torch
+
+    from lora_build.arithmetic import round_once, tree_sum
+
+    def rows(W: "Tensor", first: int) -> "tuple[Tensor, Tensor]":
+        addends = torch.stack([delta(slice(first, first + len(W))) for delta in deltas], dim=-1)
+        if len(deltas) > 2:  # float64 rounds from the third addend on: each element's are taken from the smallest up
+            addends = addends.sort(dim=-1).values
+        change = tree_sum(addends)
+        return round_once(W.to(torch.float64) + change, dtype), change
+
+    return rows

@@ -1,0 +1,122 @@
+"""AdaLoRA on Linear, Conv1D and Conv2d: W + s·B@(E∘A), an SVD whose singular values E training has pruned.
+
+Zhang et al. 2023, https://arxiv.org/abs/2303.10512, eq. 3. Semantics of `peft/tuners/adalora/layer.py` (SVDLinear and
+SVDConv2d: get_delta_weight) and `model.py` (resize_modules_by_rank_pattern), peft 0.21.
+
+Shapes: A [r, in] (a kernel counts as [out, in·kh·kw]), E [r, 1], B [out, r]. s = alpha / (init_r + 1e-5), whatever rank
+a layer was pruned to; peft takes init_r for an alpha that is not positive.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lora_build.methods import Layer, MergeRows, ReadRows, Update
+from lora_build.methods._shared import (
+    HARMLESS,
+    as_matrix,
+    check_alpha,
+    check_module,
+    check_rank,
+    is_transposed,
+    misfit,
+    stored,
+    unknown_keys,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_LEAVES = ("lora_A", "lora_B", "lora_E")
+_KINDS = ("Linear", "Conv1D", "Conv2d")
+_READ = {"init_r", "lora_alpha", "rank_pattern", "fan_in_fan_out"}
+# AdaLoraConfig has all keys of LoraConfig; these steer the training, or AdaLoRA's update_layer does not read them
+_UNREAD = {
+    "alpha_pattern", "beta1", "beta2", "bias", "corda_config", "deltaT", "ensure_weight_tying", "eva_config",
+    "init_lora_weights", "lora_bias", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core",
+    "orth_reg_weight", "qalora_group_size", "r", "runtime_config", "target_r", "tfinal", "tinit", "total_step",
+    "use_rslora",
+}  # fmt: skip
+_REFUSED = (
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "loftq_config", "monteclora_config",
+    "target_parameters", "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora", "velora_config",
+)  # fmt: skip
+
+
+class AdaLora:
+    """Low-rank updates, all adapters of a parameter in one exact sum (`exact-1`)."""
+
+    peft_type = "ADALORA"
+    reference = "https://arxiv.org/abs/2303.10512"
+    leaves = _LEAVES
+
+    def check_config(self, config: Mapping[str, Any]) -> list[str]:
+        """Return what in an adapter_config.json keeps the adapter from being merged, one line each."""
+        problems = [f"{key}: is not supported together with AdaLoRA" for key in _REFUSED if config.get(key)]
+        problems += unknown_keys(config, HARMLESS | _READ | _UNREAD | set(_REFUSED))
+        problems += check_rank("init_r", config.get("init_r"))
+        alpha, pattern = config.get("lora_alpha"), config.get("rank_pattern") or {}
+        problems += (unusable := check_alpha("lora_alpha", alpha))
+        if not isinstance(pattern, dict):
+            return [*problems, f"rank_pattern: expected a mapping, found {pattern!r}"]
+        problems += [
+            f"rank_pattern: '{key}': expected a list of booleans, one for each rank, found {kept!r:.60}"
+            for key, kept in pattern.items()
+            if not isinstance(kept, list) or not all(isinstance(k, bool) for k in kept)
+        ]
+        if pattern and not unusable and not config["lora_alpha"] > 0:
+            problems.append(f"lora_alpha: {alpha!r} with a rank_pattern: peft trains and loads with different scalings")
+        return problems
+
+    def updates(self, layer: Layer) -> tuple[dict[str, Update], list[str]]:
+        """Return the update of the module's weight; none if all its ranks were pruned."""
+        if problems := check_module(layer, _KINDS, _LEAVES):
+            return {}, problems
+        A, B, E = (layer.factors[leaf] for leaf in _LEAVES)
+        a, b, e = list(A.shape), list(B.shape), list(E.shape)
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or e != [a[0], 1]:
+            return {}, [f"{layer.where}: lora_A {a}, lora_E {e} and lora_B {b} should be [r, in], [r, 1] and [out, r]"]
+        rank = _rank(layer.config, layer.module)
+        if a[0] != rank:
+            return {}, [f"{layer.where}: lora_A is {a}, but adapter_config.json says rank {rank} for it"]
+        shape = layer.base.shape("weight") or ()
+        if len(shape) == 2:
+            transposed = is_transposed(layer, lambda out, inner: (b[0], a[1]) == (out, inner))
+        else:
+            transposed = False if as_matrix(shape) == (b[0], a[1]) else None
+        if transposed is None:
+            return {}, [misfit(layer, f"lora_B @ lora_A is {[b[0], a[1]]}")]
+        if rank == 0:
+            return {}, []
+        alpha, init_r = float(layer.config["lora_alpha"]), layer.config["init_r"]
+        update = Update(
+            adapter=layer.adapter,
+            method=self.peft_type,
+            scale=layer.adapter_weight * (alpha if alpha > 0 else init_r) / (init_r + 1e-5),
+            factors={"A": A, "B": B, "E": E},
+            transposed=transposed,
+        )
+        return {"weight": update}, []
+
+    def merger(
+        self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
+    ) -> MergeRows:
+        """Return the exact sum of all low-rank updates of one parameter, rounded once."""
+        from lora_build.arithmetic import LowRankSum
+
+        pairs = []
+        for update, factors in updates:
+            A, B, E = (factors[role].double() for role in "ABE")
+            pairs.append(stored(update, B * update.scale, A * E))
+        return LowRankSum(pairs, dtype, transposed=updates[0][0].transposed).rows
+
+
+def _rank(config: Mapping[str, Any], module: str) -> int:
+    """Return the rank that is left of a module; rank_pattern's keys are the paths of its lora_E."""
+    for key, kept in (config.get("rank_pattern") or {}).items():
+        if key.partition(".lora_E")[0] == module:
+            return sum(kept)
+    return int(config["init_r"])
+
+
+METHOD = AdaLora()

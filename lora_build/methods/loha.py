@@ -1,0 +1,114 @@
+"""LoHa on Linear, Conv1d and Conv2d: W + s·(w1a@w1b)∘(w2a@w2b), the Hadamard product of two low-rank matrices.
+
+Hyeon-Woo et al. 2021 (FedPara), https://arxiv.org/abs/2108.06098, proposition 3 for kernels. Semantics of
+`peft/tuners/loha/layer.py` (get_delta_weight), peft 0.21; s = alpha/r.
+
+Shapes: w1a, w2a [out, r], w1b, w2b [r, in·...]. With use_effective_conv2d a kernel has t1, t2 [r, r, *kernel] as well,
+w1a, w2a [r, out] and w1b, w2b [r, in]: each of the two is then Σ_ij t[i, j, ...]·a[i, out]·b[j, in].
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lora_build.methods import Layer, MergeRows, ReadRows, Update
+from lora_build.methods._shared import (
+    HARMLESS,
+    add_dense,
+    as_matrix,
+    by_pattern,
+    check_alpha,
+    check_module,
+    check_pattern,
+    check_rank,
+    fold_kernel,
+    misfit,
+    stored,
+    unknown_keys,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_MATRICES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+_CORES = ("hada_t1", "hada_t2")
+_READ = {"r", "alpha", "rank_pattern", "alpha_pattern"}
+_UNREAD = {"module_dropout", "rank_dropout", "use_effective_conv2d"}  # whether there are t1 and t2 says the last
+
+
+class LoHa:
+    """Sums of Hadamard products, rounded once."""
+
+    peft_type = "LOHA"
+    reference = "https://arxiv.org/abs/2108.06098"
+    leaves = (*_MATRICES, *_CORES)
+
+    def check_config(self, config: Mapping[str, Any]) -> list[str]:
+        """Return what in an adapter_config.json keeps the adapter from being merged, one line each."""
+        problems = unknown_keys(config, HARMLESS | _READ | _UNREAD)
+        problems += check_rank("r", config.get("r")) + check_alpha("alpha", config.get("alpha"))
+        for key in ("rank_pattern", "alpha_pattern"):
+            problems += check_pattern(key, config.get(key) or {})
+        return problems
+
+    def updates(self, layer: Layer) -> tuple[dict[str, Update], list[str]]:
+        """Return the update of the module's weight."""
+        has_cores = any(leaf in layer.factors for leaf in _CORES)
+        leaves = self.leaves if has_cores else _MATRICES
+        if problems := check_module(layer, ("Linear", "Conv1d", "Conv2d"), leaves):
+            return {}, problems
+        found = {leaf: layer.factors[leaf].shape for leaf in leaves}
+        rank = by_pattern(layer.config.get("rank_pattern") or {}, layer.module, layer.config["r"])
+        if found["hada_w1_b"][:1] != (rank,):
+            here, b = layer.where, list(found["hada_w1_b"])
+            return {}, [f"{here}: hada_w1_b is {b}, but adapter_config.json says rank {rank} for it"]
+        if found not in _expected(layer.base.shape("weight") or (), rank, has_cores):
+            shapes = ", ".join(f"{leaf} {list(shape)}" for leaf, shape in found.items())
+            return {}, [misfit(layer, f"at rank {rank} the factors are {shapes}")]
+        alpha = float(by_pattern(layer.config.get("alpha_pattern") or {}, layer.module, layer.config["alpha"]))
+        update = Update(
+            adapter=layer.adapter,
+            method=self.peft_type,
+            scale=layer.adapter_weight * (alpha / rank),
+            factors={leaf.removeprefix("hada_"): layer.factors[leaf] for leaf in leaves},
+        )
+        return {"weight": update}, []
+
+    def merger(
+        self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
+    ) -> MergeRows:
+        """Return W plus all updates of one parameter, rounded once; the order of the adapters changes no bit."""
+        return add_dense([_delta(update, factors) for update, factors in updates], dtype)
+
+
+def _expected(shape: tuple[int, ...], rank: int, has_cores: bool) -> list[dict[str, tuple[int, ...]]]:
+    """Return the shapes that the factors of a weight may have, by leaf."""
+    out, inner = as_matrix(shape)
+    a: dict[str, tuple[int, ...]] = dict.fromkeys(_MATRICES[::2], (rank, out) if has_cores else (out, rank))
+    b: dict[str, tuple[int, ...]] = dict.fromkeys(_MATRICES[1::2], (rank, shape[1] if has_cores else inner))
+    if not has_cores:
+        return [a | b]
+    kernel = (*shape[2:], 1)[:2]  # peft gives the kernel of a Conv1d a second dimension
+    return [a | b | dict.fromkeys(_CORES, (rank, rank, *kernel))] if len(shape) > 2 else []
+
+
+def _delta(update: Update, factors: "Mapping[str, Tensor]") -> "Callable[[slice], Tensor]":
+    from lora_build.arithmetic import ExactProduct
+
+    products = []
+    for i in "12":
+        a, b = factors[f"w{i}_a"].double(), factors[f"w{i}_b"].double()
+        if (t := factors.get(f"t{i}")) is not None:
+            a, b = a.T, fold_kernel(t.double(), b)
+        product = ExactProduct(*stored(update, a, b))
+        products.append(product.columns if update.transposed else product.rows)
+    return partial(_rows, products, update.scale)
+
+
+def _rows(products: "Sequence[Callable[[slice], tuple[Tensor, Tensor]]]", scale: float, at: slice) -> "Tensor":
+    (main1, rest1), (main2, rest2) = (product(at) for product in products)
+    return (main1 + rest1) * (main2 + rest2) * scale
+
+
+METHOD = LoHa()

@@ -1,0 +1,174 @@
+"""LoKr on Linear, Conv1d and Conv2d: W + s·(w1 ⊗ w2), a Kronecker product of two matrices, each full or low-rank.
+
+Yeh et al. 2023 (LyCORIS), https://arxiv.org/abs/2309.14859. Semantics of `peft/tuners/lokr/layer.py`
+(get_delta_weight, make_kron), peft 0.21; s = alpha/r, also where no factor has that rank.
+
+Shapes: out = ol·ok and in = im·jn. w1 [ol, im], or w1_a [ol, r] @ w1_b [r, im]; w2 [ok, jn, *kernel], or w2_a [ok, r] @
+w2_b [r, jn·...], or, with t2 [r, r, *kernel], w2_a [r, ok] and w2_b [r, jn] as in LoHa.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lora_build.methods import Layer, MergeRows, ReadRows, Update
+from lora_build.methods._shared import (
+    HARMLESS,
+    add_dense,
+    as_matrix,
+    by_pattern,
+    check_alpha,
+    check_module,
+    check_pattern,
+    check_rank,
+    fold_kernel,
+    misfit,
+    unknown_keys,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_FIRST = ({"lokr_w1"}, {"lokr_w1_a", "lokr_w1_b"})
+_SECOND = ({"lokr_w2"}, {"lokr_w2_a", "lokr_w2_b"}, {"lokr_w2_a", "lokr_w2_b", "lokr_t2"})
+_READ = {"r", "alpha", "rank_pattern", "alpha_pattern"}
+# the shapes in the file say how the weight was decomposed
+_UNREAD = {
+    "decompose_both", "decompose_factor", "module_dropout", "rank_dropout", "rank_dropout_scale",
+    "use_effective_conv2d",
+}  # fmt: skip
+
+
+class LoKr:
+    """Sums of Kronecker products, rounded once."""
+
+    peft_type = "LOKR"
+    reference = "https://arxiv.org/abs/2309.14859"
+    leaves = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+
+    def check_config(self, config: Mapping[str, Any]) -> list[str]:
+        """Return what in an adapter_config.json keeps the adapter from being merged, one line each."""
+        problems = unknown_keys(config, HARMLESS | _READ | _UNREAD)
+        problems += check_rank("r", config.get("r")) + check_alpha("alpha", config.get("alpha"))
+        for key in ("rank_pattern", "alpha_pattern"):
+            problems += check_pattern(key, config.get(key) or {})
+        return problems
+
+    def updates(self, layer: Layer) -> tuple[dict[str, Update], list[str]]:
+        """Return the update of the module's weight."""
+        if problems := check_module(layer, ("Linear", "Conv1d", "Conv2d"), ()):
+            return {}, problems
+        here, shapes = layer.where, {leaf: tensor.shape for leaf, tensor in layer.factors.items()}
+        first, second = ({leaf for leaf in shapes if name in leaf} for name in ("w1", "2"))
+        if first not in _FIRST or second not in _SECOND:
+            there = ", ".join(sorted(shapes))
+            return {}, [f"{here}: {there} do not make up a LoKr; the adapter's file is incomplete"]
+        rank = by_pattern(layer.config.get("rank_pattern") or {}, layer.module, layer.config["r"])
+        if problems := check_rank(f"{here}: rank_pattern", rank):
+            return {}, problems
+        if not _fits(shapes, layer.base.shape("weight") or (), rank):
+            found = ", ".join(f"{leaf} {list(shape)}" for leaf, shape in sorted(shapes.items()))
+            return {}, [misfit(layer, f"at rank {rank} the factors are {found}")]
+        alpha = float(by_pattern(layer.config.get("alpha_pattern") or {}, layer.module, layer.config["alpha"]))
+        update = Update(
+            adapter=layer.adapter,
+            method=self.peft_type,
+            scale=layer.adapter_weight * (alpha / rank),
+            factors={leaf.removeprefix("lokr_"): tensor for leaf, tensor in layer.factors.items()},
+        )
+        return {"weight": update}, []
+
+    def merger(
+        self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
+    ) -> MergeRows:
+        """Return W plus all updates of one parameter, rounded once; the order of the adapters changes no bit."""
+        return add_dense([_delta(update, factors) for update, factors in updates], dtype)
+
+
+def _fits(shapes: Mapping[str, tuple[int, ...]], weight: tuple[int, ...], rank: int) -> bool:
+    """Whether the factors, [rows, columns] after each other, make a matrix of the weight's shape."""
+    kernel = weight[2:]
+    w1, w2, core = shapes.get("lokr_w1"), shapes.get("lokr_w2"), shapes.get("lokr_t2")
+    if w1 is None:
+        w1 = _product(shapes["lokr_w1_a"], shapes["lokr_w1_b"], rank)
+    if core is not None and core != (rank, rank, *(*kernel, 1)[:2]):  # peft gives Conv1d's a second dimension
+        return False
+    if w2 is None:
+        a, b = shapes["lokr_w2_a"], shapes["lokr_w2_b"]
+        w2 = _product(a if core is None else a[::-1], b, rank)
+        if core is not None and w2:
+            w2 = (w2[0], w2[1], *kernel)
+    elif w2[2:] != kernel:
+        return False
+    if len(w1) != 2 or len(w2) < 2:
+        return False
+    out, inner = as_matrix(weight)
+    return (w1[0] * w2[0], w1[1] * math.prod(w2[1:])) == (out, inner) and inner % (w1[1] * math.prod(kernel)) == 0
+
+
+def _product(a: tuple[int, ...], b: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """Return the shape of a [rows, rank] @ b [rank, columns]; nothing if they do not multiply."""
+    return (a[0], b[1]) if len(a) == len(b) == 2 and a[1] == b[0] == rank else ()
+
+
+def _delta(update: Update, factors: "Mapping[str, Tensor]") -> "Callable[[slice], Tensor]":
+    """Return s·(w1 ⊗ w2) for any of the stored rows.
+
+    An element is w1[i1, j1]·w2[i2, j2], with w2 flat: the row numbers i1 and i2 follow from its row, the column numbers
+    from its column.
+    """
+    import torch
+
+    w1, w2 = _full("w1", factors), _full("w2", factors)
+    flat = w2.flatten(1)
+    out, inner = len(w1) * len(w2), w1.shape[1] * flat.shape[1]
+    if w2.dim() == 3:
+        # peft's torch.kron pads the shape of w1 in front, to [1, ol, im]: the halves change places, and the model was
+        # trained that way
+        num_kernel = w2.shape[2]
+        i, (j, k) = _divmod(out, len(w1)), _divmod(inner, num_kernel)
+        rows = i[1], i[0]
+        columns = j % w1.shape[1], j // w1.shape[1] * num_kernel + k
+    else:
+        rows, columns = _divmod(out, len(w2)), _divmod(inner, flat.shape[1])
+    if update.transposed:
+        w1, flat, rows, columns = w1.T, flat.T, columns, rows
+    if update.rows is not None:
+        chosen = torch.tensor(update.rows)
+        rows = rows[0][chosen], rows[1][chosen]
+    return partial(_rows, (w1 * update.scale, flat), rows, columns)
+
+
+def _divmod(size: int, divisor: int) -> "tuple[Tensor, Tensor]":
+    """Return quotients and remainders of the numbers below `size`."""
+    import torch
+
+    numbers = torch.arange(size)
+    return numbers // divisor, numbers % divisor
+
+
+def _rows(
+    pair: "tuple[Tensor, Tensor]",
+    rows: "tuple[Tensor, Tensor]",
+    columns: "tuple[Tensor, Tensor]",
+    at: slice,
+) -> "Tensor":
+    first, second = (w[i[at]][:, j] for w, i, j in zip(pair, rows, columns, strict=True))
+    return first * second
+
+
+def _full(name: str, factors: "Mapping[str, Tensor]") -> "Tensor":
+    """Return w1 or w2 in float64, multiplied out; in CP form w2 is [ok, jn·...]."""
+    from lora_build.arithmetic import ExactProduct
+
+    if name in factors:
+        return factors[name].double()
+    a, b = factors[f"{name}_a"].double(), factors[f"{name}_b"].double()
+    if name == "w2" and "t2" in factors:
+        a, b = a.T, fold_kernel(factors["t2"].double(), b)
+    return ExactProduct(a, b).all()
+
+
+METHOD = LoKr()

@@ -1,0 +1,214 @@
+"""OFT on Linear, Embedding and 1x1 Conv2d: W@Rᵀ (an embedding's W@R), R block-diagonal and (nearly) orthogonal.
+
+Qiu et al. 2023, https://arxiv.org/abs/2306.07280 (Cayley, COFT); Qiu et al. 2025 (OFTv2),
+https://arxiv.org/abs/2506.19847 (Cayley-Neumann). Semantics of `peft/tuners/oft/layer.py` (OFTRotationModule.get_weight
+and merge), peft 0.21; several adapters multiply from the right in the recipe's order.
+
+Shapes: W [out, in]; the file has the upper triangles of skew-symmetric blocks Q [b, b] as [in/b, b·(b-1)/2], or of one
+that all blocks share. R = (I-Q)(I+Q)⁻¹ of each block, or the first terms of its Neumann series.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lora_build.errors import MergeError
+from lora_build.methods import Layer, MergeRows, ReadRows, Update
+from lora_build.methods._shared import HARMLESS, check_module, is_number, misfit, refuse_weight, unknown_keys
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_EMBEDDING = "oft_embedding_R.weight"
+_LINEAR = "oft_R.weight"
+_READ = {"block_share", "coft", "eps", "num_cayley_neumann_terms", "oft_block_size", "use_cayley_neumann"}
+# the shape in the file says how many blocks there are; a weight [in, out] is nothing that peft adapts
+_UNREAD = {"bias", "fan_in_fan_out", "module_dropout", "r"}
+_NEUMANN_SINCE = (0, 18)  # the peft that first had today's series
+
+
+class OFT:
+    """Rotations of the inputs, one adapter after the other."""
+
+    peft_type = "OFT"
+    reference = "https://arxiv.org/abs/2306.07280"
+    leaves = (_LINEAR, _EMBEDDING)
+
+    def check_config(self, config: Mapping[str, Any]) -> list[str]:
+        """Return what in an adapter_config.json keeps the adapter from being merged, one line each."""
+        problems = unknown_keys(config, HARMLESS | _READ | _UNREAD)
+        if "oft_block_size" not in config or not isinstance(config.get("use_cayley_neumann"), bool):
+            return [
+                *problems,
+                "oft_block_size or use_cayley_neumann: is missing, as in adapters of older versions of peft, whose R "
+                "was another one; train again, or merge it with the peft that made it",
+            ]
+        if config["use_cayley_neumann"]:
+            version, terms = str(config.get("peft_version") or "0"), config.get("num_cayley_neumann_terms")
+            if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < _NEUMANN_SINCE:
+                problems.append(
+                    f"peft_version: {version if version != '0' else 'none'}, but before 0.18 the Cayley-Neumann series "
+                    "was another one; train again, or merge it with the peft that made it"
+                )
+            if type(terms) is not int or terms < 1:
+                problems.append(f"num_cayley_neumann_terms: expected a whole number from 1 on, found {terms!r}")
+        eps = config.get("eps")
+        if config.get("coft") and not (is_number(eps) and eps > 0):  # type: ignore[operator]
+            problems.append(f"eps: expected a positive number, found {eps!r}")
+        return problems
+
+    def updates(self, layer: Layer) -> tuple[dict[str, Update], list[str]]:
+        """Return the update of the module's weight; none where blocks of one element turn nothing."""
+        leaf = _EMBEDDING if _EMBEDDING in layer.factors else _LINEAR
+        kinds = ("Embedding",) if leaf == _EMBEDDING else ("Linear", "Conv2d")
+        if problems := refuse_weight(layer, "OFT") + check_module(layer, kinds, (leaf,)):
+            return {}, problems
+        shape, found = layer.base.shape("weight") or (), layer.factors[leaf].shape
+        if any(size != 1 for size in shape[2:]):
+            return {}, [
+                f"{layer.where}: is a convolution with a kernel {list(shape[2:])}, for which peft trains patches "
+                "turned before they are added up, so no weight can hold it; only 1x1 kernels can be merged"
+            ]
+        block = (1 + math.isqrt(1 + 8 * found[1])) // 2 if len(found) == 2 else 0
+        num_blocks = 1 if layer.config.get("block_share") else shape[1] // max(block, 1)
+        if found != (num_blocks, block * (block - 1) // 2) or shape[1] % block:
+            expected = "[1" if layer.config.get("block_share") else f"[{shape[1]}/b"
+            return {}, [misfit(layer, f"{leaf} is {list(found)} (expected {expected}, b·(b-1)/2] of blocks b x b)")]
+        if block == 1:
+            return {}, []
+        config, options = layer.config, {"block": block, "side": "right" if leaf == _EMBEDDING else "left"}
+        if config["use_cayley_neumann"]:
+            options["terms"] = config["num_cayley_neumann_terms"]
+        if config.get("coft"):
+            options["eps"] = repr(float(config["eps"]))
+        update = Update(
+            adapter=layer.adapter,
+            method=self.peft_type,
+            scale=1.0,
+            factors={"Q": layer.factors[leaf]},
+            options=options,
+            ordered=True,
+        )
+        return {"weight": update}, []
+
+    def merger(
+        self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
+    ) -> MergeRows:
+        """Return W turned by every adapter in the recipe's order, in float64 and rounded once."""
+        from lora_build.arithmetic import round_once
+
+        turns = []
+        for update, factors in updates:
+            if update.transposed and update.rows is not None:
+                raise MergeError(
+                    f"{update.factors['Q'].name}: OFT turns inputs, of which {update.adapter} has only some"
+                )
+            R = _rotations(update.options, factors["Q"].double())
+            turns.append(R if update.options["side"] == "right" else R.transpose(1, 2))
+        # stored [in, out], the rows of whole blocks of every adapter go together
+        step = math.lcm(*(update.options["block"] for update, _ in updates)) if updates[0][0].transposed else 0
+
+        def rows(W: "Tensor", first: int) -> "tuple[Tensor, Tensor]":
+            before = W.double()
+            if step:
+                start, stop = first // step * step, -(-(first + len(W)) // step) * step
+                after = _turn(read(start, stop).double().T, turns, start).T[first - start :][: len(W)]
+            else:
+                after = _turn(before, turns, 0)
+            return round_once(after, dtype), after - before
+
+        return rows
+
+
+def _turn(W: "Tensor", turns: "Sequence[Tensor]", first: int) -> "Tensor":
+    """Return the columns of W, the first of which is column `first`, times block-diagonal matrices [blocks, b, b]."""
+    import torch
+
+    from lora_build.arithmetic import ExactProduct
+
+    for blocks in turns:
+        size = blocks.shape[1]
+        if len(blocks) == 1:
+            W = ExactProduct(W.reshape(-1, size), blocks[0]).all().reshape(W.shape)
+        else:
+            of_W = blocks[first // size :]
+            W = torch.cat(
+                [ExactProduct(w, b).all() for w, b in zip(torch.split(W, size, dim=1), of_W, strict=False)], dim=1
+            )
+    return W
+
+
+def _rotations(options: Mapping[str, Any], upper: "Tensor") -> "Tensor":
+    """Return R [blocks, b, b] of the upper triangles [blocks, b·(b-1)/2] of Q, in float64."""
+    import torch
+
+    size = options["block"]
+    if "eps" in options:
+        upper = _project(upper, float(options["eps"]))
+    Q = torch.zeros(len(upper), size, size, dtype=torch.float64)
+    above, right = torch.triu_indices(size, size, 1)
+    Q[:, above, right] = upper
+    Q[:, right, above] = -upper
+    if "terms" in options:
+        return torch.stack([_neumann(block, options["terms"]) for block in Q])
+    # (I-Q)(I+Q)⁻¹ = 2(I+Q)⁻¹ - I
+    return 2 * _inverse(torch.eye(size, dtype=torch.float64) + Q) - torch.eye(size, dtype=torch.float64)
+
+
+def _project(upper: "Tensor", eps: float) -> "Tensor":
+    """Return the triangles, shortened where ‖Q‖ of a block is above eps/√blocks; OFTRotationModule._project_batch.
+
+    peft rounds eps/√blocks to float32, which moves R by 1e-7 of eps.
+    """
+    import torch
+
+    from lora_build.arithmetic import tree_sum
+
+    limit = eps / math.sqrt(len(upper))
+    norm = torch.sqrt(2 * tree_sum(upper * upper))[:, None]
+    return torch.where(norm <= limit, upper, limit * (upper / norm))
+
+
+def _neumann(Q: "Tensor", terms: int) -> "Tensor":
+    """Return I + 2Q + 2Q² + ... with the last power once, as OFTRotationModule._cayley_batch ends it.
+
+    Three terms are the same as four there: the last power is never below the third.
+    """
+    import torch
+
+    from lora_build.arithmetic import ExactProduct
+
+    R = torch.eye(len(Q), dtype=torch.float64)
+    if terms == 1:
+        return R
+    R = R + 2 * Q
+    if terms == 2:
+        return R
+    power = ExactProduct(Q, Q).all()
+    R = R + 2 * power
+    for _ in range(terms - 4):
+        power = ExactProduct(power, Q).all()
+        R = R + 2 * power
+    return R + ExactProduct(power, Q).all()
+
+
+def _inverse(M: "Tensor") -> "Tensor":
+    """Return the inverses of I + Q [blocks, b, b] by Gauss-Jordan elimination, every operation IEEE and elementwise.
+
+    No pivoting: what elimination leaves of I + Q has I + something positive as its symmetric part, so every pivot is at
+    least 1.
+    """
+    for k in range(M.shape[1]):
+        pivot = M[:, k : k + 1, k : k + 1]
+        row, column = M[:, k : k + 1] / pivot, M[:, :, k : k + 1]
+        after = M - column * row
+        after[:, k] = row[:, 0]
+        after[:, :, k] = (-column / pivot)[:, :, 0]
+        after[:, k, k] = (1 / pivot)[:, 0, 0]
+        M = after
+    return M
+
+
+METHOD = OFT()

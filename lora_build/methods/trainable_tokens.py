@@ -1,0 +1,107 @@
+"""Trainable tokens: some rows of an embedding (or head) are replaced by trained ones, nothing is added.
+
+Semantics of `peft/tuners/trainable_tokens/layer.py` (TrainableTokensLayer.merge), peft 0.21; any other method of PEFT
+may train tokens along (`trainable_token_indices`).
+
+Shapes: W [V, d], rows [n, d] for the n token indices of the config.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lora_build.methods import Layer, MergeRows, ReadRows, Update
+from lora_build.methods._shared import unknown_keys
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_LEAVES = ("token_adapter.trainable_tokens_delta", "trainable_tokens_delta")
+_KNOWN = {
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "init_weights", "peft_type", "peft_version",
+    "revision", "target_modules", "task_type", "token_indices",
+}  # fmt: skip
+
+
+class TrainableTokens:
+    """Replaced rows."""
+
+    peft_type = "TRAINABLE_TOKENS"
+    reference = "peft/tuners/trainable_tokens/layer.py"
+    leaves: tuple[str, ...] = _LEAVES
+
+    def check_config(self, config: Mapping[str, Any]) -> list[str]:
+        """Return what in an adapter_config.json keeps the adapter from being merged, one line each."""
+        return unknown_keys(config, _KNOWN)
+
+    def updates(self, layer: Layer) -> tuple[dict[str, Update], list[str]]:
+        """Return the replacement of rows of the module's weight."""
+        rows = next(layer.factors[leaf] for leaf in _LEAVES if leaf in layer.factors)
+        weight = layer.base.shape("weight") or ()
+        indices = token_indices(layer.config, layer.module)
+        if layer.adapter_weight != 1:
+            problem = (
+                f"has weight {layer.adapter_weight!r}, but it replaces rows, which cannot be weighted; set it to 1"
+            )
+        elif indices is None:
+            problem = f"has trained rows {list(rows.shape)}, but adapter_config.json does not say of which tokens"
+        elif len(weight) != 2 or rows.shape != (len(indices), weight[1]):
+            problem = (
+                f"trained rows are {list(rows.shape)} for {len(indices)} tokens, the base's weight is {list(weight)}"
+            )
+        elif outside := [i for i in indices if not 0 <= i < weight[0]]:
+            problem = f"trains token {outside[0]}, the base's weight is {list(weight)}; was its vocabulary grown?"
+        elif len(set(indices)) < len(indices):
+            problem = "adapter_config.json names a token twice"
+        else:
+            return {"weight": replacement(layer.adapter, rows, indices)}, []
+        return {}, [f"{layer.where}: {problem}"]
+
+    def merger(
+        self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
+    ) -> MergeRows:
+        """Return the replacement of rows, each rounded once; no two updates replace the same one."""
+        import torch
+
+        from lora_build.arithmetic import round_once
+
+        trained: dict[int, Tensor] = {}
+        for update, factors in updates:
+            indices = update.options["indices"]
+            trained |= zip(range(len(factors["rows"])) if indices is None else indices, factors["rows"], strict=True)
+        stored = updates[0][0].rows
+
+        def rows(W: "Tensor", first: int) -> "tuple[Tensor, Tensor]":
+            before = W.to(torch.float64)
+            after = before.clone()
+            for i in range(W.shape[0]):
+                token = first + i if stored is None else stored[first + i]
+                if token in trained:
+                    after[i] = trained[token].to(torch.float64)
+            return round_once(after, dtype), after - before
+
+        return rows
+
+
+def replacement(adapter: str, rows: Any, indices: list[int] | None) -> Update:
+    """Return the update that puts the rows of a tensor in place of those of a parameter; None means all of them."""
+    return Update(
+        adapter=adapter, method=TrainableTokens.peft_type, scale=1.0, factors={"rows": rows},
+        options={"indices": indices},
+    )  # fmt: skip
+
+
+def token_indices(config: Mapping[str, Any], module: str) -> list[int] | None:
+    """Return the token of each trained row of a module, None if the config does not say.
+
+    The list of a config is for the input embedding; a mapping names modules by the end of their path.
+    """
+    found = config.get("trainable_token_indices") or config.get("token_indices")
+    if isinstance(found, dict):
+        found = next((v for k, v in found.items() if module == k or module.endswith("." + k)), None)
+    if isinstance(found, list) and all(type(i) is int for i in found):
+        return found
+    return None
+
+
+METHOD = TrainableTokens()

@@ -1,0 +1,105 @@
+"""VeRA on Linear and Conv1D: W + (λ_b∘B)@(λ_d∘A), with random A and B that all layers share and trained λ.
+
+Kopiczko et al. 2023, https://arxiv.org/abs/2310.11454, eq. 2. Semantics of `peft/tuners/vera/layer.py` (Linear:
+get_delta_weight), peft 0.21.
+
+Shapes: A [r, in of the widest layer] and B [out of the tallest layer, r], of which a layer takes its first columns and
+rows; λ_d [r], λ_b [out].
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lora_build.methods import Layer, MergeRows, ReadRows, Update
+from lora_build.methods._shared import (
+    HARMLESS,
+    check_module,
+    check_rank,
+    is_transposed,
+    misfit,
+    stored,
+    unknown_keys,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_LEAVES = ("vera_lambda_b", "vera_lambda_d")
+_SHARED = ("vera_A", "vera_B")
+_READ = {"r", "save_projection", "fan_in_fan_out"}
+# with the projections in the file nothing is drawn from projection_prng_key
+_UNREAD = {"bias", "d_initial", "projection_prng_key", "vera_dropout"}
+
+
+class Vera:
+    """Low-rank updates, all adapters of a parameter in one exact sum (`exact-1`)."""
+
+    peft_type = "VERA"
+    reference = "https://arxiv.org/abs/2310.11454"
+    leaves = _LEAVES
+    shared_leaves = _SHARED
+
+    def check_config(self, config: Mapping[str, Any]) -> list[str]:
+        """Return what in an adapter_config.json keeps the adapter from being merged, one line each."""
+        problems = unknown_keys(config, HARMLESS | _READ | _UNREAD) + check_rank("r", config.get("r"))
+        if config.get("save_projection", True) is not True:
+            problems.append(
+                "save_projection: is not true, so peft would draw vera_A and vera_B anew, and torch draws other "
+                "numbers on other processors; where it was trained, load it, set save_projection in its config, and "
+                "save it again with vera_A and vera_B"
+            )
+        return problems
+
+    def updates(self, layer: Layer) -> tuple[dict[str, Update], list[str]]:
+        """Return the update of the module's weight."""
+        if problems := check_module(layer, ("Linear", "Conv1D"), _LEAVES):
+            return {}, problems
+        if missing := [leaf for leaf in _SHARED if leaf not in layer.shared]:
+            return {}, [
+                f"{layer.where}: the adapter's file has no base_model.{' and no base_model.'.join(missing)}, "
+                "although its config says save_projection; it is incomplete"
+            ]
+        A, B = (layer.shared[leaf] for leaf in _SHARED)
+        lambda_b, lambda_d = (layer.factors[leaf] for leaf in _LEAVES)
+        a, b, d, rank = list(A.shape), list(B.shape), list(lambda_d.shape), layer.config["r"]
+        if len(a) != 2 or len(b) != 2 or d != [rank] or a[0] != rank or b[1] != rank:
+            return {}, [
+                f"{layer.where}: vera_A is {a}, vera_B {b} and vera_lambda_d {d}, "
+                f"but adapter_config.json says rank {rank} for them"
+            ]
+
+        def fits(num_out: int, num_in: int) -> bool:
+            return lambda_b.shape == (num_out,) and num_out <= b[0] and num_in <= a[1]
+
+        transposed = is_transposed(layer, fits)
+        if transposed is None:
+            found = f"vera_lambda_b is {list(lambda_b.shape)}, vera_B {b} and vera_A {a}"
+            return {}, [misfit(layer, found)]
+        shape = layer.base.shape("weight") or (0, 0)
+        update = Update(
+            adapter=layer.adapter,
+            method=self.peft_type,
+            scale=layer.adapter_weight,
+            factors={"A": A, "B": B, "lambda_b": lambda_b, "lambda_d": lambda_d},
+            options={"inputs": shape[0] if transposed else shape[1]},
+            transposed=transposed,
+        )
+        return {"weight": update}, []
+
+    def merger(
+        self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
+    ) -> MergeRows:
+        """Return the exact sum of all low-rank updates of one parameter, rounded once."""
+        from lora_build.arithmetic import LowRankSum
+
+        pairs = []
+        for update, factors in updates:
+            lambda_b, lambda_d = factors["lambda_b"].double()[:, None], factors["lambda_d"].double()[:, None]
+            B = factors["B"][: len(lambda_b)].double() * lambda_b
+            A = factors["A"][:, : update.options["inputs"]].double() * lambda_d
+            pairs.append(stored(update, B * update.scale, A))
+        return LowRankSum(pairs, dtype, transposed=updates[0][0].transposed).rows
+
+
+METHOD = Vera()

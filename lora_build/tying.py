@@ -1,0 +1,138 @@
+"""Tied parameters: which of them share one tensor, whether an adapter changes all alike, and cutting a tie."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lora_build.adapter import Adapter, Parts
+from lora_build.architecture import Ties, read_ties, untying
+from lora_build.errors import SourceError
+from lora_build.naming import Names
+
+_EMBEDDING_LEAVES = ("lora_embedding_A", "lora_embedding_B")
+_HEAD_LEAVES = ("lora_A.weight", "lora_B.weight")
+
+Digests = Mapping[tuple[str, str], str]
+"""The SHA-256 of tensors of adapters, by (adapter, key); of their transposes by (adapter, key + ".T")."""
+
+
+class Knots:
+    """The ties of a base, found out when first needed, and whether they have been cut."""
+
+    def __init__(self, config: Mapping[str, Any], names: Names) -> None:
+        """Take the base's config.json and the names of its parameters."""
+        self._config = config
+        self._names = names
+        self._ties: Ties | None = None
+        self._is_cut = False
+        self.problem = ""
+
+    def shared(self, parameter: str) -> bool:
+        """Whether a parameter shares its tensor with another one, or did before the cut."""
+        if not self._may_be_tied(parameter):
+            return False
+        if self._ties is None:
+            try:
+                self._ties = read_ties(self._config)
+            except SourceError as error:
+                self.problem = str(error)
+                self._ties = Ties({}, {})
+        return len(self.members(parameter)) > 1 and self._shared_name(parameter) is not None
+
+    def _may_be_tied(self, parameter: str) -> bool:
+        """Whether the config does not rule it out: no transformers is needed to say so."""
+        nested = [value for value in self._config.values() if isinstance(value, dict)]
+        if self._config.get("tie_word_embeddings") is False and not any(c.get("tie_word_embeddings") for c in nested):
+            return False
+        sizes = {n for c in (self._config, *nested) if isinstance(n := c.get("vocab_size"), int)}
+        if any(part.isdigit() for part in parameter.split(".")):
+            return False  # nothing in a numbered layer is tied
+        found = self._names.on_disk(parameter)
+        return found is None or (len(found) == 2 and found[0] in sizes) or parameter.endswith(".bias")
+
+    def member(self, parameter: str) -> str:
+        """Return the path of a shared parameter as transformers has it."""
+        ties = self._known()
+        return next((m for m in (*ties.tied, *ties.tied.values()) if same_parameter(m, parameter)), parameter)
+
+    def members(self, parameter: str) -> frozenset[str]:
+        """Return all parameters that share the tensor of this one, itself included."""
+        return self._known().group(self.member(parameter))
+
+    def others(self, parameter: str) -> list[str]:
+        """Return the parameters that share the tensor of this one."""
+        return sorted(self.members(parameter) - {self.member(parameter)})
+
+    def bound(self, parameter: str) -> list[str]:
+        """Return the parameters that share the tensor of this one even where `tie_word_embeddings` is false."""
+        member = self.member(parameter)
+        return sorted({m for pair in self._known().untied.items() if member in pair for m in pair} - {member})
+
+    def name(self, parameter: str) -> str:
+        """Return the output's tensor of a shared parameter: the shared one, or its own after the cut."""
+        member = self.member(parameter)
+        if self._is_cut and member in self.cut_names():
+            return member
+        own = self._names.find(member)
+        return own.name if own and self._is_cut else self._shared_name(parameter) or member
+
+    def cut(self) -> dict[str, Any]:
+        """Cut every tie that can be cut and return the keys of config.json that say so."""
+        self._is_cut = True
+        return untying(self._config)
+
+    def cut_names(self) -> dict[str, str]:
+        """Return the new tensors that the cut makes, each with the shared one that it begins as."""
+        free = self._known().tied.keys() - self._known().untied.keys()
+        return {
+            member: root
+            for member in sorted(free)
+            if self._names.find(member) is None and (root := self._shared_name(member)) is not None
+        }
+
+    def is_root(self, module: str, *, others: Iterable[str]) -> bool:
+        """Whether a module has the tensor that others share, and none of the `others` shares it."""
+        parameter = f"{module}.weight"
+        if not self.shared(parameter) or self.member(parameter) not in self._known().tied.values():
+            return False
+        members = self.members(parameter)
+        return not any(same_parameter(m, f"{other}.weight") for other in others for m in members)
+
+    def twins(self, adapter: Adapter, parts: Parts, digests: Digests) -> dict[str, list[str]]:
+        """Return the modules that `ensure_weight_tying` kept alike: one of each group, and its copies."""
+        if not adapter.config.get("ensure_weight_tying"):
+            return {}
+        modules = [module for module in parts.factors if self.shared(f"{module}.weight")]
+        found: dict[str, list[str]] = {}
+        for module in sorted(modules, key=lambda m: _EMBEDDING_LEAVES[0] not in parts.factors[m]):
+            members = self.members(f"{module}.weight")
+            first = next((m for m in found if self.member(f"{m}.weight") in members), None)
+            if first is None:
+                found[module] = []
+            elif _alike(parts.factors[first], parts.factors[module], adapter.name, digests):
+                found[first].append(module)
+        return {module: copies for module, copies in found.items() if copies}
+
+    def _known(self) -> Ties:
+        return self._ties or Ties({}, {})
+
+    def _shared_name(self, parameter: str) -> str | None:
+        names = (self._names.find(member) for member in sorted(self.members(parameter)))
+        return next((found.name for found in names if found), None)
+
+
+def same_parameter(a: str, b: str) -> bool:
+    """Whether two paths mean one parameter, with or without leading parts."""
+    return a == b or a.endswith("." + b) or b.endswith("." + a)
+
+
+def _alike(first: Mapping[str, Any], copy: Mapping[str, Any], adapter: str, digests: Digests) -> bool:
+    """Whether the factors of two modules say the same, those of an embedding transposed to those of a head."""
+    pairs = {leaf: leaf for leaf in first} if first.keys() == copy.keys() else {}
+    turned = ""
+    if (set(first), set(copy)) == (set(_EMBEDDING_LEAVES), set(_HEAD_LEAVES)):
+        pairs = dict(zip(_EMBEDDING_LEAVES, reversed(_HEAD_LEAVES), strict=True))
+        turned = ".T"
+    return bool(pairs) and all(
+        digests.get((adapter, first[a].name + turned)) == digests.get((adapter, copy[b].name), "")
+        for a, b in pairs.items()
+    )
