@@ -148,7 +148,11 @@ def _tensor_json(op: Operation) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": op.name, "operation": kind(op), "dtype": op.dtype, "shape": list(op.source.shape)}
     match op:
         case Merge():
-            entry["updates"] = [{"adapter": u.adapter, "method": u.method, "scale": u.scale} for u in op.updates]
+            entry["updates"] = [
+                {"adapter": u.adapter, "method": u.method, "scale": u.scale, "rows": [segment.start, segment.stop]}
+                for segment in op.segments
+                for u in segment.updates
+            ]
         case Copy():
             entry["from"] = op.source.source
     return entry

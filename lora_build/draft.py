@@ -90,7 +90,7 @@ class Draft:
         """Sort an adapter's tensors, or report why it cannot be merged."""
         method = methods().get(adapter.peft_type)
         if method is None:
-            self.issues.append(f"{adapter.source}: peft_type {adapter.peft_type} {_unmergeable(adapter.peft_type)}")
+            self.issues.append(f"{adapter.source}: peft_type {adapter.peft_type} {unmergeable(adapter.peft_type)}")
             return
         problems = method.check_config(adapter.config)
         self.issues += [f"{adapter.source}/adapter_config.json: {problem}" for problem in problems]
@@ -126,13 +126,14 @@ class Draft:
         if found is None:
             return
         digest = self.digests[adapter.name, tensor.name]
-        owner, other = self._frozen.setdefault(found.name, (adapter.name, digest))
+        name = found.parts[0].name
+        owner, other = self._frozen.setdefault(name, (adapter.name, digest))
         if other != digest:
             self.issues.append(
                 f"{adapter.source}: '{tensor.name}' and the one of adapter {owner} differ: "
                 "they were trained on different bases"
             )
-        self.notes.append(f"{found.name} comes from adapter {adapter.name}, which saved its base's along")
+        self.notes.append(f"{name} comes from adapter {adapter.name}, which saved its base's along")
         self._put(adapter, found, tensor)
 
     def _replace(self, adapter: Adapter, parameter: str, tensor: TensorInfo) -> None:
@@ -144,15 +145,16 @@ class Draft:
         found = self._find(adapter, parameter, value=self.digests[adapter.name, tensor.name])
         if found is None:
             return
-        owner = self.replaced.get(found.name, adapter.name)
+        names = [part.name for part in found.parts]
+        owner = self.replaced.get(names[0], adapter.name)
         winner = self.recipe.modules_to_save
         if owner != adapter.name and winner not in (owner, adapter.name):
             self.issues.append(
-                f"adapters {owner} and {adapter.name} both replace {found.name}; say which one's to take: "
+                f"adapters {owner} and {adapter.name} both replace {names[0]}; say which one's to take: "
                 f"modules_to_save: {adapter.name}, or merge only one of them"
             )
         if owner == adapter.name or winner == adapter.name:
-            self.replaced[found.name] = adapter.name
+            self.replaced |= dict.fromkeys(names, adapter.name)
             self._put(adapter, found, tensor)
 
     def _put(self, adapter: Adapter, parameter: Parameter, tensor: TensorInfo) -> None:
@@ -187,7 +189,7 @@ class Draft:
         old, new = parameter.shape, tensor.shape
         if len(old) != len(new) or old[1:] != new[1:] or old[:1] != (self._vocab_size(),) or len(parameter.parts) != 1:
             return False
-        self._regrown[parameter.name] = adapter.name
+        self._regrown[parameter.parts[0].name] = adapter.name
         self.tokenizer = adapter if adapter.tokenizer_files else self.tokenizer
         return True
 
@@ -256,9 +258,6 @@ class Draft:
                     "only some of its rows"
                 )
                 return
-            if part.rows is not None and turned:
-                self.issues.append(f"{parameter.name}: lies in {part.name} by rows, but is stored transposed")
-                return
             matrix = disk.shape[-2:] if update.stacked or part.expert is not None else (disk.shape or (1,))
             stop = part.first + (matrix[0] if part.rows is None else len(part.rows))
             here = replace(update, transposed=turned, rows=part.rows, expert=part.expert)
@@ -282,7 +281,7 @@ class Draft:
         """Return the parameter that an adapter names, cutting a tie where it has to be cut for it."""
         if not self._knots.shared(parameter):
             found = self._names.find(parameter)
-            return replace(found, shape=self.sources[found.name].shape) if found and _is_plain(found) else found
+            return replace(found, shape=self.sources[found.parts[0].name].shape) if found and _is_plain(found) else found
         if not keep_tied and not self._agree(adapter, parameter, value):
             self._untie(parameter, replaces=value is not None)
         name = self._knots.name(parameter)
@@ -345,10 +344,10 @@ class Draft:
         for name in head.dropped:
             del self.sources[name]
             del self.homes[name]
-        last = self.base.shards[-1]
         for name, tensor in head.added.items():
             self.sources[name] = tensor
-            self.homes[name] = last
+            self.homes[name] = self.base.shards[-1]
+            self._dtypes[name] = max(stored := list(self._dtypes.values()), key=stored.count)
         self.notes += head.notes
         self._config = {**self._config, **head.config_changes}
         self._names = Names(self._config, {name: t.shape for name, t in self.sources.items()})
@@ -468,7 +467,7 @@ class _Module:
         return self.draft.module_settings(name)
 
 
-def _unmergeable(peft_type: str) -> str:
+def unmergeable(peft_type: str) -> str:
     """Return why adapters of a type cannot be merged, for a message."""
     if reason := _NO_WEIGHTS.get(peft_type):
         return f"cannot be merged: {reason}"
@@ -491,8 +490,8 @@ _NO_WEIGHTS = {
 
 
 def _is_plain(parameter: Parameter) -> bool:
-    """Whether a parameter lies on disk as it is in memory."""
-    return parameter.parts == (Part(name=parameter.name),)
+    """Whether one tensor on disk is the parameter as it is in memory."""
+    return parameter.parts == (Part(name=parameter.parts[0].name),) and len(parameter.shape) <= 4
 
 
 def _contiguous(part: Part, disk: TensorInfo) -> range | None:

@@ -148,6 +148,15 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
+def _without_floats(value: Any) -> Any:
+    """Return a JSON value with its numbers that are not whole as text."""
+    if isinstance(value, Mapping):
+        return {key: _without_floats(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_floats(item) for item in value]
+    return repr(value) if isinstance(value, float) else value
+
+
 def _is_inside(path: str) -> bool:
     return not path.startswith("/") and ".." not in path.split("/")
 
@@ -235,7 +244,7 @@ def _operations(plan: MergePlan, places: Mapping[str, int]) -> list[Any]:
         for shard in plan.shards
         for op in shard.operations
     ]
-    return [rows, dict(plan.config_changes)]
+    return [rows, _without_floats(dict(plan.config_changes))]
 
 
 def _segment_updates(

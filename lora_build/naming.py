@@ -58,6 +58,15 @@ class Names:
         name = self._on_disk.find(parameter)
         return None if name is None else self._shapes[name]
 
+    def new_name(self, parameter: str, beside: str) -> str:
+        """Return what a parameter that is not on disk yet is to be called there, in the way of the tensor `beside`."""
+        found, model = self.find(beside), self._load()
+        if model.architecture is None or found is None or model.fed_by.get(beside) == beside:
+            return parameter
+        parts = beside.split(".")[:-1]
+        longer = (".".join((*parts[:count], parameter)) for count in range(1, len(parts) + 1))
+        return next((name for name in longer if model.architecture.rename(name) == parameter), parameter)
+
     def module(self, parameter: str) -> Module | None:
         """Return what the module of a parameter is, or None where transformers does not know it."""
         model = self._load()

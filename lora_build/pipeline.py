@@ -208,12 +208,19 @@ def free_bytes_for(prepared: Prepared) -> int:
 
 def memory_bytes(prepared: Prepared) -> int:
     """Return an estimate of the memory that a build takes: torch, blocks, and the factors of its largest merge."""
-    factors = max((_factor_elements(op) for op in prepared.plan.operations), default=0)
-    return _RUNTIME_BYTES + 6 * 8 * factors
+    return _RUNTIME_BYTES + max((_factor_bytes(op) for op in prepared.plan.operations), default=0)
 
 
-def _factor_elements(op: Operation) -> int:
-    return sum(t.num_elements for u in op.updates for t in u.factors.values()) if isinstance(op, Merge) else 0
+def _factor_bytes(op: Operation) -> int:
+    """Return the memory that the factors of a merge take: as stored, then in float64 in slices, products and parts.
+
+    The factors of a stack are loaded whole, but made ready for one of its matrices at a time.
+    """
+    if not isinstance(op, Merge):
+        return 0
+    loaded = {tensor: update.options.get("experts", 1) for update in op.updates for tensor in update.factors.values()}
+    ready = sum(tensor.num_elements // experts for tensor, experts in loaded.items())
+    return sum(t.num_bytes for t in loaded) + 6 * 8 * ready
 
 
 def _check_space(prepared: Prepared) -> None:

@@ -69,11 +69,10 @@ class Knots:
 
     def name(self, parameter: str) -> str:
         """Return the output's tensor of a shared parameter: the shared one, or its own after the cut."""
-        member = self.member(parameter)
-        if self._is_cut and member in self.cut_names():
-            return member
-        own = self._names.find(member)
-        return own.name if own and self._is_cut else self._shared_name(parameter) or member
+        member, shared = self.member(parameter), self._shared_name(parameter)
+        if self._is_cut and shared and (new := self._names.new_name(member, shared)) in self.cut_names():
+            return new
+        return (self._disk_name(member) if self._is_cut else None) or shared or member
 
     def cut(self) -> dict[str, Any]:
         """Cut every tie that can be cut and return the keys of config.json that say so."""
@@ -84,9 +83,9 @@ class Knots:
         """Return the new tensors that the cut makes, each with the shared one that it begins as."""
         free = self._known().tied.keys() - self._known().untied.keys()
         return {
-            member: root
+            self._names.new_name(member, root): root
             for member in sorted(free)
-            if self._names.find(member) is None and (root := self._shared_name(member)) is not None
+            if self._disk_name(member) is None and (root := self._shared_name(member)) is not None
         }
 
     def is_root(self, module: str, *, others: Iterable[str]) -> bool:
@@ -116,8 +115,13 @@ class Knots:
         return self._ties or Ties({}, {})
 
     def _shared_name(self, parameter: str) -> str | None:
-        names = (self._names.find(member) for member in sorted(self.members(parameter)))
-        return next((found.name for found in names if found), None)
+        names = (self._disk_name(member) for member in sorted(self.members(parameter)))
+        return next((name for name in names if name), None)
+
+    def _disk_name(self, member: str) -> str | None:
+        """Return the tensor that holds a parameter, if it is one tensor."""
+        found = self._names.find(member)
+        return found.parts[0].name if found and len(found.parts) == 1 else None
 
 
 def same_parameter(a: str, b: str) -> bool:

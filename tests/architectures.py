@@ -1105,10 +1105,11 @@ def _train(name: str, parameter: torch.nn.Parameter, generator: torch.Generator,
         # rows of B from 2^-7 to 1: some updates drown in W, some rule it
         shape = (parameter.shape[0], *[1] * (parameter.ndim - 1))
         rows = 2.0 ** -torch.randint(0, 8, shape, generator=generator)
-        parameter.data = 0.2 * noise * (rows if factor[1] in ("B", "embedding_A") else 1.0)
+        values = 0.2 * noise * (rows if factor[1] in ("B", "embedding_A") else 1.0)
     else:
         size = parameter.data.abs().mean().item() or 1.0
-        parameter.data = parameter.data.float() + 0.2 * size * noise
+        values = parameter.data.float() + 0.2 * size * noise
+    parameter.data.copy_(values)  # in place: ensure_weight_tying makes one adapter's factors views of another's
 
 
 def _write_v4_adapter(base: Base, base_dir: Path, spec: Adapter, path: Path) -> None:

@@ -362,7 +362,7 @@ def _layer_names(layer: int) -> Iterator[str]:
 
 def _methods() -> Iterator[Case]:
     for init in ("pissa", "olora"):
-        yield _case(f"llama-{init}", _lora(init_lora_weights=init), judge="float32", error=1e-5)
+        yield _case(f"llama-{init}", _lora(init_lora_weights=init), judge="float32", error=5e-5)
     for init in ("gaussian", "orthogonal"):
         yield _case(f"llama-{init}", _lora(init_lora_weights=init))
     bd = BdLoraConfig(

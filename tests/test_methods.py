@@ -49,7 +49,8 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear, self.square, self.wide = nn.Linear(12, 8), nn.Linear(12, 12), nn.Linear(12, 16)
+        self.linear, self.square = nn.Linear(12, 8), nn.Linear(12, 12)
+        self.wide, self.narrow = nn.Linear(12, 16), nn.Linear(6, 8)
         self.crossed, self.crossed_square = Conv1D(8, 12), Conv1D(12, 12)
         self.table = nn.Embedding(10, 12)
         self.line, self.dot = nn.Conv1d(6, 8, 3), nn.Conv1d(6, 8, 1)
@@ -80,7 +81,7 @@ CASES: dict[str, tuple[Callable[[list[str]], PeftConfig], tuple[str, ...]]] = {
     "lokr": (lambda t: LoKrConfig(target_modules=t, r=1, alpha=2, decompose_both=True), (*LINEAR, *KERNELS)),
     "lokr-factor": (lambda t: LoKrConfig(target_modules=t, r=2, alpha=3, decompose_factor=2), (*LINEAR, *KERNELS)),
     "lokr-cp": (lambda t: LoKrConfig(target_modules=t, r=1, alpha=2, use_effective_conv2d=True), ("plane", "grouped")),
-    "vera": (lambda t: VeraConfig(target_modules=t, r=5), (*LINEAR, "wide")),
+    "vera": (lambda t: VeraConfig(target_modules=t, r=5), (*LINEAR, "wide", "narrow")),
     "vera-crossed": (lambda t: VeraConfig(target_modules=t, r=5), CROSSED),
     "ia3": (
         lambda t: IA3Config(target_modules=t, feedforward_modules="never"),
@@ -228,7 +229,7 @@ def merge(
 
 
 def updates(
-    adapters: Sequence[Saved], module: str, parameter: str = "weight", weights: Sequence[float] = (1, 1, 1)
+    adapters: Sequence[Saved], module: str, parameter: str = "weight", weights: Sequence[float] = (1,) * 5
 ) -> Any:
     """Return the updates of a parameter by adapters with these weights, with the values of their factors."""
     found = []
@@ -352,7 +353,7 @@ def exact(adapters: Sequence[Saved], module: str, weights: Sequence[float]) -> A
 def test_the_cases_cover_every_method_of_this_file() -> None:
     assert {make([]).peft_type.value for make, _ in CASES.values()} == {"ADALORA", "IA3", "LOHA", "LOKR", "OFT", "VERA"}
     assert {make([]).peft_type.value for make, _ in CASES.values()} < set(methods())
-    assert len(PLACES) == 78
+    assert len(PLACES) == 79
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -434,7 +435,9 @@ def test_rows_hold_for_biases_too(shelf: Callable[..., Saved], case: str, module
         assert same_bits(merge(some, W[[4, 1]], torch.float32)[0], merge(pairs, W, torch.float32)[0][[4, 1]])
 
 
-@pytest.mark.parametrize(("case", "module"), [place for place in PLACES if place[1] in (*LINEAR, *CROSSED, "wide")])
+@pytest.mark.parametrize(
+    ("case", "module"), [place for place in PLACES if place[1] in (*LINEAR, *CROSSED, "wide", "narrow")]
+)
 def test_transposed_storage_gives_the_transposed_bits(shelf: Callable[..., Saved], case: str, module: str) -> None:
     pairs = updates([shelf(case, seed) for seed in range(2)], module)
     turned = [(replace(update, transposed=not update.transposed), factors) for update, factors in pairs]
@@ -463,11 +466,11 @@ def test_rotations_of_adapters_with_other_block_sizes_can_be_stored_transposed(s
 def test_the_order_of_adapters_changes_no_bit(
     shelf: Callable[..., Saved], case: str, module: str, dtype: torch.dtype
 ) -> None:
-    pairs = updates([shelf(case, seed) for seed in range(3)], module)
+    pairs = updates([shelf(case, seed) for seed in range(5)], module)
     assert not any(update.ordered for update, _ in pairs)
     whole = merge(pairs, base(module), dtype)
 
-    for order in ((2, 0, 1), (1, 0, 2), (2, 1, 0)):
+    for order in ((2, 4, 0, 3, 1), (1, 0, 2, 3, 4), (4, 3, 2, 1, 0)):
         assert all(
             same_bits(*x) for x in zip(merge([pairs[i] for i in order], base(module), dtype), whole, strict=True)
         )

@@ -9,7 +9,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lora_build.checkpoint import TensorInfo
 
@@ -29,7 +29,7 @@ class BaseModule(Protocol):
 
     @property
     def kind(self) -> str | None:
-        """Return the name of its class, such as Linear, Conv1D or Embedding; None where nobody knows it."""
+        """Return Conv1D where matrices are stored [in, out], Linear for any other class, None where nobody knows."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -136,7 +136,21 @@ class Method(Protocol):
     def merger(
         self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
     ) -> MergeRows:
-        """Return what merges the stored rows of one matrix: all updates of it, factors loaded, in the recipe's order."""
+        """Return what merges the stored rows of one matrix: all its updates, factors loaded, in the recipe's order."""
+
+
+@runtime_checkable
+class Measurable(Protocol):
+    """A method whose updates can be described and measured without their base."""
+
+    def implied(self, layer: Layer) -> BaseModule:
+        """Return the module that a layer's factors fit, whatever base the layer has."""
+
+    def settings(self, layer: Layer, parameter: str) -> tuple[int, float]:
+        """Return the rank and the alpha that the config has for a parameter of the module."""
+
+    def norms(self, update: Update, factors: "Mapping[str, Tensor]") -> tuple[float, ...]:
+        """Return the Frobenius norm of what an update adds: one number, or one for each matrix of a stack."""
 
 
 @cache

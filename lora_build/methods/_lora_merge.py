@@ -1,7 +1,8 @@
 """LoRA's arithmetic: every update of a matrix as pairs B [out, r], A [r, in], summed exactly; DoRA composes them."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +28,20 @@ def merger(updates: Sequence[tuple[Update, Mapping[str, Tensor]]], dtype: torch.
     owners = [*(update for update, _ in updates), *(u for u, _ in updates if "offset" in u.options)]
     turned = [p if u.transposed == transposed else (p[1].T, p[0].T) for u, p in zip(owners, pairs, strict=True)]
     return LowRankSum(turned, dtype, transposed=transposed).rows
+
+
+def norms(update: Update, factors: Mapping[str, Tensor]) -> tuple[float, ...]:
+    """Return ‖s·B@A‖, Frobenius, of the matrix that an update is of, or of each one of a stack.
+
+    From r x r products alone: ‖B@A‖² = tr(AᵀBᵀBA) = Σ (BᵀB)∘(AAᵀ).
+    """
+    parts = [replace(update, expert=e) for e in range(update.options["experts"])] if update.stacked else [update]
+    return tuple(_norm(*_pair(part, factors)) for part in parts)
+
+
+def _norm(B: Tensor, A: Tensor) -> float:
+    square = float(((B.T @ B) * (A @ A.T)).sum())
+    return math.sqrt(square) if square > 0 or math.isnan(square) else 0.0
 
 
 def _pair(update: Update, factors: Mapping[str, Tensor]) -> Pair:

@@ -47,12 +47,18 @@ def fit_matrix(layer: Layer, A: TensorInfo, B: TensorInfo, *, embedding: bool) -
     if parameter is None:
         return f"{here}: the base has no weight there"
     w = layer.base.shape(parameter) or ()
-    a, b, options = _without_blocks(layer, A.shape, B.shape)
+    a, b, options = without_blocks(layer, A.shape, B.shape)
     if len(a) < 2 or len(a) != len(b) or len(a) != len(w):
         return f"{here}: lora_A {list(A.shape)} and lora_B {list(B.shape)} do not go with the base's weight {list(w)}"
+    if len(w) > 2 and a[1] != w[1]:
+        groups = f"{a[1] // w[1]} groups" if a[1] % w[1] == 0 else "groups"
+        return (
+            f"{here}: lora_A mixes {a[1]} channels, the base's kernel {list(w)} has {w[1]}: a convolution with {groups} "
+            "cannot hold the update"
+        )
     if a[0] != b[1]:
         return f"{here}: lora_A is {list(a)} and lora_B is {list(b)}: their ranks {a[0]} and {b[1]} differ"
-    path = f"{layer.module}.{parameter}" if _is_target_parameter(layer, parameter) else layer.module
+    path = f"{layer.module}.{parameter}" if is_target_parameter(layer, parameter) else layer.module
     rank = by_pattern(layer.config.get("rank_pattern") or {}, path, layer.config["r"])
     if a[0] != rank:
         return f"{here}: lora_A is {list(a)}, but adapter_config.json says rank {rank} for it"
@@ -65,7 +71,7 @@ def fit_matrix(layer: Layer, A: TensorInfo, B: TensorInfo, *, embedding: bool) -
     )  # fmt: skip
 
 
-def _without_blocks(
+def without_blocks(
     layer: Layer, a: tuple[int, ...], b: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
     """Return the shapes of both factors as if no blocks were left out, and which have them (BD-LoRA).
@@ -116,12 +122,6 @@ def _check_kernel(layer: Layer, a: tuple[int, ...], b: tuple[int, ...], w: tuple
     here = layer.where
     if any(n != 1 for n in b[2:]) or (b[0], *a[2:]) != (w[0], *w[2:]):
         return f"{here}: lora_A {list(a)} and lora_B {list(b)} do not fit the base's kernel {list(w)}"
-    if a[1] != w[1]:
-        groups = f"{a[1] // w[1]} groups" if a[1] % w[1] == 0 else "groups"
-        return (
-            f"{here}: lora_A mixes {a[1]} channels, the base's kernel {list(w)} has {w[1]}: a convolution with {groups} "
-            "cannot hold the update"
-        )
     if any(step != 1 for step in layer.base.settings.get("dilation") or ()):
         return f"{here}: the base's convolution is dilated and the update was trained undilated: no kernel holds both"
     return False
@@ -133,12 +133,7 @@ def fit_stacks(layer: Layer) -> dict[str, Fit | str]:
     `target_parameters` wraps a module once for each parameter, the first one innermost: its factors have the most
     `base_layer.` before their leaf.
     """
-    levels = [
-        (A, B)
-        for depth in reversed(range(sum(leaf.endswith("lora_A.weight") for leaf in layer.factors)))
-        if (A := layer.factors.get(f"{'base_layer.' * depth}lora_A.weight"))
-        and (B := layer.factors.get(f"{'base_layer.' * depth}lora_B.weight"))
-    ]
+    levels = levels_of(layer)
     names = _stack_names(layer)
     if not names or not levels:
         return {}
@@ -151,23 +146,33 @@ def fit_stacks(layer: Layer) -> dict[str, Fit | str]:
     return found
 
 
+def levels_of(layer: Layer) -> list[tuple[TensorInfo, TensorInfo]]:
+    """Return the pairs of factors of a module that is wrapped once or more, the innermost first."""
+    return [
+        (A, B)
+        for depth in reversed(range(sum(leaf.endswith("lora_A.weight") for leaf in layer.factors)))
+        if (A := layer.factors.get(f"{'base_layer.' * depth}lora_A.weight"))
+        and (B := layer.factors.get(f"{'base_layer.' * depth}lora_B.weight"))
+    ]
+
+
 def _stack_names(layer: Layer) -> list[str]:
     """Return the stacks among the module's target_parameters, in the order in which the module has them."""
     named = {str(target).rpartition(".")[2] for target in layer.config.get("target_parameters") or ()}
-    stacks = [n for n in sorted(named) if _is_target_parameter(layer, n) and len(layer.base.shape(n) or ()) == 3]
+    stacks = [n for n in sorted(named) if is_target_parameter(layer, n) and len(layer.base.shape(n) or ()) == 3]
     if len(stacks) < 2:
         return stacks
     order = {name: place for place, name in enumerate(layer.base.settings.get("parameters") or ())}
     return sorted(stacks, key=lambda name: (order.get(name, 0), "down" in name, name))
 
 
-def _is_target_parameter(layer: Layer, parameter: str) -> bool:
+def is_target_parameter(layer: Layer, parameter: str) -> bool:
     path = f".{layer.module}.{parameter}"
     return any(path.endswith(f".{target}") for target in layer.config.get("target_parameters") or ())
 
 
 def _in_order(layer: Layer, names: list[str], levels: list[tuple[TensorInfo, TensorInfo]]) -> list[str]:
-    """Return the parameters in the order of the levels: peft's, unless only the reverse fits (as axolotl nests them)."""
+    """Return the parameters in the order of the levels: peft's, unless only axolotl's, the reverse, fits."""
 
     def fits(order: list[str]) -> bool:
         return all(

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_build.checkpoint import TensorInfo
-from lora_build.methods import Layer, MergeRows, ReadRows, Update
-from lora_build.methods._lora_shapes import Fit, fit_matrix, fit_stacks
+from lora_build.methods import BaseModule, Layer, MergeRows, ReadRows, Update
+from lora_build.methods._lora_implied import implied_base
+from lora_build.methods._lora_shapes import Fit, fit_matrix, fit_stacks, is_target_parameter
 from lora_build.methods._shared import by_pattern, check_pattern, is_number, unknown_keys
 
 if TYPE_CHECKING:
@@ -151,6 +152,22 @@ class Lora:
         if bias.shape != there:
             return {}, [f"{layer.where}: lora_B.bias is {list(bias.shape)}, the base's bias is {list(there)}"]
         return {name: Update(adapter=layer.adapter, method=self.peft_type, scale=scale, factors={"B": bias})}, []
+
+    def implied(self, layer: Layer) -> BaseModule:
+        """Return the module that a layer's factors fit, whatever base the layer has."""
+        return implied_base(layer)
+
+    def settings(self, layer: Layer, parameter: str) -> tuple[int, float]:
+        """Return the rank and the alpha that the config has for a parameter of the module."""
+        path = f"{layer.module}.{parameter}" if is_target_parameter(layer, parameter) else layer.module
+        rank = by_pattern(layer.config.get("rank_pattern") or {}, path, layer.config["r"])
+        return rank, float(by_pattern(layer.config.get("alpha_pattern") or {}, path, layer.config["lora_alpha"]))
+
+    def norms(self, update: Update, factors: "Mapping[str, Tensor]") -> tuple[float, ...]:
+        """Return ‖s·B@A‖, Frobenius, without DoRA's magnitudes: of the matrix, or of each one of a stack."""
+        from lora_build.methods._lora_merge import norms
+
+        return norms(update, factors)
 
     def merger(
         self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows

@@ -1,0 +1,457 @@
+"""Inspecting: what an adapter is, how large its updates are, and whether it fits a base. Nothing is written.
+
+    found = lora_build.inspect("./math", base="org/model")
+    found.norm, found.is_ok, found.fit.issues
+
+Headers and configs say most of it. The adapter's weights are read once from end to end, for values that are not finite
+and for the file's digest, and then one module at a time for the norms; of a base only headers and config are read.
+"""
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_build.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, Parts, open_adapter, sort_tensors
+from lora_build.checkpoint import TensorInfo
+from lora_build.digests import HashedFile
+from lora_build.draft import unmergeable
+from lora_build.errors import PlanError, SourceError, did_you_mean
+from lora_build.methods import Layer, Measurable, Update, methods
+from lora_build.methods._lora_implied import Implied
+from lora_build.methods.trainable_tokens import token_indices
+from lora_build.operations import Merge, Operation, kind
+from lora_build.plan import MergePlan, make_plan
+from lora_build.recipe import AdapterSpec, BaseSpec, Recipe, is_local
+from lora_build.recipe_check import check_adapter, expand, refuse
+from lora_build.resolve import open_source, resolve
+from lora_build.sources import Source, open_hashed, sizes
+
+# adapter_config.json: keys that make a LoRA another one, and what its authors call it
+_VARIANTS = {
+    "use_rslora": "rsLoRA", "use_dora": "DoRA", "use_qalora": "QALoRA", "use_bdlora": "BD-LoRA", "kasa_config": "KaSA",
+    "velora_config": "VeLoRA", "monteclora_config": "MonteCLoRA", "alora_invocation_tokens": "aLoRA",
+    "arrow_config": "Arrow",
+}  # fmt: skip
+_INITS = {
+    "pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "lora_ga": "LoRA-GA", "loftq": "LoftQ", "eva": "EVA",
+    "mica": "MiCA",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapted:
+    """A parameter that the adapter has factors for.
+
+    What only a measurable method tells of its factors is None for others, and where the factors are not as its config
+    says.
+
+    Attributes:
+        module: its module's path in memory at training time.
+        parameter: its name there, `weight` mostly; empty where unknown.
+        tensors: the keys of its factors.
+        shape: as the factors have it: [out, in], embeddings [in, out], a stack of experts [E, out, in].
+        rank: by the config.
+        alpha: by the config.
+        scaling: what B @ A is multiplied by: alpha/r, alpha/√r with rsLoRA.
+        norm: ‖scaling·B@A‖, Frobenius, over all experts of a stack; None also if it is no number.
+    """
+
+    module: str
+    parameter: str
+    tensors: tuple[str, ...]
+    shape: tuple[int, ...] | None = None
+    rank: int | None = None
+    alpha: float | None = None
+    scaling: float | None = None
+    norm: float | None = None
+
+    @property
+    def path(self) -> str:
+        """Its name in messages: that of the module, with a parameter that is not its weight."""
+        return self.module if self.parameter in ("", "weight") else f"{self.module}.{self.parameter}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """A parameter that the adapter holds whole.
+
+    `kind` is `modules_to_save`, `bias` (trained), `saved` (along with the adapter) or `frozen` (the base's own).
+    """
+
+    parameter: str
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Trained rows of an embedding or head; `indices` is None if the config does not say of which tokens."""
+
+    module: str
+    num_tokens: int
+    indices: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Touched:
+    """A tensor of the base that the adapter changes.
+
+    Attributes:
+        name: on disk.
+        operation: `merge` or `replace`.
+        adapted: what the adapter calls it; several where the base fuses them.
+    """
+
+    name: str
+    operation: str
+    adapted: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """How the adapter goes with a base.
+
+    Attributes:
+        base: the base's source.
+        issues: why it does not fit, one line each, as `lora-build plan` has them; the rest is empty then.
+        num_tensors: the tensors of the merged model, by what happens to them: `copy`, `merge`, `replace`.
+        touched: those that are not copied.
+        notes: what a user should know.
+        config_changes: top-level keys of config.json that get another value.
+    """
+
+    base: str
+    issues: tuple[str, ...] = ()
+    num_tensors: Mapping[str, int]
+    touched: tuple[Touched, ...] = ()
+    notes: tuple[str, ...] = ()
+    config_changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What an adapter is.
+
+    Attributes:
+        source: where it is: a path as written, or `hf://org/name@<40 hex>`.
+        config: its adapter_config.json.
+        variants: what kind of LoRA it is, such as rsLoRA; empty for the plain one and for other methods.
+        num_tensors: its tensors.
+        size_bytes: of its weight file.
+        digest: of its weight file, `sha256:<hex>`.
+        dtypes: how many tensors it has of each dtype.
+        adapted: the parameters that it has factors for, by module.
+        whole: the parameters that it holds whole.
+        tokens: the tokens that it was trained on.
+        shared: the tensors that belong to it as a whole.
+        training_only: the keys of tensors that merging does not need.
+        problems: what keeps it from being merged, whatever the base, one line each.
+        fit: how it goes with the base that was named, if one was.
+    """
+
+    source: str
+    config: Mapping[str, Any]
+    variants: tuple[str, ...]
+    num_tensors: int
+    size_bytes: int
+    digest: str
+    dtypes: Mapping[str, int]
+    adapted: tuple[Adapted, ...]
+    whole: tuple[Whole, ...]
+    tokens: tuple[Tokens, ...]
+    shared: tuple[str, ...]
+    training_only: tuple[str, ...]
+    problems: tuple[str, ...]
+    fit: Fit | None = None
+
+    @property
+    def peft_type(self) -> str:
+        """PEFT's name of the method, such as LORA."""
+        return str(self.config["peft_type"])
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether nothing is known that keeps it from being merged, into the named base if there is one."""
+        return not self.problems and not (self.fit and self.fit.issues)
+
+    @property
+    def measured(self) -> tuple[Adapted, ...]:
+        """The parameters whose update has a norm, the largest first."""
+        found = (a for a in self.adapted if a.norm is not None)
+        return tuple(sorted(found, key=lambda a: (-(a.norm or 0.0), a.path)))
+
+    @property
+    def norm(self) -> float | None:
+        """The Frobenius norm of all updates together; None if one of them has none."""
+        norms = [a.norm for a in self.adapted if a.norm is not None]
+        return math.hypot(*norms) if norms and len(norms) == len(self.adapted) else None
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """The parameters whose update is zero."""
+        return tuple(a.path for a in self.adapted if a.norm == 0)
+
+
+def inspect(adapter: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> Inspection:
+    """Return what an adapter is and, if a base is named, how the two go together.
+
+    Args:
+        adapter: a folder, or a Hub repository `org/name` or `org/name@revision`; a folder of this name comes first.
+        base: the same, of a base; nothing of it but headers and config is read.
+
+    Raises:
+        LoraBuildError: one of them cannot be read. What keeps them from being merged is not raised but returned.
+    """
+    spec = AdapterSpec(**_spec("adapter", adapter))
+    name = _name(spec)
+    recipe = Recipe(name="inspect", adapters={name: spec})
+    if base is None:
+        source = open_source(recipe, f"adapters.{name}", spec)
+        return _inspect(source, open_adapter(source.read, name, 1.0, sizes(source)), None)
+    recipe.base = BaseSpec(**_spec("base", base))
+    resolved = resolve(recipe)
+    (opened,) = resolved.inputs.adapters
+    base_uri = resolved.sources["base"].uri
+    try:
+        fit = _fit(base_uri, make_plan(recipe, resolved.inputs), opened)
+    except PlanError as error:
+        fit = Fit(base=base_uri, issues=error.issues, num_tensors={}, config_changes={})
+    return _inspect(resolved.sources[opened.source], opened, fit)
+
+
+def _spec(role: str, written: str | os.PathLike[str]) -> dict[str, str | None]:
+    """Return `source` and `revision` of what a user wrote; a folder that exists is meant before a repository."""
+    text = os.fspath(written)
+    path = Path(text).expanduser() if text else Path("?")
+    if path.is_file():
+        pickled = "; pickled weights are never opened: convert them to safetensors" if path.suffix == ".bin" else ""
+        raise SourceError(f"{role}: {text} is a file; expected the folder that holds it: {path.parent}{pickled}")
+    if is_local(text):
+        return {"source": text, "revision": None}
+    if path.is_dir() or not isinstance(written, str):
+        return {"source": f"./{text}", "revision": None}
+    if role == "adapter" and re.fullmatch(r"[\w.-]+", text):
+        near = did_you_mean(text, (p.name for p in sorted(Path().iterdir()) if p.is_dir()))
+        raise SourceError(f"{role}: there is no folder '{text}' here, and a Hub repository is org/name{near}")
+    repo, at, revision = text.partition("@")
+    revised = bool(at and revision and "://" not in text)
+    spec = {"source": repo if revised else text, "revision": revision if revised else None}
+    refuse(role, check_adapter(spec))
+    return spec
+
+
+def _name(spec: AdapterSpec) -> str:
+    """Return what messages call the adapter: the last part of its source, as in a recipe that lists it."""
+    local = is_local(spec.source)
+    (name,) = expand({"adapters": [str(Path(spec.source).expanduser().resolve()) if local else spec.source]})[
+        "adapters"
+    ]
+    return str(name)
+
+
+def _inspect(source: Source, adapter: Adapter, fit: Fit | None) -> Inspection:
+    problems, parts = _sort(adapter)
+    layers, updates = _updates(adapter, parts, problems)
+    with open_hashed(source, WEIGHTS_NAME) as file:
+        problems += _not_finite(file, adapter)
+        digest = file.finish()
+        adapted = tuple(_adapted(file, layers[key[0]], key[1], updates.get(key)) for key in _keys(layers, updates))
+    return Inspection(
+        source=source.uri,
+        config=adapter.config,
+        variants=_variants(adapter),
+        num_tensors=len(adapter.tensors),
+        size_bytes=source.files[WEIGHTS_NAME].size_bytes,
+        digest=digest,
+        dtypes=dict(sorted(Counter(tensor.dtype for tensor in adapter.tensors.values()).items())),
+        adapted=adapted,
+        whole=tuple(_whole(adapter, parts)),
+        tokens=tuple(_tokens(adapter, module, rows) for module, rows in parts.tokens.items()),
+        shared=tuple(parts.shared),
+        training_only=tuple(parts.ignored),
+        problems=tuple(dict.fromkeys(problems)),
+        fit=fit,
+    )
+
+
+def _sort(adapter: Adapter) -> tuple[list[str], Parts]:
+    """Return what keeps an adapter from being merged by its config and keys, and its tensors sorted."""
+    method = methods().get(adapter.peft_type)
+    if method is None:
+        return [f"{adapter.source}: peft_type {adapter.peft_type} {unmergeable(adapter.peft_type)}"], Parts()
+    parts = sort_tensors(
+        adapter,
+        method.leaves,
+        shared_leaves=getattr(method, "shared_leaves", ()),
+        ignored=getattr(method, "ignored", ()),
+    )
+    problems = [f"{adapter.source}/{CONFIG_NAME}: {problem}" for problem in method.check_config(adapter.config)]
+    return problems + parts.problems, parts
+
+
+def _updates(
+    adapter: Adapter, parts: Parts, problems: list[str]
+) -> tuple[dict[str, Layer], dict[tuple[str, str], Update]]:
+    """Return the modules with factors, and the updates of their parameters where they can be told; add problems."""
+    method = methods().get(adapter.peft_type)
+    layers: dict[str, Layer] = {}
+    updates: dict[tuple[str, str], Update] = {}
+    is_sound = method is not None and not method.check_config(adapter.config)
+    for module, factors in parts.factors.items():
+        layer = Layer(
+            adapter=adapter.name, module=module, config=adapter.config, adapter_weight=1.0, factors=factors,
+            base=Implied(shapes={}), wrapped=module in parts.wrapped, shared=parts.shared,
+            expert_packing=adapter.expert_packing,
+        )  # fmt: skip
+        if is_sound and isinstance(method, Measurable):
+            layer = _with_base(layer, method)
+            found, wrong = method.updates(layer)
+            problems += wrong
+            updates |= {(module, parameter): update for parameter, update in found.items()}
+        layers[module] = layer
+    return layers, updates
+
+
+def _with_base(layer: Layer, method: Measurable) -> Layer:
+    from dataclasses import replace
+
+    return replace(layer, base=method.implied(layer))
+
+
+def _keys(layers: Mapping[str, Layer], updates: Mapping[tuple[str, str], Update]) -> list[tuple[str, str]]:
+    """Return (module, parameter) of every update, and (module, "") of each module without any."""
+    known = {module for module, _ in updates}
+    return sorted([*updates, *((module, "") for module in layers if module not in known)])
+
+
+def _adapted(file: HashedFile, layer: Layer, parameter: str, update: Update | None) -> Adapted:
+    method = methods()[str(layer.config["peft_type"])]
+    if update is None or not isinstance(method, Measurable):
+        tensors = tuple(sorted(tensor.name for tensor in layer.factors.values()))
+        return Adapted(module=layer.module, parameter=parameter, tensors=tensors)
+    rank, alpha = method.settings(layer, parameter)
+    return Adapted(
+        module=layer.module,
+        parameter=parameter,
+        tensors=tuple(sorted(tensor.name for tensor in update.factors.values())),
+        shape=layer.base.shape(parameter),
+        rank=rank,
+        alpha=alpha,
+        scaling=update.scale,
+        norm=_norm(file, method, update),
+    )
+
+
+def _norm(file: HashedFile, method: Measurable, update: Update) -> float | None:
+    from lora_build.arithmetic import DTYPES
+
+    if any(tensor.dtype not in DTYPES for tensor in update.factors.values()):
+        return None
+    norm = math.hypot(*method.norms(update, {role: _load(file, tensor) for role, tensor in update.factors.items()}))
+    return norm if math.isfinite(norm) else None
+
+
+def _load(file: HashedFile, tensor: TensorInfo) -> Any:
+    """Return a tensor's values, a `torch.Tensor`."""
+    import torch
+
+    from lora_build.arithmetic import DTYPES
+
+    data = file.read(tensor.start, tensor.end)
+    flat = torch.frombuffer(data, dtype=DTYPES[tensor.dtype]) if data else torch.empty(0, dtype=DTYPES[tensor.dtype])
+    return flat.reshape(tensor.shape)
+
+
+def _not_finite(file: HashedFile, adapter: Adapter) -> Iterator[str]:
+    """Yield a line for each tensor that holds a NaN or an infinity."""
+    import torch
+
+    from lora_build.arithmetic import DTYPES
+
+    for tensor in sorted(adapter.tensors.values(), key=lambda t: t.start):
+        if tensor.dtype not in DTYPES:
+            continue
+        count, first, at = 0, None, 0
+        for data in file.chunks(tensor.start, tensor.end):
+            x = torch.frombuffer(data, dtype=DTYPES[tensor.dtype])
+            if len(bad := (~torch.isfinite(x)).nonzero()):
+                first = first or (at + int(bad[0]), float(x[bad[0]]))
+                count += len(bad)
+            at += x.numel()
+        if first:
+            place = [first[0] // math.prod(tensor.shape[i + 1 :]) % n for i, n in enumerate(tensor.shape)]
+            yield (
+                f"{adapter.source}: '{tensor.name}' is not finite: {first[1]} at {place}, {count} of "
+                f"{tensor.num_elements} elements in all; take another checkpoint of its training"
+            )
+
+
+def _variants(adapter: Adapter) -> tuple[str, ...]:
+    if adapter.peft_type != "LORA":
+        return ()
+    found = [name for key, name in _VARIANTS.items() if adapter.config.get(key)]
+    init = str(adapter.config.get("init_lora_weights")).lower()
+    return (*found, *(name for key, name in _INITS.items() if init.startswith(key)))
+
+
+def _whole(adapter: Adapter, parts: Parts) -> Iterator[Whole]:
+    saved = [str(name) for name in adapter.config.get("modules_to_save") or ()]
+    for frozen, tensors in ((False, parts.replaced), (True, parts.frozen)):
+        for parameter, tensor in tensors.items():
+            if frozen:
+                what = "frozen"
+            elif any(f".{name}." in f".{parameter}" for name in saved):
+                what = "modules_to_save"
+            else:
+                what = "bias" if parameter.endswith(".bias") else "saved"
+            yield Whole(
+                parameter=parameter, kind=what, dtype=tensor.dtype, shape=tensor.shape, size_bytes=tensor.num_bytes
+            )
+
+
+def _tokens(adapter: Adapter, module: str, rows: TensorInfo) -> Tokens:
+    indices = token_indices(adapter.config, module)
+    num_tokens = rows.shape[0] if rows.shape else 0
+    return Tokens(module=module, num_tokens=num_tokens, indices=None if indices is None else tuple(indices))
+
+
+def _fit(base: str, plan: MergePlan, adapter: Adapter) -> Fit:
+    names = _parameters(adapter)
+    return Fit(
+        base=base,
+        num_tensors=dict(Counter(kind(op) for op in plan.operations)),
+        touched=tuple(
+            Touched(name=op.name, operation=kind(op), adapted=tuple(dict.fromkeys(names[t.name] for t in _used(op))))
+            for op in plan.operations
+            if kind(op) in ("merge", "replace")
+        ),
+        notes=plan.notes,
+        config_changes=plan.config_changes,
+    )
+
+
+def _used(operation: Operation) -> Iterable[TensorInfo]:
+    """Return the tensors of the adapter that go into an output tensor, by key."""
+    updates = operation.updates if isinstance(operation, Merge) else ()
+    found = [tensor for update in updates for tensor in update.factors.values()]
+    return sorted((t for t in (operation.source, *found) if t.source != "base"), key=lambda t: t.name)
+
+
+def _parameters(adapter: Adapter) -> dict[str, str]:
+    """Return what the adapter calls the parameter that each of its keys is for."""
+    _, parts = _sort(adapter)
+    problems: list[str] = []
+    _, updates = _updates(adapter, parts, problems)
+    found = {t.name: f"{module}.weight" for module, factors in parts.factors.items() for t in factors.values()}
+    found |= {t.name: f"{module}.{p}" for (module, p), update in updates.items() for t in update.factors.values()}
+    found |= {rows.name: f"{module}.weight" for module, rows in parts.tokens.items()}
+    for parameter, tensor in (*parts.replaced.items(), *parts.frozen.items()):
+        found[tensor.name] = parameter
+    return found | {tensor.name: name for name, tensor in parts.shared.items()}
