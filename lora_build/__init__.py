@@ -25,18 +25,19 @@ from lora_build.errors import (
 
 if TYPE_CHECKING:
     from lora_build.app import load_recipe
+    from lora_build.inspection import Inspection, inspect
     from lora_build.manifest import Manifest, Verified, verify
     from lora_build.pipeline import build
     from lora_build.recipe import Recipe
 
 __all__ = [
-    "LoraBuildError", "Manifest", "MergeError", "PlanError", "Recipe", "RecipeError", "SourceError", "StorageError",
-    "VerificationError", "Verified", "__version__", "build", "load_recipe", "verify",
+    "Inspection", "LoraBuildError", "Manifest", "MergeError", "PlanError", "Recipe", "RecipeError", "SourceError",
+    "StorageError", "VerificationError", "Verified", "__version__", "build", "inspect", "load_recipe", "verify",
 ]  # fmt: skip
 
 _HOMES = {
     "build": "pipeline", "load_recipe": "app", "verify": "manifest", "Manifest": "manifest", "Verified": "manifest",
-    "Recipe": "recipe",
+    "Recipe": "recipe", "inspect": "inspection", "Inspection": "inspection",
 }  # fmt: skip
 
 

@@ -81,8 +81,7 @@ def open_adapter(
     for file in (CONFIG_NAME, WEIGHTS_NAME):
         if file not in sizes:
             found = ", ".join(sorted(sizes)[:8]) or "nothing"
-            pickled = "; pickled weights are never opened: convert them" if "adapter_model.bin" in sizes else ""
-            raise SourceError(f"{source}: has no {file}, so it is no PEFT adapter; found {found}{pickled}")
+            raise SourceError(f"{source}: has no {file}, so it is no PEFT adapter; found {found}{_hint(sizes)}")
     if sizes[CONFIG_NAME] > _MAX_CONFIG_BYTES:
         raise SourceError(f"{source}/{CONFIG_NAME}: {sizes[CONFIG_NAME]} bytes is too long for a config")
     try:
@@ -101,6 +100,15 @@ def open_adapter(
         expert_packing=expert_packing,
         tokenizer_files=tuple(sorted(file for file in sizes if is_tokenizer_file(file))),
     )
+
+
+def _hint(sizes: Mapping[str, int]) -> str:
+    """Return what a folder that is no adapter may be, and what to do then."""
+    if "adapter_model.bin" in sizes:
+        return "; pickled weights are never opened: convert them"
+    if inner := sorted(file for file in sizes if file.endswith(f"/{CONFIG_NAME}")):
+        return f"; an adapter lies in {', '.join(file.rpartition('/')[0] for file in inner[:3])}"
+    return "; it looks like a whole model, such as a base or a merged one" if "config.json" in sizes else ""
 
 
 def sort_tensors(

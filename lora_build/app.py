@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_build import __version__, recipe_files, sweep
-from lora_build.errors import LoraBuildError, RecipeError, StorageError, did_you_mean
+from lora_build.errors import LoraBuildError, PlanError, RecipeError, StorageError, did_you_mean
 from lora_build.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ lora-build: merged LoRA checkpoints from recipes in git: same recipe, same bytes
 
   lora-build recipe=NAME [KEY=VALUE ...]        build the recipe recipes/NAME.yaml
   lora-build plan recipe=NAME [KEY=VALUE ...]   say what a build would do; read only headers, write nothing
+  lora-build inspect ADAPTER [--base BASE]      say what an adapter is, and whether it fits a base
   lora-build verify DIR [DIR ...]               check every byte of a build against its manifest
   lora-build list                               list the recipes
 
@@ -46,7 +47,7 @@ TAB completion in bash: eval "$(lora-build -sc install=bash)"
 Exit codes: 0 done, 1 build failed, 2 bad recipe or input, 3 verification failed, 4 disk or network, 130 interrupted
 """
 _COMPOSED = ("build", "plan")
-_COMMANDS = (*_COMPOSED, "verify", "list")
+_COMMANDS = (*_COMPOSED, "inspect", "verify", "list")
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _INSPECT = ("-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
 _VALUED = ("-c", "--cfg", "-p", "--package", "-i", "--info")
@@ -110,6 +111,8 @@ def _dispatch(words: list[str], *, as_json: bool) -> int:
     command = words.pop(0) if words[0] in _COMMANDS else "build"
     if command == "verify":
         return _verify(words, as_json=as_json)
+    if command == "inspect":
+        return _inspect(words, as_json=as_json)
     if command == "list":
         return _list(words, as_json=as_json)
     flags, overrides = _split(words)
@@ -251,6 +254,45 @@ def _verify(words: Sequence[str], *, as_json: bool) -> int:
     return sweep.exit_code(results)
 
 
+def _inspect(words: Sequence[str], *, as_json: bool) -> int:
+    from lora_build import console, inspection
+
+    adapter, base = _inspect_words(words)
+    found = inspection.inspect(adapter, base)
+    _print_json(console.inspection_json(found)) if as_json else console.print_inspection(found)
+    if found.fit and found.fit.issues:
+        sys.stdout.flush()
+        sys.stderr.write(f"lora-build: {PlanError(found.fit.issues)}\n")
+    return 0 if found.is_ok else PlanError.exit_code
+
+
+def _inspect_words(words: Sequence[str]) -> tuple[str, str | None]:
+    """Return the adapter and the base that a command line names."""
+    usage = "; lora-build inspect ADAPTER [--base BASE], each a folder or org/name[@revision]"
+    adapters: list[str] = []
+    bases: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if name == "--base":
+            if not equals and rest and not rest[0].startswith("-"):
+                value = rest.pop(0)
+            if not value:
+                raise RecipeError(f"--base: expected a base after it, found nothing{usage}")
+            bases.append(value)
+        elif word.startswith("-"):
+            raise RecipeError(f"unknown option '{word}'{did_you_mean(name, ['--base', '--json', '--help']) or usage}")
+        elif name.partition(".")[0] in ("recipe", "sweep") and equals:
+            raise RecipeError(f"inspect takes an adapter, found '{word}'; for a recipe: lora-build plan {word}")
+        else:
+            adapters.append(word)
+    if len(adapters) != 1 or len(bases) > 1:
+        many, found = ("base", bases) if len(adapters) == 1 else ("adapter", adapters)
+        raise RecipeError(f"inspect takes one {many}, found {' and '.join(map(repr, found)) or 'none'}{usage}")
+    return adapters[0], bases[0] if bases else None
+
+
 def _list(words: Sequence[str], *, as_json: bool) -> int:
     if words:
         raise RecipeError(f"list takes nothing more, found '{words[0]}'")
@@ -282,8 +324,8 @@ def _complete(words: Sequence[str]) -> int:
     if is_query := request[0].startswith("query="):
         if len(typed) + is_new <= 1:
             found = [name for name in _COMMANDS if name.startswith("".join(typed))]
-        elif typed[0] in ("verify", "list"):
-            return 0  # verify takes folders, which the shell knows
+        elif typed[0] in ("inspect", "verify", "list"):
+            return 0  # inspect and verify take folders, which the shell knows
         elif typed[0] in _COMMANDS:
             typed.pop(0)
     rest = [word for word in typed if word != "--json"] + [""] * is_new

@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lora_build.conversion import Conversion, Memory
@@ -65,6 +65,7 @@ class Architecture:
         prefix: the first part of the paths that a model with a head has and its body alone has not; may be empty.
         renamings: transformers' WeightRenamings from disk to memory, in order.
         converters: its WeightConverters, in order.
+        float32: globs of the parameters that are loaded in float32 although another dtype is asked for, by that dtype.
     """
 
     memory: Memory
@@ -72,6 +73,17 @@ class Architecture:
     prefix: str
     renamings: tuple[Any, ...]
     converters: tuple[Any, ...]
+    float32: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def stays_in_float32(self, parameter: str, dtype: str) -> bool:
+        """Whether transformers loads a parameter in float32 where a model is asked for in F16 or BF16.
+
+        Source: transformers/modeling_utils.py _get_dtype_plan.
+        """
+        from transformers.core_model_loading import build_glob_alternation
+
+        globs = self.float32.get(dtype, ())
+        return bool(globs) and build_glob_alternation(list(globs))[0].search(parameter) is not None
 
     def rename(self, name: str) -> str:
         """Return the path in memory of a disk name or of an older transformers' path, as far as renamings tell."""
@@ -128,6 +140,7 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
     """
     with _explained(config, "how transformers names its parameters cannot be told"):
         model = _make(config)
+        import torch
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming
 
@@ -144,6 +157,10 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
             prefix=model.base_model_prefix,
             renamings=tuple(entry for entry in mapping if isinstance(entry, WeightRenaming)),
             converters=tuple(entry for entry in mapping if isinstance(entry, WeightConverter)),
+            float32={
+                name: tuple(model._get_dtype_plan(dtype))
+                for name, dtype in (("F16", torch.float16), ("BF16", torch.bfloat16))
+            },
         )
 
 

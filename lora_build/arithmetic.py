@@ -71,11 +71,11 @@ class ExactProduct:
     """
 
     def __init__(self, left: Tensor, right: Tensor) -> None:
-        """Prepare the factors, left [rows, R] and right [R, columns], float64."""
-        bits = 53 - math.ceil(math.log2(2 * max(1, right.shape[0])))
+        """Prepare the factors, left [..., rows, R] and right [..., R, columns], float64."""
+        bits = 53 - math.ceil(math.log2(2 * max(1, right.shape[-2])))
         left_bits = (bits + 1) // 2
-        left1, right1 = _on_grid(left, 1, left_bits), _on_grid(right, 0, bits - left_bits)
-        left2, right2 = _on_grid(left - left1, 1, left_bits), _on_grid(right - right1, 0, bits - left_bits)
+        left1, right1 = _on_grid(left, -1, left_bits), _on_grid(right, -2, bits - left_bits)
+        left2, right2 = _on_grid(left - left1, -1, left_bits), _on_grid(right - right1, -2, bits - left_bits)
         self._left1, self._left2 = left1.contiguous(), left2.contiguous()
         self._right1, self._right2 = right1.contiguous(), right2.contiguous()
 
@@ -94,7 +94,7 @@ class ExactProduct:
         return main, rest
 
     def all(self) -> Tensor:
-        """Return the product [rows, columns]."""
+        """Return the product [..., rows, columns]."""
         main, rest = self.rows(slice(None))
         return main + rest
 

@@ -225,7 +225,8 @@ def _placement(read: Reader, source: str, sizes: Mapping[str, int]) -> dict[str,
 
 def _read_text(read: Reader, source: str, name: str, sizes: Mapping[str, int]) -> str:
     if name not in sizes:
-        raise SourceError(f"{source}: has no {name}; found {', '.join(sorted(sizes)[:8]) or 'nothing'}")
+        hint = "; it is an adapter, not the model it was trained on" if "adapter_config.json" in sizes else ""
+        raise SourceError(f"{source}: has no {name}; found {', '.join(sorted(sizes)[:8]) or 'nothing'}{hint}")
     if sizes[name] > MAX_HEADER_BYTES:
         raise SourceError(f"{source}/{name}: {sizes[name]} bytes is too long for a {name}")
     try:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,7 @@ class HashedFile:
         self._hash = hashlib.sha256()
         self._git_hash = hashlib.sha1(b"blob %d\0" % self._size, usedforsecurity=False) if _is_git(expected) else None
         self._hashed = 0
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -84,16 +86,17 @@ class HashedFile:
             self._fd = -1
 
     def read(self, start: int, end: int) -> bytearray:
-        """Return the bytes [start, end).
+        """Return the bytes [start, end); several threads may read.
 
         Raises:
             SourceError: the file is shorter.
         """
-        while self._hashed < start:
-            self._advance(self._pread(self._hashed, min(start, self._hashed + CHUNK_BYTES)), self._hashed)
-        data = self._pread(start, end)
-        self._advance(data, start)
-        return data
+        with self._lock:
+            while self._hashed < start:
+                self._advance(self._pread(self._hashed, min(start, self._hashed + CHUNK_BYTES)), self._hashed)
+            data = self._pread(start, end)
+            self._advance(data, start)
+            return data
 
     def chunks(self, start: int, end: int, size_bytes: int = CHUNK_BYTES) -> Iterator[bytearray]:
         """Yield [start, end) in pieces of `size_bytes`, the last one shorter."""

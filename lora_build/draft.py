@@ -12,7 +12,8 @@ from lora_build.methods import Layer, Method, Update, methods
 from lora_build.methods.trainable_tokens import TrainableTokens, replacement
 from lora_build.naming import Names, Parameter, Part, is_conv1d
 from lora_build.operations import Copy, Merge, Operation, cut
-from lora_build.recipe import DType, Recipe, Tied
+from lora_build.peft_layers import as_in_peft, check_whole, dtypes_in_peft, refuse_adapter
+from lora_build.recipe import DType, Numerics, Recipe, Tied
 from lora_build.replication import replicate, replication_of
 from lora_build.tying import Knots, same_parameter
 
@@ -60,6 +61,8 @@ class Draft:
     _frozen: dict[str, tuple[str, str]] = field(default_factory=dict)
     _parts: dict[str, Parts] = field(default_factory=dict)
     _regrown: dict[str, str] = field(default_factory=dict)
+    _tied_through: dict[str, str] = field(default_factory=dict)
+    _in_peft: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sources = dict(self.base.tensors)
@@ -85,6 +88,21 @@ class Draft:
         self._check_conflicts()
         if self._knots.problem:
             self.issues.append(self._knots.problem)
+        if self._repeats_peft:
+            self._take_dtypes_of_peft()
+
+    def _take_dtypes_of_peft(self) -> None:
+        floats = {name: self._dtypes[name] for name in self.sources if self._dtypes[name] in FLOATS}
+        self._in_peft, problems = dtypes_in_peft(_DTYPE_NAMES.get(self.recipe.dtype), floats, self._names.in_float32)
+        self.issues += problems
+        wanted = _DTYPE_NAMES.get(self.recipe.dtype)
+        widened = [name for name, dtype in self._in_peft.items() if dtype == "F32" != (wanted or floats[name])]
+        if widened:
+            self.notes.append(f"{widened[0]} becomes F32, as transformers keeps it ({len(widened)} such tensors)")
+
+    @property
+    def _repeats_peft(self) -> bool:
+        return self.recipe.numerics is Numerics.peft
 
     def _read(self, adapter: Adapter) -> None:
         """Sort an adapter's tensors, or report why it cannot be merged."""
@@ -94,6 +112,8 @@ class Draft:
             return
         problems = method.check_config(adapter.config)
         self.issues += [f"{adapter.source}/adapter_config.json: {problem}" for problem in problems]
+        if self._repeats_peft:
+            self.issues += refuse_adapter(adapter)
         parts = sort_tensors(
             adapter,
             method.leaves,
@@ -207,6 +227,11 @@ class Draft:
         # embedding alone were trained (peft/utils/other.py set_additional_trainable_modules)
         twins = self._knots.twins(adapter, parts, self.digests)
         copies = {copy for others in twins.values() for copy in others}
+        if copies and self._repeats_peft:
+            self.issues.append(
+                f"{adapter.source}: adapts tied modules alike (ensure_weight_tying), of which peft merges each one's "
+                "update into the tensor that they share; set numerics: exact"
+            )
         for module, factors in parts.factors.items():
             if module not in copies:
                 self._update(adapter, method, module, factors, parts, keep_tied=module in twins)
@@ -245,7 +270,28 @@ class Draft:
         for leaf, update in updates.items():
             parameter = base.find(leaf)
             assert parameter is not None, "a method updates what it found"
-            self._spread(parameter, update)
+            self._spread(parameter, self._as_in_peft(layer, leaf, update, parameter) if self._repeats_peft else update)
+
+    def _as_in_peft(self, layer: Layer, leaf: str, update: Update, parameter: Parameter) -> Update:
+        """Return an update as peft merges it, and report why that is not repeated where it is not."""
+        name = parameter.parts[0].name
+        if self._knots.shared(f"{layer.module}.{leaf}"):
+            first = self._tied_through.setdefault(name, layer.module)
+            if first != layer.module:
+                self.issues.append(
+                    f"{layer.where}: shares {name} with {first}, and both are adapted: peft merges all adapters of one "
+                    "module before those of the next; set numerics: exact"
+                )
+        elif _is_plain(parameter) and not self._names.is_in_memory(name):
+            self.issues.append(
+                f"{layer.where}: {name} is only a part of a parameter in memory, where peft puts several of the "
+                "adapter's factors together, or none; set numerics: exact"
+            )
+        repeated = as_in_peft(layer, leaf, update)
+        if isinstance(repeated, str):
+            self.issues.append(repeated)
+            return update
+        return repeated
 
     def _spread(self, parameter: Parameter, update: Update) -> None:
         """Place an update of a parameter on every disk tensor that holds some of it."""
@@ -372,6 +418,7 @@ class Draft:
             return {}
         return {
             "dilation": found.dilation,
+            "groups": found.groups,
             "parameters": found.parameters,
             "is_transposed": found.is_transposed,
         }
@@ -424,11 +471,14 @@ class Draft:
         wanted = _DTYPE_NAMES.get(self.recipe.dtype)
         if wanted and stored.startswith("F8"):
             self.issues.append(f"base: {name} is {stored}; such a base cannot be converted, set dtype: keep")
-        dtype = wanted if wanted and stored in FLOATS else stored
+        dtype = self._in_peft.get(name, wanted if wanted and stored in FLOATS else stored)
         placed = self.placed.get(name)
         if not placed:
             return Copy(name=name, dtype=dtype, source=source)
-        return Merge(name=name, dtype=dtype, source=source, columns=self.columns[name], segments=cut(placed))
+        merge = Merge(name=name, dtype=dtype, source=source, columns=self.columns[name], segments=cut(placed))
+        if self._repeats_peft:
+            self.issues += check_whole(name, merge.segments)
+        return merge
 
 
 @dataclass

@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,6 +20,8 @@ from lora_build.digests import CHUNK_BYTES, HashedFile
 from lora_build.errors import MergeError
 from lora_build.methods import MergeRows, methods
 from lora_build.operations import Merge, Operation, Segment, Shard, kind, touched_by
+from lora_build.peft_numerics import Deltas
+from lora_build.peft_numerics import merge as merge_as_peft
 from lora_build.plan import MergePlan
 from lora_build.sinks import DirectorySink, FileRecord, FileWriter
 from lora_build.sources import Source, open_hashed
@@ -58,11 +60,16 @@ def execute(plan: MergePlan, sources: Mapping[str, Source], sink: DirectorySink,
         VerificationError: an input's bytes are not what its source promised.
         StorageError: the disk failed.
     """
-    with _one_thread(), ExitStack() as stack:
+    with ExitStack() as stack:
+        if not plan.repeats_peft:  # peft multiplies with as many threads as torch takes
+            stack.enter_context(_one_thread())
         self_test()
         inputs = _Inputs(sources, stack)
         pool = stack.enter_context(ThreadPoolExecutor(_num_workers()))
-        run = _Run(inputs=inputs, pool=pool, safe_merge=plan.options["safe_merge"], progress=progress)
+        deltas = Deltas(partial(inputs.factor, keep=False), 2 * len(sources)) if plan.repeats_peft else None
+        run = _Run(
+            inputs=inputs, pool=pool, safe_merge=plan.options["safe_merge"], progress=progress, deltas=deltas
+        )  # fmt: skip
         files = tuple(run.write_shard(shard, sink) for shard in plan.shards)
         _refuse_a_copy(plan, run.survival)
         return Executed(
@@ -154,12 +161,16 @@ class _Block:
 
 @dataclass(kw_only=True)
 class _Run:
-    """One execution: this thread reads, hashes and writes, in order; the pool's threads merge what lies between."""
+    """One execution: this thread reads, hashes and writes, in order; the pool's threads merge what lies between.
+
+    With `deltas` it repeats peft, and this thread merges, a whole tensor at a time.
+    """
 
     inputs: _Inputs
     pool: ThreadPoolExecutor
     safe_merge: bool
     progress: Progress
+    deltas: Deltas | None = None
     tensors: dict[str, tuple[str, str]] = field(default_factory=dict)
     survival: list[TensorSurvival] = field(default_factory=list)
 
@@ -191,7 +202,7 @@ class _Run:
         for operation in shard.operations:
             for task in self._tasks(operation):
                 waiting.append((operation, self.pool.submit(task)))
-                if len(waiting) > _AHEAD:
+                if len(waiting) > (_AHEAD if self.deltas is None else 0):
                     done, future = waiting.popleft()
                     yield done, future.result()
         for done, future in waiting:
@@ -202,6 +213,9 @@ class _Run:
         source = operation.source
         if not source.num_elements:
             yield lambda: _Block(data=bytearray())
+        elif isinstance(operation, Merge) and self.deltas is not None:
+            block = self._merged_as_peft(operation, self.deltas)
+            yield lambda: block
         elif isinstance(operation, Merge):
             num_rows, at = source.num_elements // operation.columns, 0
             measured: set[str] = set()
@@ -233,6 +247,23 @@ class _Run:
             yield partial(_merge, merge_rows, W, first, dtype, place=place, without=without, check=self.safe_merge)
             without = {}
 
+    def _merged_as_peft(self, op: Merge, deltas: Deltas) -> _Block:
+        """Return a whole merged tensor, each share measured on all of it when its adapter's turn came."""
+        source = self.inputs.rows(op.source, op.columns, 0, op.source.num_elements // op.columns)
+        W = source.to(DTYPES[op.dtype])
+        y, change = W.clone(), torch.zeros(W.shape, dtype=torch.float64)
+        measured: dict[str, list[tuple[float, float, int, int]]] = {}
+        for segment in op.segments:
+            at = slice(segment.start, segment.stop)
+            for step in merge_as_peft(W[at], segment.updates, deltas, safe_merge=self.safe_merge):
+                y[at] = step.after
+                change[at] += step.change
+                measured.setdefault(step.adapter, []).append(_measure(step.before, step.change, y[at], step.before))
+        if self.safe_merge and not all_finite(y):
+            return _Block(data=bytearray(), not_finite=_first_bad(y), base_is_finite=all_finite(source))
+        shares = tuple(_share(adapter, _total(found)) for adapter, found in sorted(measured.items()))
+        return _Block(data=_as_bytes(y), measured=_measure(source, change, y, W), shares=shares)
+
     def _unmerged(self, op: Operation, start: int, stop: int) -> Iterator[Callable[[], _Block]]:
         """Yield what copies or converts the rows [start, stop) of a merged tensor, or such elements of another one."""
         width = op.columns if isinstance(op, Merge) else 1
@@ -244,7 +275,8 @@ class _Run:
             return
         for index, data in enumerate(self.inputs.chunks(op.source, BLOCK_ELEMENTS * size, first * size, last * size)):
             x = _as_tensor(data, op.source.dtype)
-            yield partial(_convert, x, first + index * BLOCK_ELEMENTS, DTYPES[op.dtype], check=self.safe_merge)
+            at, dtype = first + index * BLOCK_ELEMENTS, DTYPES[op.dtype]
+            yield partial(_convert, x, at, dtype, check=self.safe_merge, as_peft=self.deltas is not None)
 
     def _rows(self, op: Merge, segment: Segment, start: int, stop: int) -> Tensor:
         """Return the source's rows [start, stop) of a segment."""
@@ -318,9 +350,9 @@ def _share(adapter: str, measured: tuple[float, float, int, int]) -> Share:
     )
 
 
-def _convert(x: Tensor, first: int, dtype: torch.dtype, *, check: bool) -> _Block:
+def _convert(x: Tensor, first: int, dtype: torch.dtype, *, check: bool, as_peft: bool) -> _Block:
     """Return elements in another dtype, the first of which is element `first`."""
-    y = round_once(x.to(torch.float64), dtype)
+    y = x.to(dtype) if as_peft else round_once(x.to(torch.float64), dtype)
     if check and not all_finite(y) and all_finite(x):
         return _Block(data=bytearray(), not_finite=first + _first_bad(y))
     return _Block(data=_as_bytes(y))
@@ -328,8 +360,7 @@ def _convert(x: Tensor, first: int, dtype: torch.dtype, *, check: bool) -> _Bloc
 
 def _survival(op: Merge, blocks: list[_Block]) -> TensorSurvival:
     """Return the survival of one tensor, summed over its blocks in order."""
-    base, update, updated, changed = (sum(column) for column in zip(*(b.measured for b in blocks), strict=True))
-    together = _share(op.updates[0].adapter, (base, update, int(updated), int(changed)))
+    together = _share(op.updates[0].adapter, _total([block.measured for block in blocks]))
     shares = tuple(share for block in blocks for share in block.shares)
     return TensorSurvival(
         name=op.name,
@@ -341,6 +372,11 @@ def _survival(op: Merge, blocks: list[_Block]) -> TensorSurvival:
         num_changed=together.num_changed,
         shares=shares if len(shares) > 1 else (together,),
     )
+
+
+def _total(measured: Sequence[tuple[float, float, int, int]]) -> tuple[float, float, int, int]:
+    base, update, updated, changed = (sum(column) for column in zip(*measured, strict=True))
+    return base, update, int(updated), int(changed)
 
 
 def _refuse_a_copy(plan: MergePlan, survival: list[TensorSurvival]) -> None:

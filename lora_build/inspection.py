@@ -11,15 +11,15 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lora_build.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, Parts, open_adapter, sort_tensors
 from lora_build.checkpoint import TensorInfo
 from lora_build.digests import HashedFile
-from lora_build.draft import unmergeable
+from lora_build.draft import FLOATS, unmergeable
 from lora_build.errors import PlanError, SourceError, did_you_mean
 from lora_build.methods import Layer, Measurable, Update, methods
 from lora_build.methods._lora_implied import Implied
@@ -199,6 +199,16 @@ class Inspection:
         return tuple(a.path for a in self.adapted if a.norm == 0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Read:
+    """What an adapter's headers and config tell: its tensors sorted, its updates where no base is needed for them."""
+
+    parts: Parts
+    layers: Mapping[str, Layer]
+    updates: Mapping[tuple[str, str], Update]
+    problems: tuple[str, ...]
+
+
 def inspect(adapter: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> Inspection:
     """Return what an adapter is and, if a base is named, how the two go together.
 
@@ -209,60 +219,99 @@ def inspect(adapter: str | os.PathLike[str], base: str | os.PathLike[str] | None
     Raises:
         LoraBuildError: one of them cannot be read. What keeps them from being merged is not raised but returned.
     """
-    spec = AdapterSpec(**_spec("adapter", adapter))
-    name = _name(spec)
+    source, revision = _split("adapter", adapter)
+    spec = AdapterSpec(source=source, revision=revision)
+    name = _name(source)
     recipe = Recipe(name="inspect", adapters={name: spec})
     if base is None:
-        source = open_source(recipe, f"adapters.{name}", spec)
-        return _inspect(source, open_adapter(source.read, name, 1.0, sizes(source)), None)
-    recipe.base = BaseSpec(**_spec("base", base))
+        opened_source = open_source(recipe, f"adapters.{name}", spec)
+        opened = open_adapter(opened_source.read, name, 1.0, sizes(opened_source))
+        return _inspect(opened_source, opened, _read(opened))
+    source, revision = _split("base", base)
+    recipe.base = BaseSpec(source=source, revision=revision)
     resolved = resolve(recipe)
     (opened,) = resolved.inputs.adapters
-    base_uri = resolved.sources["base"].uri
+    read, base_uri = _read(opened), resolved.sources["base"].uri
     try:
-        fit = _fit(base_uri, make_plan(recipe, resolved.inputs), opened)
+        fit = _fit(base_uri, make_plan(recipe, resolved.inputs), read)
     except PlanError as error:
         fit = Fit(base=base_uri, issues=error.issues, num_tensors={}, config_changes={})
-    return _inspect(resolved.sources[opened.source], opened, fit)
+    return _inspect(resolved.sources[opened.source], opened, read, fit)
 
 
-def _spec(role: str, written: str | os.PathLike[str]) -> dict[str, str | None]:
-    """Return `source` and `revision` of what a user wrote; a folder that exists is meant before a repository."""
+def _split(role: str, written: str | os.PathLike[str]) -> tuple[str, str | None]:
+    """Return source and revision of what a user wrote; a folder that exists is meant before a repository."""
     text = os.fspath(written)
-    path = Path(text).expanduser() if text else Path("?")
+    path = Path(text).expanduser()
     if path.is_file():
         pickled = "; pickled weights are never opened: convert them to safetensors" if path.suffix == ".bin" else ""
         raise SourceError(f"{role}: {text} is a file; expected the folder that holds it: {path.parent}{pickled}")
     if is_local(text):
-        return {"source": text, "revision": None}
-    if path.is_dir() or not isinstance(written, str):
-        return {"source": f"./{text}", "revision": None}
+        return text, None
+    if text and (path.is_dir() or not isinstance(written, str)):
+        return f"./{text}", None
     if role == "adapter" and re.fullmatch(r"[\w.-]+", text):
         near = did_you_mean(text, (p.name for p in sorted(Path().iterdir()) if p.is_dir()))
         raise SourceError(f"{role}: there is no folder '{text}' here, and a Hub repository is org/name{near}")
-    repo, at, revision = text.partition("@")
-    revised = bool(at and revision and "://" not in text)
-    spec = {"source": repo if revised else text, "revision": revision if revised else None}
-    refuse(role, check_adapter(spec))
-    return spec
+    repo, _, revision = text.partition("@")
+    if not revision or "://" in text:
+        repo, revision = text, ""
+    refuse(role, check_adapter({"source": repo}))
+    return repo, revision or None
 
 
-def _name(spec: AdapterSpec) -> str:
+def _name(source: str) -> str:
     """Return what messages call the adapter: the last part of its source, as in a recipe that lists it."""
-    local = is_local(spec.source)
-    (name,) = expand({"adapters": [str(Path(spec.source).expanduser().resolve()) if local else spec.source]})[
-        "adapters"
-    ]
-    return str(name)
+    path = str(Path(source).expanduser().resolve()) if is_local(source) else source
+    return str(*expand({"adapters": [path]})["adapters"])
 
 
-def _inspect(source: Source, adapter: Adapter, fit: Fit | None) -> Inspection:
-    problems, parts = _sort(adapter)
-    layers, updates = _updates(adapter, parts, problems)
+def _read(adapter: Adapter) -> _Read:
+    """Return what an adapter's headers and config tell."""
+    method = methods().get(adapter.peft_type)
+    if method is None:
+        problem = f"{adapter.source}: peft_type {adapter.peft_type} {unmergeable(adapter.peft_type)}"
+        return _Read(parts=Parts(), layers={}, updates={}, problems=(problem,))
+    parts = sort_tensors(
+        adapter,
+        method.leaves,
+        shared_leaves=getattr(method, "shared_leaves", ()),
+        ignored=getattr(method, "ignored", ()),
+    )
+    wrong = method.check_config(adapter.config)
+    problems = [*(f"{adapter.source}/{CONFIG_NAME}: {problem}" for problem in wrong), *parts.problems]
+    problems += (
+        f"{tensor.source}: {tensor.name} is {tensor.dtype}; merging needs F32, F16 or BF16"
+        for factors in parts.factors.values()
+        for tensor in factors.values()
+        if tensor.dtype not in FLOATS
+    )
+    measurable = method if isinstance(method, Measurable) and not wrong else None
+    layers = {module: _layer(adapter, parts, module, measurable) for module in parts.factors}
+    updates: dict[tuple[str, str], Update] = {}
+    for layer in layers.values() if measurable else ():
+        found, misfits = method.updates(layer)
+        problems += misfits
+        updates |= {(layer.module, parameter): update for parameter, update in found.items()}
+    return _Read(parts=parts, layers=layers, updates=updates, problems=tuple(problems))
+
+
+def _layer(adapter: Adapter, parts: Parts, module: str, method: Measurable | None) -> Layer:
+    """Return a module with factors, on the base that they imply where the method can tell."""
+    layer = Layer(
+        adapter=adapter.name, module=module, config=adapter.config, adapter_weight=adapter.weight,
+        factors=parts.factors[module], base=Implied(shapes={}), wrapped=module in parts.wrapped, shared=parts.shared,
+        expert_packing=adapter.expert_packing,
+    )  # fmt: skip
+    return layer if method is None else replace(layer, base=method.implied(layer))
+
+
+def _inspect(source: Source, adapter: Adapter, read: _Read, fit: Fit | None = None) -> Inspection:
+    """Return an inspection, for which the weights are read."""
     with open_hashed(source, WEIGHTS_NAME) as file:
-        problems += _not_finite(file, adapter)
+        not_finite = tuple(_not_finite(file, adapter))
         digest = file.finish()
-        adapted = tuple(_adapted(file, layers[key[0]], key[1], updates.get(key)) for key in _keys(layers, updates))
+        adapted = tuple(_adapted(file, read, module, parameter) for module, parameter in _parameters_of(read))
     return Inspection(
         source=source.uri,
         config=adapter.config,
@@ -272,73 +321,30 @@ def _inspect(source: Source, adapter: Adapter, fit: Fit | None) -> Inspection:
         digest=digest,
         dtypes=dict(sorted(Counter(tensor.dtype for tensor in adapter.tensors.values()).items())),
         adapted=adapted,
-        whole=tuple(_whole(adapter, parts)),
-        tokens=tuple(_tokens(adapter, module, rows) for module, rows in parts.tokens.items()),
-        shared=tuple(parts.shared),
-        training_only=tuple(parts.ignored),
-        problems=tuple(dict.fromkeys(problems)),
+        whole=tuple(_whole(adapter, read.parts)),
+        tokens=tuple(_tokens(adapter, module, rows) for module, rows in read.parts.tokens.items()),
+        shared=tuple(tensor.name for tensor in read.parts.shared.values()),
+        training_only=tuple(read.parts.ignored),
+        problems=tuple(dict.fromkeys((*read.problems, *not_finite))),
         fit=fit,
     )
 
 
-def _sort(adapter: Adapter) -> tuple[list[str], Parts]:
-    """Return what keeps an adapter from being merged by its config and keys, and its tensors sorted."""
-    method = methods().get(adapter.peft_type)
-    if method is None:
-        return [f"{adapter.source}: peft_type {adapter.peft_type} {unmergeable(adapter.peft_type)}"], Parts()
-    parts = sort_tensors(
-        adapter,
-        method.leaves,
-        shared_leaves=getattr(method, "shared_leaves", ()),
-        ignored=getattr(method, "ignored", ()),
-    )
-    problems = [f"{adapter.source}/{CONFIG_NAME}: {problem}" for problem in method.check_config(adapter.config)]
-    return problems + parts.problems, parts
-
-
-def _updates(
-    adapter: Adapter, parts: Parts, problems: list[str]
-) -> tuple[dict[str, Layer], dict[tuple[str, str], Update]]:
-    """Return the modules with factors, and the updates of their parameters where they can be told; add problems."""
-    method = methods().get(adapter.peft_type)
-    layers: dict[str, Layer] = {}
-    updates: dict[tuple[str, str], Update] = {}
-    is_sound = method is not None and not method.check_config(adapter.config)
-    for module, factors in parts.factors.items():
-        layer = Layer(
-            adapter=adapter.name, module=module, config=adapter.config, adapter_weight=1.0, factors=factors,
-            base=Implied(shapes={}), wrapped=module in parts.wrapped, shared=parts.shared,
-            expert_packing=adapter.expert_packing,
-        )  # fmt: skip
-        if is_sound and isinstance(method, Measurable):
-            layer = _with_base(layer, method)
-            found, wrong = method.updates(layer)
-            problems += wrong
-            updates |= {(module, parameter): update for parameter, update in found.items()}
-        layers[module] = layer
-    return layers, updates
-
-
-def _with_base(layer: Layer, method: Measurable) -> Layer:
-    from dataclasses import replace
-
-    return replace(layer, base=method.implied(layer))
-
-
-def _keys(layers: Mapping[str, Layer], updates: Mapping[tuple[str, str], Update]) -> list[tuple[str, str]]:
+def _parameters_of(read: _Read) -> list[tuple[str, str]]:
     """Return (module, parameter) of every update, and (module, "") of each module without any."""
-    known = {module for module, _ in updates}
-    return sorted([*updates, *((module, "") for module in layers if module not in known)])
+    known = {module for module, _ in read.updates}
+    return sorted([*read.updates, *((module, "") for module in read.layers if module not in known)])
 
 
-def _adapted(file: HashedFile, layer: Layer, parameter: str, update: Update | None) -> Adapted:
+def _adapted(file: HashedFile, read: _Read, module: str, parameter: str) -> Adapted:
+    layer, update = read.layers[module], read.updates.get((module, parameter))
     method = methods()[str(layer.config["peft_type"])]
     if update is None or not isinstance(method, Measurable):
         tensors = tuple(sorted(tensor.name for tensor in layer.factors.values()))
-        return Adapted(module=layer.module, parameter=parameter, tensors=tensors)
+        return Adapted(module=module, parameter=parameter, tensors=tensors)
     rank, alpha = method.settings(layer, parameter)
     return Adapted(
-        module=layer.module,
+        module=module,
         parameter=parameter,
         tensors=tuple(sorted(tensor.name for tensor in update.factors.values())),
         shape=layer.base.shape(parameter),
@@ -378,17 +384,19 @@ def _not_finite(file: HashedFile, adapter: Adapter) -> Iterator[str]:
     for tensor in sorted(adapter.tensors.values(), key=lambda t: t.start):
         if tensor.dtype not in DTYPES:
             continue
-        count, first, at = 0, None, 0
+        bad: list[tuple[int, float]] = []  # the first one of each chunk
+        count = at = 0
         for data in file.chunks(tensor.start, tensor.end):
             x = torch.frombuffer(data, dtype=DTYPES[tensor.dtype])
-            if len(bad := (~torch.isfinite(x)).nonzero()):
-                first = first or (at + int(bad[0]), float(x[bad[0]]))
-                count += len(bad)
-            at += x.numel()
-        if first:
-            place = [first[0] // math.prod(tensor.shape[i + 1 :]) % n for i, n in enumerate(tensor.shape)]
+            places = (~torch.isfinite(x)).nonzero().flatten()
+            bad += [(at + int(place), float(x[place])) for place in places[:1]]
+            count += len(places)
+            at += len(x)
+        if bad:
+            place, value = bad[0]
+            index = [place // math.prod(tensor.shape[i + 1 :]) % n for i, n in enumerate(tensor.shape)]
             yield (
-                f"{adapter.source}: '{tensor.name}' is not finite: {first[1]} at {place}, {count} of "
+                f"{adapter.source}: '{tensor.name}' is not finite: {value} at {index}, {count} of "
                 f"{tensor.num_elements} elements in all; take another checkpoint of its training"
             )
 
@@ -422,36 +430,32 @@ def _tokens(adapter: Adapter, module: str, rows: TensorInfo) -> Tokens:
     return Tokens(module=module, num_tokens=num_tokens, indices=None if indices is None else tuple(indices))
 
 
-def _fit(base: str, plan: MergePlan, adapter: Adapter) -> Fit:
-    names = _parameters(adapter)
+def _fit(base: str, plan: MergePlan, read: _Read) -> Fit:
+    names = _names(read)
     return Fit(
         base=base,
         num_tensors=dict(Counter(kind(op) for op in plan.operations)),
         touched=tuple(
-            Touched(name=op.name, operation=kind(op), adapted=tuple(dict.fromkeys(names[t.name] for t in _used(op))))
+            Touched(name=op.name, operation=kind(op), adapted=tuple(sorted({names[t.name] for t in _used(op, names)})))
             for op in plan.operations
-            if kind(op) in ("merge", "replace")
+            if kind(op) != "copy"
         ),
         notes=plan.notes,
         config_changes=plan.config_changes,
     )
 
 
-def _used(operation: Operation) -> Iterable[TensorInfo]:
-    """Return the tensors of the adapter that go into an output tensor, by key."""
+def _used(operation: Operation, names: Mapping[str, str]) -> list[TensorInfo]:
+    """Return the tensors of the adapter that go into an output tensor, without those it has in common."""
     updates = operation.updates if isinstance(operation, Merge) else ()
-    found = [tensor for update in updates for tensor in update.factors.values()]
-    return sorted((t for t in (operation.source, *found) if t.source != "base"), key=lambda t: t.name)
+    tensors = (operation.source, *(tensor for update in updates for tensor in update.factors.values()))
+    return [tensor for tensor in tensors if tensor.source != "base" and tensor.name in names]
 
 
-def _parameters(adapter: Adapter) -> dict[str, str]:
+def _names(read: _Read) -> dict[str, str]:
     """Return what the adapter calls the parameter that each of its keys is for."""
-    _, parts = _sort(adapter)
-    problems: list[str] = []
-    _, updates = _updates(adapter, parts, problems)
+    parts = read.parts
     found = {t.name: f"{module}.weight" for module, factors in parts.factors.items() for t in factors.values()}
-    found |= {t.name: f"{module}.{p}" for (module, p), update in updates.items() for t in update.factors.values()}
+    found |= {t.name: f"{m}.{parameter}" for (m, parameter), u in read.updates.items() for t in u.factors.values()}
     found |= {rows.name: f"{module}.weight" for module, rows in parts.tokens.items()}
-    for parameter, tensor in (*parts.replaced.items(), *parts.frozen.items()):
-        found[tensor.name] = parameter
-    return found | {tensor.name: name for name, tensor in parts.shared.items()}
+    return found | {t.name: parameter for group in (parts.replaced, parts.frozen) for parameter, t in group.items()}

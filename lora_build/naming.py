@@ -77,6 +77,19 @@ class Names:
             return None
         return model.architecture.module_of(name)
 
+    def is_in_memory(self, disk_name: str) -> bool:
+        """Whether a tensor is a parameter as it is, and not a part of one; yes where nobody knows the model."""
+        model = self._load()
+        return model.architecture is None or disk_name in model.plain
+
+    def in_float32(self, dtype: str) -> frozenset[str]:
+        """Return the tensors that transformers loads in float32 where a model is asked for in F16 or BF16."""
+        model = self._load()
+        if model.architecture is None:
+            return frozenset()
+        stays = model.architecture.stays_in_float32
+        return frozenset(name for name, target in model.fed_by.items() if stays(target, dtype))
+
     def unsupported(self, parameter: str) -> str:
         """Return why a parameter that the model may have is not found, or an empty string where nothing is known."""
         if self.find(parameter):
@@ -135,6 +148,12 @@ class _Model:
     fed_by: Mapping[str, str]
     architecture: Architecture | None
     problem: str = ""
+
+    @cached_property
+    def plain(self) -> frozenset[str]:
+        """The tensors that are parameters as they are."""
+        parts = (made.parts for made in self.parameters.values())
+        return frozenset(some[0].name for some in parts if some == (Part(name=some[0].name),))
 
     @cached_property
     def names(self) -> "_Index":

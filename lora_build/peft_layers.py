@@ -3,12 +3,15 @@
 peft's arithmetic is in `peft_numerics.py`. Whatever that does not repeat bit for bit is refused here, by name.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from lora_build.adapter import Adapter
 from lora_build.methods import Layer, Update
+from lora_build.methods._shared import by_pattern
 from lora_build.operations import Segment
 
 _REPEATED = ("LORA", "TRAINABLE_TOKENS")
@@ -24,6 +27,8 @@ def refuse_adapter(adapter: Adapter) -> list[str]:
         problems.append(f"numerics: peft repeats only {' and '.join(_REPEATED)}, not {adapter.peft_type}")
     if adapter.config.get("layer_replication"):
         problems.append("has layer_replication, which peft cannot merge")
+    if _changes_base(adapter.config):
+        problems.append("peft decomposes the base when it loads it, which numerics: peft does not repeat")
     return [f"{adapter.source}: {problem}, or {_INSTEAD}" for problem in problems]
 
 
@@ -34,7 +39,7 @@ def as_in_peft(layer: Layer, leaf: str, update: Update) -> Update | str:
     `peft_shape`, the parameter's in memory; `peft_crossed`, whether it is [in, out] there. The scale becomes that of
     one application. Source: `peft/tuners/lora/layer.py` dispatch_default, `peft/tuners/lora/variants.py`.
     """
-    if update.method == "TRAINABLE_TOKENS":
+    if update.method != "LORA":  # trained rows, or refused with its adapter
         return replace(update, ordered=True, exact=False)
     shape = layer.base.shape(leaf) or ()
     kind = _layer(layer, leaf, update, shape)
@@ -44,7 +49,7 @@ def as_in_peft(layer: Layer, leaf: str, update: Update) -> Update | str:
         return f"{layer.where}: {problem}; {_INSTEAD}"
     return replace(
         update,
-        scale=update.scale / (2 if layer.applied_twice else 1),
+        scale=_scaling(layer, update) if kind == "OutProj" else update.scale,
         options={
             **update.options,
             "peft_layer": kind,
@@ -55,6 +60,11 @@ def as_in_peft(layer: Layer, leaf: str, update: Update) -> Update | str:
         ordered=True,
         exact=False,
     )
+
+
+def _changes_base(config: Mapping[str, Any]) -> bool:
+    init = str(config.get("init_lora_weights")).lower()
+    return init.startswith("pissa") or init == "olora" or bool(config.get("kasa_config"))
 
 
 def _layer(layer: Layer, leaf: str, update: Update, shape: Sequence[int]) -> str:
@@ -72,6 +82,13 @@ def _layer(layer: Layer, leaf: str, update: Update, shape: Sequence[int]) -> str
     return "ConvNd" if len(shape) > 2 else "Linear"
 
 
+def _scaling(layer: Layer, update: Update) -> float:
+    """Return the scaling of an attention's out_proj for one of the two times that peft applies it."""
+    alpha = float(by_pattern(layer.config.get("alpha_pattern") or {}, layer.module, layer.config["lora_alpha"]))
+    rank = update.factors["A"].shape[0]
+    return alpha / math.sqrt(rank) if layer.config.get("use_rslora") else alpha / rank
+
+
 def _variant(layer: Layer, kind: str, update: Update) -> str:
     if kind == "Bias":
         return ""
@@ -84,13 +101,13 @@ def _variant(layer: Layer, kind: str, update: Update) -> str:
 
 def _problem(layer: Layer, kind: str, variant: str, update: Update, shape: Sequence[int]) -> str:
     """Return why peft's merge of an update is not repeated, or an empty string."""
-    if "offset" in update.options or "diagonal" in update.factors:
-        return "peft decomposes the base when it loads such an adapter, which numerics: peft does not repeat"
     supported = {"dora": ("Linear", "Embedding", "ConvNd"), "bdlora": ("Linear",), "mica": ("Linear", "Embedding")}
     if variant and kind not in supported[variant]:
         return f"peft has no {variant} for its layer {kind}"
     if kind in ("MultiheadAttention", "OutProj") and "lora_B.bias" in layer.factors:
         return "peft loses some of the biases that it trains on an attention block (lora_bias)"
+    if kind == "ConvNd" and layer.base.settings.get("groups", 1) != 1:
+        return "peft does not merge into a convolution with groups"
     if kind == "ConvNd" and len(shape) == 5 and tuple(shape[2:4]) == (1, 1):
         return f"peft fails at a kernel {list(shape)}"
     if kind == "ParamWrapper" and update.stacked:
@@ -109,7 +126,7 @@ def _stack_problem(layer: Layer, update: Update, shape: Sequence[int]) -> str:
 
 
 def check_whole(name: str, segments: Iterable[Segment]) -> list[str]:
-    """Return a line if DoRA would have to be repeated on a part of a parameter: its norms need all of it, as peft has it."""
+    """Return a line if DoRA would meet a part of a parameter: its norms need all of it, as it is in memory."""
     for segment in segments:
         for update in segment.updates:
             if update.options.get("peft_variant") != "dora":
@@ -121,29 +138,25 @@ def check_whole(name: str, segments: Iterable[Segment]) -> list[str]:
     return []
 
 
-def check_dtypes(
+def dtypes_in_peft(
     wanted: str | None, stored: Mapping[str, str], in_float32: Callable[[str], Collection[str]]
-) -> list[str]:
-    """Return what keeps the output's dtypes from being those of a model that peft loads, merges and saves.
+) -> tuple[dict[str, str], list[str]]:
+    """Return the dtype of each floating-point tensor of a model that peft has merged and saved, and what is wrong.
 
-    transformers loads all floating-point tensors in one dtype, but those that their class keeps in float32.
+    transformers loads them all in one dtype, but for those that the model's class keeps in float32.
 
     Args:
         wanted: the recipe's dtype in safetensors' words, None to keep the base's.
         stored: the dtype of each floating-point tensor of the base.
         in_float32: gives the tensors that stay in float32 where another dtype is asked for.
     """
-    counts = Counter(stored.values())
-    low = [dtype for dtype, _ in counts.most_common() if dtype != "F32"]
-    asked = wanted or (low[0] if low else "F32")
-    kept = in_float32(asked) if asked != "F32" else ()
-    for name, dtype in sorted(stored.items()):
-        output = wanted or dtype
-        if output != "F32" and name in kept:
-            return [f"base: transformers loads {name} in float32, whatever the dtype, and peft saves it so; {_INSTEAD}"]
-        if output != asked and name not in kept:
-            return [
-                f"base: {name} is {dtype} and other tensors are {asked}, but peft has a model in one dtype: "
-                f"set dtype, or {_INSTEAD}"
-            ]
-    return []
+    low = Counter(dtype for dtype in stored.values() if dtype != "F32").most_common()
+    asked = wanted or (low[0][0] if low else "F32")
+    kept = in_float32(asked) if asked in ("F16", "BF16") else ()
+    mixed = [name for name, dtype in sorted(stored.items()) if not wanted and dtype != asked and name not in kept]
+    problems = [
+        f"base: {name} is {stored[name]} and other tensors are {asked}, but peft has a model in one dtype: set dtype, "
+        f"or {_INSTEAD}"
+        for name in mixed[:1]
+    ]
+    return {name: "F32" if name in kept else asked for name in stored}, problems

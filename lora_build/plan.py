@@ -14,9 +14,10 @@ from lora_build.checkpoint import INDEX_NAME, WEIGHTS_NAME, Checkpoint, format_i
 from lora_build.draft import Draft
 from lora_build.errors import PlanError
 from lora_build.operations import Merge, Operation, Shard, kind, lay_out, output_bytes
-from lora_build.recipe import DType, Recipe, parse_size
+from lora_build.recipe import DType, Numerics, Recipe, parse_size
 
-NUMERICS = "exact-1"  # what arithmetic.py computes; another id means that bits may differ
+# what arithmetic.py and peft_numerics.py compute; another id means that bits may differ
+NUMERICS = {Numerics.exact: "exact-1", Numerics.peft: "peft-0.21"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +72,11 @@ class MergePlan:
         return all(update.exact for op in self.operations if isinstance(op, Merge) for update in op.updates)
 
     @property
+    def repeats_peft(self) -> bool:
+        """Whether merges are peft's own, operation by operation."""
+        return bool(self.options["numerics"] == NUMERICS[Numerics.peft])
+
+    @property
     def num_bytes(self) -> int:
         """The bytes of the output's weight files."""
         return sum(shard.num_bytes for shard in self.shards)
@@ -108,7 +114,7 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
             "combine": recipe.combine.method.value,
             "dtype": recipe.dtype.value,
             "max_shard_size": parse_size(recipe.output.max_shard_size) or "keep",
-            "numerics": NUMERICS,
+            "numerics": NUMERICS[recipe.numerics],
             "safe_merge": recipe.safe_merge,
             "tied": recipe.tied.value,
         },

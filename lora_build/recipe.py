@@ -25,9 +25,14 @@ class DType(Enum):
 
 
 class Numerics(Enum):
-    """How values are computed: `exact` is one exact sum and one rounding, the same bits everywhere."""
+    """How values are computed.
+
+    `exact` is one exact sum and one rounding, the same bits everywhere; `peft` repeats peft's own operations and
+    roundings, for the bits that peft would write on this machine.
+    """
 
     exact = "exact"
+    peft = "peft"
 
 
 class Combine(Enum):

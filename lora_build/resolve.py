@@ -79,7 +79,7 @@ def open_source(recipe: Recipe, role: str, spec: BaseSpec | AdapterSpec) -> Sour
     """Return where an input comes from: a directory, or a Hub repository at a commit."""
     if is_local(spec.source):
         return open_local(role, spec.source, resolve_path(recipe, spec.source))
-    wanted = {CONFIG_NAME, WEIGHTS_NAME, "adapter_model.bin"}
+    wanted = {CONFIG_NAME, WEIGHTS_NAME, "adapter_model.bin", "config.json"}
     try:
         return open_hub(
             role, spec.source, spec.revision, lambda n: role == "base" or n in wanted or is_tokenizer_file(n)

@@ -13,9 +13,9 @@ FLOORS = [
     {"architecture", "methods", "recipe_files"},
     {"adapter", "methods._shared", "naming", "operations"},
     {"methods._lora_merge", "methods._lora_shapes", "methods.trainable_tokens", "replication", "tying"},
-    {"heads", "methods.lora"}
+    {"heads", "methods.lora", "peft_layers"}
     | {f"methods.{name}" for name in ("adalora", "ia3", "loha", "lokr", "oft", "vera")},
-    {"draft"},
+    {"draft", "peft_numerics"},
     {"plan"},
     {"manifest", "survival"},
     {"engine", "provenance", "resolve"},
@@ -26,7 +26,7 @@ FLOORS = [
 ]
 ONLY = {"hydra": {"app", "recipe_source"}, "peft": set(), "rich": {"console"}, "yaml": {"recipe_files"}}
 LAZY = {"torch", "transformers", "huggingface_hub", "numpy"}
-EAGER_TORCH = {"arithmetic", "engine", "methods._lora_merge"}
+EAGER_TORCH = {"arithmetic", "engine", "methods._lora_merge", "peft_numerics"}
 
 
 def modules() -> dict[str, ast.Module]:

@@ -178,11 +178,11 @@ def stub(module: str, *, kind: str | None = "known") -> Stub:
 
 @cache
 def net() -> Net:
-    """The base; its values suit bfloat16 exactly, so that it is the same in every dtype."""
+    """The base; its values suit bfloat16 and float16 exactly, so that it is the same in every dtype."""
     torch.manual_seed(1)
     model = Net()
     for parameter in model.parameters():
-        parameter.data = (0.3 * torch.randn(parameter.shape)).to(torch.bfloat16).float()
+        parameter.data = (0.3 * torch.randn(parameter.shape)).to(torch.bfloat16).half().float()
     return model
 
 
@@ -333,13 +333,18 @@ def cayley(Q: Array) -> Array:
     return (np.eye(len(Q)) - Q) @ X
 
 
+def in_order(items: Sequence[Any], adapter: Saved, module: str) -> Sequence[Any]:
+    """Return what belongs to the adapters of a module in the order in which they act on W."""
+    return items[::-1] if adapter.config["peft_type"] == "OFT" and module != "table" else items
+
+
 def exact(adapters: Sequence[Saved], module: str, weights: Sequence[float]) -> Array:
     """Return the merged weight as it is stored, of adapters that are added up or applied in turn."""
     turned = module in CROSSED
     W = long(base(module))
     W = W.T if turned else W
     total = W
-    for adapter, weight in zip(adapters, weights, strict=False):
+    for adapter, weight in in_order(list(zip(adapters, weights, strict=False)), adapters[0], module):
         if adapter.config["peft_type"] in ("OFT", "IA3"):
             total = formula(adapter, module, total)
         else:
@@ -374,20 +379,45 @@ def test_the_merge_is_the_formula_rounded_once(
     assert np.allclose(long(change), expected - long(W), rtol=0, atol=1e-15 * max(1.0, 10 * np.abs(expected).max()))
 
 
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("case", CASES)
-def test_peft_in_float64_says_the_same(shelf: Callable[..., Saved], case: str, count: int) -> None:
-    adapters = [shelf(case, seed) for seed in range(count)]
+@cache
+def merged_by_peft(adapters: tuple[Saved, ...]) -> dict[str, Tensor]:
+    peft = loaded_by_peft(adapters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return dict(peft.merge_and_unload(adapter_names=[adapter.name for adapter in adapters]).state_dict())
+
+
+def loaded_by_peft(adapters: Sequence[Saved]) -> PeftModel:
     model = Net()
     model.load_state_dict(net().state_dict())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        peft = PeftModel.from_pretrained(model.double(), str(adapters[0].folder), adapter_name="a0")
+        peft = PeftModel.from_pretrained(model.double(), str(adapters[0].folder), adapter_name=adapters[0].name)
         for adapter in adapters[1:]:
             peft.load_adapter(str(adapter.folder), adapter.name)
-        theirs = peft.merge_and_unload(adapter_names=[adapter.name for adapter in adapters]).state_dict()
+    return peft
+
+
+def test_inputs_pass_through_rotations_in_the_recipes_order_as_in_pefts_forward(shelf: Callable[..., Saved]) -> None:
+    adapters = [shelf("oft", seed) for seed in range(2)]
+    x = torch.randn(5, base("linear").shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    peft = loaded_by_peft(adapters)
+    peft.base_model.set_adapter([adapter.name for adapter in adapters])
+
+    W = merge(updates(adapters, "linear"), base("linear", dtype=torch.float64), torch.float64)[0]
+
+    assert torch.allclose(peft.base_model.model.linear(x), x @ W.T + net().linear.bias.double(), rtol=0, atol=1e-12)
+    theirs = merged_by_peft(tuple(adapters))["linear.weight"]
+    assert not torch.allclose(theirs, W, atol=1e-3), "peft's merge is not its forward"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_peft_in_float64_says_the_same(shelf: Callable[..., Saved], case: str, count: int) -> None:
+    adapters = [shelf(case, seed) for seed in range(count)]
 
     for module in CASES[case][1]:
+        theirs = merged_by_peft(tuple(in_order(adapters, adapters[0], module)))
         for parameter in ("weight", "bias"):
             ours = base(module, parameter, torch.float64) if f"{module}.{parameter}" in theirs else None
             if pairs := updates(adapters, module, parameter):
@@ -480,7 +510,7 @@ def test_the_order_of_rotations_is_the_recipes_and_is_said_to_matter(shelf: Call
     pairs = updates([shelf("oft", seed) for seed in range(2)], "linear")
     W = base("linear", dtype=torch.float64)
 
-    in_turn = merge(pairs[1:], merge(pairs[:1], W, torch.float64)[0], torch.float64)[0]
+    in_turn = merge(pairs[:1], merge(pairs[1:], W, torch.float64)[0], torch.float64)[0]
     assert all(update.ordered for update, _ in pairs)
     assert torch.equal(merge(pairs, W, torch.float64)[0], in_turn)
     assert not torch.allclose(merge(pairs[::-1], W, torch.float64)[0], in_turn, atol=1e-3)

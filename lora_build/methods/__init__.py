@@ -33,7 +33,7 @@ class BaseModule(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Return what else its class fixes: `dilation`, `parameters` (their order), `is_transposed` of experts."""
+        """Return what else its class fixes: `dilation`, `groups`, `parameters` in order, `is_transposed` of experts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ class Update:
 
 
 ReadRows = Callable[[int, int], "Tensor"]
-"""Reads the base's stored rows [start, end) of what is merged, [end - start, columns] in its own dtype."""
+"""Reads the base's stored rows [start, end) of what is merged, [end - start, columns] in its own dtype; any thread may."""
 
 
 class MergeRows(Protocol):

@@ -96,11 +96,15 @@ class OFT:
     def merger(
         self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
     ) -> MergeRows:
-        """Return W turned by every adapter in the recipe's order, in float64 and rounded once."""
+        """Return W turned by every adapter, in float64 and rounded once.
+
+        Inputs pass through the adapters in the recipe's order, as in peft's forward, so the last one is next to W;
+        peft's merge takes them the other way round and gives another model.
+        """
         from lora_build.arithmetic import round_once
 
         turns = []
-        for update, factors in updates:
+        for update, factors in updates if updates[0][0].options["side"] == "right" else reversed(updates):
             if update.transposed and update.rows is not None:
                 raise MergeError(
                     f"{update.factors['Q'].name}: OFT turns inputs, of which {update.adapter} has only some"
@@ -124,19 +128,13 @@ class OFT:
 
 def _turn(W: "Tensor", turns: "Sequence[Tensor]", first: int) -> "Tensor":
     """Return the columns of W, the first of which is column `first`, times block-diagonal matrices [blocks, b, b]."""
-    import torch
-
     from lora_build.arithmetic import ExactProduct
 
     for blocks in turns:
         size = blocks.shape[1]
-        if len(blocks) == 1:
-            W = ExactProduct(W.reshape(-1, size), blocks[0]).all().reshape(W.shape)
-        else:
-            of_W = blocks[first // size :]
-            W = torch.cat(
-                [ExactProduct(w, b).all() for w, b in zip(torch.split(W, size, dim=1), of_W, strict=False)], dim=1
-            )
+        columns = W.reshape(len(W), -1, size).transpose(0, 1)  # [blocks of W, rows, b]
+        of_W = blocks if len(blocks) == 1 else blocks[first // size :][: len(columns)]
+        W = ExactProduct(columns, of_W).all().transpose(0, 1).reshape(W.shape)
     return W
 
 
