@@ -286,8 +286,9 @@ def _names(names: Sequence[str]) -> str:
 
 
 @contextmanager
-def progress(enabled: bool, total_bytes: int, stream: TextIO = sys.stderr) -> Iterator[Callable[[int], None] | None]:
+def progress(enabled: bool, total_bytes: int, stream: TextIO | None = None) -> Iterator[Callable[[int], None] | None]:
     """Yield what to tell the bytes to: a bar on a terminal, a line every few seconds elsewhere, None if not enabled."""
+    stream = stream or sys.stderr  # not a default value: that would be the stream of the time of import
     if not enabled:
         yield None
     elif stream.isatty():

@@ -63,7 +63,7 @@ def execute(plan: MergePlan, sources: Mapping[str, Source], sink: DirectorySink,
     with ExitStack() as stack:
         if not plan.repeats_peft:  # peft multiplies with as many threads as torch takes
             stack.enter_context(_one_thread())
-        self_test()
+            self_test()
         inputs = _Inputs(sources, stack)
         pool = stack.enter_context(ThreadPoolExecutor(_num_workers()))
         deltas = Deltas(partial(inputs.factor, keep=False), 2 * len(sources)) if plan.repeats_peft else None

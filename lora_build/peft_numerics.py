@@ -174,11 +174,16 @@ def _delta(update: Update, A: Tensor, B: Tensor) -> Tensor:
     if options["peft_layer"] == "ConvNd":
         return _kernel_delta(A, B, update.scale)
     if blocks := options.get("blocks_a"):
-        A = torch.block_diag(*torch.chunk(A, blocks, dim=0))
+        A = _block_diagonal(A, blocks)
     if blocks := options.get("blocks_b"):
-        B = torch.block_diag(*torch.chunk(B, blocks, dim=0))
+        B = _block_diagonal(B, blocks)
     product = B @ A
     return (product.T if options["peft_crossed"] else product) * update.scale
+
+
+def _block_diagonal(stacked: Tensor, count: int) -> Tensor:
+    full: Tensor = torch.block_diag(*torch.chunk(stacked, count, dim=0))  # type: ignore[no-untyped-call]
+    return full
 
 
 def _kernel_delta(A: Tensor, B: Tensor, scale: float) -> Tensor:
@@ -303,7 +308,9 @@ def _weight_norm(weight: Tensor, adapter: _Adapter) -> Tensor:
     """Return the norm of each output's weights; `peft/tuners/lora/dora.py` get_weight_norm."""
     if adapter.delta.dim() > 2:
         moved = weight + 1 * adapter.delta
-        return moved.norm(p=2, dim=tuple(range(1, moved.dim())), keepdim=True).transpose(1, 0)
+        norm: Tensor = moved.norm(p=2, dim=tuple(range(1, moved.dim())), keepdim=True)
+        return norm.transpose(1, 0)
     delta = adapter.delta
     moved = weight.T + 1 * delta.T if adapter.crossed else weight + 1 * delta
-    return torch.linalg.norm(moved, dim=1).to(moved.dtype)
+    norms: Tensor = torch.linalg.norm(moved, dim=1)
+    return norms

@@ -219,7 +219,7 @@ def _factor_bytes(op: Operation) -> int:
     if not isinstance(op, Merge):
         return 0
     loaded = {tensor: update.options.get("experts", 1) for update in op.updates for tensor in update.factors.values()}
-    ready = sum(tensor.num_elements // experts for tensor, experts in loaded.items())
+    ready = sum(tensor.num_elements // int(experts) for tensor, experts in loaded.items())
     return sum(t.num_bytes for t in loaded) + 6 * 8 * ready
 
 

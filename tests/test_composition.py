@@ -1,6 +1,8 @@
 """Several updates of one tensor: rows, order, stacks, and which of two adapters wins."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import lora_build
 from lora_build.errors import LoraBuildError
-from lora_build.methods import Update
+from lora_build.methods import Update, methods
 from lora_build.operations import cut
 
 Q0 = "model.layers.0.self_attn.q_proj.weight"
@@ -105,6 +107,20 @@ def test_dora_adapters_compose_in_the_recipes_order_with_norms_of_the_base(folde
     np.testing.assert_allclose(merged.numpy(), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [range(3, 7), (6, 0, 0, 2)])
+def test_some_rows_of_a_dora_parameter_are_those_of_the_whole(rows: Sequence[int]) -> None:
+    W, A, B = small.values(1, 8, 6), small.values(2, 2, 6).float(), small.values(3, 8, 2).float()
+    loaded = {"A": A, "B": B, "m": small.values(4, 8).float().abs() + 0.5}
+    whole = Update(adapter="math", method="LORA", scale=0.5, factors={}, ordered=True)
+
+    def merged(update: Update, stored: torch.Tensor) -> torch.Tensor:
+        merger = methods()["LORA"].merger([(update, loaded)], torch.bfloat16, lambda start, end: stored[start:end])
+        return merger(stored, 0)[0]
+
+    some = torch.tensor(rows)
+    assert torch.equal(merged(replace(whole, rows=rows), W[some]), merged(whole, W)[some])
+
+
 def test_another_order_is_another_build_for_dora_and_the_same_for_lora(folder: Path) -> None:
     make_dora(folder / "one", seed=60)
     small.make_adapter(folder / "two", seed=90)
@@ -182,6 +198,17 @@ def test_factors_for_another_number_of_experts_are_refused(tmp_path: Path) -> No
     make_stack_adapter(tmp_path / "math", B, A)
 
     assert "expected 4 experts x rank 2 = 8 rows and columns" in refusal(tmp_path)
+
+
+def test_patterns_of_a_target_parameter_match_its_path_not_its_modules(folder: Path) -> None:
+    pattern = {"q_proj": 3, "q_proj.weight": 12}
+    parameters = {"target_modules": [], "target_parameters": ["self_attn.q_proj.weight"]}
+    small.make_adapter(folder / "pattern", alpha_pattern=pattern, **parameters)
+    small.make_adapter(folder / "plain", lora_alpha=12, **parameters)
+
+    merged = build(folder, "pattern")[Q0]
+
+    assert torch.equal(merged, build(folder, "plain", output={"dir": str(folder / "out"), "exist": "overwrite"})[Q0])
 
 
 # --- which one wins ---------------------------------------------------------------------------------------------

@@ -84,8 +84,9 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_there_are_four_pages() -> None:
-    assert [page.name for page in PAGES] == ["adding-a-method.md", "how-it-works.md", "manifest.md", "recipe.md"]
+def test_there_are_five_pages() -> None:
+    names = ["adding-a-method.md", "how-it-works.md", "manifest.md", "recipe.md", "supported.md"]
+    assert [page.name for page in PAGES] == names
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -132,17 +132,50 @@ def test_variants_are_called_by_their_names(tmp_path: Path, options: dict[str, A
     assert lora_build.inspect(small.make_adapter(tmp_path / "math", **options)).variants == variants
 
 
-def test_saved_modules_trained_biases_and_frozen_copies_are_told_apart(zoo: Zoo) -> None:
+def test_saved_modules_and_trained_biases_are_told_apart(zoo: Zoo) -> None:
     options = (("modules_to_save", ["ln_f"]), ("bias", "all"))
-    path = zoo.adapter(PicoBase(arch="gpt2"), PicoAdapter(targets=("wte", "c_fc"), options=options))
-    found = lora_build.inspect(path)
+    found = lora_build.inspect(zoo.adapter(PicoBase(arch="gpt2"), PicoAdapter(targets=("c_fc",), options=options)))
     kinds = {whole.parameter: whole.kind for whole in found.whole}
 
-    assert kinds["transformer.ln_f.weight"] == "modules_to_save"
+    assert kinds.pop("transformer.ln_f.weight") == "modules_to_save"
+    assert kinds.pop("transformer.ln_f.bias") == "modules_to_save"
     assert kinds["transformer.h.0.mlp.c_fc.bias"] == "bias"
-    assert kinds["transformer.wte.weight"] == "frozen"
-    assert next(w.shape for w in found.whole if w.kind == "frozen") == (128, 32)
-    assert by_path(found)["transformer.wte"].shape == (128, 32)
+    assert set(kinds.values()) == {"bias"}
+
+
+def test_a_base_s_own_tensor_that_was_saved_along_is_called_frozen(zoo: Zoo) -> None:
+    found = lora_build.inspect(zoo.adapter(LLAMA, PicoAdapter(targets=("embed_tokens", "q_proj"))))
+
+    assert [(w.parameter, w.kind, w.shape) for w in found.whole] == [("model.embed_tokens.weight", "frozen", (128, 32))]
+    assert by_path(found)["model.embed_tokens"].shape == (128, 32)
+
+
+def test_an_embedding_is_measured(zoo: Zoo) -> None:
+    path = zoo.adapter(LLAMA, PicoAdapter(targets=("embed_tokens", "q_proj")))
+    A, B = (factors_of(path)[f"model.embed_tokens.lora_embedding_{letter}"] for letter in "AB")
+
+    assert norms(lora_build.inspect(path))["model.embed_tokens"] == pytest.approx(float((2 * B @ A).norm()), rel=1e-9)
+
+
+def test_a_kernel_and_an_attention_s_out_proj_are_measured(tmp_path: Path) -> None:
+    shapes = {"conv": ((2, 6, 3, 3), (8, 2, 1, 1)), "attn.base_layer.out_proj": ((2, 6), (6, 2))}
+    folder = small.make_adapter(tmp_path / "math")
+    save_file(
+        {
+            f"{PREFIX}{module}.lora_{letter}.weight": small.values(i, *shape, dtype=torch.float32)
+            for module, pair in shapes.items()
+            for i, (letter, shape) in enumerate(zip("AB", pair, strict=True))
+        },
+        folder / "adapter_model.safetensors",
+    )
+    expected = dense_norms(folder, 2.0)
+    found = lora_build.inspect(folder)
+
+    assert by_path(found)["conv"].shape == (8, 6, 3, 3)
+    # peft applies the update of an attention's out_proj twice
+    assert norms(found) == pytest.approx(
+        {"conv": expected["conv"], "attn.out_proj": 2 * expected["attn.base_layer.out_proj"]}, rel=1e-9
+    )
 
 
 def test_trained_tokens_are_counted(zoo: Zoo) -> None:
@@ -161,12 +194,12 @@ def test_a_stack_of_experts_is_measured_expert_by_expert_and_summed(tmp_path: Pa
     stacks = [a for a in found.adapted if ".experts." in a.path]
 
     assert {a.parameter for a in stacks} == {"gate_up_proj", "down_proj"}
-    assert found.is_ok
+    assert found.is_ok, found.problems
     for adapted in stacks:
         assert adapted.shape is not None
-        assert adapted.rank == (2 if adapted.parameter == "down_proj" else found.config["r"])
         A, B = (load_file(path / "adapter_model.safetensors")[key].double() for key in adapted.tensors)
         num_experts = adapted.shape[0]
+        assert (A.shape[0], B.shape[1]) == (num_experts * (adapted.rank or 0),) * 2
         whole = torch.einsum(
             "oke,eki->eoi", B.reshape(B.shape[0], -1, num_experts), A.reshape(num_experts, -1, A.shape[1])
         )

@@ -84,8 +84,8 @@ class Net(nn.Module):
 class Place:
     """What is adapted.
 
-    `make` makes the base, `load` another model of it to train (else the base itself), `target` is the module, `other` a
-    Linear of the model, and `options` go to the adapter's config.
+    `make` makes the base, `target` is the module, `other` a Linear of the model, `options` go to the adapter's config, and
+    `classifies` tells that the model has another head when it is trained.
     """
 
     name: str
@@ -174,6 +174,7 @@ def lora(name: str, *, saves: bool = False, trains: bool = False, edits: Options
     )  # fmt: skip
 
 
+INITS = ("gaussian", "orthogonal", "eva", "mica", "pissa", "olora", "pissa_niter_4")
 BLOCKS = peft.tuners.lora.BdLoraConfig(nblocks=2, match_strict=False, target_modules_bd_a=["part", "q_proj", "lm_head"])
 ROWS = (
     lora("LoRA"),
@@ -184,16 +185,11 @@ ROWS = (
     lora("LoRA, rows of it in `trainable_token_indices`", trains=True),
     lora("LoRA, `ensure_weight_tying`", ensure_weight_tying=True),
     lora("DoRA", use_dora=True),
-    lora("DoRA, `use_rslora`", use_dora=True, use_rslora=True),
     lora("BD-LoRA", use_bdlora=BLOCKS),
     lora("KaSA", kasa_config=peft.tuners.lora.KasaConfig()),
     lora("VeLoRA", velora_config=peft.tuners.lora.VeloraConfig()),
     lora("MonteCLoRA", monteclora_config=peft.tuners.lora.MontecloraConfig()),
-    *(
-        lora(f"`init_lora_weights: {init}`", init_lora_weights=init)
-        for init in ("gaussian", "orthogonal", "eva", "mica")
-    ),
-    *(lora(f"`init_lora_weights: {init}`", init_lora_weights=init) for init in ("pissa", "olora", "pissa_niter_4")),
+    *(lora(f"`init_lora_weights: {init}`", init_lora_weights=init) for init in INITS),
     *(lora(f"`init_lora_weights: {i}` †", edits={"init_lora_weights": i}) for i in ("corda", "lora_ga", "loftq")),
     lora("QALoRA †", edits={"use_qalora": True}),
     lora("aLoRA", alora_invocation_tokens=[5, 6]),
@@ -260,16 +256,15 @@ def save_base(place: Place, folder: Path) -> Path:
     return folder
 
 
-def load(place: Place, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+def load(place: Place, folder: Path) -> Any:
     """Return the model of a folder, with the head that is trained where there is another one."""
-    if (folder / "generation_config.json").exists() or "Net" not in (folder / "config.json").read_text():
-        causal, classes = transformers.LlamaForCausalLM, transformers.LlamaForSequenceClassification
-        torch.manual_seed(1)
-        loader = classes if place.classifies else causal
-        return loader.from_pretrained(folder, dtype=dtype).eval()
+    if place.make is llama:
+        torch.manual_seed(1)  # of a head that the base lacks
+        with_head = transformers.LlamaForSequenceClassification if place.classifies else transformers.LlamaForCausalLM
+        return with_head.from_pretrained(folder, dtype=torch.float32).eval()
     model = place.make()
     model.load_state_dict(base_tensors(folder))
-    return model.to(dtype).eval()
+    return model.eval()
 
 
 def answer(model: Any) -> Tensor:
@@ -319,6 +314,7 @@ def peft_is_met(place: Place, base: Path, adapter: Path, ours: Mapping[str, Tens
 
 def attempt(row: Row, place: Place, base: Path, folder: Path) -> Cell:
     """Make an adapter with peft, build it, and judge the result."""
+    folder.mkdir()
     adapter, out = folder / "adapter", folder / "out"
     try:
         trained = train(row, place, base, adapter)
@@ -365,9 +361,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
     for i, place in enumerate(PLACES.values()):
         base = save_base(place, root / f"base-{i}")
         for j, row in enumerate(ROWS):
-            folder = root / f"{i}-{j}"
-            folder.mkdir()
-            cells[row.name, place.name] = attempt(row, place, base, folder)
+            cells[row.name, place.name] = attempt(row, place, base, root / f"{i}-{j}")
     return cells
 
 

@@ -48,12 +48,13 @@ def _stacks(layer: Layer) -> dict[str, tuple[int, ...]]:
     names.sort(key=lambda name: ("down" in name, name))
     if not names or not levels or any(len(A.shape) != 2 or len(B.shape) != 2 for A, B in levels):
         return {}
+    rank = by_pattern(layer.config.get("rank_pattern") or {}, layer.module, layer.config["r"])
+    if len(levels) == 1 and levels[0][0].shape[0] == rank:
+        return {}  # a target without a dot, such as down_proj, may be meant for any module: this one has a matrix
     if len(names) != len(levels):
         return dict.fromkeys(names, (1, 1, 1))  # no shape fits them, as the plan will say
     orders = [_experts(layer, order, levels) for order in (names, names[::-1])]
     found = next((experts for experts in orders if len(set(experts.values())) == 1), orders[0])
-    if found == {"weight": 1}:
-        return {}
     return {
         name: (max(count, 1), B.shape[0], A.shape[1])
         for (name, count), (A, B) in zip(found.items(), levels, strict=True)
@@ -62,8 +63,8 @@ def _stacks(layer: Layer) -> dict[str, tuple[int, ...]]:
 
 def _experts(layer: Layer, names: list[str], levels: list[Any]) -> dict[str, int]:
     """Return how many experts each stack has by its rank, 0 if no whole number."""
-    pattern, rank = layer.config.get("rank_pattern") or {}, layer.config["r"]
-    ranks = [by_pattern(pattern, f"{layer.module}.{name}", rank) for name in names]
+    pattern, default = layer.config.get("rank_pattern") or {}, layer.config["r"]
+    ranks = [by_pattern(pattern, f"{layer.module}.{name}", default) for name in names]
     rows = [A.shape[0] for A, _ in levels]
     fits = (type(r) is int and r > 0 and n % r == 0 for n, r in zip(rows, ranks, strict=True))
     return {name: n // r if fit else 0 for name, n, r, fit in zip(names, rows, ranks, fits, strict=True)}

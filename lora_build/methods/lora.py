@@ -104,13 +104,14 @@ class Lora:
             return {}, [fit]
         factors = {"A": A, "B": B}
         problems = _add_magnitude(layer, fit, factors) + _add_diagonal(layer, fit, factors)
-        update = self._update(layer, fit, factors, f"{layer.module}")
+        update = self._update(layer, fit, factors)
         bias_update, bias_problems = self._bias(layer, fit, update.scale)
         if problems or bias_problems:
             return {}, problems + bias_problems
         return {fit.parameter: update} | bias_update, []
 
-    def _update(self, layer: Layer, fit: Fit, factors: Mapping[str, TensorInfo], path: str) -> Update:
+    def _update(self, layer: Layer, fit: Fit, factors: Mapping[str, TensorInfo]) -> Update:
+        _, alpha = self.settings(layer, fit.parameter)
         options = dict(fit.options)
         offset = "kasa" if layer.config.get("kasa_config") else _OFFSETS.get(_init(layer.config))
         if offset:
@@ -119,7 +120,7 @@ class Lora:
         return Update(
             adapter=layer.adapter,
             method=self.peft_type,
-            scale=layer.adapter_weight * fit.doubled * _scaling(layer.config, path, fit.rank),
+            scale=layer.adapter_weight * fit.doubled * _scaling(layer.config, alpha, fit.rank),
             factors=factors,
             options=options,
             transposed=fit.transposed,
@@ -136,10 +137,7 @@ class Lora:
         if problems:
             return {}, problems
         fits = {name: fit for name, fit in stacks.items() if not isinstance(fit, str)}
-        return {
-            name: self._update(layer, fit, {"A": fit.A, "B": fit.B}, f"{layer.module}.{name}")
-            for name, fit in fits.items()
-        }, []
+        return {name: self._update(layer, fit, {"A": fit.A, "B": fit.B}) for name, fit in fits.items()}, []
 
     def _bias(self, layer: Layer, fit: Fit, scale: float) -> tuple[dict[str, Update], list[str]]:
         bias = layer.factors.get("lora_B.bias")
@@ -192,9 +190,8 @@ def _check_init(config: Mapping[str, Any]) -> list[str]:
     return [f"init_lora_weights: '{init}' is not known and may have changed the base; {_CONVERT}"]
 
 
-def _scaling(config: Mapping[str, Any], path: str, rank: int) -> float:
+def _scaling(config: Mapping[str, Any], alpha: float, rank: int) -> float:
     """Return alpha/r, or alpha/√r with rsLoRA; `peft/tuners/lora/layer.py` update_layer."""
-    alpha = float(by_pattern(config.get("alpha_pattern") or {}, path, config["lora_alpha"]))
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
