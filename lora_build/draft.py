@@ -295,6 +295,11 @@ class Draft:
 
     def _spread(self, parameter: Parameter, update: Update) -> None:
         """Place an update of a parameter on every disk tensor that holds some of it."""
+        if "offset" in update.options and self._knots.shared(parameter.name):
+            self.issues.append(
+                f"{parameter.name}: adapter {update.adapter} began by changing it, and with it all that share it; "
+                "convert the adapter to plain LoRA (peft: path_initial_model_for_weight_conversion)"
+            )
         for part in parameter.parts:
             disk = self.sources[part.name]
             turned = update.transposed != part.transposed

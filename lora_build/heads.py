@@ -80,7 +80,7 @@ def head_of(
         notes=(
             f"the adapter makes a {wanted} of the base's {old}: {', '.join(added)} added, {_list(dropped)} left out",
         ),
-        problems=tuple(f"a {wanted} needs {name}, which neither base nor adapter has" for name in missing),
+        problems=(f"a {wanted} needs {_list(tuple(missing))}, which neither base nor adapter has",) if missing else (),
     )
 
 

@@ -34,6 +34,8 @@ class Knots:
             try:
                 self._ties = read_ties(self._config)
             except SourceError as error:
+                if self._names.on_disk(parameter) and parameter.endswith(".bias"):
+                    return False  # only heads that transformers knows share biases
                 self.problem = str(error)
                 self._ties = Ties({}, {})
         return len(self.members(parameter)) > 1 and self._shared_name(parameter) is not None

@@ -212,12 +212,7 @@ ROWS = (
 
 
 EMBEDDED_INITS = [f"`init_lora_weights: {init}`" for init in ("pissa", "olora")]
-KNOWN_WRONG = {
-    # peft leaves the base as it is where an embedding is adapted, and changes the shared tensor where a tied head is
-    *((init, place) for init in EMBEDDED_INITS for place in ("Embedding", "tied embedding", "tied head")),
-    # peft ignores the bias of in_proj's lora_B, and adds that of out_proj once although it adds its weight twice
-    ("LoRA, `lora_bias`", "MultiheadAttention"),
-}
+KNOWN_WRONG: set[tuple[str, str]] = set()
 
 
 def test_every_method_has_a_row() -> None:

@@ -24,6 +24,7 @@ class Fit:
         rank: r.
         out: the number of its outputs.
         transposed: whether it is stored [in, out].
+        is_embedding: whether the factors are of an embedding.
         stacked: whether it is a stack of matrices, one for each expert.
         doubled: how many times the update was applied in training.
         options: `experts` and `packing` of a stack, `blocks_a` or `blocks_b` of a block-diagonal factor.
@@ -35,6 +36,7 @@ class Fit:
     rank: int
     out: int
     transposed: bool
+    is_embedding: bool = False
     stacked: bool = False
     doubled: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -67,8 +69,16 @@ def fit_matrix(layer: Layer, A: TensorInfo, B: TensorInfo, *, embedding: bool) -
         return transposed
     doubled = 2 if layer.wrapped and layer.module.endswith(".out_proj") and _version(layer) <= _LAST_DOUBLING else 1
     return Fit(
-        A=A, B=B, parameter=parameter, rank=rank, out=b[0], transposed=transposed, doubled=doubled, options=options
-    )  # fmt: skip
+        A=A,
+        B=B,
+        parameter=parameter,
+        rank=rank,
+        out=b[0],
+        transposed=transposed,
+        is_embedding=embedding,
+        doubled=doubled,
+        options=options,
+    )
 
 
 def without_blocks(

@@ -113,7 +113,7 @@ class Lora:
     def _update(self, layer: Layer, fit: Fit, factors: Mapping[str, TensorInfo]) -> Update:
         _, alpha = self.settings(layer, fit.parameter)
         options = dict(fit.options)
-        offset = "kasa" if layer.config.get("kasa_config") else _OFFSETS.get(_init(layer.config))
+        offset = _offset(layer, fit)
         if offset:
             options |= {"offset": offset, "weight": repr(float(layer.adapter_weight))}
         has_magnitude = "m" in factors
@@ -143,7 +143,9 @@ class Lora:
         bias = layer.factors.get("lora_B.bias")
         if bias is None:
             return {}, []
-        name = fit.parameter.replace("weight", "bias")
+        if fit.parameter == "in_proj_weight":
+            return {}, []  # peft trains and merges an attention without it
+        name, scale = "bias", scale / fit.doubled  # of an attention's out_proj only the weight is applied twice
         there = layer.base.shape(name)
         if there is None:
             return {}, [f"{layer.where}: has lora_B.bias (lora_bias), but the base's layer has no bias to add it to"]
@@ -178,6 +180,13 @@ class Lora:
 
 def _init(config: Mapping[str, Any]) -> str:
     return str(config.get("init_lora_weights", True)).lower()
+
+
+def _offset(layer: Layer, fit: Fit) -> str | None:
+    """Return what the adapter's initialisation took out of the base's weight; embeddings and kernels keep theirs."""
+    if fit.stacked or fit.is_embedding or len(fit.A.shape) > 2:
+        return None
+    return "kasa" if layer.config.get("kasa_config") else _OFFSETS.get(_init(layer.config))
 
 
 def _check_init(config: Mapping[str, Any]) -> list[str]:
@@ -215,7 +224,7 @@ def _add_magnitude(layer: Layer, fit: Fit, factors: dict[str, TensorInfo]) -> li
 def _add_diagonal(layer: Layer, fit: Fit, factors: dict[str, TensorInfo]) -> list[str]:
     """Add KaSA's singular values [r] to the factors, or return what is wrong with them."""
     diagonal = layer.factors.get(_DIAGONAL)
-    if (diagonal is None) == (not layer.config.get("kasa_config")):
+    if (diagonal is None) == (_offset(layer, fit) != "kasa"):
         if diagonal is None:
             return []
         if diagonal.shape != (fit.rank,) or fit.transposed:

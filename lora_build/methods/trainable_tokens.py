@@ -53,6 +53,8 @@ class TrainableTokens:
             problem = f"trains token {outside[0]}, the base's weight is {list(weight)}; was its vocabulary grown?"
         elif len(set(indices)) < len(indices):
             problem = "adapter_config.json names a token twice"
+        elif layer.base.shape("bias"):
+            problem = "trains tokens of a layer with a bias, which peft leaves out while it trains"
         else:
             return {"weight": replacement(layer.adapter, rows, indices)}, []
         return {}, [f"{layer.where}: {problem}"]
