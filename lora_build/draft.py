@@ -1,4 +1,4 @@
-"""The draft of a plan: what each output tensor is made of while adapters are added, and all that is wrong so far."""
+"""The draft of a plan: what adapters do to each tensor of the output, and all that is wrong so far."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -6,16 +6,15 @@ from typing import Any
 
 from lora_build.adapter import Adapter, Parts, sort_tensors
 from lora_build.checkpoint import DTYPE_BYTES, Checkpoint, TensorInfo
-from lora_build.errors import PlanError, did_you_mean
-from lora_build.heads import head_of, vocabulary_changes
-from lora_build.methods import Layer, Method, Update, methods
+from lora_build.layout import Layout, is_plain
+from lora_build.methods import Layer, Method, Update, methods, unmergeable
 from lora_build.methods.trainable_tokens import TrainableTokens, replacement
-from lora_build.naming import Names, Parameter, Part, is_conv1d
 from lora_build.operations import Copy, Merge, Operation, cut
+from lora_build.parameters import Parameter, Part
 from lora_build.peft_layers import as_in_peft, check_whole, dtypes_in_peft, refuse_adapter
-from lora_build.recipe import DType, Numerics, Recipe, Tied
-from lora_build.replication import replicate, replication_of
-from lora_build.tying import Knots, same_parameter
+from lora_build.recipe import DType, Numerics, Recipe
+from lora_build.replication import replication_of
+from lora_build.tying import same_parameter
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
 _MERGEABLE = {"F32", "F16", "BF16"}
@@ -29,73 +28,52 @@ class Draft:
     Attributes:
         recipe: what is built.
         base: on what.
+        adapters: of what.
         digests: the SHA-256 of what adapters replace whole, by (adapter, key).
-        sources: what each output tensor begins as.
-        homes: the base's file that each output tensor belongs to.
+        layout: the output's tensors.
         placed: the updates of each output tensor, each with the stored rows [start, stop) that it is of.
         columns: the width of each output tensor that has updates.
         replaced: the adapter that replaces a tensor, or rows of it.
         issues: what is wrong.
         notes: what a user should know.
-        config_changes: top-level keys of config.json that get another value.
-        tokenizer: the adapter whose tokenizer goes along, if any.
     """
 
     recipe: Recipe
     base: Checkpoint
     adapters: tuple[Adapter, ...]
     digests: Mapping[tuple[str, str], str]
-    sources: dict[str, TensorInfo] = field(init=False)
-    homes: dict[str, str] = field(init=False)
+    layout: Layout = field(init=False)
     placed: dict[str, list[tuple[int, int, Update]]] = field(default_factory=dict)
     columns: dict[str, int] = field(default_factory=dict)
     replaced: dict[str, str] = field(default_factory=dict)
-    issues: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    config_changes: dict[str, Any] = field(default_factory=dict)
-    tokenizer: Adapter | None = None
-    _dtypes: dict[str, str] = field(init=False)
-    _config: Mapping[str, Any] = field(init=False)
-    _names: Names = field(init=False)
-    _knots: Knots = field(init=False)
+    issues: list[str] = field(init=False)
+    notes: list[str] = field(init=False)
     _frozen: dict[str, tuple[str, str]] = field(default_factory=dict)
     _parts: dict[str, Parts] = field(default_factory=dict)
-    _regrown: dict[str, str] = field(default_factory=dict)
     _tied_through: dict[str, str] = field(default_factory=dict)
     _in_peft: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.sources = dict(self.base.tensors)
-        self.homes = {name: tensor.file for name, tensor in self.base.tensors.items()}
         layers, problems = replication_of(self.adapters)
+        self.layout = Layout(self.base, self.recipe.tied, layers)
+        self.issues, self.notes = self.layout.issues, self.layout.notes  # one account, in the order of discovery
         self.issues += problems
-        if layers:
-            try:
-                self.sources, self.homes, self.config_changes = replicate(self.base.config, self.sources, layers)
-            except PlanError as error:
-                self.issues += error.issues
-        self._dtypes = {name: tensor.dtype for name, tensor in self.sources.items()}
-        self._config = {**self.base.config, **self.config_changes}
-        self._names = Names(self._config, {name: t.shape for name, t in self.sources.items()})
-        self._knots = Knots(self._config, self._names)
         for adapter in self.adapters:
             self._read(adapter)
         for adapter in self.adapters:
             self._add_whole_tensors(adapter)
         for adapter in self.adapters:
             self._add_updates(adapter)
-        self._check_vocabulary()
+        self.layout.finish()
         self._check_conflicts()
-        if self._knots.problem:
-            self.issues.append(self._knots.problem)
         if self._repeats_peft:
             self._take_dtypes_of_peft()
 
     def _take_dtypes_of_peft(self) -> None:
-        floats = {name: self._dtypes[name] for name in self.sources if self._dtypes[name] in FLOATS}
-        self._in_peft, problems = dtypes_in_peft(_DTYPE_NAMES.get(self.recipe.dtype), floats, self._names.in_float32)
+        dtypes, wanted = self.layout.dtypes, _DTYPE_NAMES.get(self.recipe.dtype)
+        floats = {name: dtypes[name] for name in self.layout.sources if dtypes[name] in FLOATS}
+        self._in_peft, problems = dtypes_in_peft(wanted, floats, self.layout.names.in_float32)
         self.issues += problems
-        wanted = _DTYPE_NAMES.get(self.recipe.dtype)
         widened = [name for name, dtype in self._in_peft.items() if dtype == "F32" != (wanted or floats[name])]
         if widened:
             self.notes.append(f"{widened[0]} becomes F32, as transformers keeps it ({len(widened)} such tensors)")
@@ -142,7 +120,7 @@ class Draft:
             self._replace(adapter, parameter, tensor)
 
     def _freeze(self, adapter: Adapter, parameter: str, tensor: TensorInfo) -> None:
-        found = self._find(adapter, parameter, tied=True)
+        found = self._find(adapter, parameter)
         if found is None:
             return
         digest = self.digests[adapter.name, tensor.name]
@@ -162,9 +140,12 @@ class Draft:
                 f"{adapter.source}: has weight {adapter.weight!r}, but it replaces {parameter} whole, "
                 "which cannot be weighted; set its weight to 1"
             )
-        found = self._find(adapter, parameter, value=self.digests[adapter.name, tensor.name])
-        if found is None:
+        if self._find(adapter, parameter) is None:
             return
+        if not self._agree(adapter, parameter):
+            self.layout.give_own_tensor(parameter, replaces=True)
+        found = self.layout.look(parameter)
+        assert found is not None
         names = [part.name for part in found.parts]
         owner = self.replaced.get(names[0], adapter.name)
         winner = self.recipe.modules_to_save
@@ -179,44 +160,30 @@ class Draft:
 
     def _put(self, adapter: Adapter, parameter: Parameter, tensor: TensorInfo) -> None:
         """Let a tensor of an adapter take the place of a parameter, wherever it lies on disk."""
-        stored = {self.sources[part.name].dtype for part in parameter.parts}
+        stored = {self.layout.sources[part.name].dtype for part in parameter.parts}
         if tensor.dtype not in FLOATS and {tensor.dtype} != stored:
             expected = sorted(FLOATS) if stored <= FLOATS else sorted(stored)
             self.issues.append(f"{adapter.source}: '{tensor.name}' is {tensor.dtype}, expected one of {expected}")
             return
-        if tensor.shape != parameter.shape and not self._regrow(adapter, parameter, tensor):
+        if tensor.shape != parameter.shape and not self.layout.regrow(adapter, parameter, tensor.shape):
             self.issues.append(
                 f"{adapter.source}: '{tensor.name}' is {list(tensor.shape)}, the base's {parameter.name} is "
                 f"{list(parameter.shape)}; was it trained on another base?"
             )
             return
         for part in parameter.parts:
-            disk = self.sources[part.name]
+            disk = self.layout.sources[part.name]
             if (part.expert, part.rows, part.transposed) == (None, None, False):
-                self.sources[part.name] = tensor
+                self.layout.sources[part.name] = tensor
             elif part.transposed or (rows := _contiguous(part, disk)) is None:
                 self.issues.append(
                     f"{adapter.source}: replaces {parameter.name} whole, which the base stores in another order"
                 )
             elif len(rows) == disk.shape[0]:
-                self.sources[part.name] = replace(_rows_of(tensor, part.expert, rows), shape=disk.shape)
+                self.layout.sources[part.name] = replace(_rows_of(tensor, part.expert, rows), shape=disk.shape)
             else:
                 whole = replacement(adapter.name, _rows_of(tensor, part.expert, rows), None)
                 self._place(part.name, part.first, part.first + len(rows), whole, _width(disk))
-
-    def _regrow(self, adapter: Adapter, parameter: Parameter, tensor: TensorInfo) -> bool:
-        """Whether a tensor is the parameter with another vocabulary, which is then noted."""
-        old, new = parameter.shape, tensor.shape
-        if len(old) != len(new) or old[1:] != new[1:] or old[:1] != (self._vocab_size(),) or len(parameter.parts) != 1:
-            return False
-        self._regrown[parameter.parts[0].name] = adapter.name
-        self.tokenizer = adapter if adapter.tokenizer_files else self.tokenizer
-        return True
-
-    def _vocab_size(self) -> int | None:
-        text = self._config.get("text_config")
-        found = self._config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
-        return found if isinstance(found, int) else None
 
     def _add_updates(self, adapter: Adapter) -> None:
         parts = self._parts.get(adapter.name)
@@ -225,7 +192,7 @@ class Draft:
         method = methods()[adapter.peft_type]
         # training changed alike all that share a tensor: with ensure_weight_tying, and where tokens of an input
         # embedding alone were trained (peft/utils/other.py set_additional_trainable_modules)
-        twins = self._knots.twins(adapter, parts, self.digests)
+        twins = self.layout.knots.twins(adapter, parts, self.digests)
         copies = {copy for others in twins.values() for copy in others}
         if copies and self._repeats_peft:
             self.issues.append(
@@ -236,7 +203,7 @@ class Draft:
             if module not in copies:
                 self._update(adapter, method, module, factors, parts, keep_tied=module in twins)
         for module, tensor in parts.tokens.items():
-            keep_tied = self._knots.is_root(module, others=parts.tokens.keys() - {module})
+            keep_tied = self.layout.knots.is_root(module, others=parts.tokens.keys() - {module})
             leaf = TrainableTokens.leaves[0]
             self._update(adapter, TrainableTokens(), module, {leaf: tensor}, parts, keep_tied=keep_tied)
 
@@ -250,7 +217,7 @@ class Draft:
         *,
         keep_tied: bool,
     ) -> None:
-        base = _Module(self, adapter, module, keep_tied)
+        base = _Module(self.layout, module)
         layer = Layer(
             adapter=adapter.name,
             module=module,
@@ -264,25 +231,27 @@ class Draft:
         )
         updates, problems = method.updates(layer)
         if base.is_missing:
-            self.issues.append(self._missing(adapter, f"{module}.weight"))
+            self.issues.append(f"{adapter.source}: {self.layout.missing(f'{module}.weight')}")
             return
         self.issues += problems
         for leaf, update in updates.items():
-            parameter = base.find(leaf)
+            if not keep_tied:
+                self.layout.give_own_tensor(f"{module}.{leaf}", replaces=False)
+            parameter = self.layout.look(f"{module}.{leaf}")
             assert parameter is not None, "a method updates what it found"
             self._spread(parameter, self._as_in_peft(layer, leaf, update, parameter) if self._repeats_peft else update)
 
     def _as_in_peft(self, layer: Layer, leaf: str, update: Update, parameter: Parameter) -> Update:
         """Return an update as peft merges it, and report why that is not repeated where it is not."""
         name = parameter.parts[0].name
-        if self._knots.shared(f"{layer.module}.{leaf}"):
+        if self.layout.knots.shared(f"{layer.module}.{leaf}"):
             first = self._tied_through.setdefault(name, layer.module)
             if first != layer.module:
                 self.issues.append(
                     f"{layer.where}: shares {name} with {first}, and both are adapted: peft merges all adapters of one "
                     "module before those of the next; set numerics: exact"
                 )
-        elif _is_plain(parameter) and not self._names.is_in_memory(name):
+        elif is_plain(parameter) and not self.layout.names.is_in_memory(name):
             self.issues.append(
                 f"{layer.where}: {name} is only a part of a parameter in memory, where peft puts several of the "
                 "adapter's factors together, or none; set numerics: exact"
@@ -295,13 +264,13 @@ class Draft:
 
     def _spread(self, parameter: Parameter, update: Update) -> None:
         """Place an update of a parameter on every disk tensor that holds some of it."""
-        if "offset" in update.options and self._knots.shared(parameter.name):
+        if "offset" in update.options and self.layout.knots.shared(parameter.name):
             self.issues.append(
                 f"{parameter.name}: adapter {update.adapter} began by changing it, and with it all that share it; "
-                "convert the adapter to plain LoRA (peft: path_initial_model_for_weight_conversion)"
+                "convert the adapter to plain LoRA where peft can (path_initial_model_for_weight_conversion)"
             )
         for part in parameter.parts:
-            disk = self.sources[part.name]
+            disk = self.layout.sources[part.name]
             turned = update.transposed != part.transposed
             if update.whole and part.rows is not None:
                 self.issues.append(
@@ -324,120 +293,29 @@ class Draft:
             self.issues.append(f"{name}: one adapter updates it as a stack of matrices and another one as one")
             return
         self.placed.setdefault(name, []).append((start, stop, update))
-        for tensor in (self.sources[name], *update.factors.values()):
+        for tensor in (self.layout.sources[name], *update.factors.values()):
             if tensor.dtype not in _MERGEABLE and not (tensor.dtype == "F64" and tensor.source != "base"):
                 self.issues.append(f"{tensor.source}: {tensor.name} is {tensor.dtype}; merging needs F32, F16 or BF16")
 
-    def find(self, adapter: Adapter, parameter: str, *, keep_tied: bool, value: str | None = None) -> Parameter | None:
-        """Return the parameter that an adapter names, cutting a tie where it has to be cut for it."""
-        if not self._knots.shared(parameter):
-            found = self._names.find(parameter)
-            return replace(found, shape=self.sources[found.parts[0].name].shape) if found and _is_plain(found) else found
-        if not keep_tied and not self._agree(adapter, parameter, value):
-            self._untie(parameter, replaces=value is not None)
-        name = self._knots.name(parameter)
-        return Parameter(name=name, shape=self.sources[name].shape, parts=(Part(name=name),))
+    def _find(self, adapter: Adapter, parameter: str) -> Parameter | None:
+        """Return the parameter that a whole tensor is of, adding a head where it is new; report what is missing."""
+        found = self.layout.look(parameter)
+        if found is None and self.layout.add_head(adapter, self._parts[adapter.name].replaced):
+            found = self.layout.look(parameter)
+        if found is None:
+            self.issues.append(f"{adapter.source}: {self.layout.missing(parameter)}")
+        return found
 
-    def _agree(self, adapter: Adapter, parameter: str, value: str | None) -> bool:
+    def _agree(self, adapter: Adapter, parameter: str) -> bool:
         """Whether an adapter replaces all that share a tensor by one value."""
+        if not self.layout.knots.shared(parameter):
+            return True
         replaced = self._parts[adapter.name].replaced
         values = {
             next((self.digests[adapter.name, t.name] for p, t in replaced.items() if same_parameter(p, member)), None)
-            for member in self._knots.members(parameter)
+            for member in self.layout.knots.members(parameter)
         }
-        return value is not None and values == {value}
-
-    def _untie(self, parameter: str, *, replaces: bool) -> None:
-        """Give a tied parameter a tensor of its own, unless the recipe says otherwise or nothing can."""
-        member, others = self._knots.member(parameter), ", ".join(self._knots.others(parameter))
-        name = self._knots.name(parameter)
-        if self.recipe.tied is Tied.error:
-            self.issues.append(
-                f"base: {member} is tied to {others}, an adapter changes it, and the recipe says tied: error"
-            )
-        elif self.recipe.tied is Tied.peft and not replaces:
-            self.notes.append(
-                f"{member} is tied: its update goes into {name} and so into all that share it (tied: peft)"
-            )
-        elif bound := self._knots.bound(parameter):
-            self.issues.append(
-                f"base: {member} shares its tensor with {', '.join(bound)} whatever tie_word_embeddings says, "
-                "so an update to it alone cannot be kept apart; set tied: peft to share it"
-            )
-        else:
-            self.config_changes |= self._knots.cut()
-            for new, root in self._knots.cut_names().items():
-                if new not in self.sources:
-                    self.sources[new] = self.sources[root]
-                    self.homes[new], self._dtypes[new] = self.homes[root], self._dtypes[root]
-                    self.notes.append(
-                        f"{new} is written beside {root}: an adapter changes one of the two, which were tied"
-                    )
-
-    def _find(
-        self, adapter: Adapter, parameter: str, *, tied: bool = False, value: str | None = None
-    ) -> Parameter | None:
-        """Return the parameter that a whole tensor is of, adding a head where it is a new one; report what is missing."""
-        found = self.find(adapter, parameter, keep_tied=tied, value=value)
-        if found is None and value is not None and self._add_head(adapter):
-            found = self.find(adapter, parameter, keep_tied=tied, value=value)
-        if found is None:
-            self.issues.append(self._missing(adapter, parameter))
-        return found
-
-    def _add_head(self, adapter: Adapter) -> bool:
-        """Give the model the head that an adapter was trained with, once; whether it has another one than the base."""
-        head = head_of(self._config, adapter.config, self._parts[adapter.name].replaced, self.sources)
-        if head is None:
-            return False
-        self.issues += head.problems
-        self.config_changes |= head.config_changes
-        for name in head.dropped:
-            del self.sources[name]
-            del self.homes[name]
-        for name, tensor in head.added.items():
-            self.sources[name] = tensor
-            self.homes[name] = self.base.shards[-1]
-            self._dtypes[name] = max(stored := list(self._dtypes.values()), key=stored.count)
-        self.notes += head.notes
-        self._config = {**self._config, **head.config_changes}
-        self._names = Names(self._config, {name: t.shape for name, t in self.sources.items()})
-        self._knots = Knots(self._config, self._names)
-        return True
-
-    def _missing(self, adapter: Adapter, parameter: str) -> str:
-        reason = self._names.unsupported(parameter)
-        return f"{adapter.source}: adapts '{parameter}', which the base does not have" + (
-            f" ({reason})" if reason else self._names.nearest(parameter)
-        )
-
-    def module_kind(self, module: str) -> str | None:
-        """Return the class of a module where the config alone, or else transformers, tells it."""
-        known = is_conv1d(self._config, module)
-        return None if known is None else "Conv1D" if known else "Linear"
-
-    def module_settings(self, parameter: str) -> dict[str, Any]:
-        """Return what the class of a parameter's module fixes; see `BaseModule.settings`."""
-        found = self._names.module(parameter)
-        if found is None:
-            return {}
-        return {
-            "dilation": found.dilation,
-            "groups": found.groups,
-            "parameters": found.parameters,
-            "is_transposed": found.is_transposed,
-        }
-
-    def _check_vocabulary(self) -> None:
-        if self._regrown:
-            changes, problems = vocabulary_changes(self._config, self.sources, self._regrown)
-            self.config_changes |= changes
-            self.issues += problems
-            if self.tokenizer is None:
-                owner = next(iter(self._regrown.values()))
-                self.notes.append(
-                    f"the vocabulary is that of adapter {owner}, which brings no tokenizer: check the base's"
-                )
+        return len(values) == 1 and None not in values
 
     def _check_conflicts(self) -> None:
         """Report what two adapters do to one tensor and nobody can say in which order."""
@@ -458,21 +336,20 @@ class Draft:
             for token in update.options["indices"] or ():
                 owner = trained.setdefault(token, update.adapter)
                 if owner != update.adapter:
-                    self.issues.append(
-                        f"adapters {owner} and {update.adapter} both train token {token} of {name}; merge only one of them"
-                    )
+                    both = f"adapters {owner} and {update.adapter}"
+                    self.issues.append(f"{both} both train token {token} of {name}; merge only one of them")
                     return
 
     def operations(self) -> list[Operation]:
         """Return what happens to each output tensor, in the order of the base's files."""
         order = {file: place for place, file in enumerate(self.base.shards)}
-        starts = {name: self.base.tensors[name].start for name in self.sources.keys() & self.base.tensors.keys()}
-        names = sorted(self.sources, key=lambda n: (order[self.homes[n]], starts.get(n, 0), n))
+        starts = {name: self.base.tensors[name].start for name in self.layout.sources.keys() & self.base.tensors.keys()}
+        names = sorted(self.layout.sources, key=lambda n: (order[self.layout.homes[n]], starts.get(n, 0), n))
         return [self._operation(name) for name in names]
 
     def _operation(self, name: str) -> Operation:
-        source = self.sources[name]
-        stored = self._dtypes.get(name, source.dtype)
+        source = self.layout.sources[name]
+        stored = self.layout.dtypes.get(name, source.dtype)
         wanted = _DTYPE_NAMES.get(self.recipe.dtype)
         if wanted and stored.startswith("F8"):
             self.issues.append(f"base: {name} is {stored}; such a base cannot be converted, set dtype: keep")
@@ -490,63 +367,32 @@ class Draft:
 class _Module:
     """A module of the base, as a method sees it (`BaseModule`)."""
 
-    draft: Draft
-    adapter: Adapter
+    layout: Layout
     module: str
-    keep_tied: bool
-    is_missing: bool = False
-    _found: dict[str, Parameter | None] = field(default_factory=dict)
-
-    def find(self, parameter: str) -> Parameter | None:
-        """Return a parameter of the module."""
-        if parameter not in self._found:
-            path = f"{self.module}.{parameter}"
-            self._found[parameter] = self.draft.find(self.adapter, path, keep_tied=self.keep_tied)
-        self.is_missing = not any(self._found.values())
-        return self._found[parameter]
+    _shapes: dict[str, tuple[int, ...] | None] = field(default_factory=dict)
 
     def shape(self, parameter: str) -> tuple[int, ...] | None:
         """Return the shape of a parameter in memory."""
-        found = self.find(parameter)
-        return found.shape if found else None
+        if parameter not in self._shapes:
+            found = self.layout.look(f"{self.module}.{parameter}")
+            self._shapes[parameter] = found.shape if found else None
+        return self._shapes[parameter]
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether nothing was there that a method asked for."""
+        return bool(self._shapes) and all(shape is None for shape in self._shapes.values())
 
     @property
     def kind(self) -> str | None:
-        """Return the module's class."""
-        return self.draft.module_kind(self.module)
+        """Return what stores the module's matrices."""
+        return self.layout.kind(self.module)
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """Return what the module's class fixes."""
-        name = next((f"{self.module}.{leaf}" for leaf, found in self._found.items() if found), f"{self.module}.weight")
-        return self.draft.module_settings(name)
-
-
-def unmergeable(peft_type: str) -> str:
-    """Return why adapters of a type cannot be merged, for a message."""
-    if reason := _NO_WEIGHTS.get(peft_type):
-        return f"cannot be merged: {reason}"
-    return f"cannot be merged; known: {', '.join(sorted(methods()))}{did_you_mean(peft_type, methods())}"
-
-
-_PROMPTS = "it adds virtual tokens to the input and changes no weight"
-_NO_WEIGHTS = {
-    "PROMPT_TUNING": _PROMPTS,
-    "MULTITASK_PROMPT_TUNING": _PROMPTS,
-    "P_TUNING": _PROMPTS,
-    "PREFIX_TUNING": "it adds keys and values to the attention and changes no weight",
-    "CPT": _PROMPTS,
-    "CARTRIDGE": "it adds keys and values to the attention and changes no weight",
-    "ADAPTION_PROMPT": "it adds prompts to the attention and changes no weight",
-    "XLORA": "it mixes adapters by the input, so no weight can hold it",
-    "POLY": "it mixes adapters by the task at run time, so no weight can hold it",
-    "LILY": "it routes by the input, so no weight can hold it",
-}
-
-
-def _is_plain(parameter: Parameter) -> bool:
-    """Whether one tensor on disk is the parameter as it is in memory."""
-    return parameter.parts == (Part(name=parameter.parts[0].name),) and len(parameter.shape) <= 4
+        leaf = next((leaf for leaf, shape in self._shapes.items() if shape), "weight")
+        return self.layout.settings(f"{self.module}.{leaf}")
 
 
 def _contiguous(part: Part, disk: TensorInfo) -> range | None:

@@ -1,4 +1,4 @@
-"""Heads and vocabularies: what an adapter makes of a base with another head, or other tokens, than it was trained with."""
+"""Heads and vocabularies: what an adapter makes of a base that has another head, or fewer tokens, than it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

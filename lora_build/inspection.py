@@ -19,9 +19,9 @@ from typing import Any
 from lora_build.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, Parts, open_adapter, sort_tensors
 from lora_build.checkpoint import TensorInfo
 from lora_build.digests import HashedFile
-from lora_build.draft import FLOATS, unmergeable
+from lora_build.draft import FLOATS
 from lora_build.errors import PlanError, SourceError, did_you_mean
-from lora_build.methods import Layer, Measurable, Update, methods
+from lora_build.methods import Layer, Measurable, Update, methods, unmergeable
 from lora_build.methods._lora_implied import Implied
 from lora_build.methods.trainable_tokens import token_indices
 from lora_build.operations import Merge, Operation, kind

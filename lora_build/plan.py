@@ -100,15 +100,15 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
         PlanError: base, adapters and recipe do not fit together; with every issue found.
     """
     draft = Draft(recipe=recipe, base=inputs.base, adapters=inputs.adapters, digests=inputs.digests)
-    operations = draft.operations()
+    operations, changes = draft.operations(), draft.layout.config_changes
     if not inputs.adapters:
         draft.issues.append("no adapter is left to merge: every weight is 0; the output would equal the base")
-    elif not draft.issues and not draft.config_changes and all(kind(op) in ("copy", "convert") for op in operations):
+    elif not draft.issues and not changes and all(kind(op) in ("copy", "convert") for op in operations):
         draft.issues.append("the adapters change nothing: the output would equal the base")
     if draft.issues:
         raise PlanError(dict.fromkeys(draft.issues))
-    config_changes = draft.config_changes | _dtype_changes(recipe.dtype, {**inputs.base.config, **draft.config_changes})
-    side_files = _side_files(inputs.base, draft.tokenizer)
+    config_changes = changes | _dtype_changes(recipe.dtype, {**inputs.base.config, **changes})
+    side_files = _side_files(inputs.base, draft.layout.tokenizer)
     return MergePlan(
         options={
             "combine": recipe.combine.method.value,
@@ -121,7 +121,7 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
         weights={adapter.name: adapter.weight for adapter in inputs.adapters},
         input_files={"base": _base_files(inputs.base)}
         | {adapter.source: _adapter_files(adapter, side_files) for adapter in inputs.adapters},
-        shards=lay_out(parse_size(recipe.output.max_shard_size), draft.homes, inputs.base.shards, operations),
+        shards=lay_out(parse_size(recipe.output.max_shard_size), draft.layout.homes, inputs.base.shards, operations),
         config=patch_json(inputs.base.config_text, config_changes).encode(),
         config_changes=config_changes,
         side_files=side_files,

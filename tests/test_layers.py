@@ -16,7 +16,8 @@ FLOORS = [
     {"methods._lora_implied"},
     {"heads", "methods.lora", "peft_layers"}
     | {f"methods.{name}" for name in ("adalora", "ia3", "loha", "lokr", "oft", "vera")},
-    {"draft", "peft_numerics"},
+    {"layout", "peft_numerics"},
+    {"draft"},
     {"plan"},
     {"manifest", "survival"},
     {"engine", "provenance", "resolve"},

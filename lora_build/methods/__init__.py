@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lora_build.checkpoint import TensorInfo
+from lora_build.errors import did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +107,7 @@ class Update:
 
 
 ReadRows = Callable[[int, int], "Tensor"]
-"""Reads the base's stored rows [start, end) of what is merged, [end - start, columns] in its own dtype; any thread may."""
+"""Reads the base's stored rows [start, end) of what is merged, [end - start, columns] in its dtype; any thread may."""
 
 
 class MergeRows(Protocol):
@@ -159,3 +160,25 @@ def methods() -> Mapping[str, Method]:
     modules = (m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
     found = (importlib.import_module(f"{__name__}.{name}").METHOD for name in modules)
     return {method.peft_type: method for method in found}
+
+
+_PROMPTS = "it adds virtual tokens to the input and changes no weight"
+_NO_WEIGHTS = {
+    "PROMPT_TUNING": _PROMPTS,
+    "MULTITASK_PROMPT_TUNING": _PROMPTS,
+    "P_TUNING": _PROMPTS,
+    "PREFIX_TUNING": "it adds keys and values to the attention and changes no weight",
+    "CPT": _PROMPTS,
+    "CARTRIDGE": "it adds keys and values to the attention and changes no weight",
+    "ADAPTION_PROMPT": "it adds prompts to the attention and changes no weight",
+    "XLORA": "it mixes adapters by the input, so no weight can hold it",
+    "POLY": "it mixes adapters by the task at run time, so no weight can hold it",
+    "LILY": "it routes by the input, so no weight can hold it",
+}
+
+
+def unmergeable(peft_type: str) -> str:
+    """Return why adapters of a type cannot be merged, for a message."""
+    if reason := _NO_WEIGHTS.get(peft_type):
+        return f"cannot be merged: {reason}"
+    return f"cannot be merged; known: {', '.join(sorted(methods()))}{did_you_mean(peft_type, methods())}"

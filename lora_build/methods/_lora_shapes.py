@@ -55,8 +55,8 @@ def fit_matrix(layer: Layer, A: TensorInfo, B: TensorInfo, *, embedding: bool) -
     if len(w) > 2 and a[1] != w[1]:
         groups = f"{a[1] // w[1]} groups" if a[1] % w[1] == 0 else "groups"
         return (
-            f"{here}: lora_A mixes {a[1]} channels, the base's kernel {list(w)} has {w[1]}: a convolution with {groups} "
-            "cannot hold the update"
+            f"{here}: lora_A mixes {a[1]} channels, the base's kernel {list(w)} has {w[1]}: a convolution with "
+            f"{groups} cannot hold the update"
         )
     if a[0] != b[1]:
         return f"{here}: lora_A is {list(a)} and lora_B is {list(b)}: their ranks {a[0]} and {b[1]} differ"
@@ -200,8 +200,8 @@ def _fit_stack(layer: Layer, name: str, A: TensorInfo, B: TensorInfo) -> Fit | s
     rank = by_pattern(layer.config.get("rank_pattern") or {}, f"{layer.module}.{name}", layer.config["r"])
     if len(A.shape) != 2 or len(B.shape) != 2 or A.shape[0] != experts * rank or B.shape[1] != experts * rank:
         return (
-            f"{here}: lora_A is {list(A.shape)} and lora_B is {list(B.shape)}; expected {experts} experts x rank {rank} "
-            f"= {experts * rank} rows and columns"
+            f"{here}: lora_A is {list(A.shape)} and lora_B is {list(B.shape)}; expected {experts} experts x rank "
+            f"{rank} = {experts * rank} rows and columns"
         )
     found = (B.shape[0], A.shape[1])
     if found not in ((d1, d2), (d2, d1)):
