@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import lora_build
+from lora_build.checkpoint import TensorInfo
 from lora_build.errors import LoraBuildError
-from lora_build.methods import Update, methods
+from lora_build.methods import Layer, Update, methods
 from lora_build.operations import cut
 
 Q0 = "model.layers.0.self_attn.q_proj.weight"
@@ -190,6 +191,85 @@ def test_unsloths_packing_gives_the_same_bytes_as_pefts_once_the_recipe_names_it
     before = load_file(tmp_path / "base" / "model.safetensors")[stack].double()
     update = torch.einsum("oer,eri->eoi", by_expert.double(), A.double().reshape(EXPERTS, RANK, WIDTH))
     torch.testing.assert_close(outputs[0][stack].double(), before + 2 * update, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("nesting", ["peft", "axolotl", "square"])
+def test_the_first_stack_of_a_module_is_the_innermost_unless_only_the_reverse_fits(
+    tmp_path: Path, nesting: str
+) -> None:
+    inner = WIDTH if nesting == "square" else 2 * INNER
+    stacks = {"gate_up_proj": (inner, WIDTH), "down_proj": (WIDTH, WIDTH if nesting == "square" else INNER)}
+    small.make_base(tmp_path / "base", dtype=torch.float32, architectures=["Unheard"], model_type="unheard")
+    prefix = "model.layers.0.mlp.experts"
+    for i, (name, shape) in enumerate(stacks.items()):
+        stack = small.values(7 + i, EXPERTS, *shape, dtype=torch.float32)
+        small.edit(tmp_path / "base", **{f"{prefix}.{name}": stack})
+    factors = {
+        name: (
+            small.values(20 + i, rows, EXPERTS * RANK, dtype=torch.float32),
+            small.values(30 + i, EXPERTS * RANK, columns, dtype=torch.float32),
+        )
+        for i, (name, (rows, columns)) in enumerate(stacks.items())
+    }
+    order = reversed(stacks) if nesting == "axolotl" else stacks
+    tensors = {}
+    for infix, name in zip((".base_layer", ""), order, strict=True):
+        tensors[f"base_model.model.{prefix}{infix}.lora_B.weight"] = factors[name][0]
+        tensors[f"base_model.model.{prefix}{infix}.lora_A.weight"] = factors[name][1]
+    (tmp_path / "math").mkdir()
+    save_file(tensors, tmp_path / "math" / "adapter_model.safetensors")
+    targets = [f"mlp.experts.{name}" for name in stacks]
+    config = small.ADAPTER_CONFIG | {"target_modules": [], "target_parameters": targets, "peft_version": "0.21.2"}
+    (tmp_path / "math" / "adapter_config.json").write_text(json.dumps(config))
+
+    if nesting == "square":  # nobody knows whether this model's square experts are transposed
+        assert "nobody knows how this model stores them" in refusal(tmp_path)
+        return
+    merged = build(tmp_path)
+    before = load_file(tmp_path / "base" / "model.safetensors")
+    for name, (B, A) in factors.items():
+        stack = f"{prefix}.{name}"
+        by_expert = B.double().reshape(B.shape[0], RANK, EXPERTS)
+        update = torch.einsum("ore,eri->eoi", by_expert, A.double().reshape(EXPERTS, RANK, -1))
+        torch.testing.assert_close(merged[stack].double(), before[stack].double() + 2 * update, rtol=1e-6, atol=1e-6)
+
+
+@dataclass
+class Kernel:
+    """A convolution of the base (`BaseModule`)."""
+
+    dilation: tuple[int, ...]
+    kind: str = "Linear"
+
+    def shape(self, parameter: str) -> tuple[int, ...] | None:
+        return (8, 4, 3, 3) if parameter == "weight" else None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"dilation": self.dilation}
+
+
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 2)])
+def test_a_dilated_convolution_is_refused_since_its_update_was_trained_undilated(dilation: tuple[int, ...]) -> None:
+    def info(*shape: int) -> TensorInfo:
+        return TensorInfo(source="adapters.math", file="f", name="t", dtype="F32", shape=shape, start=0, end=0)
+
+    layer = Layer(
+        adapter="math",
+        module="stem.conv",
+        config=small.ADAPTER_CONFIG,
+        adapter_weight=1.0,
+        factors={"lora_A.weight": info(2, 4, 3, 3), "lora_B.weight": info(8, 2, 1, 1)},
+        base=Kernel(dilation),
+    )
+
+    updates, problems = methods()["LORA"].updates(layer)
+
+    if dilation == (1, 1):
+        assert (list(updates), problems) == (["weight"], [])
+    else:
+        assert updates == {}
+        assert problems[0].startswith("adapters.math: stem.conv: the base's convolution is dilated")
 
 
 def test_factors_for_another_number_of_experts_are_refused(tmp_path: Path) -> None:
