@@ -108,6 +108,13 @@ def test_dora_adapters_compose_in_the_recipes_order_with_norms_of_the_base(folde
     np.testing.assert_allclose(merged.numpy(), expected, rtol=1e-6)
 
 
+def test_magnitudes_of_another_number_of_outputs_are_refused(folder: Path) -> None:
+    make_dora(folder / "one", seed=60)
+    small.edit(folder / "one", q_proj__lora_magnitude_vector=torch.ones(7))
+
+    assert "lora_magnitude_vector is [7], expected 8 magnitudes, one an output" in refusal(folder, "one")
+
+
 @pytest.mark.parametrize("rows", [range(3, 7), (6, 0, 0, 2)])
 def test_some_rows_of_a_dora_parameter_are_those_of_the_whole(rows: Sequence[int]) -> None:
     W, A, B = small.values(1, 8, 6), small.values(2, 2, 6).float(), small.values(3, 8, 2).float()
@@ -326,3 +333,67 @@ def test_two_adapters_that_train_one_token_are_refused(tmp_path: Path) -> None:
     merged = build(tmp_path, "one", "three")["model.embed_tokens.weight"]
     base = load_file(tmp_path / "base" / "model.safetensors")["model.embed_tokens.weight"]
     assert (merged != base).any(dim=1).nonzero().flatten().tolist() == [1, 2, 5, 8]
+
+
+def make_tokens(folder: Path, tokens: list[int]) -> None:
+    small.make_adapter(folder, trainable_token_indices=tokens)
+    key = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    small.edit(folder, **{key: small.values(4, len(tokens), 6, dtype=torch.float32)})
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        ([2, 9], "trains token 9, the base's weight is [9, 6]; was its vocabulary grown?"),
+        ([2, -1], "trains token -1"),
+        ([2, 2], "adapter_config.json names a token twice"),
+        ([2], "trained rows are [2, 6] for 1 tokens"),
+    ],
+)
+def test_trained_tokens_that_the_base_has_not_or_has_twice_are_refused(
+    tmp_path: Path, tokens: list[int], said: str
+) -> None:
+    small.make_base(tmp_path / "base", vocab_size=9)
+    small.edit(tmp_path / "base", **{"model.embed_tokens.weight": small.values(3, 9, 6)})
+    make_tokens(tmp_path / "math", [2, 5])
+    config = tmp_path / "math" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"trainable_token_indices": tokens}))
+
+    assert said in refusal(tmp_path)
+
+
+def test_trained_tokens_of_some_rows_are_found_by_the_rows_of_the_parameter() -> None:
+    W, trained = small.values(1, 5, 6), small.values(2, 2, 6)
+    update = Update(
+        adapter="math", method="TRAINABLE_TOKENS", scale=1.0, factors={}, options={"indices": [7, 3]}, rows=range(2, 7)
+    )
+
+    merger = methods()["TRAINABLE_TOKENS"].merger([(update, {"rows": trained})], torch.bfloat16, lambda *_: W)
+
+    expected = W.clone()
+    expected[1] = trained[1]  # token 3 is row 1 of rows 2 to 6
+    assert torch.equal(merger(W, 0)[0], expected)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_copies_of_a_tied_pair_keep_the_tie_only_if_they_are_alike(tmp_path: Path, alike: bool) -> None:
+    sizes = {"hidden_size": 6, "intermediate_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1}
+    small.make_base(tmp_path / "base", dtype=torch.float32, tie_word_embeddings=True, vocab_size=9, **sizes)
+    small.edit(tmp_path / "base", **{"model.embed_tokens.weight": small.values(3, 9, 6, dtype=torch.float32)})
+    small.make_adapter(tmp_path / "math", ensure_weight_tying=True, target_modules=["embed_tokens", "q_proj"])
+    A, B = small.values(5, 2, 9, dtype=torch.float32), small.values(6, 6, 2, dtype=torch.float32)
+    copies = {
+        "model.embed_tokens.lora_embedding_A": A,
+        "model.embed_tokens.lora_embedding_B": B,
+        "lm_head.lora_A.weight": B.T.contiguous() if alike else B.T.contiguous() + 1,
+        "lm_head.lora_B.weight": A.T.contiguous(),
+    }
+    small.edit(tmp_path / "math", **{f"base_model.model.{name}": tensor for name, tensor in copies.items()})
+
+    merged = build(tmp_path)
+
+    base = load_file(tmp_path / "base" / "model.safetensors")["model.embed_tokens.weight"].double()
+    expected = base + 2 * (B.double() @ A.double()).T
+    torch.testing.assert_close(merged["model.embed_tokens.weight"].double(), expected, rtol=1e-6, atol=1e-6)
+    assert ("lm_head.weight" in merged) != alike
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] == alike
