@@ -15,7 +15,7 @@ demo: $(VENV)/run.stamp
 	$(BIN)/python examples/tiny/score.py examples/tiny/base builds/demo-math:math builds/demo-text:text builds/demo:math,text
 
 test: $(VENV)/dev.stamp lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -25,19 +25,23 @@ from lora_build.errors import (
 
 if TYPE_CHECKING:
     from lora_build.app import load_recipe
+    from lora_build.forward_check import ForwardReport, verify_forward
     from lora_build.inspection import Inspection, inspect
     from lora_build.manifest import Manifest, Verified, verify
+    from lora_build.model import LoraModel
     from lora_build.pipeline import build
     from lora_build.recipe import Recipe
 
 __all__ = [
-    "Inspection", "LoraBuildError", "Manifest", "MergeError", "PlanError", "Recipe", "RecipeError", "SourceError",
-    "StorageError", "VerificationError", "Verified", "__version__", "build", "inspect", "load_recipe", "verify",
+    "ForwardReport", "Inspection", "LoraBuildError", "LoraModel", "Manifest", "MergeError", "PlanError", "Recipe",
+    "RecipeError", "SourceError", "StorageError", "VerificationError", "Verified", "__version__", "build", "inspect",
+    "load_recipe", "verify", "verify_forward",
 ]  # fmt: skip
 
 _HOMES = {
     "build": "pipeline", "load_recipe": "app", "verify": "manifest", "Manifest": "manifest", "Verified": "manifest",
-    "Recipe": "recipe", "inspect": "inspection", "Inspection": "inspection",
+    "Recipe": "recipe", "inspect": "inspection", "Inspection": "inspection", "LoraModel": "model",
+    "ForwardReport": "forward_check", "verify_forward": "forward_check",
 }  # fmt: skip
 
 

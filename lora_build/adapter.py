@@ -125,13 +125,16 @@ def sort_tensors(
     parts = Parts()
     unneeded = re.compile("|".join(rf".*\.({pattern})" for pattern in ignored) or "(?!)")
     for key, tensor in sorted(adapter.tensors.items()):
-        path = key.removeprefix(_PREFIX)
+        path = _plain_path(key.removeprefix(_PREFIX))
         module, leaf = _split_leaf(path, (*leaves, _TOKENS_LEAF))
         inner = module.replace(".base_layer.", ".")
         if key.startswith("base_model.") and key.rpartition(".")[2] in shared_leaves:
             parts.shared[key.rpartition(".")[2]] = tensor
-        elif path == key:
-            parts.problems.append(f"{adapter.source}: tensor '{key}' does not start with '{_PREFIX}' as PEFT's keys do")
+        elif not key.startswith(_PREFIX):
+            parts.problems.append(
+                f"{adapter.source}: tensor '{key}' does not start with '{_PREFIX}' as PEFT's keys do; rename the keys, "
+                "or save the adapter with peft's save_pretrained"
+            )
         elif leaf.endswith(_TOKENS_LEAF):
             parts.tokens[inner] = tensor
         elif leaf:
@@ -143,13 +146,30 @@ def sort_tensors(
         elif path.endswith(".base_layer.weight"):
             parts.frozen[path.replace(".base_layer.", ".")] = tensor
         elif ".lora_" in path or path.startswith("lora_"):
-            known = ", ".join(leaves)
-            parts.problems.append(f"{adapter.source}: nothing here consumes tensor '{key}'; known leaves: {known}")
+            parts.problems.append(f"{adapter.source}: nothing here consumes tensor '{key}'; {_advice(path, leaves)}")
         else:
             parameter = path.replace(".modules_to_save.", ".").replace(".base_layer.", ".")
             if parts.replaced.setdefault(parameter, tensor) is not tensor:
                 parts.copies.setdefault(parameter, []).append(tensor)
     return parts
+
+
+def _plain_path(path: str) -> str:
+    """Return a path without what peft's wrappers of trained tokens and saved modules add to it."""
+    path = path.replace(".token_adapter.base_layer.", ".base_layer.")
+    return re.sub(r"\.modules_to_save\.default\.", ".modules_to_save.", path)
+
+
+def _advice(path: str, leaves: Sequence[str]) -> str:
+    """Return what to do about a key that looks like a factor's and is none."""
+    for leaf in leaves:
+        name, _, rest = leaf.partition(".")
+        if match := re.search(rf"\.{name}\.([\w-]+)" + (rf"\.{re.escape(rest)}$" if rest else "$"), path):
+            return (
+                f"it has the adapter's name in it: take '.{match[1]}' out of the keys, as peft's save_pretrained does"
+            )
+    known = ", ".join(leaf for leaf in leaves if not leaf.startswith("base_layer."))
+    return f"known leaves: {known}"
 
 
 def _split_leaf(path: str, leaves: Sequence[str]) -> tuple[str, str]:

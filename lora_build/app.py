@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_build import __version__, recipe_files, sweep
-from lora_build.errors import LoraBuildError, PlanError, RecipeError, StorageError, did_you_mean
+from lora_build.errors import (
+    LoraBuildError,
+    PlanError,
+    RecipeError,
+    StorageError,
+    VerificationError,
+    did_you_mean,
+)  # fmt: skip
 from lora_build.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -34,6 +41,7 @@ lora-build: merged LoRA checkpoints from recipes in git: same recipe, same bytes
   lora-build plan recipe=NAME [KEY=VALUE ...]   say what a build would do; read only headers, write nothing
   lora-build inspect ADAPTER [--base BASE]      say what an adapter is, and whether it fits a base
   lora-build verify DIR [DIR ...]               check every byte of a build against its manifest
+  lora-build verify --forward DIR [DIR ...]     and whether it answers as base and adapters do; --prompts FILE, --seed N
   lora-build list                               list the recipes
 
   KEY=VALUE       change a key of the recipe: recipe.adapters.math.weight=0.5 recipe.dtype=bfloat16
@@ -139,7 +147,7 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             hint = did_you_mean(word, _COMMANDS) or f"; to build: lora-build recipe={word}"
             raise RecipeError(f"'{word}' is no command and no KEY=VALUE{hint}")
-    return flags, overrides
+    return flags, recipe_files.with_check(overrides)
 
 
 def _compose(command: str, flags: list[str], overrides: list[str], *, as_json: bool) -> int:
@@ -235,23 +243,69 @@ def _build(recipe: Recipe, *, progressbar: bool) -> "Built":
 def _verify(words: Sequence[str], *, as_json: bool) -> int:
     from lora_build import manifest
 
-    if not words or any(word.startswith("-") for word in words):
-        raise RecipeError("verify takes the folders of builds: lora-build verify DIR [DIR ...]")
+    folders, forward = _verify_words(words)
     results: list[dict[str, Any]] = []
-    for word in words:
+    for word in folders:
         result: dict[str, Any] = {"dir": word, "exit_code": 0}
+        lines: list[str] = []
         try:
             result |= dataclasses.asdict(manifest.verify(Path(word)))
             line = "{dir}: ok, {num_files} files, {num_tensors} tensors, {num_bytes} bytes, {manifest_hash}"
+            lines.append(line.format(**result))
+            if forward is not None:
+                lines += _verify_forward(Path(word), forward, result)
         except LoraBuildError as error:
             result |= {"exit_code": error.exit_code, "error": str(error)}
-            line = "lora-build: {error}"
         results.append(result)
         if not as_json:
-            (sys.stderr if result["exit_code"] else sys.stdout).write(line.format(**result) + "\n")
+            sys.stdout.writelines(f"{line}\n" for line in lines)
+            sys.stdout.flush()
+            sys.stderr.write(f"lora-build: {result['error']}\n" if result["exit_code"] else "")
     if as_json:
         _print_json({"builds": results})
     return sweep.exit_code(results)
+
+
+def _verify_forward(folder: Path, forward: dict[str, Any], result: dict[str, Any]) -> list[str]:
+    """Return the lines of a forward check, which goes into the result."""
+    from lora_build import console, forward_check
+
+    report = forward_check.check_build(folder, forward["prompts"], forward["seed"])
+    result["forward"] = console.forward_json(report)
+    if report.problem:
+        result |= {"exit_code": VerificationError.exit_code, "error": f"{folder}: {report.problem}"}
+    return console.forward_lines(report)
+
+
+def _verify_words(words: Sequence[str]) -> tuple[list[str], dict[str, Any] | None]:
+    """Return the folders of a command line and, where it asks for one, what a forward check is to ask."""
+    usage = (
+        "verify takes the folders of builds: lora-build verify [--forward [--prompts FILE] [--seed N]] DIR [DIR ...]"
+    )
+    folders: list[str] = []
+    options: dict[str, Any] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if name in ("--prompts", "--seed"):
+            options[name] = value if equals else rest.pop(0) if rest else ""
+        elif word == "--forward":
+            options[word] = True
+        elif word.startswith("-"):
+            raise RecipeError(
+                f"unknown option '{word}'{did_you_mean(word, ['--forward', '--prompts', '--seed'])}; {usage}"
+            )
+        else:
+            folders.append(word)
+    seed = options.get("--seed", "0")
+    if not folders or "" in options.values():
+        raise RecipeError(usage)
+    if options and "--forward" not in options:
+        raise RecipeError(f"{next(iter(options))} goes with --forward; {usage}")
+    if not re.fullmatch(r"\d{1,18}", seed, re.ASCII):
+        raise RecipeError(f"--seed: expected a whole number, 0 or more, found '{seed}'")
+    return folders, {"prompts": options.get("--prompts"), "seed": int(seed)} if options else None
 
 
 def _inspect(words: Sequence[str], *, as_json: bool) -> int:

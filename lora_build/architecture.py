@@ -184,13 +184,31 @@ def untying(config: Mapping[str, Any]) -> dict[str, Any]:
     return changes
 
 
-def _make(config: Mapping[str, Any]) -> Any:
-    import torch
+def class_and_config(config: Mapping[str, Any], where: str = "base/config.json") -> tuple[Any, Any]:
+    """Return the class of a config.json's model in transformers, and the config as an object of its class.
+
+    Raises:
+        SourceError: transformers does not have the architecture, or cannot read this config.
+    """
+    with _explained(config, "its model cannot be made", where):
+        return _class_and_config(config)
+
+
+def _class_and_config(config: Mapping[str, Any]) -> tuple[Any, Any]:
     import transformers
 
     model_class = getattr(transformers, config["architectures"][0])
-    with _quiet(), torch.device("meta"):
-        return model_class(transformers.AutoConfig.for_model(**_prepared(config)))
+    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
+        raise TypeError(f"{config['architectures'][0]} is no model")
+    return model_class, transformers.AutoConfig.for_model(**_prepared(config))
+
+
+def _make(config: Mapping[str, Any]) -> Any:
+    import torch
+
+    with quiet(), torch.device("meta"):
+        model_class, settings = _class_and_config(config)
+        return model_class(settings)
 
 
 def _prepared(value: Any) -> Any:
@@ -207,7 +225,7 @@ def _prepared(value: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the advice that transformers gives to those who run a model from those who only read its names."""
     logger = logging.getLogger("transformers")
     level = logger.level
@@ -221,7 +239,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _explained(config: Mapping[str, Any], problem: str) -> Iterator[None]:
+def _explained(config: Mapping[str, Any], problem: str, where: str = "base/config.json") -> Iterator[None]:
     """Turn what a config or a class in transformers raises into one SourceError."""
     from huggingface_hub.errors import StrictDataclassError
 
@@ -240,7 +258,7 @@ def _explained(config: Mapping[str, Any], problem: str) -> Iterator[None]:
         ValueError,
     ) as error:
         raise SourceError(
-            f"base/config.json: {problem}: transformers has no architecture {config.get('architectures') or []} "
+            f"{where}: {problem}: transformers has no architecture {config.get('architectures') or []} "
             f"for model_type {config.get('model_type')!r} ({error})"
         ) from error
 

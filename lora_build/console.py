@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -18,6 +18,9 @@ from lora_build.operations import Copy, Merge, Operation, kind, output_bytes, to
 from lora_build.pipeline import Built, Prepared, free_bytes_for, memory_bytes
 from lora_build.recipe_files import label
 from lora_build.survival import by_adapter, describe_norm
+
+if TYPE_CHECKING:
+    from lora_build.forward_check import ForwardReport
 
 _PLAIN_EVERY_SECONDS = 5.0
 _VERBS = (("merge", "merged"), ("replace", "replaced"), ("copy", "as they are"))
@@ -124,6 +127,28 @@ def built_json(built: Built) -> dict[str, Any]:
         "weights_digest": manifest.weights_digest,
         "warnings": list(built.warnings),
     }
+
+
+def forward_lines(report: "ForwardReport") -> list[str]:
+    """Return a forward check as a table: a line for each prompt, its numbers beside what they may be."""
+    rows = [["prompt", "tokens", "logits differ", "by at most", "same top token", "KL", "at most"]]
+    for check in report.prompts:
+        numbers = [f"{check.num_tokens}", f"{check.difference:.2g}", f"{check.bound:.2g}"]
+        numbers += ["" if check.top1 is None else f"{check.top1:.0%}"]
+        numbers += ["", ""] if check.kl is None else [f"{check.kl:.1g}", f"{check.kl_bound:.1g}"]
+        rows.append([_short(check.prompt), *numbers])
+    lines = [f"forward   {row}" for row in _table(rows)]
+    traced = report.traced
+    return [*lines, f"layer     {traced.module}"] if traced else lines
+
+
+def forward_json(report: "ForwardReport") -> dict[str, Any]:
+    """Return a forward check for machines."""
+    prompts = [
+        dataclasses.asdict(check) | {"bound": check.bound, "kl_bound": check.kl_bound, "ok": check.is_ok}
+        for check in report.prompts
+    ]
+    return dataclasses.asdict(report) | {"ok": report.is_ok, "prompts": prompts}
 
 
 def inspection_lines(found: Inspection) -> list[str]:

@@ -30,6 +30,8 @@ class Draft:
         base: on what.
         adapters: of what.
         digests: the SHA-256 of what adapters replace whole, by (adapter, key).
+        cut_first: whether ties are cut before any adapter is added, so that what is meant for all that shared a tensor
+            goes to each of them.
         layout: the output's tensors.
         placed: the updates of each output tensor, each with the stored rows [start, stop) that it is of.
         columns: the width of each output tensor that has updates.
@@ -42,6 +44,7 @@ class Draft:
     base: Checkpoint
     adapters: tuple[Adapter, ...]
     digests: Mapping[tuple[str, str], str]
+    cut_first: bool = False
     layout: Layout = field(init=False)
     placed: dict[str, list[tuple[int, int, Update]]] = field(default_factory=dict)
     columns: dict[str, int] = field(default_factory=dict)
@@ -58,6 +61,8 @@ class Draft:
         self.layout = Layout(self.base, self.recipe.tied, layers)
         self.issues, self.notes = self.layout.issues, self.layout.notes  # one account, in the order of discovery
         self.issues += problems
+        if self.cut_first:
+            self.layout.cut_ties()
         for adapter in self.adapters:
             self._read(adapter)
         for adapter in self.adapters:
@@ -132,7 +137,12 @@ class Draft:
                 "they were trained on different bases"
             )
         self.notes.append(f"{name} comes from adapter {adapter.name}, which saved its base's along")
-        self._put(adapter, found, tensor)
+        # a tie that has been cut was whole in training: what the base had there, all had
+        new = self.layout.knots.cut_names() if self.layout.knots.is_cut else {}
+        root = new.get(name, name)
+        for other in (root, *(n for n, r in new.items() if r == root)):
+            plain = found if other == name else replace(found, name=other, parts=(Part(name=other),))
+            self._put(adapter, plain, tensor)
 
     def _replace(self, adapter: Adapter, parameter: str, tensor: TensorInfo) -> None:
         if adapter.weight != 1:
@@ -205,7 +215,18 @@ class Draft:
         for module, tensor in parts.tokens.items():
             keep_tied = self.layout.knots.is_root(module, others=parts.tokens.keys() - {module})
             leaf = TrainableTokens.leaves[0]
+            if keep_tied:
+                self._check_biases(adapter, module)
             self._update(adapter, TrainableTokens(), module, {leaf: tensor}, parts, keep_tied=keep_tied)
+
+    def _check_biases(self, adapter: Adapter, module: str) -> None:
+        """Report a tied head with a bias, which peft leaves out of it while tokens are trained."""
+        for member in self.layout.knots.others(f"{module}.weight"):
+            if self.layout.look(bias := member.removesuffix("weight") + "bias"):
+                self.issues.append(
+                    f"{adapter.source}: trains tokens of {module}, and while it trains, peft leaves out {bias} of the "
+                    "head that is tied to it; untie the base first"
+                )
 
     def _update(
         self,
@@ -235,11 +256,13 @@ class Draft:
             return
         self.issues += problems
         for leaf, update in updates.items():
-            if not keep_tied:
-                self.layout.give_own_tensor(f"{module}.{leaf}", replaces=False)
-            parameter = self.layout.look(f"{module}.{leaf}")
-            assert parameter is not None, "a method updates what it found"
-            self._spread(parameter, self._as_in_peft(layer, leaf, update, parameter) if self._repeats_peft else update)
+            path = f"{module}.{leaf}"
+            is_own = not keep_tied and self.layout.give_own_tensor(path, replaces=False)
+            found = self.layout.look(path)
+            assert found is not None, "a method updates what it found"
+            for parameter in [found] if is_own else self.layout.look_all(path):
+                mine = self._as_in_peft(layer, leaf, update, parameter) if self._repeats_peft else update
+                self._spread(parameter, mine)
 
     def _as_in_peft(self, layer: Layer, leaf: str, update: Update, parameter: Parameter) -> Update:
         """Return an update as peft merges it, and report why that is not repeated where it is not."""
@@ -361,6 +384,19 @@ class Draft:
         if self._repeats_peft:
             self.issues += check_whole(name, merge.segments)
         return merge
+
+
+def make_draft(
+    recipe: Recipe, base: Checkpoint, adapters: tuple[Adapter, ...], digests: Mapping[tuple[str, str], str]
+) -> Draft:
+    """Return the draft of what adapters do to a base; `issues` has what is wrong.
+
+    Whether a tie has to be cut shows while adapters are added. Then they are added anew with the tie cut first.
+    """
+    draft = Draft(recipe=recipe, base=base, adapters=adapters, digests=digests)
+    if draft.layout.knots.is_cut:
+        draft = Draft(recipe=recipe, base=base, adapters=adapters, digests=digests, cut_first=True)
+    return draft
 
 
 @dataclass

@@ -35,6 +35,10 @@ Progress = Callable[[int], None]
 """Is told how many more bytes have been written."""
 
 
+Held = Callable[[Operation], memoryview | None]
+"""Returns the bytes of an output tensor of a model in memory, None if the model does not hold it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Executed:
     """What a plan's execution wrote and read.
@@ -52,8 +56,22 @@ class Executed:
     survival: tuple[TensorSurvival, ...]
 
 
-def execute(plan: MergePlan, sources: Mapping[str, Source], sink: DirectorySink, progress: Progress) -> Executed:
+def execute(
+    plan: MergePlan,
+    sources: Mapping[str, Source],
+    sink: DirectorySink,
+    progress: Progress,
+    held: Held | None = None,
+) -> Executed:
     """Write the plan's weight files, each tensor once, and say what was written and read.
+
+    Args:
+        plan: what to do.
+        sources: where its inputs are.
+        sink: where its output goes.
+        progress: is told of bytes written.
+        held: a merged model in memory, whose tensors are written; each is merged here all the same, for its survival,
+            and has to be the same.
 
     Raises:
         MergeError: `safe_merge` found a value that is not finite, or this machine's arithmetic fails the self-test.
@@ -68,7 +86,7 @@ def execute(plan: MergePlan, sources: Mapping[str, Source], sink: DirectorySink,
         pool = stack.enter_context(ThreadPoolExecutor(_num_workers()))
         deltas = Deltas(partial(inputs.factor, keep=False), 2 * len(sources)) if plan.repeats_peft else None
         run = _Run(
-            inputs=inputs, pool=pool, safe_merge=plan.options["safe_merge"], progress=progress, deltas=deltas
+            inputs=inputs, pool=pool, safe_merge=plan.options["safe_merge"], progress=progress, deltas=deltas, held=held
         )  # fmt: skip
         files = tuple(run.write_shard(shard, sink) for shard in plan.shards)
         _refuse_a_copy(plan, run.survival)
@@ -171,8 +189,10 @@ class _Run:
     safe_merge: bool
     progress: Progress
     deltas: Deltas | None = None
+    held: Held | None = None
     tensors: dict[str, tuple[str, str]] = field(default_factory=dict)
     survival: list[TensorSurvival] = field(default_factory=list)
+    _in_memory: memoryview | None = None
 
     def write_shard(self, shard: Shard, sink: DirectorySink) -> FileRecord:
         with sink.open(shard.file, shard.num_bytes) as file:
@@ -184,17 +204,34 @@ class _Run:
 
     def _write(self, results: Iterator[tuple[Operation, _Block]], file: FileWriter, name: str) -> None:
         """Write the blocks of one tensor and enter it in the accounts."""
-        digest, blocks = hashlib.sha256(), []
+        digest, blocks, num_bytes = hashlib.sha256(), [], 0
         for operation, block in results:
             if block.not_finite is not None:
                 raise MergeError(self._explain(operation, block))
-            digest.update(block.data)
-            file.write(block.data)
-            self.progress(len(block.data))
+            data = block.data if self.held is None else self._from_memory(operation, block, num_bytes)
+            num_bytes += len(data)
+            digest.update(data)
+            file.write(data)
+            self.progress(len(data))
             blocks.append(replace(block, data=bytearray()))
         self.tensors[operation.name] = name, "sha256:" + digest.hexdigest()
         if isinstance(operation, Merge):
             self.survival.append(_survival(operation, blocks))
+
+    def _from_memory(self, operation: Operation, block: _Block, start: int) -> bytearray | memoryview:
+        """Return the bytes of a block as the model in memory has them, or the block's own where it has not got them."""
+        assert self.held is not None
+        if start == 0:
+            self._in_memory = self.held(operation)
+        if self._in_memory is None:
+            return block.data
+        data = self._in_memory[start : start + len(block.data)]
+        if data != block.data:
+            raise MergeError(
+                f"engine: memory: {operation.name} of the model in memory is not what its files and the adapters give; "
+                "this is a bug, and engine: stream builds without it"
+            )
+        return data
 
     def _results(self, shard: Shard) -> Iterator[tuple[Operation, _Block]]:
         """Yield the blocks of a shard in order, while the pool works on the next ones."""

@@ -14,7 +14,6 @@ _TASKS = {
     "TOKEN_CLS": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
     "QUESTION_ANS": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
 }
-_LABELLED = ("SEQ_CLS", "TOKEN_CLS")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +50,7 @@ def head_of(
         base: the base's tensors.
     """
     task = str(adapter_config.get("task_type"))
-    wanted = _class_for(task, str(config.get("model_type")))
+    wanted = _class_for(task, str(config.get("model_type"))) or _class_of(adapter_config)
     if wanted is None or wanted in (config.get("architectures") or ()):
         return None
     changes: dict[str, Any] = {"architectures": [wanted]}
@@ -61,12 +60,16 @@ def head_of(
     head = {path: tensor for path, tensor in replaced.items() if model.match(path) and not _is_in(path, base)}
     if not head:
         return None
-    num_labels = next(iter(head.values())).shape[0]
-    if task in _LABELLED and num_labels != len(config.get("id2label") or (0, 1)):
-        labels = [f"LABEL_{i}" for i in range(num_labels)]
-        changes |= {"id2label": {str(i): name for i, name in enumerate(labels)}}
-        changes |= {"label2id": {name: i for i, name in enumerate(labels)}}
-        model = _try({**config, **changes}) or model
+    if not model.fits(head):
+        sizes = sorted({tensor.shape[0] for tensor in head.values() if tensor.shape})
+        relabelled = ((labels, _try({**config, **changes, **labels})) for labels in map(_labels, sizes))
+        found = next(((labels, other) for labels, other in relabelled if other and other.fits(head)), None)
+        if found is None:
+            shapes = ", ".join(f"{path} {list(tensor.shape)}" for path, tensor in head.items())
+            problem = f"the head that an adapter brings ({shapes}) is none of a {wanted}, whatever its number of labels"
+            return Head(config_changes={}, added={}, dropped=(), notes=(), problems=(problem,))
+        changes |= found[0]
+        model = found[1]
     kept = {name for name in base if model.match(name)}
     added = {model.match(path) or path: tensor for path, tensor in head.items()}
     dropped = tuple(sorted(base.keys() - kept))
@@ -82,6 +85,15 @@ def head_of(
         ),
         problems=(f"a {wanted} needs {_list(tuple(missing))}, which neither base nor adapter has",) if missing else (),
     )
+
+
+def _labels(count: int) -> dict[str, Any]:
+    """Return the keys of config.json for a number of labels."""
+    names = [f"LABEL_{i}" for i in range(count)]
+    return {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
 
 
 def vocabulary_changes(
@@ -120,6 +132,15 @@ def _is_vocabulary(name: str) -> bool:
     return not any(part.isdigit() for part in name.split("."))
 
 
+def _class_of(adapter_config: Mapping[str, Any]) -> str | None:
+    """Return the class that an adapter without a task was trained as, which peft notes for transformers' classes."""
+    noted = adapter_config.get("auto_mapping")
+    if not isinstance(noted, dict) or not str(noted.get("parent_library")).startswith("transformers."):
+        return None
+    name = str(noted.get("base_model_class"))
+    return name if name.isidentifier() and not name.startswith("_") else None
+
+
 def _class_for(task: str, model_type: str) -> str | None:
     if task not in _TASKS:
         return None
@@ -135,6 +156,11 @@ class _Model:
 
     architecture: Architecture
     parameters: frozenset[str]
+
+    def fits(self, head: Mapping[str, TensorInfo]) -> bool:
+        """Whether tensors have the shapes of the parameters that they are meant for."""
+        shapes = self.architecture.memory.shapes
+        return all(shapes.get(self.match(path) or "") == tensor.shape for path, tensor in head.items())
 
     def match(self, name: str) -> str | None:
         """Return the parameter that a path or a disk name means."""

@@ -9,7 +9,6 @@ and for the file's digest, and then one module at a time for the norms; of a bas
 
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -20,15 +19,15 @@ from lora_build.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, Parts, open_a
 from lora_build.checkpoint import TensorInfo
 from lora_build.digests import HashedFile
 from lora_build.draft import FLOATS
-from lora_build.errors import PlanError, SourceError, did_you_mean
+from lora_build.errors import PlanError
 from lora_build.methods import Layer, Measurable, Update, methods, unmergeable
 from lora_build.methods._lora_implied import Implied
 from lora_build.methods.trainable_tokens import token_indices
 from lora_build.operations import Merge, Operation, kind
 from lora_build.plan import MergePlan, make_plan
 from lora_build.recipe import AdapterSpec, BaseSpec, Recipe, is_local
-from lora_build.recipe_check import check_adapter, expand, refuse
-from lora_build.resolve import open_source, resolve
+from lora_build.recipe_check import expand
+from lora_build.resolve import open_source, resolve, split_reference
 from lora_build.sources import Source, open_hashed, sizes
 
 # adapter_config.json: keys that make a LoRA another one, and what its authors call it
@@ -219,7 +218,7 @@ def inspect(adapter: str | os.PathLike[str], base: str | os.PathLike[str] | None
     Raises:
         LoraBuildError: one of them cannot be read. What keeps them from being merged is not raised but returned.
     """
-    source, revision = _split("adapter", adapter)
+    source, revision = split_reference("adapter", adapter)
     spec = AdapterSpec(source=source, revision=revision)
     name = _name(source)
     recipe = Recipe(name="inspect", adapters={name: spec})
@@ -227,7 +226,7 @@ def inspect(adapter: str | os.PathLike[str], base: str | os.PathLike[str] | None
         opened_source = open_source(recipe, f"adapters.{name}", spec)
         opened = open_adapter(opened_source.read, name, 1.0, sizes(opened_source))
         return _inspect(opened_source, opened, _read(opened))
-    source, revision = _split("base", base)
+    source, revision = split_reference("base", base)
     recipe.base = BaseSpec(source=source, revision=revision)
     resolved = resolve(recipe)
     (opened,) = resolved.inputs.adapters
@@ -237,27 +236,6 @@ def inspect(adapter: str | os.PathLike[str], base: str | os.PathLike[str] | None
     except PlanError as error:
         fit = Fit(base=base_uri, issues=error.issues, num_tensors={}, config_changes={})
     return _inspect(resolved.sources[opened.source], opened, read, fit)
-
-
-def _split(role: str, written: str | os.PathLike[str]) -> tuple[str, str | None]:
-    """Return source and revision of what a user wrote; a folder that exists is meant before a repository."""
-    text = os.fspath(written)
-    path = Path(text).expanduser()
-    if path.is_file():
-        pickled = "; pickled weights are never opened: convert them to safetensors" if path.suffix == ".bin" else ""
-        raise SourceError(f"{role}: {text} is a file; expected the folder that holds it: {path.parent}{pickled}")
-    if is_local(text):
-        return text, None
-    if text and (path.is_dir() or not isinstance(written, str)):
-        return f"./{text}", None
-    if role == "adapter" and re.fullmatch(r"[\w.-]+", text):
-        near = did_you_mean(text, (p.name for p in sorted(Path().iterdir()) if p.is_dir()))
-        raise SourceError(f"{role}: there is no folder '{text}' here, and a Hub repository is org/name{near}")
-    repo, _, revision = text.partition("@")
-    if not revision or "://" in text:
-        repo, revision = text, ""
-    refuse(role, check_adapter({"source": repo}))
-    return repo, revision or None
 
 
 def _name(source: str) -> str:

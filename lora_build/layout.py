@@ -66,7 +66,10 @@ class Layout:
         """Find out anew what the tensors are called in memory."""
         self.config = {**self.base.config, **self.config_changes}
         self.names = Names(self.config, {name: tensor.shape for name, tensor in self.sources.items()})
+        is_cut = hasattr(self, "knots") and self.knots.is_cut
         self.knots = Knots(self.config, self.names)
+        if is_cut:
+            self.knots.cut()
 
     def look(self, parameter: str) -> Parameter | None:
         """Return the parameter of a path as it lies now."""
@@ -78,15 +81,26 @@ class Layout:
             return found
         return replace(found, shape=self.sources[found.parts[0].name].shape)
 
-    def give_own_tensor(self, parameter: str, *, replaces: bool) -> None:
+    def look_all(self, parameter: str) -> list[Parameter]:
+        """Return a parameter and all that share, or shared, its tensor, as they lie now; each tensor once."""
+        if not self.knots.shared(parameter):
+            found = self.look(parameter)
+            return [found] if found else []
+        names = self.knots.all_names(parameter)
+        return [Parameter(name=name, shape=self.sources[name].shape, parts=(Part(name=name),)) for name in names]
+
+    def give_own_tensor(self, parameter: str, *, replaces: bool) -> bool:
         """Give a tied parameter a tensor of its own, unless the recipe says otherwise or nothing can.
 
         Args:
             parameter: its path.
             replaces: whether an adapter replaces it whole.
+
+        Returns:
+            Whether it has one; else what happens to it happens to all that share it.
         """
         if not self.knots.shared(parameter):
-            return
+            return True
         member, others = self.knots.member(parameter), ", ".join(self.knots.others(parameter))
         name = self.knots.name(parameter)
         if self.tied is Tied.error:
@@ -97,20 +111,24 @@ class Layout:
             self.notes.append(
                 f"{member} is tied: its update goes into {name} and so into all that share it (tied: peft)"
             )
+            return False
         elif bound := self.knots.bound(parameter):
             self.issues.append(
                 f"base: {member} shares its tensor with {', '.join(bound)} whatever tie_word_embeddings says, "
                 "so an update to it alone cannot be kept apart; set tied: peft to share it"
             )
-        else:
-            self.config_changes |= self.knots.cut()
-            for new, root in self.knots.cut_names().items():
-                if new not in self.sources:
-                    self.sources[new] = self.sources[root]
-                    self.homes[new], self.dtypes[new] = self.homes[root], self.dtypes[root]
-                    self.notes.append(
-                        f"{new} is written beside {root}: an adapter changes one of the two, which were tied"
-                    )
+        elif not self.knots.is_cut:
+            self.cut_ties()
+        return True
+
+    def cut_ties(self) -> None:
+        """Give every parameter that `tie_word_embeddings: false` sets free a tensor of its own."""
+        self.config_changes |= self.knots.cut()
+        for new, root in self.knots.cut_names().items():
+            if new not in self.sources:
+                self.sources[new] = self.sources[root]
+                self.homes[new], self.dtypes[new] = self.homes[root], self.dtypes[root]
+                self.notes.append(f"{new} is written beside {root}: an adapter changes one of the two, which were tied")
 
     def add_head(self, adapter: Adapter, replaced: Mapping[str, TensorInfo]) -> bool:
         """Whether an adapter was trained with a head that the model has not got yet; it then has it.
@@ -141,6 +159,11 @@ class Layout:
         self._regrown[parameter.parts[0].name] = adapter.name
         self.tokenizer = adapter if adapter.tokenizer_files else self.tokenizer
         return True
+
+    @property
+    def is_regrown(self) -> bool:
+        """Whether an adapter brings another vocabulary."""
+        return bool(self._regrown)
 
     def _vocab_size(self) -> int | None:
         text = self.config.get("text_config")

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lora_build.checkpoint import INDEX_NAME
+from lora_build.checkpoint import INDEX_NAME, Checkpoint
 from lora_build.digests import file_digest
 from lora_build.errors import RecipeError, StorageError, VerificationError
 from lora_build.manifest import (
@@ -23,14 +23,20 @@ from lora_build.manifest import (
 )  # fmt: skip
 from lora_build.operations import Merge, Operation
 from lora_build.plan import MergePlan, make_plan
+from lora_build.provenance import Run, root_above
+from lora_build.provenance import read as read_provenance
 from lora_build.provenance import to_bytes as provenance_bytes
-from lora_build.recipe import Exist, Recipe, resolve_path
+from lora_build.recipe import Engine, Exist, Recipe, resolve_path
 from lora_build.recipe_check import from_mapping
 from lora_build.resolve import resolve
 from lora_build.sinks import DirectorySink, FileRecord, free_bytes, lock
 from lora_build.sources import LocalSource, Source, digest, read_whole
 from lora_build.survival import TensorSurvival, warnings
 from lora_build.survival import to_bytes as survival_bytes
+
+if TYPE_CHECKING:
+    from lora_build.engine import Held
+    from lora_build.forward_inputs import Prompts
 
 _RUNTIME_BYTES = 400_000_000  # Python with torch, and the blocks in flight; measured, rounded up
 
@@ -43,6 +49,7 @@ class Prepared:
     sources: Mapping[str, Source]
     plan: MergePlan
     target: Path
+    base: Checkpoint
 
     @property
     def num_bytes_written(self) -> int:
@@ -83,7 +90,10 @@ def prepare(recipe: Recipe) -> Prepared:
     target = resolve_path(recipe, recipe.output.dir).resolve()
     _check_overlap(target, resolved.sources)
     plan = make_plan(recipe, resolved.inputs)
-    prepared = Prepared(recipe=recipe, sources=resolved.sources, plan=plan, target=target)
+    prepared = Prepared(recipe=recipe, sources=resolved.sources, plan=plan, target=target, base=resolved.inputs.base)
+    _wanted_checks(recipe)  # so that a missing file is found before any work
+    if recipe.engine is Engine.memory:
+        _refuse_memory(prepared)
     if _check_target(prepared) is None:
         _check_space(prepared)
     return prepared
@@ -103,6 +113,8 @@ def run(prepared: Prepared, *, progress: Callable[[int], None] | None = None) ->
     with lock(prepared.target):
         there = _existing(prepared)
         if there is not None:
+            if not _has_passed(prepared):
+                _check(prepared, prepared.target, there)
             return Built(dir=prepared.target, manifest=there, reused=True)
         _check_space(prepared)
         _fetch(prepared, quiet=progress is None)
@@ -133,14 +145,88 @@ def _build(prepared: Prepared, sink: DirectorySink, progress: Callable[[int], No
     for name, data in (*texts.items(), *copied):
         files.append(sink.write(name, data))
         progress(len(data))
-    done = execute(plan, sources, sink, progress)
+    done = execute(plan, sources, sink, progress, _held(prepared))
     inputs = {**small, **done.inputs}
     manifest = make_manifest(plan, inputs, (*files, *done.files), done.tensors)
     sink.write(SURVIVAL_NAME, survival_bytes(done.survival))
-    sink.write(PROVENANCE_NAME, provenance_bytes(prepared.recipe, prepared.sources, inputs, manifest, started))
+    checks = _check(prepared, sink.staging, manifest)
+    happened = Run(started=started, root=root_above(Path(prepared.recipe.root), prepared.target), checks=checks)
+    sink.write(PROVENANCE_NAME, provenance_bytes(prepared.recipe, prepared.sources, inputs, manifest, happened))
     sink.write(MANIFEST_NAME, manifest.to_bytes())
     sink.commit()
     return Built(dir=prepared.target, manifest=manifest, reused=False, survival=done.survival)
+
+
+def _refuse_memory(prepared: Prepared) -> None:
+    from lora_build.memory import refuse
+
+    refuse(prepared.recipe, prepared.base, prepared.plan)
+
+
+def _held(prepared: Prepared) -> "Held | None":
+    """Return where a model in memory has the output's tensors, if one is to be built that way."""
+    if prepared.recipe.engine is Engine.stream:
+        return None
+    from lora_build.memory import merge_in_memory
+
+    return merge_in_memory(prepared.recipe, prepared.base, prepared.plan, prepared.sources)
+
+
+def _check(prepared: Prepared, folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """Return the record of the checks that the recipe asks for, after the output in a folder has passed them.
+
+    Raises:
+        VerificationError: it has not.
+    """
+    wanted = _wanted_checks(prepared.recipe)
+    if not wanted:
+        return {}
+    from lora_build.forward_check import compare  # torch and transformers
+    from lora_build.origin import Origin
+
+    recipe = prepared.recipe
+    origin = Origin(
+        recipe=recipe, sources=prepared.sources, base_config=prepared.base.config, shards=prepared.base.shards
+    )
+    report = compare(folder, manifest, origin, _prompts(recipe))
+    if report.problem:
+        raise VerificationError(f"checks.forward: {report.problem}; {prepared.target} is as it was")
+    return {"forward": {**wanted["forward"], "prompts": [p.record for p in report.prompts]}}
+
+
+def _prompts(recipe: Recipe) -> "Prompts":
+    """Return what the forward check asks."""
+    from lora_build.forward_inputs import Prompts, read_prompts
+
+    spec = recipe.checks.forward
+    assert spec is not None
+    return (
+        Prompts(seed=spec.seed) if spec.prompts is None else read_prompts(resolve_path(recipe, spec.prompts), spec.seed)
+    )
+
+
+def _wanted_checks(recipe: Recipe) -> dict[str, Any]:
+    """Return what tells the checks of a recipe from others, as provenance records them."""
+    spec = recipe.checks.forward
+    if spec is None:
+        return {}
+    if spec.prompts is None:
+        return {"forward": {"seed": spec.seed, "file_sha256": None}}
+    path = resolve_path(recipe, spec.prompts)
+    if not path.is_file():
+        raise RecipeError(f"checks.forward.prompts: {spec.prompts} is not a file (looked at {path.absolute()})")
+    return {"forward": {"seed": spec.seed, "file_sha256": file_digest(path, "checks.forward.prompts")}}
+
+
+def _has_passed(prepared: Prepared) -> bool:
+    """Whether the build at the target has passed the recipe's checks when it was built."""
+    wanted, path = _wanted_checks(prepared.recipe), prepared.target / PROVENANCE_NAME
+    if not wanted:
+        return True
+    if not path.is_file():
+        return False
+    checks = read_provenance(path.read_bytes(), str(path)).checks
+    return all({key: checks.get(name, {}).get(key) for key in facts} == facts for name, facts in wanted.items())
 
 
 def _records(prepared: Prepared, wanted: Callable[[str], bool]) -> dict[tuple[str, str], FileRecord]:
@@ -207,8 +293,24 @@ def free_bytes_for(prepared: Prepared) -> int:
 
 
 def memory_bytes(prepared: Prepared) -> int:
-    """Return an estimate of the memory that a build takes: torch, blocks, and the factors of its largest merge."""
-    return _RUNTIME_BYTES + max((_factor_bytes(op) for op in prepared.plan.operations), default=0)
+    """Return an estimate of the memory that a build takes: torch, blocks, and the factors of its largest merge.
+
+    `engine: memory` holds the model besides, and every adapter; a forward check holds one model in float32.
+    """
+    stream = _RUNTIME_BYTES + max((_factor_bytes(op) for op in prepared.plan.operations), default=0)
+    if prepared.recipe.engine is Engine.memory:
+        stream += sum(tensor.num_bytes for tensor in prepared.base.tensors.values()) + _adapter_bytes(prepared)
+    if prepared.recipe.checks.forward is None:
+        return stream
+    num_elements = sum(op.source.num_elements for op in prepared.plan.operations)
+    return max(stream, _RUNTIME_BYTES + 4 * num_elements + _adapter_bytes(prepared))
+
+
+def _adapter_bytes(prepared: Prepared) -> int:
+    files = prepared.plan.input_files.items()
+    return sum(
+        prepared.sources[role].files[name].size_bytes for role, names in files if role != "base" for name in names
+    )
 
 
 def _factor_bytes(op: Operation) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from lora_build.adapter import CONFIG_NAME, Adapter
 from lora_build.adapter import WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
 from lora_build.checkpoint import INDEX_NAME, WEIGHTS_NAME, Checkpoint, format_index, is_tokenizer_file, patch_json
-from lora_build.draft import Draft
+from lora_build.draft import make_draft
 from lora_build.errors import PlanError
 from lora_build.operations import Merge, Operation, Shard, kind, lay_out, output_bytes
 from lora_build.recipe import DType, Numerics, Recipe, parse_size
@@ -99,7 +99,7 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
     Raises:
         PlanError: base, adapters and recipe do not fit together; with every issue found.
     """
-    draft = Draft(recipe=recipe, base=inputs.base, adapters=inputs.adapters, digests=inputs.digests)
+    draft = make_draft(recipe, inputs.base, inputs.adapters, inputs.digests)
     operations, changes = draft.operations(), draft.layout.config_changes
     if not inputs.adapters:
         draft.issues.append("no adapter is left to merge: every weight is 0; the output would equal the base")

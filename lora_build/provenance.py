@@ -7,14 +7,19 @@ https://in-toto.io/Statement/v1, https://slsa.dev/provenance/v1
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
+import re
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from lora_build import __version__
+from lora_build.errors import SourceError
 from lora_build.manifest import InputDigests, Manifest
 from lora_build.recipe import Recipe
 from lora_build.sources import Source
@@ -22,8 +27,70 @@ from lora_build.sources import Source
 _PACKAGES = ("torch", "safetensors", "huggingface_hub", "hydra-core", "omegaconf")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What happened once.
+
+    Attributes:
+        started: when.
+        root: where the recipe's relative paths begin, seen from the output; None unless it is above it.
+        checks: what the output has passed, by the check's name.
+    """
+
+    started: datetime
+    root: str | None = None
+    checks: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What is read back from provenance.
+
+    Attributes:
+        recipe: the recipe as plain data, without `root` and `output.dir`.
+        root: where its relative paths begin, seen from the output; None where that is not recorded.
+        commits: the commit of each input that is a Hub repository, by `base` and `adapters.<name>`.
+        checks: what the output has passed.
+    """
+
+    recipe: Mapping[str, Any]
+    root: str | None
+    commits: Mapping[str, str]
+    checks: Mapping[str, Any]
+
+
+def root_above(root: Path, target: Path) -> str | None:
+    """Return a folder as seen from one below it, `../..`; None if it is elsewhere, where the path would name others."""
+    path = os.path.relpath(root.resolve(), target)
+    return path if set(path.split("/")) == {".."} else None
+
+
+def read(data: bytes, where: str) -> Recorded:
+    """Return what a provenance file says.
+
+    Raises:
+        SourceError: it is none of lora-build's.
+    """
+    try:
+        predicate = json.loads(data)["predicate"]
+        definition = predicate["buildDefinition"]
+        commits = {
+            entry["name"]: found[1]
+            for entry in definition["resolvedDependencies"]
+            if (found := re.match(r"hf://[^@]+@([0-9a-f]+)/", entry["uri"]))
+        }
+        return Recorded(
+            recipe=dict(definition["externalParameters"]["recipe"]),
+            root=definition["internalParameters"].get("root"),
+            commits=commits,
+            checks=dict(predicate["runDetails"]["metadata"].get("checks") or {}),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SourceError(f"{where}: is not a provenance file of lora-build ({error!r})") from error
+
+
 def to_bytes(
-    recipe: Recipe, sources: Mapping[str, Source], inputs: InputDigests, manifest: Manifest, started: datetime
+    recipe: Recipe, sources: Mapping[str, Source], inputs: InputDigests, manifest: Manifest, run: Run
 ) -> bytes:
     """Return the bytes of lora-build.provenance.json."""
     statement = {
@@ -34,7 +101,9 @@ def to_bytes(
             "buildDefinition": {
                 "buildType": "https://lora-build.dev/merge/v1",
                 "externalParameters": {"recipe": _recipe(recipe)},
-                "internalParameters": {"build_key": manifest.build_key, "manifest_hash": manifest.manifest_hash},
+                "internalParameters": {
+                    "build_key": manifest.build_key, "manifest_hash": manifest.manifest_hash, "root": run.root,
+                },
                 "resolvedDependencies": [
                     {"name": source, "uri": f"{sources[source].uri}/{name}", "digest": _digest(file.sha256)}
                     for (source, name), file in sorted(inputs.items())
@@ -44,12 +113,13 @@ def to_bytes(
                 "builder": {"id": "https://lora-build.dev/cli", "version": _versions()},
                 "metadata": {
                     "invocationId": str(uuid.uuid4()),
-                    "startedOn": started.isoformat(timespec="seconds"),
-                    "finishedOn": datetime.now(started.tzinfo).isoformat(timespec="seconds"),
+                    "startedOn": run.started.isoformat(timespec="seconds"),
+                    "finishedOn": datetime.now(run.started.tzinfo).isoformat(timespec="seconds"),
+                    "checks": dict(run.checks) or None,
                 },
             },
         },
-    }
+    }  # fmt: skip
     return (json.dumps(statement, indent=1, ensure_ascii=False) + "\n").encode()
 
 

@@ -64,6 +64,13 @@ class Exist(Enum):
     overwrite = "overwrite"
 
 
+class Engine(Enum):
+    """What does the work: block by block from file to file, or a model in memory. It changes no bit."""
+
+    stream = "stream"
+    memory = "memory"
+
+
 @dataclass
 class BaseSpec:
     """The base model: a local path (starts with `/`, `./`, `../` or `~`) or a Hub repository."""
@@ -99,6 +106,21 @@ class OutputSpec:
 
 
 @dataclass
+class ForwardSpec:
+    """A comparison of the built model with base and adapters: on the prompts of a file, or on what a seed gives."""
+
+    prompts: str | None = None
+    seed: int = 0
+
+
+@dataclass
+class ChecksSpec:
+    """What a build must pass before its output is published."""
+
+    forward: ForwardSpec | None = None
+
+
+@dataclass
 class Recipe:
     """A whole recipe.
 
@@ -117,6 +139,8 @@ class Recipe:
     tied: Tied = Tied.untie
     modules_to_save: str | None = None
     output: OutputSpec = field(default_factory=OutputSpec)
+    checks: ChecksSpec = field(default_factory=ChecksSpec)
+    engine: Engine = Engine.stream
     root: str = "."
 
 
@@ -193,7 +217,7 @@ def flatten(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 def _options(recipe: Recipe) -> dict[str, Any]:
     """Return what decides the bytes beside base and adapters, by dotted key."""
-    others = r"(name|description|base|adapters|adapter_names|root|output\.dir|output\.exist)(\..*)?"
+    others = r"(name|description|base|adapters|adapter_names|root|output\.dir|output\.exist|checks|engine)(\..*)?"
     flat = flatten(dataclasses.asdict(recipe)).items()
     found = {k: v.value if isinstance(v, Enum) else v for k, v in flat if not re.fullmatch(others, k)}
     return {k: v for k, v in found.items() if v is not None}

@@ -152,6 +152,9 @@ def _check_scalar(value: object, kind: Any, path: str) -> Iterator[str]:
     elif kind is float:
         if not _is_finite(value):
             yield _expected(path, "a finite number", value)
+    elif kind is int:
+        if type(value) is not int or not 0 <= value < 1 << 63:
+            yield _expected(path, "a whole number, 0 or more", value)
     elif not isinstance(value, str):
         scalar = isinstance(value, (bool, int, float))
         yield _expected(path, "text", value) + ("; put what you wrote in quotes" if scalar else "")

@@ -34,7 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_build import recipe_files
 from lora_build.errors import LoraBuildError, RecipeError, did_you_mean
-from lora_build.recipe import Combine, DType, Exist, Numerics, Recipe, Tied
+from lora_build.recipe import Combine, DType, Engine, Exist, Numerics, Recipe, Tied
 from lora_build.recipe_check import check_recipe, from_mapping, refuse
 
 _VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}
@@ -137,7 +137,7 @@ class RecipeSearchPath(SearchPathPlugin):
 
 def compose(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Return one recipe, checked. Hydra is left as it was found."""
-    overrides = [recipe_files.expand_override(text) for text in overrides]
+    overrides = recipe_files.with_check([recipe_files.expand_override(text) for text in overrides])
     with _plain_errors(), _hydra_kept():
         _register()
         check_overrides(overrides)
@@ -158,7 +158,7 @@ def run(flags: Sequence[str], overrides: Sequence[str], task: Callable[[DictConf
 
 def complete_values(words: str) -> list[str]:
     """Return Hydra's words for TAB with every value of an enumeration, of which Hydra offers one as `DType.keep`."""
-    kinds = {kind.__name__: kind for kind in (DType, Exist, Numerics, Tied, Combine)}
+    kinds = {kind.__name__: kind for kind in (DType, Engine, Exist, Numerics, Tied, Combine)}
     found: list[str] = []
     for word in words.split():
         key, _, value = word.partition("=")

@@ -4,17 +4,21 @@ Opens sources and reads headers and configs; of weights only what adapters repla
 """
 
 import hashlib
+import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from lora_build.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, open_adapter, sort_tensors
 from lora_build.checkpoint import DTYPE_BYTES, Checkpoint, TensorInfo, is_tokenizer_file, open_checkpoint
 from lora_build.digests import CHUNK_BYTES
-from lora_build.errors import LoraBuildError, PlanError
+from lora_build.errors import LoraBuildError, PlanError, SourceError, did_you_mean
 from lora_build.methods import methods
 from lora_build.plan import Inputs
 from lora_build.recipe import AdapterSpec, BaseSpec, Recipe, is_local, resolve_path, selected
+from lora_build.recipe_check import check_adapter, refuse
 from lora_build.sources import Source, open_hub, open_local, sizes
 
 _Opened = TypeVar("_Opened", Checkpoint, Adapter)
@@ -59,7 +63,7 @@ def resolve(recipe: Recipe) -> Resolved:
         raise _together(failures)
     opened = tuple(adapter for adapter in adapters if adapter is not None)
     assert base is not None
-    return Resolved(inputs=Inputs(base=base, adapters=opened, digests=_digests(sources, opened)), sources=sources)
+    return Resolved(inputs=Inputs(base=base, adapters=opened, digests=digests_of(sources, opened)), sources=sources)
 
 
 def _together(failures: list[LoraBuildError]) -> LoraBuildError:
@@ -90,7 +94,28 @@ def open_source(recipe: Recipe, role: str, spec: BaseSpec | AdapterSpec) -> Sour
         raise type(error)(f"{error}; there is a folder {spec.source} here: for it write ./{spec.source}") from error
 
 
-def _digests(sources: Mapping[str, Source], adapters: tuple[Adapter, ...]) -> dict[tuple[str, str], str]:
+def split_reference(role: str, written: str | os.PathLike[str]) -> tuple[str, str | None]:
+    """Return source and revision of what a user wrote; a folder that exists is meant before a repository."""
+    text = os.fspath(written)
+    path = Path(text).expanduser()
+    if path.is_file():
+        pickled = "; pickled weights are never opened: convert them to safetensors" if path.suffix == ".bin" else ""
+        raise SourceError(f"{role}: {text} is a file; expected the folder that holds it: {path.parent}{pickled}")
+    if is_local(text):
+        return text, None
+    if text and (path.is_dir() or not isinstance(written, str)):
+        return f"./{text}", None
+    if role == "adapter" and re.fullmatch(r"[\w.-]+", text):
+        near = did_you_mean(text, (p.name for p in sorted(Path().iterdir()) if p.is_dir()))
+        raise SourceError(f"{role}: there is no folder '{text}' here, and a Hub repository is org/name{near}")
+    repo, _, revision = text.partition("@")
+    if not revision or "://" in text:
+        repo, revision = text, ""
+    refuse(role, check_adapter({"source": repo}))
+    return repo, revision or None
+
+
+def digests_of(sources: Mapping[str, Source], adapters: tuple[Adapter, ...]) -> dict[tuple[str, str], str]:
     """Return the SHA-256 of the tensors of adapters that may have to be the same; see `Inputs.digests`."""
     found = {}
     for adapter in adapters:

@@ -30,14 +30,13 @@ class Knots:
         """Whether a parameter shares its tensor with another one, or did before the cut."""
         if not self._may_be_tied(parameter):
             return False
-        if self._ties is None:
-            try:
-                self._ties = read_ties(self._config)
-            except SourceError as error:
-                if self._names.on_disk(parameter) and parameter.endswith(".bias"):
-                    return False  # only heads that transformers knows share biases
-                self.problem = str(error)
-                self._ties = Ties({}, {})
+        try:
+            self._known()
+        except SourceError as error:
+            if self._names.on_disk(parameter) and parameter.endswith(".bias"):
+                return False  # only heads that transformers knows share biases
+            self.problem = str(error)
+            self._ties = Ties({}, {})
         return len(self.members(parameter)) > 1 and self._shared_name(parameter) is not None
 
     def _may_be_tied(self, parameter: str) -> bool:
@@ -72,9 +71,18 @@ class Knots:
     def name(self, parameter: str) -> str:
         """Return the output's tensor of a shared parameter: the shared one, or its own after the cut."""
         member, shared = self.member(parameter), self._shared_name(parameter)
+        if own := self._disk_name(member):
+            return own
         if self._is_cut and shared and (new := self._names.new_name(member, shared)) in self.cut_names():
             return new
-        return (self._disk_name(member) if self._is_cut else None) or shared or member
+        return shared or member
+
+    def all_names(self, parameter: str) -> list[str]:
+        """Return the output's tensors of all parameters that share, or shared, one with this one.
+
+        There are several after the cut, and where the base's files have each on its own although it is tied.
+        """
+        return sorted({self.name(member) for member in self.members(parameter)})
 
     def cut(self) -> dict[str, Any]:
         """Cut every tie that can be cut and return the keys of config.json that say so."""
@@ -83,12 +91,21 @@ class Knots:
 
     def cut_names(self) -> dict[str, str]:
         """Return the new tensors that the cut makes, each with the shared one that it begins as."""
+        return {new: root for new, (_, root) in self.cut_members().items()}
+
+    def cut_members(self) -> dict[str, tuple[str, str]]:
+        """Return the new tensors that the cut makes, each with its parameter and the shared tensor it begins as."""
         free = self._known().tied.keys() - self._known().untied.keys()
         return {
-            self._names.new_name(member, root): root
+            self._names.new_name(member, root): (member, root)
             for member in sorted(free)
             if self._disk_name(member) is None and (root := self._shared_name(member)) is not None
         }
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether ties have been cut."""
+        return self._is_cut
 
     def is_root(self, module: str, *, others: Iterable[str]) -> bool:
         """Whether a module has the tensor that others share, and none of the `others` shares it."""
@@ -114,7 +131,9 @@ class Knots:
         return {module: copies for module, copies in found.items() if copies}
 
     def _known(self) -> Ties:
-        return self._ties or Ties({}, {})
+        if self._ties is None:
+            self._ties = read_ties(self._config)
+        return self._ties
 
     def _shared_name(self, parameter: str) -> str | None:
         names = (self._disk_name(member) for member in sorted(self.members(parameter)))

@@ -25,6 +25,7 @@ from oracle import long, ulps_off
 from peft import HiraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from test_layers import FLOORS
+from transformers.pytorch_utils import Conv1D
 
 import lora_build
 import lora_build.methods
@@ -116,8 +117,9 @@ def schema(kind: Any = Recipe, path: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, hint in typing.get_type_hints(kind).items():
         found[f"{path}{key}"] = hint
-        if dataclasses.is_dataclass(hint):
-            found |= schema(hint, f"{path}{key}.")
+        inner = next((h for h in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(h)), None)
+        if inner and key != "adapters":
+            found |= schema(inner, f"{path}{key}.")
     if kind is Recipe:
         found |= {"adapters.NAME": AdapterSpec} | schema(AdapterSpec, "adapters.NAME.")
     return found
@@ -388,6 +390,22 @@ def test_the_method_of_the_document_honours_rows_and_storage() -> None:
     assert torch.equal(merge(W.T.contiguous(), transposed=True), whole.T)
     assert torch.equal(merge(W[[4, 0, 2]], rows=(4, 0, 2)), whole[[4, 0, 2]])
     assert torch.equal(merge(W.T[[3, 1]], transposed=True, rows=(3, 1)), whole.T[[3, 1]])
+
+
+@pytest.mark.usefixtures("hira")
+def test_the_method_of_the_document_gives_beside_the_weight_what_it_merges() -> None:
+    update = Update(adapter="a", method="HIRA", scale=0.5, factors={})
+    generator = torch.Generator().manual_seed(0)
+    A, B, x = (torch.randn(*shape, generator=generator) for shape in ((2, 5), (6, 2), (3, 5)))
+    module, crossed = torch.nn.Linear(5, 6).requires_grad_(False), Conv1D(6, 5).requires_grad_(False)
+    crossed.weight.data, crossed.bias.data = module.weight.T.clone(), module.bias.clone()
+    after = module.weight * (1 + 0.5 * B @ A) - module.weight * (B @ A)
+
+    for layer, transposed in ((module, False), (crossed, True)):
+        updates = [dataclasses.replace(update, transposed=transposed, scale=scale) for scale in (0.5, -1.0)]
+        call = lora_build.methods.Call(module=layer, input=x, base=layer.forward)
+        y = lora_build.methods.methods()["HIRA"].forward([(u, {"A": A, "B": B}) for u in updates], call)
+        assert torch.allclose(y, x @ after.T + module.bias, atol=1e-5)
 
 
 @pytest.mark.usefixtures("hira")

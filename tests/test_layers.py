@@ -11,9 +11,9 @@ FLOORS = [
     {"digests", "parameters", "recipe"},
     {"arithmetic", "checkpoint", "conversion", "recipe_check", "sources", "sinks"},
     {"architecture", "methods", "recipe_files"},
-    {"adapter", "methods._shared", "naming", "operations"},
-    {"methods._lora_merge", "methods._lora_shapes", "methods.trainable_tokens", "replication", "tying"},
-    {"methods._lora_implied"},
+    {"adapter", "forward_inputs", "forward_trace", "loading", "methods._shared", "naming", "operations"},
+    {"live", "methods._lora_merge", "methods._lora_shapes", "methods.trainable_tokens", "replication", "tying"},
+    {"methods._lora_forward", "methods._lora_implied"},
     {"heads", "methods.lora", "peft_layers"}
     | {f"methods.{name}" for name in ("adalora", "ia3", "loha", "lokr", "oft", "vera")},
     {"layout", "peft_numerics"},
@@ -21,14 +21,18 @@ FLOORS = [
     {"plan"},
     {"manifest", "survival"},
     {"engine", "provenance", "resolve"},
-    {"inspection", "pipeline"},
+    {"inspection", "model", "origin"},
+    {"forward_check"},
+    {"memory"},
+    {"pipeline"},
     {"console", "recipe_source", "sweep"},
     {"app"},
     {"__main__"},
 ]
-ONLY = {"hydra": {"app", "recipe_source"}, "peft": set(), "rich": {"console"}, "yaml": {"recipe_files"}}
+ONLY = {"hydra": {"app", "recipe_source"}, "peft": set(), "rich": {"console", "model"}, "yaml": {"recipe_files"}}
 LAZY = {"torch", "transformers", "huggingface_hub", "numpy"}
-EAGER_TORCH = {"arithmetic", "engine", "methods._lora_merge", "peft_numerics"}
+EAGER_TORCH = {"arithmetic", "engine", "live", "loading", "memory", "model", "peft_numerics"}
+EAGER_TORCH |= {"forward_check", "forward_inputs", "forward_trace", "methods._lora_forward", "methods._lora_merge"}
 
 
 def modules() -> dict[str, ast.Module]:

@@ -631,3 +631,12 @@ assert names.find("h.0.attn.c_attn.weight") == names.find("transformer.h.0.attn.
 assert not {"torch", "transformers"} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("name", ["pipeline", "logging", "AutoModel", "LlamaConfig"])
+def test_a_config_can_name_models_and_nothing_else_of_transformers(name: str) -> None:
+    config = {"architectures": [name], "model_type": "llama"}
+    names = Names(config, {"weight_on_disk": (2, 2)})
+
+    assert names.find("model.embed_tokens.weight") is None
+    assert f"{name} is no model" in names.unsupported("model.embed_tokens.weight")

@@ -1136,3 +1136,179 @@ def test_peft_868_1190_an_output_without_data_is_never_written(tmp_path: Path) -
     shutil.rmtree(out)
     weights.write_bytes(weights.read_bytes()[:-4])
     assert "is the file cut short?" in refused(tmp_path, base, math.folder)
+
+
+# --- ties, as adapters in the wild meet them -----------------------------------------------------------------
+
+
+def keep_both_on_disk(base: Path) -> None:
+    """Store a tied head beside the embedding, as several checkpoints of the Hub do."""
+    tensors = load_file(base / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, base / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj"], "trainable_token_indices": [5, 6, 7]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["lm_head"]},
+    ],
+    ids=["tokens", "saved-alike", "adapted-alike", "embedding", "head"],
+)
+@pytest.mark.parametrize("both_on_disk", [False, True])
+def test_peft_2018_a_tie_whose_head_is_stored_too_is_kept_or_cut_as_if_it_were_not(
+    options: dict[str, Any], both_on_disk: bool, tmp_path: Path
+) -> None:
+    base = llama(tmp_path / "base", tie_word_embeddings=True)
+    math = train(Llama, base, tmp_path / "math", **options)
+    if both_on_disk:
+        keep_both_on_disk(base)
+
+    out = build(tmp_path, base, math.folder)
+
+    assert drift(answer(load(Llama, out)), math.answer) < RIGHT
+
+
+def test_peft_2018_a_head_that_differs_from_its_tied_embedding_on_disk_stays_as_it_is(tmp_path: Path) -> None:
+    base = llama(tmp_path / "base", tie_word_embeddings=True)
+    math = train(Llama, base, tmp_path / "math", target_modules=["embed_tokens"])
+    keep_both_on_disk(base)
+    head = noise(77, VOCAB, 16)
+    save_file(load_file(base / "model.safetensors") | {"lm_head.weight": head}, base / "model.safetensors")
+
+    assert torch.equal(tensors(build(tmp_path, base, math.folder))["lm_head.weight"], head)
+
+
+def test_peft_2864_what_is_meant_for_both_sides_of_a_tie_reaches_both_when_another_adapter_cuts_it(
+    tmp_path: Path,
+) -> None:
+    base = llama(tmp_path / "base", tie_word_embeddings=True)
+    alike = train(Llama, base, tmp_path / "alike", target_modules=["embed_tokens"], ensure_weight_tying=True)
+    one = train(Llama, base, tmp_path / "one", seed=2, target_modules=["embed_tokens"])
+
+    def delta(adapter: Trained) -> Tensor:
+        factors = load_file(adapter.folder / "adapter_model.safetensors")
+        B, A = (factors[f"{PREFIX}model.embed_tokens.lora_embedding_{x}"].double() for x in "BA")
+        return 2 * (B @ A).T
+
+    written = tensors(build(tmp_path, base, alike.folder, one.folder))
+
+    W = load_file(base / "model.safetensors")["model.embed_tokens.weight"].double()
+    for name, expected in {
+        "model.embed_tokens.weight": W + delta(alike) + delta(one),
+        "lm_head.weight": W + delta(alike),
+    }.items():
+        torch.testing.assert_close(written[name].double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_peft_2864_tokens_of_a_tied_embedding_beside_an_update_of_its_head_are_refused(tmp_path: Path) -> None:
+    base = llama(tmp_path / "base", tie_word_embeddings=True)
+    math = train(Llama, base, tmp_path / "math", target_modules=["lm_head"], trainable_token_indices=[3, 5])
+
+    with pytest.raises(lora_build.PlanError, match="adapters of different methods update it"):
+        build(tmp_path, base, math.folder)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_peft_1457_new_tokens_may_be_trained_alone(tied: bool, tmp_path: Path) -> None:
+    base = llama(tmp_path / "base", tie_word_embeddings=tied)
+    options = {"target_modules": ["q_proj"], "trainable_token_indices": [VOCAB, VOCAB + 1]}
+    if not tied:
+        options["modules_to_save"] = ["lm_head"]
+    math = train(Llama, base, tmp_path / "math", grow=2, **options)
+
+    out = build(tmp_path, base, math.folder)
+
+    assert json.loads((out / "config.json").read_text())["vocab_size"] == VOCAB + 2
+    assert drift(answer(load(Llama, out)), math.answer) < RIGHT
+
+
+# --- heads ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("biases", ["none", "all"])
+def test_a_head_of_several_layers_gets_the_labels_of_its_last_one(biases: str, tmp_path: Path) -> None:
+    sizes = SIZES | {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "type_vocab_size": 1}
+    config = transformers.RobertaConfig(**sizes)
+    base = make_base(tmp_path / "base", transformers.RobertaForMaskedLM, config)
+    cls = transformers.RobertaForSequenceClassification
+    with hushed():
+        model = cls.from_pretrained(base, num_labels=3)
+        options = LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query"], bias=biases)  # type: ignore[arg-type]
+        peft = get_peft_model(model, options)
+        for i, (_, parameter) in enumerate(peft.named_parameters()):
+            if parameter.requires_grad:
+                parameter.data += 0.3 * noise(i, *parameter.shape)
+        peft.save_pretrained(str(tmp_path / "math"))
+
+    out = build(tmp_path, base, tmp_path / "math")
+
+    assert len(json.loads((out / "config.json").read_text())["id2label"]) == 3
+    assert drift(answer(load(cls, out)), answer(peft.eval())) < RIGHT
+
+
+def test_a_head_without_a_task_is_that_of_the_class_that_peft_noted(tmp_path: Path) -> None:
+    base = llama(tmp_path / "base")
+    cls = transformers.LlamaForSequenceClassification
+    with hushed():
+        model = cls.from_pretrained(base, num_labels=1, pad_token_id=0)
+        peft = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["score"]))
+        for i, (_, parameter) in enumerate(peft.named_parameters()):
+            if parameter.requires_grad:
+                parameter.data += 0.3 * noise(i, *parameter.shape)
+        peft.save_pretrained(str(tmp_path / "math"))
+
+    written = tensors(build(tmp_path, base, tmp_path / "math"))
+
+    assert written["score.weight"].shape == (1, 16)
+    assert "lm_head.weight" not in written
+
+
+# --- keys -------------------------------------------------------------------------------------------------------
+
+
+def test_peft_2084_keys_with_the_adapters_name_in_them_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    base = llama(tmp_path / "base")
+    math = train(Llama, base, tmp_path / "math", target_modules=["q_proj"])
+    file = math.folder / "adapter_model.safetensors"
+    save_file({re.sub(r"(lora_[AB])", r"\1.chat", name): t for name, t in load_file(file).items()}, file)
+
+    with pytest.raises(lora_build.PlanError, match=r"take '\.chat' out of the keys"):
+        build(tmp_path, base, math.folder)
+
+
+def test_a_target_parameter_of_a_conv1d_is_adapted_as_it_is_stored(tmp_path: Path) -> None:
+    gpt2 = transformers.GPT2Config(
+        vocab_size=VOCAB, n_embd=16, n_layer=1, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=2
+    )
+    base = make_base(tmp_path / "base", transformers.GPT2LMHeadModel, gpt2)
+    targets = ["attn.c_proj.weight", "c_fc.weight"]
+    math = train(transformers.GPT2LMHeadModel, base, tmp_path / "math", target_modules=[], target_parameters=targets)
+
+    out = build(tmp_path, base, math.folder)
+
+    assert drift(answer(load(transformers.GPT2LMHeadModel, out)), math.answer) < RIGHT
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"use_bdlora": True}, "use_bdlora: expected a mapping with nblocks"),
+        ({"use_bdlora": {"nblocks": "x"}}, "use_bdlora: expected a mapping with nblocks"),
+        ({"target_parameters": 3}, "target_parameters: expected a list"),
+        (
+            {"layer_replication": [[0, 2], [0, 2]], "init_lora_weights": "pissa"},
+            "layer_replication: cannot be combined",
+        ),
+    ],
+    ids=str,
+)
+def test_a_damaged_config_is_refused_by_the_key(config: dict[str, Any], said: str, tmp_path: Path) -> None:
+    small.make_base(tmp_path / "base", num_hidden_layers=2)
+    small.make_adapter(tmp_path / "math", **config)
+
+    with pytest.raises(lora_build.PlanError, match=re.escape(said)):
+        build(tmp_path, tmp_path / "base", tmp_path / "math")

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import lora_build
 from lora_build.app import main
@@ -61,12 +63,18 @@ def test_every_command_prints_what_is_shown(checkout: Path, capsys: pytest.Captu
     assert ran >= 6
 
 
-def test_the_python_code_runs(checkout: Path) -> None:
-    (code,) = blocks("python")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=checkout)
+def test_the_python_code_runs_and_both_ways_give_the_same_tensors(checkout: Path) -> None:
+    builds, wrapper = blocks("python")
+    for code, printed in ((builds, r"sha256:[0-9a-f]{64}\n"), (wrapper, "")):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=checkout)
+        assert done.returncode == 0, done.stderr
+        assert re.fullmatch(printed, done.stdout)
 
-    assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"sha256:[0-9a-f]{64}\n", done.stdout)
+    demo = {"base": "./examples/tiny/base", "adapters": ["./examples/tiny/math", "./examples/tiny/text"]}
+    lora_build.build(demo | {"root": str(checkout), "output": {"dir": "./builds/both"}})
+    built, merged = (load_file(checkout / f"builds/{name}/model.safetensors") for name in ("both", "merged-model"))
+    assert built.keys() == merged.keys()
+    assert all(torch.equal(tensor, merged[name]) for name, tensor in built.items())
 
 
 def test_the_recipe_composes(checkout: Path) -> None:

@@ -1,7 +1,8 @@
 """The merge methods: one file each, found by its `METHOD`; the next one is one new file in this folder.
 
 A method says at plan time (no torch) which tensors of an adapter it consumes and what it will do to which parameter,
-and at run time gives a function that merges rows. `docs/adding-a-method.md` walks through one.
+and at run time gives a function that merges rows, and what a module gives with the adapters beside its weight.
+`docs/adding-a-method.md` walks through one.
 """
 
 import importlib
@@ -121,6 +122,21 @@ class MergeRows(Protocol):
         """Return (merged, change)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of a base module that has a weight: Linear, Conv1D, Embedding or a convolution.
+
+    Attributes:
+        module: the module of the base; never changed.
+        input: what it was called with; token ids of an Embedding.
+        base: the module's own forward.
+    """
+
+    module: "torch.nn.Module"
+    input: "Tensor"
+    base: Callable[["Tensor"], "Tensor"]
+
+
 class Method(Protocol):
     """One way of adapting a weight."""
 
@@ -138,6 +154,13 @@ class Method(Protocol):
         self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
     ) -> MergeRows:
         """Return what merges the stored rows of one matrix: all its updates, factors loaded, in the recipe's order."""
+
+    def forward(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
+        """Return the module's output with all updates of its weight (and bias) applied, in the order given, unmerged.
+
+        It shares no mathematics with the merge beyond the paper's formula, so that each proves the other. It computes
+        as peft does: in the dtype of the factors, which are on the input's device, and returns the base output's dtype.
+        """
 
 
 @runtime_checkable

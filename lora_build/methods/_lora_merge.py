@@ -22,7 +22,7 @@ def merger(updates: Sequence[tuple[Update, Mapping[str, Tensor]]], dtype: torch.
         return _compose(updates, pairs, dtype, read)
     for update, _ in updates:
         if "offset" in update.options:
-            pairs.append(_offset(update, read))
+            pairs.append(offset_of(update, read))
     # tied matrices can get the update of an embedding, stored [in, out], and that of a head
     transposed = all(update.transposed for update, _ in updates)
     owners = [*(update for update, _ in updates), *(u for u, _ in updates if "offset" in u.options)]
@@ -148,7 +148,7 @@ def _column_norms(product: ExactProduct, num_rows: int, read: ReadRows) -> Tenso
     return torch.sqrt(total)
 
 
-def _offset(update: Update, read: ReadRows) -> Pair:
+def offset_of(update: Update, read: ReadRows) -> Pair:
     """Return what the adapter's initialisation took out of the base, with its sign, as a pair of low rank."""
     B, A = update.factors["B"], update.factors["A"]
     num_rows = A.shape[1] if update.transposed else B.shape[0]

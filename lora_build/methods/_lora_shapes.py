@@ -113,6 +113,8 @@ def _is_transposed(
             f"{here}: lora_B @ lora_A is {list(update)}, the base's weight is {list(w)}; was it trained on another "
             "base?" + (f" (its config says {trained_on})" if trained_on else "")
         )
+    if straight and is_target_parameter(layer, "weight"):  # peft takes a target parameter as it is stored
+        return False
     if embedding:
         shape = [a[1], b[0]]
         return True if crossed else f"{here}: an embedding's update is {shape}, the base's weight is {list(w)}"

@@ -1,15 +1,15 @@
-"""What several methods need to read a config, to say what is wrong and to merge. No method: it begins with `_`."""
+"""What several methods need to read a config, say what is wrong, merge and be called. No method: it begins with `_`."""
 
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods import Layer, MergeRows, Update
+from lora_build.methods import Call, Layer, MergeRows, Update
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
 MAX_RANK = 16_384
 
@@ -168,3 +168,100 @@ def add_dense(deltas: "Sequence[Callable[[slice], Tensor]]", dtype: "torch.dtype
         return round_once(W.to(torch.float64) + change, dtype), change
 
     return rows
+
+
+def stored_factors(update: Update, left: "Tensor", right: "Tensor") -> "tuple[Tensor, Tensor]":
+    """Return the factors of left [out, r] @ right [r, in] as the module stores it, [rows, r] @ [r, columns]."""
+    left, right = stored(update, left, right)
+    return (right.T, left.T) if update.transposed else (left, right)
+
+
+def stored_matrix(update: Update, delta: "Tensor") -> "Tensor":
+    """Return a change [out, in·...] of the weight as the module stores it, [rows, columns]."""
+    import torch
+
+    matrix = delta.T if update.transposed else delta
+    return matrix if update.rows is None else matrix[torch.tensor(update.rows)]
+
+
+def add_outputs(
+    updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]",
+    call: Call,
+    change: "Callable[[Update, Mapping[str, Tensor]], Tensor]",
+) -> "Tensor":
+    """Return the output of a call plus what each update changes in it, in the dtype of the output."""
+    result = call.base(call.input)
+    total = result
+    for update, factors in updates:
+        total = total + change(update, factors)
+    return total.to(result.dtype)
+
+
+def through(module: "nn.Module", x: "Tensor", *matrices: "Tensor") -> "Tensor":
+    """Return what a module would give for x if its weight were a product of matrices and it had no bias.
+
+    Args:
+        module: a Linear, Conv1D, Embedding or convolution.
+        x: its input.
+        matrices: the weight as it is stored, [rows, columns] (of a kernel [out, in·...]), or two factors of it. Their
+            product is not formed: x passes through one after the other.
+    """
+    from torch import nn
+    from torch.nn import functional
+
+    dtype = matrices[0].dtype
+    if isinstance(module, nn.Embedding):
+        first, *others = matrices
+        y = functional.embedding(x, first)
+        for matrix in others:
+            y = y @ matrix
+        return _scale_embedding(module, y)
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return _convolve(module, x.to(dtype), *matrices)
+    y = x.to(dtype)
+    if is_crossed(module):
+        for matrix in matrices:
+            y = y @ matrix
+        return y
+    for matrix in reversed(matrices):
+        y = functional.linear(y, matrix)
+    return y
+
+
+def is_crossed(module: "nn.Module") -> bool:
+    """Whether a module stores its weight [in, out]: an Embedding, or transformers' Conv1D."""
+    from torch import nn
+
+    return isinstance(module, nn.Embedding) or any(c.__name__ == "Conv1D" for c in type(module).__mro__)
+
+
+def along_channels(module: "nn.Module", vector: "Tensor") -> "Tensor":
+    """Return a vector over the channels that a module takes or gives in the shape in which it meets them."""
+    return vector.reshape(-1, *[1] * (module.get_parameter("weight").dim() - 2))
+
+
+def _scale_embedding(module: "nn.Embedding", y: "Tensor") -> "Tensor":
+    """Return rows of a change as the module's own forward returns rows of its weight: scaled, in Gemma and Bart.
+
+    Gemma rounds its scale to the weight's dtype first. peft does so for Bart's, which is no tensor, and not for Gemma's
+    (`peft/tuners/tuners_utils.py` _get_embed_scale): in 16 bits its forward is not that of its merged model.
+    """
+    scale: Tensor | float | None = getattr(module, "embed_scale", None)
+    if scale is None:
+        return y
+    return y * (scale if isinstance(scale, int | float) else scale.to(module.weight.dtype).to(y.dtype))
+
+
+def _convolve(module: "nn.Conv1d | nn.Conv2d | nn.Conv3d", x: "Tensor", *matrices: "Tensor") -> "Tensor":
+    """Return the convolution with a kernel [out, in·...], or with one [r, in·...] and a pointwise [out, r] after it."""
+    from torch.nn import functional
+
+    *pointwise, kernel = matrices
+    if pointwise:  # each group of channels meets all ranks
+        kernel = kernel.repeat(module.groups, 1)
+    # the module's own, for its padding_mode
+    y: Tensor = module._conv_forward(x, kernel.reshape(-1, *module.weight.shape[1:]), None)
+    convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[module.weight.dim() - 3]
+    for matrix in pointwise:
+        y = convolve(y, matrix.reshape(*matrix.shape, *[1] * (module.weight.dim() - 2)), groups=module.groups)
+    return y

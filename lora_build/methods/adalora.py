@@ -10,9 +10,10 @@ a layer was pruned to; peft takes init_r for an alpha that is not positive.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods import Layer, MergeRows, ReadRows, Update
+from lora_build.methods import Call, Layer, MergeRows, ReadRows, Update
 from lora_build.methods._shared import (
     HARMLESS,
+    add_outputs,
     as_matrix,
     check_alpha,
     check_module,
@@ -20,6 +21,8 @@ from lora_build.methods._shared import (
     is_transposed,
     misfit,
     stored,
+    stored_factors,
+    through,
     unknown_keys,
 )
 
@@ -109,6 +112,15 @@ class AdaLora:
             A, B, E = (factors[role].double() for role in "ABE")
             pairs.append(stored(update, B * update.scale, A * E))
         return LowRankSum(pairs, dtype, transposed=updates[0][0].transposed).rows
+
+    def forward(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
+        """Return the output plus s·B(E∘A(x)) of each adapter; `peft/tuners/adalora/layer.py` SVDLinear.forward."""
+
+        def change(update: Update, factors: "Mapping[str, Tensor]") -> "Tensor":
+            left, right = stored_factors(update, factors["B"], factors["A"] * factors["E"])
+            return through(call.module, call.input, left, right) * update.scale
+
+        return add_outputs(updates, call, change)
 
 
 def _rank(config: Mapping[str, Any], module: str) -> int:

@@ -12,8 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods import Layer, MergeRows, ReadRows, Update
-from lora_build.methods._shared import HARMLESS, check_module, is_transposed, misfit, refuse_weight, unknown_keys
+from lora_build.methods import Call, Layer, MergeRows, ReadRows, Update
+from lora_build.methods._shared import (
+    HARMLESS,
+    along_channels,
+    check_module,
+    is_transposed,
+    misfit,
+    refuse_weight,
+    unknown_keys,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +110,28 @@ class IA3:
 
         return rows
 
+    def forward(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
+        """Return the output for scaled inputs, scaled; `peft/tuners/ia3/layer.py` Linear.forward, _ConvNd.forward.
+
+        The output has its bias in it, so the update of a bias, the same vector again, is done with its weight's.
+        """
+        scales: dict[str, list[Tensor]] = {"input": [], "output": []}
+        done = set()
+        for update, factors in updates:
+            ((side, vector),) = factors.items()
+            tensor = update.adapter, update.factors[side].name
+            if tensor not in done:
+                scales[side].append(along_channels(call.module, _own(update, side, vector.flatten())))
+            done.add(tensor)
+        x = call.input
+        for scale in scales["input"]:
+            x = x * scale
+        result = call.base(x.to(call.input.dtype))
+        y = result
+        for scale in scales["output"]:
+            y = y * scale
+        return y.to(result.dtype)
+
 
 def _num_groups(layer: Layer, vector: tuple[int, ...], kernel: tuple[int, ...]) -> int:
     """Return the groups of a convolution, which a vector over the channels of all of them tells; 1 if it is none."""
@@ -129,6 +159,14 @@ def _for_rows(update: Update, vector: "Tensor") -> "Tensor":
     num_rows = update.options["outputs"]
     group = torch.arange(num_rows) // (num_rows // groups)
     return vector.reshape(groups, -1)[group if update.rows is None else group[torch.tensor(update.rows)]]
+
+
+def _own(update: Update, side: str, vector: "Tensor") -> "Tensor":
+    """Return what a vector has for the stored rows, if it is along them."""
+    import torch
+
+    along_rows = (side == "output") != update.transposed
+    return vector[torch.tensor(update.rows)] if along_rows and update.rows is not None else vector
 
 
 def _product(vectors: "Sequence[Tensor]") -> "Tensor":

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods import Layer, MergeRows, ReadRows, Update
+from lora_build.methods import Call, Layer, MergeRows, ReadRows, Update
 from lora_build.methods._shared import (
     HARMLESS,
     add_dense,
+    add_outputs,
     as_matrix,
     by_pattern,
     check_alpha,
@@ -24,6 +25,8 @@ from lora_build.methods._shared import (
     fold_kernel,
     misfit,
     stored,
+    stored_matrix,
+    through,
     unknown_keys,
 )
 
@@ -81,6 +84,15 @@ class LoHa:
         """Return W plus all updates of one parameter, rounded once; the order of the adapters changes no bit."""
         return add_dense([_delta(update, factors) for update, factors in updates], dtype)
 
+    def forward(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
+        """Return the output plus what each Hadamard product gives; `peft/tuners/loha/layer.py` get_delta_weight."""
+
+        def change(update: Update, factors: "Mapping[str, Tensor]") -> "Tensor":
+            delta = (_low_rank("1", factors) * _low_rank("2", factors)).flatten(1)
+            return through(call.module, call.input, stored_matrix(update, delta)) * update.scale
+
+        return add_outputs(updates, call, change)
+
 
 def _expected(shape: tuple[int, ...], rank: int, has_cores: bool) -> list[dict[str, tuple[int, ...]]]:
     """Return the shapes that the factors of a weight may have, by leaf."""
@@ -109,6 +121,14 @@ def _delta(update: Update, factors: "Mapping[str, Tensor]") -> "Callable[[slice]
 def _rows(products: "Sequence[Callable[[slice], tuple[Tensor, Tensor]]]", scale: float, at: slice) -> "Tensor":
     (main1, rest1), (main2, rest2) = (product(at) for product in products)
     return (main1 + rest1) * (main2 + rest2) * scale
+
+
+def _low_rank(i: str, factors: "Mapping[str, Tensor]") -> "Tensor":
+    """Return w1 or w2 as `peft/tuners/loha/layer.py` HadaWeight and HadaWeightCP rebuild it."""
+    import torch
+
+    a, b, t = factors[f"w{i}_a"], factors[f"w{i}_b"], factors.get(f"t{i}")
+    return a @ b if t is None else torch.einsum("ij...,jr,ip->pr...", t, b, a)
 
 
 METHOD = LoHa()

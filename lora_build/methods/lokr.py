@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods import Layer, MergeRows, ReadRows, Update
+from lora_build.methods import Call, Layer, MergeRows, ReadRows, Update
 from lora_build.methods._shared import (
     HARMLESS,
     add_dense,
+    add_outputs,
     as_matrix,
     by_pattern,
     check_alpha,
@@ -24,6 +25,8 @@ from lora_build.methods._shared import (
     check_rank,
     fold_kernel,
     misfit,
+    stored_matrix,
+    through,
     unknown_keys,
 )
 
@@ -85,6 +88,15 @@ class LoKr:
     ) -> MergeRows:
         """Return W plus all updates of one parameter, rounded once; the order of the adapters changes no bit."""
         return add_dense([_delta(update, factors) for update, factors in updates], dtype)
+
+    def forward(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
+        """Return the output plus what each Kronecker product gives; `peft/tuners/lokr/layer.py` get_delta_weight."""
+
+        def change(update: Update, factors: "Mapping[str, Tensor]") -> "Tensor":
+            delta = _kronecker(factors)
+            return through(call.module, call.input, stored_matrix(update, delta)) * update.scale
+
+        return add_outputs(updates, call, change)
 
 
 def _fits(shapes: Mapping[str, tuple[int, ...]], weight: tuple[int, ...], rank: int) -> bool:
@@ -169,6 +181,23 @@ def _full(name: str, factors: "Mapping[str, Tensor]") -> "Tensor":
     if name == "w2" and "t2" in factors:
         a, b = a.T, fold_kernel(factors["t2"].double(), b)
     return ExactProduct(a, b).all()
+
+
+def _kronecker(factors: "Mapping[str, Tensor]") -> "Tensor":
+    """Return w1 ⊗ w2 [out, in·...]; `peft/tuners/lokr/layer.py` get_delta_weight and make_kron."""
+    import torch
+
+    w1, w2, core = factors.get("w1"), factors.get("w2"), factors.get("t2")
+    if w1 is None:
+        w1 = factors["w1_a"] @ factors["w1_b"]
+    if core is not None:
+        w2 = torch.einsum("ij...,ip,jr->pr...", core, factors["w2_a"], factors["w2_b"])
+    elif w2 is None:
+        w2 = factors["w2_a"] @ factors["w2_b"]
+    if w2.dim() == 4:
+        w1 = w1[:, :, None, None]
+    # w1 stays as it is for a w2 [ok, jn, k]: torch.kron pads its shape in front, and the model was trained that way
+    return torch.kron(w1, w2).reshape(len(w1) * len(w2), -1)
 
 
 METHOD = LoKr()

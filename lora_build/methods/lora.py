@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_build.checkpoint import TensorInfo
-from lora_build.methods import BaseModule, Layer, MergeRows, ReadRows, Update
+from lora_build.methods import BaseModule, Call, Layer, MergeRows, ReadRows, Update
 from lora_build.methods._lora_implied import implied_base
 from lora_build.methods._lora_shapes import Fit, fit_matrix, fit_stacks, is_target_parameter
 from lora_build.methods._shared import by_pattern, check_pattern, is_number, unknown_keys
@@ -83,6 +83,13 @@ class Lora:
             problems.append(f"lora_alpha: expected a finite number, found {alpha!r}")
         if type(rank) is not int or not 1 <= rank <= _MAX_RANK:
             problems.append(f"r: expected a whole number from 1 to {_MAX_RANK}, found {rank!r}")
+        if config.get("layer_replication") and (config.get("kasa_config") or _init(config) in _OFFSETS):
+            problems.append("layer_replication: cannot be combined with an initialisation that changes the base")
+        blocks = config.get("use_bdlora")
+        if blocks and not (isinstance(blocks, dict) and type(count := blocks.get("nblocks", 1)) is int and count > 0):
+            problems.append(f"use_bdlora: expected a mapping with nblocks, a whole number from 1 on, found {blocks!r}")
+        if not isinstance(config.get("target_parameters") or [], list):
+            problems.append(f"target_parameters: expected a list, found {config['target_parameters']!r}")
         if config.get("use_dora") and config.get("lora_bias"):
             problems.append("use_dora: cannot be combined with lora_bias")
         if config.get("kasa_config") and (config.get("use_dora") or _init(config) in _OFFSETS):
@@ -176,6 +183,12 @@ class Lora:
         from lora_build.methods._lora_merge import merger
 
         return merger(updates, dtype, read)
+
+    def forward(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
+        """Return the output plus s·B(A(x)) of each adapter; with DoRA, their composition."""
+        from lora_build.methods._lora_forward import forward
+
+        return forward(updates, call)
 
 
 def _init(config: Mapping[str, Any]) -> str:

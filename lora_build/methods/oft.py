@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_build.errors import MergeError
-from lora_build.methods import Layer, MergeRows, ReadRows, Update
+from lora_build.methods import Call, Layer, MergeRows, ReadRows, Update
 from lora_build.methods._shared import HARMLESS, check_module, is_number, misfit, refuse_weight, unknown_keys
 
 if TYPE_CHECKING:
@@ -103,12 +103,9 @@ class OFT:
         """
         from lora_build.arithmetic import round_once
 
+        _check_rows(updates)
         turns = []
         for update, factors in updates if updates[0][0].options["side"] == "right" else reversed(updates):
-            if update.transposed and update.rows is not None:
-                raise MergeError(
-                    f"{update.factors['Q'].name}: OFT turns inputs, of which {update.adapter} has only some"
-                )
             R = _rotations(update.options, factors["Q"].double())
             turns.append(R if update.options["side"] == "right" else R.transpose(1, 2))
         # stored [in, out], the rows of whole blocks of every adapter go together
@@ -124,6 +121,24 @@ class OFT:
             return round_once(after, dtype), after - before
 
         return rows
+
+    def forward(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
+        """Return the output for turned inputs, of an embedding the turned output; `peft/tuners/oft/layer.py` forward.
+
+        Inputs pass through the adapters in the order given.
+        """
+        _check_rows(updates)
+        channels = 1 - call.module.get_parameter("weight").dim()  # the last dimension but those of a kernel
+        if updates[0][0].options["side"] == "right":
+            result = call.base(call.input)
+            return _pass(updates, result, channels).to(result.dtype)
+        return call.base(_pass(updates, call.input, channels).to(call.input.dtype))
+
+
+def _check_rows(updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]") -> None:
+    for update, _ in updates:
+        if update.transposed and update.rows is not None:
+            raise MergeError(f"{update.factors['Q'].name}: OFT turns inputs, of which {update.adapter} has only some")
 
 
 def _turn(W: "Tensor", turns: "Sequence[Tensor]", first: int) -> "Tensor":
@@ -207,6 +222,40 @@ def _inverse(M: "Tensor") -> "Tensor":
         after[:, k, k] = (1 / pivot)[:, 0, 0]
         M = after
     return M
+
+
+def _pass(updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", x: "Tensor", dim: int) -> "Tensor":
+    """Return x turned along a dimension by one adapter after the other; OFTRotationModule.forward."""
+    y = x.movedim(dim, -1)
+    for update, factors in updates:
+        R = _turns(update.options, factors["Q"])
+        blocks = y.to(R.dtype).reshape(*y.shape[:-1], -1, 1, update.options["block"])
+        y = (blocks @ R).flatten(-3)
+    return y.movedim(-1, dim)
+
+
+def _turns(options: Mapping[str, Any], upper: "Tensor") -> "Tensor":
+    """Return R [blocks, b, b] in the dtype of Q; OFTRotationModule._cayley_batch."""
+    import torch
+
+    size = options["block"]
+    Q = upper.new_zeros(len(upper), size, size)
+    above, right = torch.triu_indices(size, size, 1)
+    Q[:, above, right] = upper
+    Q = Q - Q.mT
+    if "eps" in options:
+        limit = float(options["eps"]) / math.sqrt(len(upper))
+        Q = Q * (limit / torch.linalg.matrix_norm(Q, keepdim=True)).clamp(max=1)
+    eye = torch.eye(size, dtype=Q.dtype, device=Q.device).expand_as(Q)
+    terms = options.get("terms")
+    R: Tensor = torch.linalg.solve(eye + Q, eye - Q, left=False) if terms is None else eye + 2 * (min(terms, 2) - 1) * Q
+    if terms is None or terms <= 2:
+        return R
+    power = Q
+    for _ in range(max(terms, 4) - 3):
+        power = power @ Q
+        R = R + 2 * power
+    return R + power @ Q
 
 
 METHOD = OFT()

@@ -9,8 +9,8 @@ Shapes: W [V, d], rows [n, d] for the n token indices of the config.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods import Layer, MergeRows, ReadRows, Update
-from lora_build.methods._shared import unknown_keys
+from lora_build.methods import Call, Layer, MergeRows, ReadRows, Update
+from lora_build.methods._shared import through, unknown_keys
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +84,17 @@ class TrainableTokens:
 
         return rows
 
+    def forward(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
+        """Return the output with what the trained rows give in place of what the base's give.
+
+        `peft/tuners/trainable_tokens/layer.py` forward_adapters; like it, and like a merge, it takes the rows in the
+        dtype of the weight. Unlike it, it leaves a head its bias.
+        """
+        y = call.base(call.input)
+        for update, factors in updates:
+            y = _replace(update, factors["rows"], y, call)
+        return y
+
 
 def replacement(adapter: str, rows: Any, indices: list[int] | None) -> Update:
     """Return the update that puts the rows of a tensor in place of those of a parameter; None means all of them."""
@@ -104,6 +115,33 @@ def token_indices(config: Mapping[str, Any], module: str) -> list[int] | None:
     if isinstance(found, list) and all(type(i) is int for i in found):
         return found
     return None
+
+
+def _replace(update: Update, trained: "Tensor", y: "Tensor", call: Call) -> "Tensor":
+    """Return an output y, of an embedding with other rows, of a head with other columns."""
+    import torch
+    from torch import nn
+
+    weight = call.module.get_parameter("weight")
+    trained, place = trained.to(weight.dtype), _places(update, len(weight), len(trained)).to(weight.device)
+    if isinstance(call.module, nn.Embedding):
+        at = place[call.input]
+        return torch.where((at < 0)[..., None], y, through(call.module, at.clamp(min=0), trained).to(y.dtype))
+    (stored,) = torch.nonzero(place >= 0, as_tuple=True)
+    columns = through(call.module, call.input, trained[place[stored]])
+    bias = getattr(call.module, "bias", None)
+    return y.index_copy(-1, stored, (columns if bias is None else columns + bias[stored]).to(y.dtype))
+
+
+def _places(update: Update, num_stored: int, num_trained: int) -> "Tensor":
+    """Return the trained row that takes the place of each stored one, -1 for none."""
+    import torch
+
+    tokens = torch.arange(num_stored) if update.rows is None else torch.tensor(update.rows)
+    indices = torch.tensor(update.options["indices"] or range(num_trained))
+    place = torch.full((int(torch.cat([tokens, indices]).max()) + 1,), -1)
+    place[indices] = torch.arange(num_trained)
+    return place[tokens]
 
 
 METHOD = TrainableTokens()

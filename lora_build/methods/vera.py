@@ -10,14 +10,17 @@ rows; λ_d [r], λ_b [out].
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods import Layer, MergeRows, ReadRows, Update
+from lora_build.methods import Call, Layer, MergeRows, ReadRows, Update
 from lora_build.methods._shared import (
     HARMLESS,
+    add_outputs,
     check_module,
     check_rank,
     is_transposed,
     misfit,
     stored,
+    stored_factors,
+    through,
     unknown_keys,
 )
 
@@ -100,6 +103,17 @@ class Vera:
             A = factors["A"][:, : update.options["inputs"]].double() * lambda_d
             pairs.append(stored(update, B * update.scale, A))
         return LowRankSum(pairs, dtype, transposed=updates[0][0].transposed).rows
+
+    def forward(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
+        """Return the output plus λ_b∘B(λ_d∘A(x)) of each adapter; `peft/tuners/vera/layer.py` Linear.forward."""
+
+        def change(update: Update, factors: "Mapping[str, Tensor]") -> "Tensor":
+            lambda_b, lambda_d = factors["lambda_b"][:, None], factors["lambda_d"][:, None]
+            B, A = factors["B"][: len(lambda_b)], factors["A"][:, : update.options["inputs"]]
+            left, right = stored_factors(update, lambda_b * B, lambda_d * A)
+            return through(call.module, call.input, left, right) * update.scale
+
+        return add_outputs(updates, call, change)
 
 
 METHOD = Vera()

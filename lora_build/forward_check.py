@@ -1,0 +1,396 @@
+"""The forward check: whether a built checkpoint answers as its base with the adapters beside it, unmerged.
+
+The bytes say that a build is what was planned; this says that what was planned is what the adapters mean. All models
+run in float32, where the built one's values are exact, on the same inputs:
+
+    u   base and adapters, unmerged: each module gives its own output plus that of the adapters
+    m   the same after merging in float32
+    r   m with its weights rounded, by torch, to the dtypes of the build
+    b   the built checkpoint
+
+|u - b| is what the user sees, and |m - r| is what rounding has to do with it, systematic losses included. The judge
+looks at what is left: u is m but for the noise of float32, and b is r but for that and for weights so near a tie that
+float32 and exact-1 round them apart. Both are measured on the same inputs: the noise by moving each weight by up to an
+ulp of float32, the ties by rounding all of those weights the other way.
+"""
+
+import dataclasses
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_build.architecture import quiet
+from lora_build.arithmetic import DTYPES
+from lora_build.checkpoint import INDEX_NAME, parse_object
+from lora_build.errors import VerificationError
+from lora_build.forward_inputs import Prompts, Question, questions, read_prompts
+from lora_build.forward_trace import Trace, Traced, half_ulps
+from lora_build.loading import folder_of, load_model
+from lora_build.manifest import Manifest, TensorRecord, read_manifest, verify
+from lora_build.model import LoraModel
+from lora_build.naming import Names
+from lora_build.origin import Origin, reopen
+from lora_build.recipe import Numerics, Recipe, selected
+from lora_build.sources import HubSource, LocalSource, Source
+
+_NOISE = 16.0  # the activations are rounded too, several times for each weight
+_FLOOR = 2.0**-20  # of the largest logit
+_DRAWS = 2
+_TIES = 4.0  # those that the build has may add up where all together cancel
+_NEAR = 2.0**-23  # float32 moves a weight by half of that, relatively
+_SAME_WEIGHTS = 0.5  # of what rounding does to a module's output: more than a few ties do, less than an update does
+_SAME_IN_FLOAT32 = 32.0
+_OUTPUTS = ("logits", "start_logits", "prediction_logits", "logits_per_image", "last_hidden_state")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptCheck:
+    """How far apart the two models are on one prompt.
+
+    Attributes:
+        prompt: the text, or what it is in words.
+        num_tokens: its length.
+        difference: the largest difference of a logit, |u - b|.
+        rounding: what rounding the weights to the build's dtypes changes in a logit at most, |m - r|.
+        unmerged: what merging changes beside that, |u - m|.
+        unexplained: what the built checkpoint has besides, |r - b|.
+        allowance: what float32 and ties may be responsible for, in either.
+        top1: the share of positions where both prefer the same token; None where the output has no logits.
+        kl: the largest KL divergence of a position, in nats, of the built model from the other one; None likewise.
+    """
+
+    prompt: str
+    num_tokens: int
+    difference: float
+    rounding: float
+    unmerged: float
+    unexplained: float
+    allowance: float
+    top1: float | None
+    kl: float | None
+
+    @property
+    def bound(self) -> float:
+        """What the difference may be."""
+        return self.rounding + 2 * self.allowance
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The numbers, for provenance; the prompt itself may be nobody's business."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "prompt"}
+
+    @property
+    def kl_bound(self) -> float:
+        """What the KL divergence may be if no logit differs by more than the bound: half of its square."""
+        return self.bound**2 / 2
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether rounding explains the difference."""
+        return max(self.unmerged, self.unexplained) <= self.allowance and self.difference <= self.bound
+
+    @property
+    def excess(self) -> float:
+        """How many times more is left than may be."""
+        return max(self.unmerged, self.unexplained) / max(self.allowance, 1e-300)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardReport:
+    """What a forward check found.
+
+    Attributes:
+        dtypes: the dtypes of the build's floating-point tensors.
+        seed: what the inputs were made from.
+        prompts: each of them.
+        traced: where the models part, if they do.
+    """
+
+    dtypes: tuple[str, ...]
+    seed: int
+    prompts: tuple[PromptCheck, ...]
+    traced: Traced | None = None
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the build answers as base and adapters do."""
+        return all(prompt.is_ok for prompt in self.prompts)
+
+    @property
+    def problem(self) -> str:
+        """What is wrong, in one sentence; empty where nothing is."""
+        if self.is_ok:
+            return ""
+        worst = max(self.prompts, key=lambda prompt: prompt.excess)
+        kinds = "/".join(self.dtypes)
+        text = f"the build does not answer as base and adapters do: on {worst.prompt!r} a logit differs by "
+        if worst.unmerged > worst.unexplained:
+            text += f"{worst.unmerged:.3g} once they are merged in float32, where {worst.allowance:.3g} is noise"
+        else:
+            text += (
+                f"{worst.difference:.3g}, of which rounding to {kinds} explains {worst.rounding:.3g} "
+                f"and leaves {worst.unexplained:.3g}, where {worst.allowance:.3g} is noise"
+            )
+        if self.traced is None:
+            return text
+        return f"{text}; first in {self.traced.module}, which differs by {self.traced.score:.3g} times its rounding"
+
+
+def verify_forward(directory: Path | str, prompts: Path | str | None = None, seed: int = 0) -> ForwardReport:
+    """Return how a build answers beside its base with the adapters unmerged, after checking every byte of it.
+
+    Base and adapters are found by lora-build.provenance.json and held to the manifest's digests.
+
+    Args:
+        directory: the build.
+        prompts: a UTF-8 text file, one prompt a line; None makes token ids, pixels or sound from the seed.
+        seed: what to make them from.
+
+    Raises:
+        VerificationError: bytes differ, an input is not what the build was made of, or the answers differ by more than
+            rounding allows; names the layer.
+        SourceError: an input is missing, or nobody knows how to call the model.
+    """
+    verify(directory)
+    report = check_build(Path(directory), prompts, seed)
+    if report.problem:
+        raise VerificationError(f"{directory}: {report.problem}")
+    return report
+
+
+def check_build(directory: Path, prompts: Path | str | None = None, seed: int = 0) -> ForwardReport:
+    """Return what `verify_forward` returns, of a build whose bytes have been checked, whatever it is."""
+    asked = Prompts(seed=seed) if prompts is None else read_prompts(Path(prompts), seed)
+    manifest = read_manifest(directory)
+    return compare(directory, manifest, reopen(directory, manifest), asked)
+
+
+def compare(directory: Path, manifest: Manifest, origin: Origin, prompts: Prompts) -> ForwardReport:
+    """Return how the checkpoint in a folder answers beside its base with the adapters unmerged."""
+    config = parse_object((directory / "config.json").read_text(encoding="utf-8"), f"{directory.name}/config.json")
+    case = _Case(
+        directory=directory, config=config, origin=origin,
+        rounding=_Rounding(config, {tensor.name: tensor for tensor in manifest.tensors}),
+    )  # fmt: skip
+    with torch.no_grad():
+        model = case.unmerged()
+        asked = questions(model.base_model, directory, prompts)
+        expected = _expect(case, model, asked)
+        del model
+        gc.collect()  # hooks and modules refer to each other in circles
+        built = case.built()
+        checks = tuple(_check(q, e, _answer(built, q)) for q, e in zip(asked, expected, strict=True))
+        report = ForwardReport(dtypes=case.rounding.dtypes, seed=prompts.seed, prompts=checks)
+        if report.is_ok:
+            return report
+        worst = max(range(len(checks)), key=lambda i: checks[i].excess)
+        traced = _trace(case, built, asked[worst], is_merge=checks[worst].unmerged > checks[worst].unexplained)
+    return dataclasses.replace(report, traced=traced)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Expected:
+    """What base and adapters answer (u), what they answer merged and rounded (r), and what was measured on the way."""
+
+    unmerged: Tensor
+    rounded: Tensor
+    merging: float
+    rounding: float
+    allowance: float
+
+
+class _Rounding:
+    """The dtype that each parameter of a model has in the build."""
+
+    def __init__(self, config: Mapping[str, Any], records: Mapping[str, TensorRecord]) -> None:
+        self._names = Names(config, {name: record.shape for name, record in records.items()})
+        self._records = records
+        floats = {r.dtype for r in records.values() if r.dtype in DTYPES and DTYPES[r.dtype].is_floating_point}
+        self.dtypes = tuple(sorted(str(DTYPES[dtype]).removeprefix("torch.") for dtype in floats))
+
+    def dtype(self, parameter: str) -> torch.dtype | None:
+        """Return the coarsest dtype of the tensors that hold a parameter; None where none does."""
+        found = self._names.find(parameter)
+        dtypes = [DTYPES.get(self._records[part.name].dtype) for part in found.parts] if found else []
+        floats = [dtype for dtype in dtypes if dtype is not None and dtype.is_floating_point]
+        return max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=None)
+
+    def apply(self, model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+        """Round the values of a model and return, of those that were near a tie, the places and the other values."""
+        near = {}
+        for name, tensor in model.state_dict().items():
+            dtype = self.dtype(name) if tensor.is_floating_point() else None
+            if dtype is None or torch.finfo(dtype).bits >= torch.finfo(tensor.dtype).bits:
+                continue
+            rounded = tensor.to(dtype)
+            low, high = (tensor * (1 - _NEAR)).to(dtype), (tensor * (1 + _NEAR)).to(dtype)
+            other = torch.where(low != rounded, low, high)
+            places = torch.nonzero((other != rounded).reshape(-1)).reshape(-1)
+            near[name] = places, other.reshape(-1)[places].to(tensor.dtype)
+            tensor.copy_(rounded)
+        return near
+
+    def half_ulps(self, parameter: str, values: Tensor) -> Tensor:
+        """Return how far rounding may have moved each value of a parameter."""
+        return half_ulps(values, self.dtype(parameter) or torch.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Case:
+    """A build, what it was made of, and the models of both."""
+
+    directory: Path
+    config: Mapping[str, Any]
+    origin: Origin
+    rounding: _Rounding
+
+    def unmerged(self) -> LoraModel:
+        """Return base and adapters."""
+        return attach(self._base(), self.origin.recipe, self.origin.sources)
+
+    def merged(self) -> nn.Module:
+        """Return the base with the adapters merged in float32."""
+        return self.unmerged().merge_and_unload(adapter_names=list(selected(self.origin.recipe)))
+
+    def built(self) -> nn.Module:
+        """Return the built model."""
+        return load_model(self.directory, self.config, torch.float32)
+
+    def _base(self) -> nn.Module:
+        """Return the base, as the class and with the vocabulary that the adapters make of it."""
+        source, wanted = self.origin.sources["base"], dict(self.origin.base_config)
+        if self.config.get("architectures") != wanted.get("architectures"):
+            heads = ("architectures", "id2label", "label2id", "problem_type")
+            wanted |= {key: self.config[key] for key in heads if key in self.config}
+        index = [INDEX_NAME] if INDEX_NAME in source.files else []
+        folder = folder_of(source, ("config.json", *index, *self.origin.shards))
+        model: Any = load_model(folder, wanted, torch.float32)
+        size = self.config.get("vocab_size")
+        if isinstance(size, int) and size != wanted.get("vocab_size"):
+            model.resize_token_embeddings(size, mean_resizing=False)
+        loaded: nn.Module = model
+        return loaded
+
+
+def attach(model: nn.Module, recipe: Recipe, sources: Mapping[str, Source]) -> LoraModel:
+    """Return a model with the adapters of a recipe, all active, with their weights and in their order."""
+    wrapped = LoraModel(model, tied=recipe.tied.value, modules_to_save=recipe.modules_to_save)
+    chosen = selected(recipe)
+    for name, spec in chosen.items():
+        match sources[f"adapters.{name}"]:
+            case LocalSource(root=root):
+                wrapped.load_adapter(root.resolve(), name, expert_packing=spec.expert_packing.value)
+            case HubSource(repo=repo, commit=commit):
+                wrapped.load_adapter(repo, name, revision=commit, expert_packing=spec.expert_packing.value)
+            case other:
+                raise AssertionError(other)
+        if spec.weight != 1:
+            wrapped.set_scale(name, spec.weight)
+    wrapped.set_adapter(list(chosen))
+    return wrapped.eval()
+
+
+def _expect(case: _Case, model: LoraModel, asked: Sequence[Question]) -> list[_Expected]:
+    """Return what each prompt's answers should be; the model is merged, rounded and disturbed for that."""
+    recipe = case.origin.recipe
+    unmerged = [_answer(model, question) for question in asked]
+    merged = model.merge_and_unload(adapter_names=list(selected(recipe)))
+    exact = [_answer(merged, question) for question in asked]
+    merging = [_furthest(u, m) for u, m in zip(unmerged, exact, strict=True)]
+    near = case.rounding.apply(merged)
+    rounded = [_answer(merged, question) for question in asked]
+    rounding = [_furthest(m, r) for m, r in zip(exact, rounded, strict=True)]
+    sizes = [float(torch.nan_to_num(m, posinf=0.0, neginf=0.0).abs().max()) for m in exact]
+    del exact
+    _flip(merged, near)
+    before = [_answer(merged, question) for question in asked]
+    ties = [_furthest(t, r) for t, r in zip(before, rounded, strict=True)]
+    noise = [0.0] * len(asked)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(_DRAWS):
+        _disturb(merged, generator)
+        after = [_answer(merged, question) for question in asked]
+        noise = [max(n, _furthest(a, b)) for n, a, b in zip(noise, before, after, strict=True)]
+        before = after
+    # peft rounds each adapter's update and then the sum, where exact-1 rounds once
+    more = 0.0 if recipe.numerics is Numerics.exact else 2 * (1.0 + len(selected(recipe)))
+    return [
+        _Expected(unmerged=u, rounded=r, merging=merging[i], rounding=rounding[i],
+                  allowance=_NOISE * noise[i] + _FLOOR * sizes[i] + _TIES * ties[i] + more * rounding[i])
+        for i, (u, r) in enumerate(zip(unmerged, rounded, strict=True))
+    ]  # fmt: skip
+
+
+def _flip(model: nn.Module, near: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Give weights that were near a tie their other value."""
+    state = model.state_dict()
+    for name, (places, values) in near.items():
+        state[name].view(-1)[places] = values
+
+
+def _disturb(model: nn.Module, generator: torch.Generator) -> None:
+    """Move each floating-point value by up to an ulp of float32."""
+    seen: set[int] = set()
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point() and tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            step = (torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1) * 2.0**-23
+            tensor.copy_(tensor.double() * (1 + step))
+
+
+def _answer(model: nn.Module, question: Question) -> Tensor:
+    """Return a model's logits, or its last hidden states where it has none."""
+    with quiet():
+        output = model(**question.inputs)
+    found = next((output[key] for key in _OUTPUTS if output.get(key) is not None), None)
+    answer: Tensor = output[0] if found is None else found
+    return answer.detach().float()
+
+
+def _check(question: Question, expected: _Expected, found: Tensor) -> PromptCheck:
+    has_logits = found.dim() > 1 and found.shape[-1] > 1
+    p, q = expected.unmerged.double().log_softmax(-1), found.double().log_softmax(-1)
+    kl = torch.where(p.exp() > 0, p.exp() * (p - q), 0.0).sum(-1)
+    return PromptCheck(
+        prompt=question.name,
+        num_tokens=question.num_tokens,
+        difference=_furthest(expected.unmerged, found),
+        rounding=expected.rounding,
+        unmerged=expected.merging,
+        unexplained=_furthest(expected.rounded, found),
+        allowance=expected.allowance,
+        top1=float((p.argmax(-1) == q.argmax(-1)).double().mean()) if has_logits else None,
+        kl=float(kl.max().clamp_min(0)) if has_logits else None,
+    )
+
+
+def _furthest(a: Tensor, b: Tensor) -> float:
+    """Return the largest difference of two tensors; equal infinities are equal, and a NaN is as far as can be."""
+    apart = torch.where(a == b, 0.0, (a.double() - b.double()).abs())
+    return float(torch.nan_to_num(apart, nan=float("inf")).max()) if apart.numel() else 0.0
+
+
+def _trace(case: _Case, built: nn.Module, question: Question, *, is_merge: bool) -> Traced | None:
+    """Return in which module the built model parts from the rounded one, or the merged one from the unmerged one."""
+    if is_merge:
+        unmerged, merged = case.unmerged(), case.merged()
+        with Trace(other=merged, half_ulps=_half_ulps, threshold=_SAME_IN_FLOAT32) as trace:
+            trace.watch(unmerged.base_model)
+            _answer(unmerged, question)
+        return trace.found
+    rounded = case.merged()
+    case.rounding.apply(rounded)
+    times = 1.0 if case.origin.recipe.numerics is Numerics.exact else 4.0 * (1 + len(selected(case.origin.recipe)))
+    with Trace(other=built, half_ulps=case.rounding.half_ulps, threshold=_SAME_WEIGHTS * times) as trace:
+        trace.watch(rounded)
+        _answer(rounded, question)
+    return trace.found
+
+
+def _half_ulps(parameter: str, values: Tensor) -> Tensor:
+    return half_ulps(values, torch.float32)

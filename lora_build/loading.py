@@ -1,0 +1,61 @@
+"""Loading: a checkpoint's folder as a live model of transformers, on the CPU, without any code from the checkpoint."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_build.architecture import class_and_config, quiet
+from lora_build.errors import SourceError
+from lora_build.sources import Source
+
+
+def load_model(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    """Return the model of a folder in evaluation mode; parameters that its files do not hold are zero.
+
+    Args:
+        folder: its files.
+        config: its config.json, or that of the class that it is wanted as.
+        dtype: what every floating-point tensor is converted to.
+
+    Raises:
+        SourceError: transformers does not know the architecture, or cannot load the files.
+    """
+    where = f"{folder.name}/config.json"
+    model_class, settings = class_and_config(config, where)
+    try:
+        with quiet(), _no_progress_bar():
+            model, info = model_class.from_pretrained(
+                folder, config=settings, dtype=dtype, local_files_only=True, use_safetensors=True,
+                output_loading_info=True,
+            )  # fmt: skip
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise SourceError(f"{where}: transformers cannot load this model: {str(error).splitlines()[0]}") from error
+    state = model.state_dict()
+    with torch.no_grad():
+        for name in info["missing_keys"]:  # random otherwise, another time another way
+            state[name].zero_()
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
+def folder_of(source: Source, names: tuple[str, ...]) -> Path:
+    """Return the folder that holds some files of a source, fetching them first if need be."""
+    paths = [source.path(name) for name in names]
+    return paths[0].parent
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if before:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

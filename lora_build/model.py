@@ -1,0 +1,535 @@
+"""`LoraModel`: adapters on a live model, applied unmerged in its forward, merged exactly, taken off again.
+
+A drop-in for `peft.PeftModel` in the workflow of merging (peft/peft_model.py, peft/tuners/tuners_utils.py
+merge_and_unload): the same names and meanings. Outside of a call the base model is as it was; only merging changes it.
+The plan, the methods and the arithmetic are those of a build, so a merged model has the bits of the built checkpoint.
+"""
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from lora_build.adapter import Adapter, open_adapter
+from lora_build.arithmetic import self_test
+from lora_build.checkpoint import TensorInfo
+from lora_build.draft import make_draft
+from lora_build.errors import PlanError, RecipeError, did_you_mean
+from lora_build.live import TORCH_DTYPES, LiveModel, Place, check_finite, merged
+from lora_build.methods import Call, Update, methods
+from lora_build.methods._lora_forward import without_offsets
+from lora_build.operations import Merge, Operation
+from lora_build.parameters import Part
+from lora_build.recipe import AdapterSpec, Packing, Recipe, Tied
+from lora_build.resolve import digests_of, open_source, split_reference
+from lora_build.sources import Source, sizes
+
+_Path = str | os.PathLike[str]
+_Loaded = tuple[Update, Mapping[str, Tensor]]
+_TIE, _HEAD = "tie_word_embeddings", "architectures"  # keys of config.json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """An adapter, where its files are, and those of its tensors that were needed."""
+
+    adapter: Adapter
+    source: Source
+    tensors: dict[TensorInfo, Tensor] = field(default_factory=dict)
+
+    @torch.inference_mode(False)
+    def load(self, tensor: TensorInfo) -> Tensor:
+        """Return a tensor as it is in the file."""
+        if tensor not in self.tensors:
+            data = bytearray(self.source.read(tensor.file, tensor.start, tensor.end))
+            values = torch.frombuffer(data, dtype=TORCH_DTYPES[tensor.dtype]) if data else torch.empty(0)
+            self.tensors[tensor] = values.reshape(tensor.shape)
+        return self.tensors[tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What some adapters do to the model.
+
+    Attributes:
+        operations: what changes, new tensors first: they begin as what others change.
+        members: the parameter of each new tensor, and the disk tensor that it begins as.
+        config_changes: top-level keys of the config that change.
+        tied: the parameters whose update goes to all that share them.
+    """
+
+    operations: tuple[Operation, ...]
+    members: Mapping[str, tuple[str, str]]
+    config_changes: Mapping[str, Any]
+    tied: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Applied:
+    """How the model's forward applies some adapters: modules with another forward, parameters with other values."""
+
+    forwards: Mapping[str, Sequence[_Loaded]]
+    values: Mapping[str, Tensor]
+
+
+class LoraModel(nn.Module):
+    """A model with adapters.
+
+    Attributes:
+        base_model: the model itself.
+        active_adapters: the adapters that a forward applies and that merging takes by default, in order.
+        merged_adapters: those whose updates are in the model's weights.
+    """
+
+    def __init__(self, model: nn.Module, *, tied: str = "untie", modules_to_save: str | None = None) -> None:
+        """Wrap a model with no adapter yet.
+
+        Args:
+            model: the base.
+            tied: the recipe's word on what an update of one of two ties means.
+            modules_to_save: the adapter that wins where two replace one parameter.
+        """
+        super().__init__()
+        self.base_model = model
+        self.active_adapters: list[str] = []
+        self.merged_adapters: list[str] = []
+        self._live = LiveModel(model)
+        self._tied = Tied(tied)
+        self._modules_to_save = modules_to_save
+        self._opened: dict[str, _Opened] = {}
+        self._applied: _Applied | None = None
+        self._disabled = False
+        self._undo: list[Callable[[], None]] = []
+        self._worn: _Applied | None = None
+        self._take_down: list[Callable[[], None]] = []
+
+    @classmethod
+    def from_pretrained(
+        cls, model: nn.Module, adapter: _Path, adapter_name: str = "default", *, tied: str = "untie", **more: Any
+    ) -> Self:
+        """Return a model with one adapter, active; `load_adapter` says what the arguments are.
+
+        Raises:
+            LoraBuildError: see `load_adapter`.
+        """
+        wrapped = cls(model, tied=tied)
+        wrapped.load_adapter(adapter, adapter_name, **more)
+        return wrapped.eval()
+
+    def load_adapter(
+        self, adapter: _Path, adapter_name: str, *, revision: str | None = None, expert_packing: str = "peft"
+    ) -> None:
+        """Load a further adapter; the first one of a model becomes active, as with peft.
+
+        Args:
+            adapter: a folder, or a Hub repository `org/name` or `org/name@revision`.
+            adapter_name: what to call it.
+            revision: a Hub repository's revision.
+            expert_packing: how it packs expert stacks, `peft` or `unsloth`.
+
+        Raises:
+            LoraBuildError: it is no adapter that can be merged, or it does not fit the model; with every issue.
+        """
+        if adapter_name in self._opened:
+            raise RecipeError(f"adapter '{adapter_name}' is loaded already; delete_adapter first, or use another name")
+        source, found = split_reference("adapter", adapter)
+        spec = AdapterSpec(source=source, revision=revision or found, expert_packing=Packing(expert_packing))
+        role = f"adapters.{adapter_name}"
+        opened_source = open_source(Recipe(name="model"), role, spec)
+        opened = open_adapter(
+            opened_source.read, adapter_name, 1.0, sizes(opened_source), expert_packing=spec.expert_packing.value
+        )
+        self._opened[adapter_name] = _Opened(adapter=opened, source=opened_source)
+        try:
+            self._plan([adapter_name])
+        except BaseException:
+            del self._opened[adapter_name]
+            raise
+        if len(self._opened) == 1:
+            self.set_adapter(adapter_name)
+
+    def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
+        """Make one adapter active, or several, in this order."""
+        self.active_adapters = self._known([adapter_name] if isinstance(adapter_name, str) else adapter_name)
+        self._applied = None
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget an adapter; one that is merged has to be unmerged first."""
+        self._known([adapter_name])
+        if adapter_name in self.merged_adapters:
+            raise RecipeError(f"adapter '{adapter_name}' is merged; unmerge_adapter first")
+        del self._opened[adapter_name]
+        self.active_adapters = [name for name in self.active_adapters if name != adapter_name]
+        self._applied = None
+
+    def set_scale(self, adapter_name: str, scale: float) -> None:
+        """Set an adapter's weight, the factor of its whole update; 1 is what it was trained with."""
+        (name,) = self._known([adapter_name])
+        if name in self.merged_adapters:
+            raise RecipeError(f"adapter '{name}' is merged; unmerge_adapter first")
+        if not math.isfinite(scale):
+            raise RecipeError(f"adapter '{name}': expected a finite number as its scale, found {scale}")
+        opened, weight = self._opened[name], float(f"{scale:.12g}")  # as a recipe's weight
+        self._opened[name] = replace(opened, adapter=replace(opened.adapter, weight=weight))
+        self._applied = None
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Within this context the model answers as its base does; what is merged is taken out and merged again."""
+        before, self._disabled = self._disabled, True
+        together = list(self.merged_adapters)
+        self.unmerge_adapter()
+        try:
+            yield
+        finally:
+            self._disabled = before
+            if together:
+                self.merge_adapter(together)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: the base's own method would write the base, and peft's writes adapters.
+
+        Raises:
+            RecipeError: always.
+        """
+        raise RecipeError(
+            "a LoraModel saves nothing: merge_and_unload().save_pretrained(...) writes the merged model; the adapters "
+            "are where they were loaded from"
+        )
+
+    @property
+    def peft_config(self) -> dict[str, Mapping[str, Any]]:
+        """The adapter_config.json of each adapter that is loaded."""
+        return {name: opened.adapter.config for name, opened in self._opened.items()}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the base model's output with the active adapters applied, or the merged ones where some are merged."""
+        with self._adapted():
+            return self.base_model(*args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or convert the model (`to`, `float`, `cuda`); what was made for its old dtypes is made anew."""
+        self._applied = None
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call,no-any-return]
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the base model generates with the active adapters applied."""
+        with self._adapted():
+            return self.base_model.generate(*args, **kwargs)  # type: ignore[operator]
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the wrapper has not from the base model: its config, device and so on."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_model":
+                raise
+            return getattr(self.base_model, name)
+
+    def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge adapters into the model's weights; `unmerge_adapter` gives every byte back.
+
+        Args:
+            adapter_names: which; None means the active ones. Those merged already stay merged, and all of them together
+                go into one exact sum.
+            safe_merge: whether a value that is not finite is an error, after which the model is as it was.
+
+        Raises:
+            MergeError: `safe_merge` found one, or this machine's arithmetic fails the self-test.
+        """
+        self._merge(adapter_names, safe_merge=safe_merge, keep=True, progressbar=False)
+
+    def unmerge_adapter(self) -> None:
+        """Give the weights the bytes that they had before any adapter was merged."""
+        while self._undo:
+            self._undo.pop()()
+        self.merged_adapters = []
+
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: Sequence[str] | None = None
+    ) -> nn.Module:
+        """Return the base model with adapters merged into its weights and no wrapper left.
+
+        Args:
+            progressbar: whether to show one.
+            safe_merge: whether a value that is not finite is an error, after which the model is as it was.
+            adapter_names: which adapters; None means the active ones, and a warning names those that this leaves out.
+
+        Raises:
+            RecipeError: a name is unknown.
+            MergeError: see `merge_adapter`.
+        """
+        taken = {*self.active_adapters, *self.merged_adapters}
+        if adapter_names is None and (left := [n for n in self._opened if n not in taken]):
+            warnings.warn(
+                f"merge_and_unload merges the active adapters ({', '.join(self.active_adapters) or 'none'}) and leaves "
+                f"out {', '.join(left)}; name them in adapter_names, or set_adapter first",
+                stacklevel=2,
+            )
+        self._merge(adapter_names, safe_merge=safe_merge, keep=safe_merge, progressbar=progressbar)
+        self._undo = []
+        return self._take_off()
+
+    def unload(self) -> nn.Module:
+        """Return the base model without adapters, its weights as they were."""
+        self.unmerge_adapter()
+        return self._take_off()
+
+    def _take_off(self) -> nn.Module:
+        self._opened, self.active_adapters, self.merged_adapters, self._applied = {}, [], [], None
+        return self.base_model
+
+    def _known(self, names: Sequence[str]) -> list[str]:
+        if isinstance(names, str):
+            raise TypeError(f"adapter_names: expected a list of names, found '{names}'")
+        for name in names:
+            if name not in self._opened:
+                loaded = ", ".join(self._opened) or "none"
+                raise RecipeError(f"no adapter '{name}' is loaded{did_you_mean(name, self._opened)}; loaded: {loaded}")
+        return list(dict.fromkeys(names))
+
+    # --- planning -------------------------------------------------------------------------------------------------
+
+    def _plan(self, names: Sequence[str]) -> _Plan:
+        """Return what adapters do to the model, or raise PlanError with every reason why they cannot."""
+        adapters = tuple(self._opened[name].adapter for name in names if self._opened[name].adapter.weight != 0)
+        sources = {adapter.source: self._opened[adapter.name].source for adapter in adapters}
+        recipe = Recipe(name="model", tied=self._tied, modules_to_save=self._modules_to_save)
+        draft = make_draft(recipe, self._live.checkpoint, adapters, digests_of(sources, adapters))
+        layout = draft.layout
+        operations = draft.operations()
+        draft.issues += [
+            f"the adapters need another model than this one: {advice}; or build a recipe"
+            for is_so, advice in (
+                (layout.is_regrown, "resize it first, model.resize_token_embeddings(len(tokenizer))"),
+                (layout.layers is not None, "its layers are replicated"),
+                (_HEAD in layout.config_changes, "load the base with the head that they were trained with"),
+            )
+            if is_so
+        ]
+        if draft.issues:
+            raise PlanError(dict.fromkeys(draft.issues))
+        new = (
+            {n: m for n, m in layout.knots.cut_members().items() if n in layout.sources} if layout.knots.is_cut else {}
+        )
+        changing = [op for op in operations if isinstance(op, Merge) or op.source.source != "base" or op.name in new]
+        begins = {op.name: new.get(op.name, ("", op.name))[1] for op in changing}
+        changing = [replace(op, dtype=self._live.dtype(begins[op.name])) for op in changing]
+        places = [place for op in changing for place in self._live.places(op.name)]
+        if not hasattr(self.base_model, "all_tied_weights_keys"):
+            self._refuse_shared(place.parameter for place in places)
+        kept = [place for place in places if not layout.knots.is_cut]
+        return _Plan(
+            operations=tuple(sorted(changing, key=lambda op: op.name not in new)),
+            members=new,
+            config_changes=layout.config_changes,
+            tied=frozenset(p.parameter for p in kept if layout.knots.shared(p.parameter)),
+        )
+
+    def _refuse_shared(self, paths: Iterable[str]) -> None:
+        """Raise PlanError where parameters share memory and no config says what that means."""
+        shared = {path: sorted(self._shares(path)) for path in paths}
+        if issues := [f"{path} shares its memory with {', '.join(o)}; untie them" for path, o in shared.items() if o]:
+            raise PlanError(issues)
+
+    def _load(self, tensor: TensorInfo) -> Tensor:
+        return self._opened[tensor.source.removeprefix("adapters.")].load(tensor)
+
+    def _base_values(self, plan: _Plan, operation: Operation) -> Tensor:
+        return self._live.read(plan.members.get(operation.name, ("", operation.name))[1])
+
+    # --- merging --------------------------------------------------------------------------------------------------
+
+    def _merge(self, names: Sequence[str] | None, *, safe_merge: bool, keep: bool, progressbar: bool) -> None:
+        wanted = self._known(self.active_adapters if names is None else names)
+        together = [*self.merged_adapters, *(name for name in wanted if name not in self.merged_adapters)]
+        plan, before = self._plan(together), self.merged_adapters
+        if double := [op.name for op in plan.operations if op.dtype == "F64"]:
+            raise PlanError([f"base: {double[0]} is F64; merging needs F32, F16 or BF16 ({len(double)} such tensors)"])
+        self_test()
+        self.unmerge_adapter()
+        try:
+            for operation in _shown(plan.operations) if progressbar else plan.operations:
+                values = merged(operation, self._base_values(plan, operation), self._load)
+                if safe_merge:
+                    check_finite(operation, values)
+                self._put(plan, operation, values, keep=keep)
+            self._set_config(plan.config_changes)
+        except BaseException:
+            self.unmerge_adapter()
+            if before:
+                self._merge(before, safe_merge=False, keep=True, progressbar=False)
+            raise
+        self.merged_adapters = together
+
+    def _put(self, plan: _Plan, operation: Operation, values: Tensor, *, keep: bool) -> None:
+        """Give the model a merged tensor, noting how to take it back."""
+        if operation.name in plan.members:
+            module, leaf = self._live.module(plan.members[operation.name][0])
+            before = getattr(module, leaf)
+            setattr(module, leaf, nn.Parameter(values.clone().to(before.device), requires_grad=before.requires_grad))
+            self._undo.append(lambda: setattr(module, leaf, before))
+            return
+        if keep:
+            old = self._live.read(operation.name).clone()
+            self._undo.append(lambda: self._live.write(operation.name, old))
+        self._live.write(operation.name, values)
+
+    def _set_config(self, changes: Mapping[str, Any]) -> None:
+        """Say in the live config that ties are cut, in nested ones too."""
+        if _TIE not in changes:
+            return
+        config = self.base_model.config
+        nested = (getattr(config, key, None) for key in changes if key != _TIE)
+        for part in (config, *(part for part in nested if part is not None)):
+            before = getattr(part, _TIE, None)
+            setattr(part, _TIE, False)
+            self._undo.append(lambda part=part, before=before: setattr(part, _TIE, before))  # type: ignore[misc]
+
+    # --- the forward ----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _adapted(self) -> Iterator[None]:
+        """Within this context the model's modules apply the active adapters; after it they are as they were.
+
+        A call may lie within another one: a logits processor may ask for the answer without the adapters.
+        """
+        outer = self._worn
+        self._wear(None)
+        try:
+            if not self._disabled and not self.merged_adapters and self.active_adapters:
+                self._applied = self._applied or self._application(self._plan(self.active_adapters))
+                self._wear(self._applied)
+            yield
+        finally:
+            self._wear(outer)
+
+    def _wear(self, applied: _Applied | None) -> None:
+        """Let the model's modules apply this and nothing else."""
+        while self._take_down:
+            self._take_down.pop()()
+        self._worn = applied
+        for path, values in applied.values.items() if applied else ():
+            module, leaf = self._live.module(path)
+            before = getattr(module, leaf)
+            self._take_down.append(lambda module=module, leaf=leaf, before=before: setattr(module, leaf, before))  # type: ignore[misc]
+            setattr(module, leaf, nn.Parameter(values, requires_grad=False) if leaf in module._parameters else values)
+        for path, updates in applied.forwards.items() if applied else ():
+            module = self.base_model.get_submodule(path)
+            self._take_down.append(partial(_give_back, module, module.__dict__.get("forward")))
+            module.forward = _forward(module, module.forward, updates)
+
+    @torch.inference_mode(False)
+    def _application(self, plan: _Plan) -> _Applied:
+        """Return how a forward applies a plan: low-rank paths where a module calls its weight, else other values."""
+        forwards: dict[str, list[_Loaded]] = {}
+        values: dict[str, Tensor] = {}
+        changes = [(op, [(p, self._updates_of(op, p)) for p in self._places(plan, op)]) for op in plan.operations]
+        # a module's weight and bias go the same way: what scales an output scales both
+        swapped = {
+            p.parameter.rpartition(".")[0]
+            for _, places in changes
+            for p, updates in places
+            if updates is None or p.parameter in plan.tied or not self._calls(p)
+        }
+        # and so do the modules that one tensor on disk is of
+        for _, places in changes:
+            if any(p.parameter.rpartition(".")[0] in swapped for p, _ in places):
+                swapped |= {p.parameter.rpartition(".")[0] for p, _ in places}
+        for operation, places in changes:
+            if not any(place.parameter.rpartition(".")[0] in swapped for place, _ in places):
+                for place, updates in places:
+                    path = place.parameter.rpartition(".")[0]
+                    forwards.setdefault(path, []).extend(self._loaded(place, updates or ()))
+                continue
+            after = merged(operation, self._base_values(plan, operation), self._load)
+            if operation.name in plan.members:
+                parameter = plan.members[operation.name][0]
+                values[parameter] = after.to(self._live.tensor(parameter).device)
+            else:
+                for place, _ in places:
+                    values.setdefault(place.parameter, self._live.tensor(place.parameter).clone())
+                self._live.write(operation.name, after, values)
+        if shared := [path for path in values if path in plan.tied]:
+            values |= {other: values[path] for path in shared for other in self._shares(path)}
+        return _Applied(forwards=forwards, values=values)
+
+    def _loaded(self, place: Place, updates: Sequence[Update]) -> list[_Loaded]:
+        """Return the updates of a parameter with their factors, ready for many forwards."""
+        values = self._live.tensor(place.parameter)
+        dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
+        loaded = [(u, {r: self._load(t).to(values.device, dtype) for r, t in u.factors.items()}) for u in updates]
+        module, _ = self._live.module(place.parameter)
+        return list(without_offsets(loaded, module))
+
+    def _places(self, plan: _Plan, operation: Operation) -> Sequence[Place]:
+        if operation.name in plan.members:
+            parameter = plan.members[operation.name][0]
+            return (Place(parameter=parameter, part=Part(name=operation.name)),)
+        return self._live.places(operation.name)
+
+    def _updates_of(self, operation: Operation, place: Place) -> tuple[Update, ...] | None:
+        """Return the updates of a whole parameter, its rows in order; None where they are not of such a one."""
+        part = place.part
+        if not isinstance(operation, Merge) or part.expert is not None or part.transposed:
+            return None
+        if operation.source.source != "base":
+            return None
+        size = self._live.tensor(place.parameter).shape[0]
+        in_order = range(size)
+        if part.rows is not None and list(part.rows) != list(in_order):
+            return None
+        start, stop = (0, operation.source.shape[0]) if part.rows is None else (part.first, part.first + size)
+        here = [s for s in operation.segments if s.start < stop and start < s.stop]
+        if len(here) != 1 or not here[0].start <= start <= stop <= here[0].stop:
+            return None
+        rows = slice(start - here[0].start, stop - here[0].start)
+        num_rows = here[0].stop - here[0].start
+        taken = [(u, (range(num_rows) if u.rows is None else u.rows)[rows]) for u in here[0].updates]
+        return tuple(replace(u, rows=None if u.rows is None and len(at) == num_rows else at) for u, at in taken)
+
+    def _calls(self, place: Place) -> bool:
+        """Whether the module of a parameter is called to apply it, and no other module reads it."""
+        path, _, leaf = place.parameter.rpartition(".")
+        parent = self.base_model.get_submodule(path.rpartition(".")[0])
+        module = self.base_model.get_submodule(path)
+        kinds = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        is_known = type(module).forward in {kind.forward for kind in kinds} or type(module).__name__ == "Conv1D"
+        return leaf in ("weight", "bias") and is_known and not isinstance(parent, nn.MultiheadAttention)
+
+    def _shares(self, path: str) -> Iterator[str]:
+        """Yield the other parameters that share a tensor."""
+        mine = self._live.tensor(path).data_ptr()
+        for name, tensor in self.base_model.named_parameters(remove_duplicate=False):
+            if name != path and tensor.data_ptr() == mine:
+                yield name
+
+
+def _forward(module: nn.Module, base: Callable[..., Tensor], updates: Sequence[_Loaded]) -> Callable[..., Tensor]:
+    """Return a module's forward with updates applied."""
+    method = methods()[updates[0][0].method]
+
+    def forward(input: Tensor) -> Tensor:
+        return method.forward(updates, Call(module=module, input=input, base=base))
+
+    return forward
+
+
+def _give_back(module: nn.Module, own: Callable[..., Any] | None) -> None:
+    """Give a module its class's forward again, or the one that somebody's hook had put there."""
+    module.__dict__.pop("forward", None)
+    if own is not None:
+        module.forward = own
+
+
+def _shown(operations: Sequence[Operation]) -> Iterator[Operation]:
+    from rich.progress import track
+
+    yield from track(operations, description="merge")

@@ -1,0 +1,109 @@
+"""The origin of a build: its recipe and its inputs, found again from its provenance and held to its manifest.
+
+Provenance is outside every hash, so it is only asked where to look; whether what lies there is what the build was made
+of, the manifest's digests say.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_build.checkpoint import INDEX_NAME
+from lora_build.errors import SourceError, VerificationError
+from lora_build.manifest import PROVENANCE_NAME, Manifest
+from lora_build.provenance import Recorded, read
+from lora_build.recipe import Numerics, Recipe, Tied, is_local, resolve_path, selected
+from lora_build.recipe_check import from_mapping
+from lora_build.resolve import resolve
+from lora_build.sources import Source, digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a build was made of.
+
+    Attributes:
+        recipe: its recipe, Hub repositories at the commits that were read.
+        sources: where its inputs are, by `base` and `adapters.<name>`.
+        base_config: the base's config.json.
+        shards: the base's weight files.
+    """
+
+    recipe: Recipe
+    sources: Mapping[str, Source]
+    base_config: Mapping[str, Any]
+    shards: tuple[str, ...]
+
+
+def reopen(directory: Path, manifest: Manifest) -> Origin:
+    """Return what a build was made of.
+
+    Raises:
+        SourceError: an input is no longer where it was, or the build has no provenance.
+        VerificationError: another one is there; names each file that differs.
+    """
+    path = directory / PROVENANCE_NAME
+    if not path.is_file():
+        raise SourceError(f"{directory}: has no {PROVENANCE_NAME}, which says where base and adapters are")
+    recorded = read(path.read_bytes(), str(path))
+    recipe = _recipe(directory, recorded)
+    recipe.tied = Tied(manifest.plan["options"]["tied"])
+    recipe.numerics = Numerics(str(manifest.plan["options"]["numerics"]).partition("-")[0])
+    resolved = resolve(recipe)
+    base = resolved.inputs.base
+    names = ("config.json", *((INDEX_NAME,) if base.is_sharded else ()), *base.shards)
+    problems = _check_base(resolved.sources["base"], names, manifest)
+    problems += _check_adapters(recipe, resolved.sources, manifest)
+    if problems:
+        raise VerificationError("\n  ".join((f"{directory}: its inputs are no longer what it was made of:", *problems)))
+    return Origin(recipe=recipe, sources=resolved.sources, base_config=base.config, shards=base.shards)
+
+
+def _recipe(directory: Path, recorded: Recorded) -> Recipe:
+    """Return the recipe of a build, with the folder that its relative paths begin at and with fixed revisions."""
+    data = dict(recorded.recipe)
+    for role, commit in recorded.commits.items():
+        part = data["base"] if role == "base" else data["adapters"][role.removeprefix("adapters.")]
+        part["revision"] = commit
+    roots = [*([directory / recorded.root] if recorded.root else []), Path.cwd()]
+    recipes = [from_mapping({**data, "root": str(root.resolve())}, where=PROVENANCE_NAME) for root in roots]
+    return next((recipe for recipe in recipes if _is_there(recipe)), recipes[0])
+
+
+def _is_there(recipe: Recipe) -> bool:
+    sources = [recipe.base.source, *(spec.source for spec in selected(recipe).values())]
+    return all(resolve_path(recipe, source).is_dir() for source in sources if is_local(source))
+
+
+def _check_base(source: Source, names: tuple[str, ...], manifest: Manifest) -> list[str]:
+    promised = {file["path"]: file["sha256"] for file in manifest.plan["base"]["files"]}
+    return [
+        f"base: {source.uri}: {name} has {found}, the manifest {promised.get(name, 'does not have it')}"
+        for name in names
+        if (found := digest(source, name)) != promised.get(name)
+    ]
+
+
+def _check_adapters(recipe: Recipe, sources: Mapping[str, Source], manifest: Manifest) -> list[str]:
+    """Return what is wrong with the adapters; each must be one of the manifest's, with its weight."""
+    left = list(manifest.plan["adapters"])
+    problems = []
+    for name, spec in selected(recipe).items():
+        source = sources[f"adapters.{name}"]
+        found = next((entry for entry in left if _is_same(entry, spec.weight, source)), None)
+        if found is None:
+            problems.append(
+                f"adapters.{name}: {source.uri} with weight {spec.weight:g} is none of the adapters in the manifest; "
+                "was it trained anew, or is another one there?"
+            )
+        else:
+            left.remove(found)
+    return problems + [f"the manifest has an adapter of weight {entry['weight']} that the recipe lacks"
+                       for entry in left if not problems]  # fmt: skip
+
+
+def _is_same(entry: Mapping[str, Any], weight: float, source: Source) -> bool:
+    return entry["weight"] == repr(float(weight)) and all(
+        file["path"] in source.files and digest(source, file["path"]) == file["sha256"] for file in entry["files"]
+    )
