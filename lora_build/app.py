@@ -147,7 +147,7 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             hint = did_you_mean(word, _COMMANDS) or f"; to build: lora-build recipe={word}"
             raise RecipeError(f"'{word}' is no command and no KEY=VALUE{hint}")
-    return flags, recipe_files.with_check(overrides)
+    return flags, overrides
 
 
 def _compose(command: str, flags: list[str], overrides: list[str], *, as_json: bool) -> int:

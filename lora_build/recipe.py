@@ -115,9 +115,12 @@ class ForwardSpec:
 
 @dataclass
 class ChecksSpec:
-    """What a build must pass before its output is published."""
+    """What a build must pass before its output is published; `forward` is a `ForwardSpec`, or None for no such check.
 
-    forward: ForwardSpec | None = None
+    It has no type because OmegaConf sets no key of a typed null, as an override of `checks.forward.seed` does.
+    """
+
+    forward: Any = None
 
 
 @dataclass

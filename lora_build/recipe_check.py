@@ -20,7 +20,17 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_build.errors import RecipeError, did_you_mean
-from lora_build.recipe import AdapterSpec, BaseSpec, Packing, Recipe, flatten, is_local, parse_size
+from lora_build.recipe import (
+    AdapterSpec,
+    BaseSpec,
+    ChecksSpec,
+    ForwardSpec,
+    Packing,
+    Recipe,
+    flatten,
+    is_local,
+    parse_size,
+)  # fmt: skip
 
 
 def from_mapping(mapping: Mapping[str, Any] | Recipe, *, where: str = "recipe") -> Recipe:
@@ -45,6 +55,8 @@ def from_mapping(mapping: Mapping[str, Any] | Recipe, *, where: str = "recipe") 
     refuse(where, _check_whole(found))
     recipe: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), found))
     recipe.adapters = {name: _adapter(spec) for name, spec in found["adapters"].items()}
+    if (forward := found["checks"]["forward"]) is not None:
+        recipe.checks.forward = ForwardSpec(**forward)
     return typing.cast("Recipe", recipe)
 
 
@@ -106,7 +118,7 @@ def _check_keys(value: object, kind: Any, path: str) -> Iterator[str]:
     if not isinstance(value, Mapping):
         yield _expected(path, "a mapping of keys to values", value)
         return
-    known = typing.get_type_hints(kind)
+    known = typing.get_type_hints(kind) | ({"forward": ForwardSpec | None} if kind is ChecksSpec else {})
     for key, item in value.items():
         inner = f"{path}.{key}" if path else str(key)
         if key in known:

@@ -9,7 +9,7 @@ recipes/sweep/grid.yaml     a sweep: sweep=grid
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,12 +176,6 @@ def _refusal(problem: str, at: Any) -> yaml.MarkedYAMLError:
 def expand_override(text: str) -> str:
     """Return an override with the shorthand of a source written out, as a file may have it; other keys stay as set."""
     return re.sub(r"^(\+{0,2}recipe\.(?:base|adapters\.[\w-]+))=(?!\{|\[|null$|$)", r"\1.source=", text)
-
-
-def with_check(overrides: Sequence[str]) -> list[str]:
-    """Return overrides that ask for a check before they set its keys: OmegaConf cannot set a key of null."""
-    asks = any(re.match(r"\+{0,2}recipe\.checks\.forward\.", text) for text in overrides)
-    return ["recipe.checks.forward={}", *overrides] if asks else list(overrides)
 
 
 def _from_the_top(item: Any) -> Any:

@@ -137,7 +137,7 @@ class RecipeSearchPath(SearchPathPlugin):
 
 def compose(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Return one recipe, checked. Hydra is left as it was found."""
-    overrides = recipe_files.with_check([recipe_files.expand_override(text) for text in overrides])
+    overrides = [recipe_files.expand_override(text) for text in overrides]
     with _plain_errors(), _hydra_kept():
         _register()
         check_overrides(overrides)
@@ -253,6 +253,7 @@ def _register() -> None:
     if "lora_build_schema.yaml" not in ConfigStore.instance().repo:
         schema = OmegaConf.structured(Config)
         OmegaConf.set_struct(schema.recipe.adapters, False)  # an override may add an adapter without a +
+        OmegaConf.set_struct(schema.recipe.checks, False)  # or a key of a check
         ConfigStore.instance().store(name="lora_build_schema", node=schema, provider="lora-build")
 
 

@@ -34,7 +34,7 @@ from lora_build.errors import LoraBuildError
 from lora_build.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, canonical_json, read_manifest
 from lora_build.methods import Update
 from lora_build.pipeline import prepare
-from lora_build.recipe import AdapterSpec, Recipe
+from lora_build.recipe import AdapterSpec, ForwardSpec, Recipe
 from lora_build.recipe_check import from_mapping
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -117,11 +117,11 @@ def schema(kind: Any = Recipe, path: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, hint in typing.get_type_hints(kind).items():
         found[f"{path}{key}"] = hint
-        inner = next((h for h in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(h)), None)
-        if inner and key != "adapters":
-            found |= schema(inner, f"{path}{key}.")
+        if dataclasses.is_dataclass(hint):
+            found |= schema(hint, f"{path}{key}.")
     if kind is Recipe:
         found |= {"adapters.NAME": AdapterSpec} | schema(AdapterSpec, "adapters.NAME.")
+        found |= schema(ForwardSpec, "checks.forward.")
     return found
 
 

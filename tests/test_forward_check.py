@@ -476,13 +476,14 @@ def test_a_check_can_be_asked_for_on_the_command_line(tmp_path: Path, monkeypatc
         for name, *overrides in (
             ("x",),
             ("x", "recipe.checks.forward={}"),
+            ("x", "recipe.checks.forward={seed: 4}"),
             ("x", "recipe.checks.forward.prompts=./a/p-1.txt", "recipe.checks.forward.seed=2"),
             ("y", "recipe.checks.forward.seed=3"),
             ("y", "recipe.checks.forward=null"),
         )
     ]
     assert [spec and (spec.prompts, spec.seed) for spec in specs] == [
-        None, (None, 0), ("./a/p-1.txt", 2), ("./p.txt", 3), None,
+        None, (None, 0), (None, 4), ("./a/p-1.txt", 2), ("./p.txt", 3), None,
     ]  # fmt: skip
 
 
