@@ -1250,6 +1250,28 @@ def test_a_head_of_several_layers_gets_the_labels_of_its_last_one(biases: str, t
     assert drift(answer(load(cls, out)), answer(peft.eval())) < RIGHT
 
 
+def test_a_head_on_a_part_that_neither_base_nor_adapter_has_is_refused(tmp_path: Path) -> None:
+    sizes = SIZES | {"pad_token_id": 0, "type_vocab_size": 1}
+    base = make_base(tmp_path / "base", transformers.BertForMaskedLM, transformers.BertConfig(**sizes))
+    with hushed():
+        model = transformers.BertForSequenceClassification.from_pretrained(base, num_labels=3)
+        peft = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query"]))  # type: ignore[arg-type]
+        peft.save_pretrained(str(tmp_path / "math"))
+
+    with pytest.raises(
+        lora_build.PlanError, match=r"needs bert\.pooler\.dense\.bias, bert\.pooler\.dense\.weight, which"
+    ):
+        build(tmp_path, base, tmp_path / "math")
+
+
+def test_a_replicated_layer_that_the_base_has_not_is_refused(tmp_path: Path) -> None:
+    small.make_base(tmp_path / "base", num_hidden_layers=2)
+    small.make_adapter(tmp_path / "math", layer_replication=[[0, 3]])
+
+    with pytest.raises(lora_build.PlanError, match="layer_replication wants layer 2, the base has 2"):
+        build(tmp_path, tmp_path / "base", tmp_path / "math")
+
+
 def test_a_head_without_a_task_is_that_of_the_class_that_peft_noted(tmp_path: Path) -> None:
     base = llama(tmp_path / "base")
     cls = transformers.LlamaForSequenceClassification
