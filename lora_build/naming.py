@@ -17,7 +17,7 @@ from lora_build.conversion import UnsupportedConversionError, convert
 from lora_build.errors import SourceError
 from lora_build.parameters import Parameter, Part
 
-__all__ = ["DiskNames", "Names", "Parameter", "Part", "Ties", "is_conv1d", "read_ties"]
+__all__ = ["Names", "Parameter", "Part", "Ties", "is_conv1d", "read_ties"]
 
 # transformers' Conv1D stores [in, out]; its users by model_type, as `grep "Conv1D(" transformers/models` lists them.
 # gpt_neo and gpt_bigcode use the same leaf names for ordinary Linear layers, so the leaf alone does not tell.
@@ -184,21 +184,6 @@ def _read_model(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
             reason = f"transformers stores it through {error}, which cannot be followed yet"
             unsupported |= dict.fromkeys(conversion.parameters, reason)
     return _Model(parameters=parameters, unsupported=unsupported, fed_by=fed_by, architecture=architecture)
-
-
-@dataclass(frozen=True, slots=True)
-class DiskNames:
-    """The tensor names of a base, and how to find an adapter's parameters among them."""
-
-    on_disk: frozenset[str]
-
-    def find(self, parameter: str) -> str | None:
-        """Return the disk name of an in-memory parameter path: the same, or one leading part shorter or longer."""
-        return parameter if parameter in self.on_disk else _Index(self.on_disk).find(parameter)
-
-    def nearest(self, parameter: str) -> str:
-        """Return `; nearest in the base: ...` or an empty string."""
-        return _nearest(parameter, self.on_disk)
 
 
 def is_conv1d(config: Mapping[str, Any], module: str) -> bool | None:

@@ -307,6 +307,37 @@ def test_peft_3711_shared_dense_and_routed_experts_are_not_lost(family: str, tmp
     assert_merged(out, base, {f"{m}.weight": before[f"{m}.weight"].double() + delta(math, m) for m in modules})
 
 
+def nemotron(folder: Path) -> Path:
+    """Save a mixture whose experts have no gate: up_proj and down_proj alone."""
+    config = transformers.NemotronHConfig(
+        **SIZES | {"num_hidden_layers": 2}, layers_block_type=["moe", "attention"], head_dim=8, n_routed_experts=4,
+        n_shared_experts=1, moe_intermediate_size=12, moe_shared_expert_intermediate_size=12, num_experts_per_tok=2,
+    )  # fmt: skip
+    return make_base(folder, transformers.NemotronHForCausalLM, config)
+
+
+def test_nemo_1755_3284_3439_experts_without_a_gate_are_merged_by_the_names_of_their_files(tmp_path: Path) -> None:
+    base = nemotron(tmp_path / "base")
+    before = tensors(base)
+    modules = {n.removesuffix(".weight"): tuple(t.shape) for n, t in before.items() if "_proj.weight" in n}
+    assert sum(".experts." in module for module in modules) == 8
+    math = write_adapter(tmp_path / "math", modules)
+
+    out = build(tmp_path, base, math)
+
+    assert_merged(out, base, {f"{m}.weight": before[f"{m}.weight"].double() + delta(math, m) for m in modules})
+
+
+def test_nemo_1755_3284_3439_experts_without_a_gate_are_merged_by_their_names_in_memory(tmp_path: Path) -> None:
+    base = nemotron(tmp_path / "base")
+    cls = transformers.NemotronHForCausalLM
+    parameters = ["experts.up_proj", "experts.down_proj"]
+    math = train(cls, base, tmp_path / "math", target_modules=["q_proj"], target_parameters=parameters)
+
+    assert drift(answer(load(cls, base)), math.answer) > WRONG
+    assert drift(answer(load(cls, build(tmp_path, base, math.folder))), math.answer) < RIGHT
+
+
 def test_peft_drops_embed_out_of_gpt_neox(tmp_path: Path) -> None:
     cls = transformers.GPTNeoXForCausalLM
     config = {k: v for k, v in SIZES.items() if k != "num_key_value_heads"}
