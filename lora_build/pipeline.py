@@ -295,9 +295,12 @@ def free_bytes_for(prepared: Prepared) -> int:
 def memory_bytes(prepared: Prepared) -> int:
     """Return an estimate of the memory that a build takes: torch, blocks, and the factors of its largest merge.
 
-    `engine: memory` holds the model besides, and every adapter; a forward check holds one model in float32.
+    `numerics: peft` works on whole parameters; `engine: memory` holds the model besides, and every adapter; a forward
+    check holds one model in float32.
     """
     stream = _RUNTIME_BYTES + max((_factor_bytes(op) for op in prepared.plan.operations), default=0)
+    if prepared.plan.repeats_peft:
+        stream += max((_parameter_bytes(op) for op in prepared.plan.operations), default=0)
     if prepared.recipe.engine is Engine.memory:
         stream += sum(tensor.num_bytes for tensor in prepared.base.tensors.values()) + _adapter_bytes(prepared)
     if prepared.recipe.checks.forward is None:
@@ -311,6 +314,14 @@ def _adapter_bytes(prepared: Prepared) -> int:
     return sum(
         prepared.sources[role].files[name].size_bytes for role, names in files if role != "base" for name in names
     )
+
+
+def _parameter_bytes(op: Operation) -> int:
+    """Return the memory that peft's merge of a whole parameter takes: its values, delta, result and what it changed."""
+    if not isinstance(op, Merge):
+        return 0
+    of_stack = (u.options.get("experts", 1) for u in op.updates if u.stacked and len(op.source.shape) == 2)
+    return 4 * 8 * op.source.num_elements * int(max(of_stack, default=1))
 
 
 def _factor_bytes(op: Operation) -> int:

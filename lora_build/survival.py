@@ -17,7 +17,8 @@ BARELY = 0.1
 class Share:
     """What one adapter does to one tensor; beside other adapters, the difference that leaving it out would make.
 
-    Beside others it is measured on the tensor's first block of rows, alone on all of it.
+    Beside others it is measured on the tensor's first block of rows, alone on all of it. With `numerics: peft` it is
+    measured on all of it in its turn, beside what the adapters before it left.
 
     Attributes:
         adapter: its name.

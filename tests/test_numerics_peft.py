@@ -29,6 +29,8 @@ from lora_build.checkpoint import TensorInfo
 from lora_build.methods import Layer, methods
 from lora_build.peft_layers import as_in_peft
 from lora_build.peft_numerics import Deltas, merge
+from lora_build.pipeline import memory_bytes, prepare
+from lora_build.recipe_check import from_mapping
 
 Tensors = Mapping[str, Tensor]
 DTYPES = ("bfloat16", "float16", "float32")
@@ -283,6 +285,14 @@ def test_the_manifest_says_that_the_bits_are_those_of_this_environment(folder: P
 
     assert manifest.plan["options"]["numerics"] == "peft-0.21"
     assert manifest.reproducibility == "environment"
+
+
+def test_a_plan_counts_the_whole_parameters_that_pefts_merge_holds(folder: Path) -> None:
+    exact, peft = (
+        memory_bytes(prepare(from_mapping(_small(folder, numerics=numerics)))) for numerics in ("exact", "peft")
+    )
+
+    assert peft - exact == 4 * 8 * 8 * 6  # four float64 of a weight [8, 6]
 
 
 def test_the_order_of_adapters_is_part_of_the_build_key(folder: Path) -> None:
