@@ -1,8 +1,9 @@
 """`LoraModel`: adapters on a live model, applied unmerged in its forward, merged exactly, taken off again.
 
 A drop-in for `peft.PeftModel` in the workflow of merging (peft/peft_model.py, peft/tuners/tuners_utils.py
-merge_and_unload): the same names and meanings. Outside of a call the base model is as it was; only merging changes it.
-The plan, the methods and the arithmetic are those of a build, so a merged model has the bits of the built checkpoint.
+merge_and_unload): the same names and meanings. Whoever calls the base model or a part of it gets the adapters' answer;
+its weights are as they were, and only merging changes them. The plan, the methods and the arithmetic are those of a
+build, so a merged model has the bits of the built checkpoint.
 """
 
 import math
@@ -19,11 +20,12 @@ from torch import Tensor, nn
 
 from lora_build.adapter import Adapter, open_adapter
 from lora_build.arithmetic import self_test
+from lora_build.attached import NOTHING, Applied, Attached
 from lora_build.checkpoint import TensorInfo
 from lora_build.draft import make_draft
 from lora_build.errors import PlanError, RecipeError, did_you_mean
 from lora_build.live import TORCH_DTYPES, LiveModel, Place, check_finite, merged
-from lora_build.methods import Call, Update, methods
+from lora_build.methods import Update, methods
 from lora_build.methods._lora_forward import without_offsets
 from lora_build.operations import Merge, Operation
 from lora_build.parameters import Part
@@ -31,8 +33,8 @@ from lora_build.recipe import AdapterSpec, Packing, Recipe, Tied
 from lora_build.resolve import digests_of, open_source, split_reference
 from lora_build.sources import Source, sizes
 
-_Path = str | os.PathLike[str]
 _Loaded = tuple[Update, Mapping[str, Tensor]]
+_Path = str | os.PathLike[str]
 _TIE, _HEAD = "tie_word_embeddings", "architectures"  # keys of config.json
 
 
@@ -71,14 +73,6 @@ class _Plan:
     tied: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Applied:
-    """How the model's forward applies some adapters: modules with another forward, parameters with other values."""
-
-    forwards: Mapping[str, Sequence[_Loaded]]
-    values: Mapping[str, Tensor]
-
-
 class LoraModel(nn.Module):
     """A model with adapters.
 
@@ -104,11 +98,10 @@ class LoraModel(nn.Module):
         self._tied = Tied(tied)
         self._modules_to_save = modules_to_save
         self._opened: dict[str, _Opened] = {}
-        self._applied: _Applied | None = None
+        self._applied: Applied | None = None
         self._disabled = False
         self._undo: list[Callable[[], None]] = []
-        self._worn: _Applied | None = None
-        self._take_down: list[Callable[[], None]] = []
+        self._attached = Attached(model, self._now)
 
     @classmethod
     def from_pretrained(
@@ -139,6 +132,8 @@ class LoraModel(nn.Module):
         """
         if adapter_name in self._opened:
             raise RecipeError(f"adapter '{adapter_name}' is loaded already; delete_adapter first, or use another name")
+        if self._attached.others():
+            raise RecipeError("the model is in another LoraModel; load_adapter there, or unload() that one first")
         source, found = split_reference("adapter", adapter)
         spec = AdapterSpec(source=source, revision=revision or found, expert_packing=Packing(expert_packing))
         role = f"adapters.{adapter_name}"
@@ -148,10 +143,11 @@ class LoraModel(nn.Module):
         )
         self._opened[adapter_name] = _Opened(adapter=opened, source=opened_source)
         try:
-            self._plan([adapter_name])
+            plan = self._plan([adapter_name])
         except BaseException:
             del self._opened[adapter_name]
             raise
+        self._attached.add(self._changed(plan))
         if len(self._opened) == 1:
             self.set_adapter(adapter_name)
 
@@ -168,6 +164,8 @@ class LoraModel(nn.Module):
         del self._opened[adapter_name]
         self.active_adapters = [name for name in self.active_adapters if name != adapter_name]
         self._applied = None
+        if not self._opened:
+            self._attached.remove()
 
     def set_scale(self, adapter_name: str, scale: float) -> None:
         """Set an adapter's weight, the factor of its whole update; 1 is what it was trained with."""
@@ -211,8 +209,7 @@ class LoraModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the base model's output with the active adapters applied, or the merged ones where some are merged."""
-        with self._adapted():
-            return self.base_model(*args, **kwargs)
+        return self.base_model(*args, **kwargs)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         """Move or convert the model (`to`, `float`, `cuda`); what was made for its old dtypes is made anew."""
@@ -221,8 +218,7 @@ class LoraModel(nn.Module):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the base model generates with the active adapters applied."""
-        with self._adapted():
-            return self.base_model.generate(*args, **kwargs)  # type: ignore[operator]
+        return self.base_model.generate(*args, **kwargs)  # type: ignore[operator]
 
     def __getattr__(self, name: str) -> Any:
         """Return what the wrapper has not from the base model: its config, device and so on."""
@@ -283,6 +279,7 @@ class LoraModel(nn.Module):
         return self._take_off()
 
     def _take_off(self) -> nn.Module:
+        self._attached.remove()
         self._opened, self.active_adapters, self.merged_adapters, self._applied = {}, [], [], None
         return self.base_model
 
@@ -354,6 +351,7 @@ class LoraModel(nn.Module):
         if double := [op.name for op in plan.operations if op.dtype == "F64"]:
             raise PlanError([f"base: {double[0]} is F64; merging needs F32, F16 or BF16 ({len(double)} such tensors)"])
         self_test()
+        self._attached.wear(NOTHING)
         self.unmerge_adapter()
         try:
             for operation in _shown(plan.operations) if progressbar else plan.operations:
@@ -395,41 +393,24 @@ class LoraModel(nn.Module):
 
     # --- the forward ----------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _adapted(self) -> Iterator[None]:
-        """Within this context the model's modules apply the active adapters; after it they are as they were.
+    def _now(self) -> Applied:
+        """Return what a call applies by now."""
+        if self._disabled or self.merged_adapters or not self.active_adapters:
+            return NOTHING
+        if self._applied is None:
+            self._applied = self._application(self._plan(self.active_adapters))
+        return self._applied
 
-        A call may lie within another one: a logits processor may ask for the answer without the adapters.
-        """
-        outer = self._worn
-        self._wear(None)
-        try:
-            if not self._disabled and not self.merged_adapters and self.active_adapters:
-                self._applied = self._applied or self._application(self._plan(self.active_adapters))
-                self._wear(self._applied)
-            yield
-        finally:
-            self._wear(outer)
-
-    def _wear(self, applied: _Applied | None) -> None:
-        """Let the model's modules apply this and nothing else."""
-        while self._take_down:
-            self._take_down.pop()()
-        self._worn = applied
-        for path, values in applied.values.items() if applied else ():
-            module, leaf = self._live.module(path)
-            before = getattr(module, leaf)
-            self._take_down.append(lambda module=module, leaf=leaf, before=before: setattr(module, leaf, before))  # type: ignore[misc]
-            setattr(module, leaf, nn.Parameter(values, requires_grad=False) if leaf in module._parameters else values)
-        for path, updates in applied.forwards.items() if applied else ():
-            module = self.base_model.get_submodule(path)
-            self._take_down.append(partial(_give_back, module, module.__dict__.get("forward")))
-            module.forward = _forward(module, module.forward, updates)
+    def _changed(self, plan: _Plan) -> Iterator[nn.Module]:
+        """Yield the modules whose parameters a plan changes."""
+        changed = [place.parameter for op in plan.operations for place in self._places(plan, op)]
+        for path in (*changed, *(other for tied in plan.tied for other in self._shares(tied))):
+            yield self._live.module(path)[0]
 
     @torch.inference_mode(False)
-    def _application(self, plan: _Plan) -> _Applied:
+    def _application(self, plan: _Plan) -> Applied:
         """Return how a forward applies a plan: low-rank paths where a module calls its weight, else other values."""
-        forwards: dict[str, list[_Loaded]] = {}
+        updates_of: dict[nn.Module, list[_Loaded]] = {}
         values: dict[str, Tensor] = {}
         changes = [(op, [(p, self._updates_of(op, p)) for p in self._places(plan, op)]) for op in plan.operations]
         # a module's weight and bias go the same way: what scales an output scales both
@@ -446,8 +427,8 @@ class LoraModel(nn.Module):
         for operation, places in changes:
             if not any(place.parameter.rpartition(".")[0] in swapped for place, _ in places):
                 for place, updates in places:
-                    path = place.parameter.rpartition(".")[0]
-                    forwards.setdefault(path, []).extend(self._loaded(place, updates or ()))
+                    module, _ = self._live.module(place.parameter)
+                    updates_of.setdefault(module, []).extend(self._loaded(place, updates or ()))
                 continue
             after = merged(operation, self._base_values(plan, operation), self._load)
             if operation.name in plan.members:
@@ -459,7 +440,12 @@ class LoraModel(nn.Module):
                 self._live.write(operation.name, after, values)
         if shared := [path for path in values if path in plan.tied]:
             values |= {other: values[path] for path in shared for other in self._shares(path)}
-        return _Applied(forwards=forwards, values=values)
+        forwards = {m: partial(methods()[u[0][0].method].forward, u) for m, u in updates_of.items()}
+        worn = {self._live.module(path): tensor for path, tensor in values.items()}
+        for (module, leaf), tensor in worn.items():
+            if leaf in module._parameters:
+                worn[module, leaf] = nn.Parameter(tensor, requires_grad=False)
+        return Applied(forwards=forwards, values=worn)
 
     def _loaded(self, place: Place, updates: Sequence[Update]) -> list[_Loaded]:
         """Return the updates of a parameter with their factors, ready for many forwards."""
@@ -510,23 +496,6 @@ class LoraModel(nn.Module):
         for name, tensor in self.base_model.named_parameters(remove_duplicate=False):
             if name != path and tensor.data_ptr() == mine:
                 yield name
-
-
-def _forward(module: nn.Module, base: Callable[..., Tensor], updates: Sequence[_Loaded]) -> Callable[..., Tensor]:
-    """Return a module's forward with updates applied."""
-    method = methods()[updates[0][0].method]
-
-    def forward(input: Tensor) -> Tensor:
-        return method.forward(updates, Call(module=module, input=input, base=base))
-
-    return forward
-
-
-def _give_back(module: nn.Module, own: Callable[..., Any] | None) -> None:
-    """Give a module its class's forward again, or the one that somebody's hook had put there."""
-    module.__dict__.pop("forward", None)
-    if own is not None:
-        module.forward = own
 
 
 def _shown(operations: Sequence[Operation]) -> Iterator[Operation]:

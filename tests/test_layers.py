@@ -11,7 +11,7 @@ FLOORS = [
     {"digests", "parameters", "recipe"},
     {"arithmetic", "checkpoint", "conversion", "recipe_check", "sources", "sinks"},
     {"architecture", "methods", "recipe_files"},
-    {"adapter", "forward_inputs", "forward_trace", "loading", "methods._shared", "naming", "operations"},
+    {"adapter", "attached", "forward_inputs", "forward_trace", "loading", "methods._shared", "naming", "operations"},
     {"live", "methods._lora_merge", "methods._lora_shapes", "methods.trainable_tokens", "replication", "tying"},
     {"methods._lora_forward", "methods._lora_implied"},
     {"heads", "methods.lora", "peft_layers"}
@@ -31,7 +31,7 @@ FLOORS = [
 ]
 ONLY = {"hydra": {"app", "recipe_source"}, "peft": set(), "rich": {"console", "model"}, "yaml": {"recipe_files"}}
 LAZY = {"torch", "transformers", "huggingface_hub", "numpy"}
-EAGER_TORCH = {"arithmetic", "engine", "live", "loading", "memory", "model", "peft_numerics"}
+EAGER_TORCH = {"arithmetic", "attached", "engine", "live", "loading", "memory", "model", "peft_numerics"}
 EAGER_TORCH |= {"forward_check", "forward_inputs", "forward_trace", "methods._lora_forward", "methods._lora_merge"}
 
 

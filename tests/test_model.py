@@ -13,6 +13,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -526,8 +527,7 @@ def test_a_safe_merge_that_fails_leaves_those_merged_that_were(zoo: Zoo, tmp_pat
 
     assert snapshot(model.base_model) == merged
     assert model.merged_adapters == ["fine"]
-    model.unmerge_adapter()
-    assert snapshot(model.base_model) == snapshot(base_model(zoo, TIED))
+    assert snapshot(model.unload()) == snapshot(base_model(zoo, TIED))
 
 
 def test_without_safe_merge_a_nan_is_merged(zoo: Zoo, tmp_path: Path) -> None:
@@ -689,8 +689,7 @@ def test_a_scale_is_a_finite_number(scale: float, zoo: Zoo) -> None:
 
 
 def test_disabling_merged_adapters_takes_them_out_and_merges_them_again(zoo: Zoo) -> None:
-    model = wrapped(zoo, math=MATH)
-    base = logits("llama", model.base_model)
+    model, base = wrapped(zoo, math=MATH), logits("llama", base_model(zoo))
     model.merge_adapter()
     merged = snapshot(model.base_model)
 
@@ -758,7 +757,8 @@ def test_a_wrapper_is_pickled_and_copied_with_its_adapters(zoo: Zoo) -> None:
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(logits("llama", other), expected)
         other.merge_adapter()
-    assert snapshot(model.base_model) == snapshot(base_model(zoo))
+    assert torch.equal(logits("llama", model), expected)
+    assert snapshot(model.unload()) == snapshot(base_model(zoo))
 
 
 # --- modules without a config -------------------------------------------------------------------------------------
@@ -888,7 +888,7 @@ def test_generating_through_the_wrapper_gives_the_merged_models_tokens(zoo: Zoo)
     ids = torch.arange(4, 84).reshape(4, 20)
     options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     before = snapshot(model.base_model)
-    plain = model.base_model.generate(ids, **options)
+    plain = base_model(zoo, TIED).float().generate(ids, **options)
 
     unmerged = model.generate(ids, **options)
 
@@ -946,7 +946,7 @@ def test_a_disabled_adapter_answers_as_the_base_even_within_a_call(zoo: Zoo) -> 
     assert torch.equal(within[1], base)
     assert torch.equal(within[2], adapted)
     assert torch.equal(outer, adapted)
-    assert snapshot(model.base_model) == snapshot(base_model(zoo, TIED))
+    assert snapshot(model.unload()) == snapshot(base_model(zoo, TIED))
 
 
 def test_switching_adapters_changes_the_answer_and_back(zoo: Zoo) -> None:
@@ -976,13 +976,86 @@ def test_while_adapters_are_merged_the_wrapper_answers_as_the_merged_model(zoo: 
     assert torch.equal(logits("llama", model), expected)
 
 
-def test_two_wrappers_of_one_model_do_not_disturb_each_other(zoo: Zoo) -> None:
+def test_a_model_has_one_wrapper_until_that_is_taken_off(zoo: Zoo) -> None:
+    """Both would add their adapters to every answer, as with peft."""
     base = base_model(zoo)
-    math, code = (LoraModel.from_pretrained(base, zoo.adapter(LLAMA, adapter)) for adapter in (MATH, CODE))
-    first, second = logits("llama", math), logits("llama", code)
-    assert torch.equal(first, logits("llama", wrapped(zoo, math=MATH)))
-    assert torch.equal(second, logits("llama", wrapped(zoo, code=CODE)))
-    assert torch.equal(logits("llama", base), logits("llama", base_model(zoo)))
+    first, second = LoraModel.from_pretrained(base, zoo.adapter(LLAMA, MATH)), LoraModel(base)
+    for other in (second, LoraModel(first)):
+        with pytest.raises(RecipeError, match=r"in another LoraModel; load_adapter there, or unload\(\)"):
+            other.load_adapter(zoo.adapter(LLAMA, CODE), "code")
+
+    first.delete_adapter("default")
+    second.load_adapter(zoo.adapter(LLAMA, CODE), "code")
+
+    assert torch.equal(logits("llama", second), logits("llama", wrapped(zoo, code=CODE)))
+    assert snapshot(second.unload()) == snapshot(base_model(zoo))
+
+
+@pytest.mark.parametrize(("spec", "adapter"), [(LLAMA, MATH), (TIED, TIED_MATH)], ids=["beside", "in-place"])
+def test_whoever_calls_a_part_of_the_model_gets_the_adapters_answer(
+    spec: PicoBase, adapter: PicoAdapter, zoo: Zoo
+) -> None:
+    model, merged = wrapped(zoo, spec, math=adapter).float(), wrapped(zoo, spec, math=adapter).float()
+    merged = merged.merge_and_unload()
+    x = merged.model.embed_tokens(IDS)
+
+    for call in (
+        lambda one: one.model(IDS).last_hidden_state,
+        lambda one: one.get_decoder()(IDS).last_hidden_state,
+        lambda one: one.model.layers[1].mlp.down_proj(one.model.layers[1].mlp.up_proj(x)),
+        lambda one: one.lm_head(x),
+        lambda one: one.get_input_embeddings()(IDS),
+    ):
+        assert relative(call(model).detach(), call(merged).detach()) < 1e-5
+    assert relative(logits("llama", model.base_model), logits("llama", merged)) < 1e-5
+    assert snapshot(model.base_model).bits == snapshot(base_model(zoo, spec).float()).bits
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize(("spec", "adapter"), [(LLAMA, MATH), (TIED, TIED_MATH)], ids=["beside", "in-place"])
+def test_a_checkpointed_layer_applies_the_adapters_in_the_backward_pass_too(
+    spec: PicoBase, adapter: PicoAdapter, use_reentrant: bool, zoo: Zoo
+) -> None:
+    model = wrapped(zoo, spec, math=adapter).float().train()
+    x, gradients = base_model(zoo, spec).float().model.embed_tokens(IDS).detach(), []
+    for checkpoints in (False, True):
+        if checkpoints:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # the name until transformers 5.20
+                model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        x = x.detach().requires_grad_()
+        model(inputs_embeds=x).logits.square().sum().backward()
+        gradients.append(x.grad)
+    assert gradients[0] is not None
+    assert torch.equal(*gradients)
+
+
+def test_threads_may_call_one_model(zoo: Zoo) -> None:
+    model = wrapped(zoo, TIED, math=TIED_MATH).float()
+    expected, before = logits("llama", model), snapshot(model.base_model)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: logits("llama", model), range(60)))
+    sys.setswitchinterval(interval)
+    assert all(torch.equal(answer, expected) for answer in answers)
+    assert snapshot(model.base_model) == before
+
+
+def test_a_compiled_wrapper_follows_its_adapters(zoo: Zoo) -> None:
+    model = wrapped(zoo, math=MATH, code=CODE)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    answers = []
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about Python's innards
+        for active in ("math", "code", ["math", "code"]):
+            model.set_adapter(active)
+            expected = logits("llama", model)
+            answers.append(logits("llama", compiled))
+            assert torch.equal(answers[-1], expected)
+        with model.disable_adapter():
+            assert torch.equal(logits("llama", compiled), logits("llama", base_model(zoo)))
+    assert relative(answers[0], answers[1]) > 1e-3
 
 
 def test_hooks_that_others_put_on_a_module_stay(zoo: Zoo) -> None:
