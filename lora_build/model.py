@@ -372,7 +372,9 @@ class LoraModel(nn.Module):
         if operation.name in plan.members:
             module, leaf = self._live.module(plan.members[operation.name][0])
             before = getattr(module, leaf)
-            setattr(module, leaf, nn.Parameter(values.clone().to(before.device), requires_grad=before.requires_grad))
+            with torch.inference_mode(False):  # whatever mode merges, the parameter can be trained
+                after = nn.Parameter(values.clone().to(before.device), requires_grad=before.requires_grad)
+            setattr(module, leaf, after)
             self._undo.append(lambda: setattr(module, leaf, before))
             return
         if keep:
@@ -499,6 +501,7 @@ class LoraModel(nn.Module):
 
 
 def _shown(operations: Sequence[Operation]) -> Iterator[Operation]:
+    from rich.console import Console
     from rich.progress import track
 
-    yield from track(operations, description="merge")
+    yield from track(operations, description="merge", console=Console(stderr=True))

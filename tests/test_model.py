@@ -174,6 +174,21 @@ def test_a_merged_model_is_saved_loaded_pickled_and_copied_like_any_other(zoo: Z
     ]  # fmt: skip
 
 
+def test_a_progress_bar_leaves_stdout_to_the_program(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+    wrapped(zoo, math=MATH).merge_and_unload(progressbar=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "merge" in err
+
+
+def test_a_model_merged_in_inference_mode_can_be_trained(zoo: Zoo) -> None:
+    model = wrapped(zoo, TIED, math=TIED_MATH)
+    with torch.inference_mode():
+        merged = model.merge_and_unload()
+    merged(IDS, labels=IDS).loss.backward()
+    assert merged.lm_head.weight.grad is not None
+
+
 def test_a_merged_model_can_be_compiled(zoo: Zoo) -> None:
     merged = wrapped(zoo, math=MATH).merge_and_unload()
     with warnings.catch_warnings(), torch.no_grad():
