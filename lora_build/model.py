@@ -182,14 +182,14 @@ class LoraModel(nn.Module):
     def disable_adapter(self) -> Iterator[None]:
         """Within this context the model answers as its base does; what is merged is taken out and merged again."""
         before, self._disabled = self._disabled, True
-        together = list(self.merged_adapters)
+        together = self.merged_adapters
         self.unmerge_adapter()
         try:
             yield
         finally:
             self._disabled = before
-            if together:
-                self.merge_adapter(together)
+            if again := [name for name in together if name in self._opened]:
+                self.merge_adapter(again)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Refuse: the base's own method would write the base, and peft's writes adapters.
@@ -238,8 +238,11 @@ class LoraModel(nn.Module):
             safe_merge: whether a value that is not finite is an error, after which the model is as it was.
 
         Raises:
+            RecipeError: a name is unknown, or adapters are disabled: what is merged cannot be.
             MergeError: `safe_merge` found one, or this machine's arithmetic fails the self-test.
         """
+        if self._disabled:
+            raise RecipeError("merge_adapter: adapters are disabled; leave disable_adapter() first")
         self._merge(adapter_names, safe_merge=safe_merge, keep=True, progressbar=False)
 
     def unmerge_adapter(self) -> None:

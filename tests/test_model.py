@@ -715,6 +715,26 @@ def test_disabling_merged_adapters_takes_them_out_and_merges_them_again(zoo: Zoo
     assert model.merged_adapters == ["math"]
 
 
+def test_nothing_is_merged_while_adapters_are_disabled(zoo: Zoo) -> None:
+    model = wrapped(zoo, math=MATH)
+    with model.disable_adapter():
+        with pytest.raises(RecipeError, match=r"leave disable_adapter\(\) first"):
+            model.merge_adapter()
+        assert torch.equal(logits("llama", model), logits("llama", base_model(zoo)))
+    assert model.merged_adapters == []
+
+
+def test_what_is_deleted_or_taken_off_while_disabled_is_not_merged_again(zoo: Zoo) -> None:
+    model = wrapped(zoo, math=MATH, code=CODE)
+    model.merge_adapter(["math", "code"])
+    with model.disable_adapter():
+        model.delete_adapter("math")
+    assert model.merged_adapters == ["code"]
+    with model.disable_adapter():
+        base = model.unload()
+    assert snapshot(base) == snapshot(base_model(zoo))
+
+
 def test_a_merged_adapter_keeps_its_scale(zoo: Zoo) -> None:
     model = wrapped(zoo, math=MATH)
     model.merge_adapter()
