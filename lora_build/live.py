@@ -163,15 +163,26 @@ def merged(operation: Operation, W: Tensor, load: Load) -> Tensor:
     return out.reshape(operation.source.shape)
 
 
-def check_finite(operation: Operation, values: Tensor) -> None:
-    """Raise MergeError, as `safe_merge` asks, if a merged value is not finite."""
+def check_finite(operation: Operation, W: Tensor, values: Tensor, load: Load) -> None:
+    """Raise MergeError, as `safe_merge` asks, if a merged value is not finite; `merged` has the arguments."""
     if values.is_floating_point() and not all_finite(values):
-        names = sorted({update.adapter for update in operation.updates}) if isinstance(operation, Merge) else []
         at = torch.nonzero(~torch.isfinite(values))[0].tolist()
-        raise MergeError(
-            f"safe_merge: {operation.name}{at} is not finite with adapter "
-            f"{', '.join(names) or operation.source.source}; the model is as it was"
-        )
+        why = _why_not_finite(operation, W.reshape(values.shape)[tuple(at)], load)
+        raise MergeError(f"safe_merge: {operation.name}{at} is not finite: {why}; the model is as it was")
+
+
+def _why_not_finite(operation: Operation, before: Tensor, load: Load) -> str:
+    """Return whose fault a value is that is not finite, from what it was in the base."""
+    if operation.source.source == "base" and not torch.isfinite(before):
+        return "the base has a NaN or infinity there"
+    updates = operation.updates if isinstance(operation, Merge) else ()
+    factors = [operation.source, *(tensor for update in updates for tensor in update.factors.values())]
+    taken = [tensor for tensor in factors if tensor.source != "base"]
+    for tensor in taken:
+        if not all_finite(load(tensor)):
+            return f"{tensor.source} has a NaN or infinity in {tensor.name}"
+    names = ", ".join(sorted({tensor.source for tensor in taken}))
+    return f"with {names} it exceeds {operation.dtype}; lower the scale, or convert the model to float32"
 
 
 def _own(model: nn.Module) -> Iterator[str]:

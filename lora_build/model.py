@@ -358,9 +358,10 @@ class LoraModel(nn.Module):
         self.unmerge_adapter()
         try:
             for operation in _shown(plan.operations) if progressbar else plan.operations:
-                values = merged(operation, self._base_values(plan, operation), self._load)
+                W = self._base_values(plan, operation)
+                values = merged(operation, W, self._load)
                 if safe_merge:
-                    check_finite(operation, values)
+                    check_finite(operation, W, values, self._load)
                 self._put(plan, operation, values, keep=keep)
             self._set_config(plan.config_changes)
         except BaseException:

@@ -545,6 +545,22 @@ def test_a_safe_merge_that_fails_leaves_those_merged_that_were(zoo: Zoo, tmp_pat
     assert snapshot(model.unload()) == snapshot(base_model(zoo, TIED))
 
 
+def test_a_nan_of_the_base_is_not_put_down_to_the_adapters(zoo: Zoo) -> None:
+    model = wrapped(zoo, math=MATH)
+    model.base_model.model.layers[0].self_attn.q_proj.weight.data[1, 2] = float("nan")
+    with pytest.raises(MergeError, match=r"layers\.0\.self_attn\.q_proj\.weight\[1, 2\].*the base has a NaN") as caught:
+        model.merge_adapter(safe_merge=True)
+    assert "math" not in str(caught.value)
+
+
+def test_of_two_adapters_the_one_with_a_nan_is_named(zoo: Zoo, tmp_path: Path) -> None:
+    model = wrapped(zoo, fine=MATH)
+    model.load_adapter(broken(zoo, tmp_path / "nan", float("nan")), "sick")
+    with pytest.raises(MergeError, match=r"adapters\.sick has a NaN or infinity in base_model.*lora_B") as caught:
+        model.merge_adapter(["fine", "sick"], safe_merge=True)
+    assert "fine" not in str(caught.value)
+
+
 def test_without_safe_merge_a_nan_is_merged(zoo: Zoo, tmp_path: Path) -> None:
     model = LoraModel.from_pretrained(base_model(zoo), broken(zoo, tmp_path / "nan", float("nan")))
     merged = model.merge_and_unload()
@@ -554,7 +570,7 @@ def test_without_safe_merge_a_nan_is_merged(zoo: Zoo, tmp_path: Path) -> None:
 def test_an_overflow_of_float16_is_what_safe_merge_is_for(zoo: Zoo) -> None:
     model = wrapped(zoo, PicoBase(arch="llama", dtype="float16"), math=MATH)
     model.set_scale("math", 1e7)
-    with pytest.raises(MergeError, match="math"):
+    with pytest.raises(MergeError, match=r"with adapters\.math it exceeds F16; lower the scale"):
         model.merge_adapter(safe_merge=True)
     model.merge_adapter()
 
