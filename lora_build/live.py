@@ -188,9 +188,11 @@ def _why_not_finite(operation: Operation, before: Tensor, load: Load) -> str:
 def _own(model: nn.Module) -> Iterator[str]:
     """Yield the paths of a model's saved tensors; of those that share memory, the one that the others are tied to."""
     tied = getattr(model, "all_tied_weights_keys", None) or {}
-    state = model.state_dict()
+    state: dict[str, Any] = model.state_dict()
     first: dict[tuple[int, tuple[int, ...]], str] = {}
     for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):  # a module's extra state, or packed weights
+            continue
         root = tied.get(name)
         if root in state and state[root].data_ptr() == tensor.data_ptr():
             continue

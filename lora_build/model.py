@@ -322,6 +322,7 @@ class LoraModel(nn.Module):
         changing = [op for op in operations if isinstance(op, Merge) or op.source.source != "base" or op.name in new]
         begins = {op.name: new.get(op.name, ("", op.name))[1] for op in changing}
         changing = [replace(op, dtype=self._live.dtype(begins[op.name])) for op in changing]
+        self._refuse_tensors(place.parameter for name in begins.values() for place in self._live.places(name))
         places = [place for op in changing for place in self._live.places(op.name)]
         if not hasattr(self.base_model, "all_tied_weights_keys"):
             self._refuse_shared(place.parameter for place in places)
@@ -332,6 +333,21 @@ class LoraModel(nn.Module):
             config_changes=layout.config_changes,
             tied=frozenset(p.parameter for p in kept if layout.knots.shared(p.parameter)),
         )
+
+    def _refuse_tensors(self, paths: Iterable[str]) -> None:
+        """Raise PlanError where parameters are no plain tensors in memory."""
+        issues = []
+        for path in dict.fromkeys(paths):
+            tensor = self._live.tensor(path)
+            if tensor.is_meta:
+                issues.append(
+                    f"base: {path} is on the meta device and has no values; load the model without offloading"
+                )
+            elif type(tensor) is not Tensor:
+                kind = type(tensor).__name__
+                issues.append(f"base: {path} is a {kind}, quantised or spread over devices; load the model plainly")
+        if issues:
+            raise PlanError(issues)
 
     def _refuse_shared(self, paths: Iterable[str]) -> None:
         """Raise PlanError where parameters share memory and no config says what that means."""

@@ -783,6 +783,36 @@ def test_weights_that_a_plain_module_shares_are_refused(tmp_path: Path) -> None:
         LoraModel.from_pretrained(Shared(), tmp_path)
 
 
+def test_weights_without_values_are_refused_by_name(zoo: Zoo) -> None:
+    """accelerate leaves those on the meta device that it keeps on the disk or moves to a GPU for each call."""
+    with pytest.raises(PlanError, match=r"down_proj\.weight is on the meta device .* without offloading"):
+        LoraModel.from_pretrained(base_model(zoo).to("meta"), zoo.adapter(LLAMA, MATH))
+
+
+def test_weights_that_are_no_plain_tensors_are_refused(zoo: Zoo) -> None:
+    class Quantized(Tensor):
+        pass
+
+    base = base_model(zoo)
+    module = base.model.layers[0].mlp.down_proj
+    module.weight = nn.Parameter(module.weight.data.as_subclass(Quantized))
+    with pytest.raises(PlanError, match=r"layers\.0\.mlp\.down_proj\.weight is a Quantized, quantised or spread"):
+        LoraModel.from_pretrained(base, zoo.adapter(LLAMA, MATH))
+
+
+def test_a_modules_state_may_hold_what_is_no_tensor(zoo: Zoo) -> None:
+    """Layers that torch quantised keep packed weights there, those of Transformer Engine their scales."""
+
+    class Kept(nn.Identity):
+        def get_extra_state(self) -> Any:
+            return {"scales": None}
+
+    base = base_model(zoo)
+    base.model.layers[0].extra = Kept()
+    model = LoraModel.from_pretrained(base, zoo.adapter(LLAMA, MATH))
+    assert torch.equal(logits("llama", model), logits("llama", wrapped(zoo, math=MATH)))
+
+
 def test_an_adapter_of_scale_zero_is_as_if_it_were_not_there(zoo: Zoo) -> None:
     model = wrapped(zoo, TIED, math=TIED_MATH)
     logits("llama", model)
