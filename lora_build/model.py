@@ -35,6 +35,17 @@ from lora_build.sources import Source, sizes
 
 _Loaded = tuple[Update, Mapping[str, Tensor]]
 _Path = str | os.PathLike[str]
+_OPTIONS_OF_PEFT: Mapping[str, tuple[Any, str]] = {  # what each has to be, and why
+    "is_trainable": (False, "adapters are applied and merged here; train them with peft"),
+    "autocast_adapter_dtype": (True, "an adapter is computed with in float32, whatever dtype its file has"),
+    "torch_device": (None, "an adapter is put where the weights are that it changes"),
+    "ephemeral_gpu_offload": (False, "an adapter stays where the weights are that it changes"),
+    "low_cpu_mem_usage": (False, "a tensor is read when it is needed, and no random one is made before"),
+    "config": (None, "an adapter's config is the one in its folder"),
+    "key_mapping": (None, "an adapter's names are found without"),
+    "subfolder": (None, "give the folder itself"),
+    "token": (None, "set HF_TOKEN or run `hf auth login`"),
+}
 _TIE, _HEAD = "tie_word_embeddings", "architectures"  # keys of config.json
 
 
@@ -117,7 +128,13 @@ class LoraModel(nn.Module):
         return wrapped.eval()
 
     def load_adapter(
-        self, adapter: _Path, adapter_name: str, *, revision: str | None = None, expert_packing: str = "peft"
+        self,
+        adapter: _Path,
+        adapter_name: str,
+        *,
+        revision: str | None = None,
+        expert_packing: str = "peft",
+        **of_peft: Any,
     ) -> None:
         """Load a further adapter; the first one of a model becomes active, as with peft.
 
@@ -126,10 +143,12 @@ class LoraModel(nn.Module):
             adapter_name: what to call it.
             revision: a Hub repository's revision.
             expert_packing: how it packs expert stacks, `peft` or `unsloth`.
+            of_peft: peft's other options, which have to be what they are by default.
 
         Raises:
             LoraBuildError: it is no adapter that can be merged, or it does not fit the model; with every issue.
         """
+        _check_options(of_peft)
         if adapter_name in self._opened:
             raise RecipeError(f"adapter '{adapter_name}' is loaded already; delete_adapter first, or use another name")
         if self._attached.others():
@@ -518,6 +537,15 @@ class LoraModel(nn.Module):
         for name, tensor in self.base_model.named_parameters(remove_duplicate=False):
             if name != path and tensor.data_ptr() == mine:
                 yield name
+
+
+def _check_options(given: Mapping[str, Any]) -> None:
+    """Raise RecipeError where options of peft mean nothing here, TypeError where it has no such option."""
+    if unknown := [name for name in given if name not in _OPTIONS_OF_PEFT]:
+        raise TypeError(f"load_adapter: no option '{unknown[0]}'{did_you_mean(unknown[0], _OPTIONS_OF_PEFT)}")
+    wrong = [f"{name}: {_OPTIONS_OF_PEFT[name][1]}" for name in given if given[name] != _OPTIONS_OF_PEFT[name][0]]
+    if wrong:
+        raise RecipeError(f"load_adapter: leave out {'; '.join(wrong)}")
 
 
 def _shown(operations: Sequence[Operation]) -> Iterator[Operation]:

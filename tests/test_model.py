@@ -696,6 +696,29 @@ def test_an_adapter_that_does_not_fit_is_refused_with_every_issue_and_the_others
     assert logits("llama", model).isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [({"is_trainable": True}, "train them with peft"), ({"autocast_adapter_dtype": False}, "in float32"),
+     ({"torch_device": "cuda:1"}, "where the weights are"), ({"subfolder": "a"}, "give the folder itself"),
+     ({"token": "secret"}, "set HF_TOKEN")],
+    ids=lambda value: "".join(value) if isinstance(value, dict) else None,
+)  # fmt: skip
+def test_an_option_of_peft_that_means_nothing_here_is_refused_with_the_reason(
+    option: dict[str, Any], why: str, zoo: Zoo
+) -> None:
+    with pytest.raises(RecipeError, match=why) as caught:
+        LoraModel.from_pretrained(base_model(zoo), zoo.adapter(LLAMA, MATH), **option)
+    assert "secret" not in str(caught.value)
+
+
+def test_options_of_peft_may_say_what_is_so_anyway(zoo: Zoo) -> None:
+    options = {"is_trainable": False, "torch_device": None, "subfolder": None, "token": None, "config": None}
+    model = LoraModel.from_pretrained(base_model(zoo), zoo.adapter(LLAMA, MATH), "math", **options)
+    assert model.active_adapters == ["math"]
+    with pytest.raises(TypeError, match="no option 'is_trainabel'; did you mean 'is_trainable'"):
+        model.load_adapter(zoo.adapter(LLAMA, CODE), "code", is_trainabel=False)
+
+
 def test_what_is_no_adapter_is_refused(zoo: Zoo, tmp_path: Path) -> None:
     model = LoraModel(base_model(zoo))
     for path, message in ((zoo.base(LLAMA), "it looks like a whole model"), (tmp_path / "nothing", "does not exist")):
