@@ -41,7 +41,7 @@ class Attached:
         """Take a model, and what says which adapters a call applies; no module is changed yet."""
         self.model = model
         self.now = now
-        self._lock = _Lock()
+        self.lock = _Lock()
         self._num_calls = 0
         self._worn = NOTHING
         self._own: dict[tuple[nn.Module, str], Tensor] = {}
@@ -71,13 +71,13 @@ class Attached:
 
         Calls lie within one another and may come from several threads: the last one to end takes the values away.
         """
-        with self._lock.lock:
+        with self.lock:
             self._num_calls += 1
             self.wear(self.now())
         try:
             return forward(*args, **kwargs)
         finally:
-            with self._lock.lock:
+            with self.lock:
                 self._num_calls -= 1
                 self.wear(self.now() if self._num_calls else NOTHING)
 
@@ -143,7 +143,13 @@ class _Lock:
     """A lock that is pickled and copied as a new one."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
     def __reduce__(self) -> tuple[type["_Lock"], tuple[()]]:
         return _Lock, ()

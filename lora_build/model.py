@@ -438,9 +438,13 @@ class LoraModel(nn.Module):
         """Return what a call applies by now."""
         if self._disabled or self.merged_adapters or not self.active_adapters:
             return NOTHING
-        if self._applied is None:
-            self._applied = self._application(self._plan(self.active_adapters))
-        return self._applied
+        if (applied := self._applied) is not None:
+            return applied
+        with self._attached.lock:
+            if (applied := self._applied) is None:
+                self._attached.wear(NOTHING)  # a call may be under way, and what it wears is not the base's
+                self._applied = applied = self._application(self._plan(self.active_adapters))
+            return applied
 
     def _changed(self, plan: _Plan) -> Iterator[nn.Module]:
         """Yield the modules whose parameters a plan changes."""

@@ -1134,9 +1134,36 @@ def test_a_checkpointed_layer_applies_the_adapters_in_the_backward_pass_too(
     assert torch.equal(*gradients)
 
 
-def test_threads_may_call_one_model(zoo: Zoo) -> None:
-    model = wrapped(zoo, TIED, math=TIED_MATH).float()
+def in_place(zoo: Zoo, folder: Path) -> LoraModel:
+    """Return a model whose embedding and head, one tensor, have another value during a call, made of their own one."""
+    if not folder.exists():
+        shutil.copytree(zoo.adapter(TIED, TIED_MATH), folder)
+        tensors = load_file(folder / "adapter_model.safetensors")
+        lora = {name: tensor for name, tensor in tensors.items() if "lora_" in name}  # without the copy of the base's
+        save_file(lora, folder / "adapter_model.safetensors", {"format": "pt"})
+    return LoraModel.from_pretrained(base_model(zoo, TIED).float(), folder, "math", tied="peft")
+
+
+def test_adapters_may_change_within_a_call(zoo: Zoo, tmp_path: Path) -> None:
+    model = in_place(zoo, tmp_path / "math")
     expected, before = logits("llama", model), snapshot(model.base_model)
+
+    def change(*_: Any) -> None:
+        model.set_scale("math", 3)
+        model.set_scale("math", 1)
+
+    handle = model.base_model.model.layers[0].register_forward_hook(change)
+    within = logits("llama", model)
+    handle.remove()
+
+    assert torch.equal(within, expected)
+    assert torch.equal(logits("llama", model), expected)
+    assert snapshot(model.base_model) == before
+
+
+def test_threads_may_call_one_model(zoo: Zoo, tmp_path: Path) -> None:
+    expected, model = logits("llama", in_place(zoo, tmp_path / "math")), in_place(zoo, tmp_path / "math")
+    before = snapshot(model.base_model)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     with ThreadPoolExecutor(4) as pool:
