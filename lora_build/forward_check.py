@@ -24,18 +24,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_build.architecture import quiet
+from lora_build.architecture import class_and_config, quiet
 from lora_build.arithmetic import DTYPES
 from lora_build.checkpoint import INDEX_NAME, parse_object
-from lora_build.errors import VerificationError
+from lora_build.errors import SourceError, VerificationError
 from lora_build.forward_inputs import Prompts, Question, questions, read_prompts
 from lora_build.forward_trace import Trace, Traced, half_ulps
+from lora_build.forward_weights import strays
 from lora_build.loading import folder_of, load_model
 from lora_build.manifest import Manifest, TensorRecord, read_manifest, verify
 from lora_build.model import LoraModel
 from lora_build.naming import Names
 from lora_build.origin import Origin, reopen
 from lora_build.recipe import Numerics, Recipe, selected
+from lora_build.replication import COUNTS
 from lora_build.sources import HubSource, LocalSource, Source
 
 _NOISE = 16.0  # the activations are rounded too, several times for each weight
@@ -108,25 +110,30 @@ class ForwardReport:
         dtypes: the dtypes of the build's floating-point tensors.
         seed: what the inputs were made from.
         prompts: each of them.
+        strays: the tensors of the build that are not what the merge in float32 rounds to, on any prompt or none.
         traced: where the models part, if they do.
     """
 
     dtypes: tuple[str, ...]
     seed: int
     prompts: tuple[PromptCheck, ...]
+    strays: tuple[str, ...] = ()
     traced: Traced | None = None
 
     @property
     def is_ok(self) -> bool:
         """Whether the build answers as base and adapters do."""
-        return all(prompt.is_ok for prompt in self.prompts)
+        return all(prompt.is_ok for prompt in self.prompts) and not self.strays
 
     @property
     def problem(self) -> str:
         """What is wrong, in one sentence; empty where nothing is."""
         if self.is_ok:
             return ""
+        tensors = ", ".join(self.strays[:3]) + (f" and {len(self.strays) - 3} more" if len(self.strays) > 3 else "")
         worst = max(self.prompts, key=lambda prompt: prompt.excess)
+        if worst.is_ok:
+            return f"the build has other weights than base and adapters, which these prompts do not reach: {tensors}"
         kinds = "/".join(self.dtypes)
         text = f"the build does not answer as base and adapters do: on {worst.prompt!r} a logit differs by "
         if worst.unmerged > worst.unexplained:
@@ -136,9 +143,11 @@ class ForwardReport:
                 f"{worst.difference:.3g}, of which rounding to {kinds} explains {worst.rounding:.3g} "
                 f"and leaves {worst.unexplained:.3g}, where {worst.allowance:.3g} is noise"
             )
-        if self.traced is None:
-            return text
-        return f"{text}; first in {self.traced.module}, which differs by {self.traced.score:.3g} times its rounding"
+        if self.traced is not None:
+            text += f"; first in {self.traced.module}, which differs by {self.traced.score:.3g} times its rounding"
+        elif not self.strays:
+            text += "; every module with weights gives the same, so look at the build's config.json"
+        return f"{text}; these tensors have other values: {tensors}" if self.strays else text
 
 
 def verify_forward(directory: Path | str, prompts: Path | str | None = None, seed: int = 0) -> ForwardReport:
@@ -170,9 +179,25 @@ def check_build(directory: Path, prompts: Path | str | None = None, seed: int = 
     return compare(directory, manifest, reopen(directory, manifest), asked)
 
 
+def refuse(base_config: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Raise if a build cannot be run beside its base, by the config.json of both.
+
+    Raises:
+        SourceError: transformers does not know the architecture, or the adapters replicate layers, which no live model
+            here does.
+    """
+    class_and_config(config, "config.json")
+    if changed := [key for key in COUNTS if config.get(key) != base_config.get(key)]:
+        raise SourceError(
+            f"config.json: {changed[0]} is not the base's; a forward check cannot run a base whose layers the adapters "
+            "replicate, so leave it out"
+        )
+
+
 def compare(directory: Path, manifest: Manifest, origin: Origin, prompts: Prompts) -> ForwardReport:
     """Return how the checkpoint in a folder answers beside its base with the adapters unmerged."""
     config = parse_object((directory / "config.json").read_text(encoding="utf-8"), f"{directory.name}/config.json")
+    refuse(origin.base_config, config)
     case = _Case(
         directory=directory, config=config, origin=origin,
         rounding=_Rounding(config, {tensor.name: tensor for tensor in manifest.tensors}),
@@ -180,13 +205,17 @@ def compare(directory: Path, manifest: Manifest, origin: Origin, prompts: Prompt
     with torch.no_grad():
         model = case.unmerged()
         asked = questions(model.base_model, directory, prompts)
-        expected = _expect(case, model, asked)
-        del model
+        unmerged = [_answer(model, question) for question in asked]
+        _refuse_silence(directory, unmerged)
+        merged = model.merge_and_unload(adapter_names=list(selected(origin.recipe)))
+        others = strays(merged, directory, _times(origin.recipe))
+        expected = _expect(case, merged, asked, unmerged)
+        del model, merged
         gc.collect()  # hooks and modules refer to each other in circles
         built = case.built()
         checks = tuple(_check(q, e, _answer(built, q)) for q, e in zip(asked, expected, strict=True))
-        report = ForwardReport(dtypes=case.rounding.dtypes, seed=prompts.seed, prompts=checks)
-        if report.is_ok:
+        report = ForwardReport(dtypes=case.rounding.dtypes, seed=prompts.seed, prompts=checks, strays=others)
+        if all(check.is_ok for check in checks):
             return report
         worst = max(range(len(checks)), key=lambda i: checks[i].excess)
         traced = _trace(case, built, asked[worst], is_merge=checks[worst].unmerged > checks[worst].unexplained)
@@ -258,8 +287,15 @@ class _Case:
         return self.unmerged().merge_and_unload(adapter_names=list(selected(self.origin.recipe)))
 
     def built(self) -> nn.Module:
-        """Return the built model."""
-        return load_model(self.directory, self.config, torch.float32)
+        """Return the built model.
+
+        Raises:
+            VerificationError: transformers cannot load it, though it can load the base.
+        """
+        try:
+            return _load(self.directory, self.config)
+        except SourceError as error:
+            raise VerificationError(f"the build cannot be run as its base can: {error}") from error
 
     def _base(self) -> nn.Module:
         """Return the base, as the class and with the vocabulary that the adapters make of it."""
@@ -269,12 +305,21 @@ class _Case:
             wanted |= {key: self.config[key] for key in heads if key in self.config}
         index = [INDEX_NAME] if INDEX_NAME in source.files else []
         folder = folder_of(source, ("config.json", *index, *self.origin.shards))
-        model: Any = load_model(folder, wanted, torch.float32)
+        model: Any = _load(folder, wanted)
         size = self.config.get("vocab_size")
         if isinstance(size, int) and size != wanted.get("vocab_size"):
             model.resize_token_embeddings(size, mean_resizing=False)
         loaded: nn.Module = model
         return loaded
+
+
+def _load(folder: Path, config: Mapping[str, Any]) -> nn.Module:
+    """Return a model in float32 that keeps no cache, since the trace calls modules twice."""
+    model: Any = load_model(folder, config, torch.float32)
+    for part in (model.config, model.config.get_text_config(decoder=True)):
+        part.use_cache = False
+    loaded: nn.Module = model
+    return loaded
 
 
 def attach(model: nn.Module, recipe: Recipe, sources: Mapping[str, Source]) -> LoraModel:
@@ -295,11 +340,21 @@ def attach(model: nn.Module, recipe: Recipe, sources: Mapping[str, Source]) -> L
     return wrapped.eval()
 
 
-def _expect(case: _Case, model: LoraModel, asked: Sequence[Question]) -> list[_Expected]:
-    """Return what each prompt's answers should be; the model is merged, rounded and disturbed for that."""
-    recipe = case.origin.recipe
-    unmerged = [_answer(model, question) for question in asked]
-    merged = model.merge_and_unload(adapter_names=list(selected(recipe)))
+def _refuse_silence(directory: Path, answers: Sequence[Tensor]) -> None:
+    """Raise VerificationError where nothing can be held to what base and adapters answer."""
+    for answer in answers:
+        if bool(answer.isnan().any()) or not bool(answer.any()):
+            said = "NaN" if bool(answer.isnan().any()) else "0 and nothing else"
+            raise VerificationError(f"{directory}: base and adapters answer {said}, so nothing can be compared with it")
+
+
+def _times(recipe: Recipe) -> float | None:
+    """Return how many roundings there may be instead of one: peft rounds each adapter's update and then the sum."""
+    return None if recipe.numerics is Numerics.exact else 4.0 * (1 + len(selected(recipe)))
+
+
+def _expect(case: _Case, merged: nn.Module, asked: Sequence[Question], unmerged: Sequence[Tensor]) -> list[_Expected]:
+    """Return what each prompt's answers should be; the merged model is rounded and disturbed for that."""
     exact = [_answer(merged, question) for question in asked]
     merging = [_furthest(u, m) for u, m in zip(unmerged, exact, strict=True)]
     near = case.rounding.apply(merged)
@@ -317,13 +372,24 @@ def _expect(case: _Case, model: LoraModel, asked: Sequence[Question]) -> list[_E
         after = [_answer(merged, question) for question in asked]
         noise = [max(n, _furthest(a, b)) for n, a, b in zip(noise, before, after, strict=True)]
         before = after
-    # peft rounds each adapter's update and then the sum, where exact-1 rounds once
-    more = 0.0 if recipe.numerics is Numerics.exact else 2 * (1.0 + len(selected(recipe)))
+    more = 2 * _of_peft(case, merged, asked, before)
     return [
         _Expected(unmerged=u, rounded=r, merging=merging[i], rounding=rounding[i],
-                  allowance=_NOISE * noise[i] + _FLOOR * sizes[i] + _TIES * ties[i] + more * rounding[i])
+                  allowance=_NOISE * noise[i] + _FLOOR * sizes[i] + _TIES * ties[i] + more)
         for i, (u, r) in enumerate(zip(unmerged, rounded, strict=True))
     ]  # fmt: skip
+
+
+def _of_peft(case: _Case, merged: nn.Module, asked: Sequence[Question], before: Sequence[Tensor]) -> float:
+    """Return what the further roundings of `numerics: peft` change in any answer, by as many at random."""
+    if (times := _times(case.origin.recipe)) is None:
+        return 0.0
+    step = times / 8 * max(torch.finfo(getattr(torch, dtype)).eps for dtype in case.rounding.dtypes)
+    generator, most = torch.Generator().manual_seed(1), 0.0
+    for _ in range(_DRAWS):
+        _disturb(merged, generator, step)
+        most = max(most, *(_furthest(_answer(merged, q), b) for q, b in zip(asked, before, strict=True)))
+    return most
 
 
 def _flip(model: nn.Module, near: Mapping[str, tuple[Tensor, Tensor]]) -> None:
@@ -333,20 +399,25 @@ def _flip(model: nn.Module, near: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         state[name].view(-1)[places] = values
 
 
-def _disturb(model: nn.Module, generator: torch.Generator) -> None:
-    """Move each floating-point value by up to an ulp of float32."""
+def _disturb(model: nn.Module, generator: torch.Generator, size: float = 2.0**-23) -> None:
+    """Move each floating-point value by up to a part of it, which is an ulp of float32."""
     seen: set[int] = set()
     for tensor in model.state_dict().values():
         if tensor.is_floating_point() and tensor.data_ptr() not in seen:
             seen.add(tensor.data_ptr())
-            step = (torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1) * 2.0**-23
+            step = (torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1) * size
             tensor.copy_(tensor.double() * (1 + step))
 
 
 def _answer(model: nn.Module, question: Question) -> Tensor:
     """Return a model's logits, or its last hidden states where it has none."""
-    with quiet():
-        output = model(**question.inputs)
+    try:
+        with quiet():
+            output = model(**question.inputs)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise SourceError(
+            f"{type(model).__name__} cannot be asked {question.name!r}: {error}; a forward check cannot be made of it"
+        ) from error
     found = next((output[key] for key in _OUTPUTS if output.get(key) is not None), None)
     answer: Tensor = output[0] if found is None else found
     return answer.detach().float()
@@ -385,8 +456,8 @@ def _trace(case: _Case, built: nn.Module, question: Question, *, is_merge: bool)
         return trace.found
     rounded = case.merged()
     case.rounding.apply(rounded)
-    times = 1.0 if case.origin.recipe.numerics is Numerics.exact else 4.0 * (1 + len(selected(case.origin.recipe)))
-    with Trace(other=built, half_ulps=case.rounding.half_ulps, threshold=_SAME_WEIGHTS * times) as trace:
+    threshold = _SAME_WEIGHTS * (_times(case.origin.recipe) or 1.0)
+    with Trace(other=built, half_ulps=case.rounding.half_ulps, threshold=threshold) as trace:
         trace.watch(rounded)
         _answer(rounded, question)
     return trace.found

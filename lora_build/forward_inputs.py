@@ -20,6 +20,7 @@ _DECODER_LENGTH = 7
 _MAX_PROMPTS = 64
 _SPECIAL = ("_token_id", "_token_index", "_token")  # keys of config.json: pad, bos, image, ...
 _WAVE_SAMPLES = 4_000
+_IMAGE_SIZE = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,11 +155,14 @@ class _Maker:
     def _noise(self, name: str) -> Tensor:
         """Return noise in the shape of a picture or a sound, as the config has it."""
         vision = getattr(self.config, "vision_config", self.config)
-        if name == "pixel_values" and (size := getattr(vision, "image_size", None)) is not None:
+        if name == "pixel_values":
+            size = getattr(vision, "image_size", None) or _IMAGE_SIZE  # convolutions take any, and name none
             height, width = size if isinstance(size, list | tuple) else (size, size)
             return self._normal(1, getattr(vision, "num_channels", 3), height, width)
         if name == "input_features" and (bins := getattr(self.config, "num_mel_bins", None)) is not None:
             return self._normal(1, bins, 2 * self.config.max_source_positions)
+        if name == "input_values" and (bins := getattr(self.config, "num_mel_bins", None)) is not None:
+            return self._normal(1, self.config.max_length, bins)  # a spectrogram
         if name == "input_values":
             return self._normal(1, _WAVE_SAMPLES)
         raise SourceError(f"{type(self.model).__name__}: its config does not say what shape its {name} have")

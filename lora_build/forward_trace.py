@@ -5,6 +5,7 @@ what an earlier module got wrong does not count. A difference is measured in wha
 would do to this output: half an ulp, up or down by chance, in each of them.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -64,8 +65,8 @@ class Trace:
 
     @property
     def found(self) -> Traced | None:
-        """The module to name."""
-        return self.first or self.worst
+        """The module to name; None where all give the same."""
+        return self.first or (self.worst if self.worst and self.worst.difference else None)
 
     def watch(self, model: nn.Module) -> None:
         """Compare each module of a model that has parameters of its own, whenever it is called."""
@@ -82,9 +83,10 @@ class Trace:
         return hook
 
     def _compare(self, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], expected: Tensor) -> None:
-        module = self.other.get_submodule(path)
-        found = _tensor(module(*args, **kwargs))
-        if found is None or found.shape != expected.shape:
+        module = dict(self.other.named_modules()).get(path)
+        found = None if module is None else _tensor(module(*args, **kwargs))
+        if module is None or found is None or found.shape != expected.shape:
+            self.first = Traced(module=path, difference=math.inf, rounding=0.0)
             return
         generator = torch.Generator().manual_seed(0)
         moved = {}
@@ -108,7 +110,7 @@ def half_ulps(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Return half of the distance between the numbers of a dtype, at each of some values."""
     info = torch.finfo(dtype)
     _, exponent = torch.frexp(values.abs().clamp_min(info.tiny))
-    return torch.ldexp(torch.tensor(info.eps / 2), exponent - 1)
+    return torch.ldexp(torch.full_like(values, info.eps / 2), exponent - 1)
 
 
 def _norm(values: Tensor) -> float:

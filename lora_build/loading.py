@@ -32,7 +32,7 @@ def load_model(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> n
                 folder, config=settings, dtype=dtype, local_files_only=True, use_safetensors=True,
                 output_loading_info=True,
             )  # fmt: skip
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+    except (AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise SourceError(f"{where}: transformers cannot load this model: {str(error).splitlines()[0]}") from error
     state = model.state_dict()
     with torch.no_grad():

@@ -46,6 +46,7 @@ _OPTIONS_OF_PEFT: Mapping[str, tuple[Any, str]] = {  # what each has to be, and 
     "subfolder": (None, "give the folder itself"),
     "token": (None, "set HF_TOKEN or run `hf auth login`"),
 }
+_READ = ("conv1d", "dt_proj")  # modules whose weights the mixers of Mamba take, without calling them
 _TIE, _HEAD = "tie_word_embeddings", "architectures"  # keys of config.json
 
 
@@ -533,7 +534,8 @@ class LoraModel(nn.Module):
         module = self.base_model.get_submodule(path)
         kinds = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
         is_known = type(module).forward in {kind.forward for kind in kinds} or type(module).__name__ == "Conv1D"
-        return leaf in ("weight", "bias") and is_known and not isinstance(parent, nn.MultiheadAttention)
+        is_read = isinstance(parent, nn.MultiheadAttention) or path.rpartition(".")[2] in _READ
+        return leaf in ("weight", "bias") and is_known and not is_read
 
     def _shares(self, path: str) -> Iterator[str]:
         """Yield the other parameters that share a tensor."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_build.checkpoint import INDEX_NAME, Checkpoint
+from lora_build.checkpoint import INDEX_NAME, Checkpoint, is_tokenizer_file, parse_object
 from lora_build.digests import file_digest
 from lora_build.errors import RecipeError, StorageError, VerificationError
 from lora_build.manifest import (
@@ -91,7 +91,8 @@ def prepare(recipe: Recipe) -> Prepared:
     _check_overlap(target, resolved.sources)
     plan = make_plan(recipe, resolved.inputs)
     prepared = Prepared(recipe=recipe, sources=resolved.sources, plan=plan, target=target, base=resolved.inputs.base)
-    _wanted_checks(recipe)  # so that a missing file is found before any work
+    if _wanted_checks(recipe):
+        _refuse_check(prepared)
     if recipe.engine is Engine.memory:
         _refuse_memory(prepared)
     if _check_target(prepared) is None:
@@ -161,6 +162,16 @@ def _refuse_memory(prepared: Prepared) -> None:
     from lora_build.memory import refuse
 
     refuse(prepared.recipe, prepared.base, prepared.plan)
+
+
+def _refuse_check(prepared: Prepared) -> None:
+    from lora_build.forward_check import refuse
+
+    _prompts(prepared.recipe)
+    plan = prepared.plan
+    refuse(prepared.base.config, parse_object(plan.config.decode(), "config.json"))
+    if prepared.recipe.checks.forward.prompts and not any(map(is_tokenizer_file, plan.side_files)):
+        raise RecipeError("checks.forward.prompts: the build has no tokenizer that could read them; leave them out")
 
 
 def _held(prepared: Prepared) -> "Held | None":

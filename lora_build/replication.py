@@ -13,7 +13,7 @@ from lora_build.checkpoint import TensorInfo
 from lora_build.errors import PlanError
 
 _LAYER = re.compile(r"(?P<stack>(?:.+\.)?(?:layers|encoder\.layer|h))\.(?P<number>\d+)\.(?P<rest>.+)")
-_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
 def replication_of(adapters: Sequence[Adapter]) -> tuple[list[int] | None, list[str]]:
@@ -44,7 +44,7 @@ def replicate(
     """
     matches = {name: match for name in tensors if (match := _LAYER.fullmatch(name))}
     stacks = sorted({match["stack"] for match in matches.values()})
-    count = next((key for key in _COUNTS if isinstance(config.get(key), int)), None)
+    count = next((key for key in COUNTS if isinstance(config.get(key), int)), None)
     if len(stacks) != 1 or count is None:
         found = ", ".join(stacks) or "none"
         raise PlanError([f"base: layer_replication needs one stack of numbered layers and their count, found {found}"])

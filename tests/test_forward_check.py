@@ -16,15 +16,19 @@ from safetensors.torch import load_file, save_file
 
 import lora_build
 from lora_build import app
+from lora_build.checkpoint import is_tokenizer_file
 from lora_build.digests import sha256
 from lora_build.errors import RecipeError, SourceError, VerificationError
 from lora_build.forward_check import check_build
 from lora_build.forward_inputs import Prompts, questions
 from lora_build.manifest import MANIFEST_NAME, PROVENANCE_NAME, read_manifest
 from lora_build.origin import reopen
+from lora_build.pipeline import prepare
+from lora_build.recipe_check import from_mapping
 
 LAYER = "model.layers.1.self_attn.v_proj"
 LLAMA = PicoBase(arch="llama", dtype="bfloat16")
+TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def recipe(zoo: Zoo, base: PicoBase, out: Path, *adapters: PicoAdapter, **more: Any) -> dict[str, Any]:
@@ -113,24 +117,30 @@ def test_a_tie_that_was_cut_passes(zoo: Zoo, tmp_path: Path) -> None:
     assert lora_build.verify_forward(tmp_path / "out").is_ok
 
 
+def trained(folder: Path, model: Any, targets: list[str], **more: Any) -> Path:
+    """Return a folder with a base in bfloat16 and an adapter of it."""
+    with quiet():
+        model.to(torch.bfloat16).save_pretrained(folder / "base")
+        peft = get_peft_model(model, LoraConfig(r=2, target_modules=targets, **more))
+        for name, parameter in peft.named_parameters():
+            if "lora_" in name:
+                parameter.data = 0.1 * torch.randn(parameter.shape)
+        peft.save_pretrained(str(folder / "math"))
+    return folder
+
+
+EXPERTS: dict[str, Any] = {
+    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "num_local_experts": 4, "max_position_embeddings": 64,
+}  # fmt: skip
+
+
 @pytest.fixture
 def mixtral(tmp_path: Path) -> Path:
     """Return a folder with a mixture of experts and an adapter on its attention, its router and its experts."""
     torch.manual_seed(0)
-    config = transformers.MixtralConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=64,
-    )  # fmt: skip
-    with quiet():
-        model = transformers.MixtralForCausalLM(config).to(torch.bfloat16)
-        model.save_pretrained(tmp_path / "base")
-        lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], target_parameters=["mlp.experts.down_proj"])
-        peft = get_peft_model(model, lora)
-        for name, parameter in peft.named_parameters():
-            if "lora_" in name:
-                parameter.data = 0.1 * torch.randn(parameter.shape)
-        peft.save_pretrained(str(tmp_path / "math"))
-    return tmp_path
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**EXPERTS))
+    return trained(tmp_path, model, ["q_proj", "v_proj"], target_parameters=["mlp.experts.down_proj"])
 
 
 def test_a_mixture_of_experts_passes_and_a_wrong_expert_is_named(mixtral: Path) -> None:
@@ -145,6 +155,30 @@ def test_a_mixture_of_experts_passes_and_a_wrong_expert_is_named(mixtral: Path) 
     assert not report.is_ok
     assert report.traced is not None
     assert report.traced.module == "model.layers.1.mlp.experts"
+
+
+def test_a_layer_whose_module_uses_the_cache_is_named(tmp_path: Path) -> None:
+    """The attention of gpt-oss has parameters of its own, so it is called again, and would find its keys cached."""
+    torch.manual_seed(0)
+    model = transformers.GptOssForCausalLM(transformers.GptOssConfig(head_dim=8, num_experts_per_tok=2, **EXPERTS))
+    lora_build.build(small.recipe(trained(tmp_path, model, ["q_proj", "v_proj"])))
+    name = "model.layers.1.self_attn.q_proj.weight"
+    forge(tmp_path / "out", **{name: load_file(tmp_path / "base/model.safetensors")[name]})
+
+    report = check_build(tmp_path / "out")
+    assert report.traced is not None
+    assert f"{report.traced.module}.weight" == name
+
+
+def test_a_mixer_that_reads_the_weight_of_its_module_passes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.MambaConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4, time_step_rank=4
+    )
+    model = transformers.MambaForCausalLM(config)
+    lora_build.build(small.recipe(trained(tmp_path, model, ["in_proj", "dt_proj"])))
+
+    assert lora_build.verify_forward(tmp_path / "out").is_ok
 
 
 @pytest.mark.parametrize(
@@ -195,6 +229,109 @@ def test_one_weight_that_is_an_ulp_off_is_found(zoo: Zoo, tmp_path: Path) -> Non
     assert not report.is_ok
     assert report.traced is not None
     assert report.traced.module == LAYER
+
+
+def test_a_tensor_that_no_prompt_reaches_is_held_to_the_merge(tmp_path: Path) -> None:
+    """Text alone never calls the tower for pictures."""
+    torch.manual_seed(0)
+    text = transformers.LlamaConfig(vocab_size=64, **TINY)
+    vision = transformers.CLIPVisionConfig(image_size=16, patch_size=8, **TINY)
+    model = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(vision_config=vision, text_config=text))
+    lora_build.build(small.recipe(trained(tmp_path, model, ["q_proj", "fc1"])))
+    assert lora_build.verify_forward(tmp_path / "out").is_ok
+
+    tensors = load_file(tmp_path / "base/model.safetensors")
+    (name,) = (n for n in tensors if n.endswith("fc1.weight"))
+    forge(tmp_path / "out", **{name: tensors[name]})
+    with pytest.raises(VerificationError, match=f"has other weights than base and adapters, .*reach: {name}$"):
+        lora_build.verify_forward(tmp_path / "out")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_row_of_the_embedding_that_no_prompt_asks_is_held_to_the_merge(
+    with_words: Path, zoo: Zoo, dtype: str
+) -> None:
+    base = PicoBase(arch="llama", dtype=dtype)
+    lora_build.build(recipe(zoo, base, with_words / dtype))
+    _, rows = weights(zoo, base, with_words / dtype, "embed_tokens.weight")
+    rows[77] *= 1.01
+    forge(with_words / dtype, **{"embed_tokens.weight": rows})
+    (with_words / "p.txt").write_text("w10 w20")
+    report = check_build(with_words / dtype, with_words / "p.txt")
+
+    assert all(prompt.is_ok for prompt in report.prompts)
+    assert report.strays == ("model.embed_tokens.weight",)
+    assert not report.is_ok
+
+
+def test_an_answer_of_one_number_allows_what_peft_rounds(tmp_path: Path) -> None:
+    """What rounding does to one number may be nothing by chance, and another rounding does something else."""
+    torch.manual_seed(0)
+    text, vision = TINY | {"vocab_size": 64}, TINY | {"image_size": 16, "patch_size": 8}
+    model = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision))
+    lora_build.build(small.recipe(trained(tmp_path, model, ["q_proj", "fc1"]), numerics="peft"))
+
+    assert all(check_build(tmp_path / "out", seed=seed).is_ok for seed in range(5))
+
+
+def test_a_prompt_with_tokens_that_the_model_lacks_is_one_clear_error(with_words: Path) -> None:
+    file = with_words / "base/config.json"
+    words = json.loads((with_words / "base/tokenizer.json").read_text())
+    words["model"]["vocab"]["beyond"] = json.loads(file.read_text())["vocab_size"]
+    (with_words / "base/tokenizer.json").write_text(json.dumps(words))
+    (with_words / "p.txt").write_text("w10 beyond")
+    lora_build.build(small.recipe(with_words, output={"dir": str(with_words / "new")}))
+
+    with pytest.raises(SourceError, match="cannot be asked 'w10 beyond': index out of range"):
+        lora_build.verify_forward(with_words / "new", with_words / "p.txt")
+
+
+def test_weights_that_peft_rounds_more_often_pass_and_a_missing_update_does_not(zoo: Zoo, tmp_path: Path) -> None:
+    adapters = PicoAdapter(options=(("use_dora", True),)), PicoAdapter(seed=1)
+    lora_build.build(recipe(zoo, LLAMA, tmp_path / "out", *adapters, numerics="peft"))
+    assert check_build(tmp_path / "out").strays == ()
+
+    before, _ = weights(zoo, LLAMA, tmp_path / "out", f"{LAYER}.weight")
+    forge(tmp_path / "out", **{f"{LAYER}.weight": before})
+    assert check_build(tmp_path / "out").strays == (f"{LAYER}.weight",)
+
+
+def configure(folder: Path, **changes: Any) -> None:
+    """Change a build's config.json and make its manifest say that it was built so."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    manifest = read_manifest(folder)
+    record = {"sha256": sha256(file.read_bytes()), "size_bytes": file.stat().st_size}
+    changed = (dataclasses.replace(f, **record) if f.path == file.name else f for f in manifest.files)
+    (folder / MANIFEST_NAME).write_bytes(dataclasses.replace(manifest, files=tuple(changed)).to_bytes())
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"hidden_act": "gelu"}, r"every module with weights gives the same, so look at the build's config\.json"),
+        ({"rms_norm_eps": 0.1}, r"first in model\.layers\.0\.input_layernorm, "),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "answer 0 and nothing else"),
+        ({"num_key_value_heads": 4}, r"the build cannot be run as its base can: out/config\.json: "),
+    ],
+)
+def test_a_wrong_config_is_found(zoo: Zoo, tmp_path: Path, changes: dict[str, Any], text: str) -> None:
+    lora_build.build(recipe(zoo, LLAMA, tmp_path / "out"))
+    configure(tmp_path / "out", **changes)
+
+    with pytest.raises(VerificationError, match=text):
+        lora_build.verify_forward(tmp_path / "out")
+
+
+@pytest.mark.parametrize("numerics", ["exact", "peft"])
+def test_a_base_that_answers_nan_proves_nothing(zoo: Zoo, tmp_path: Path, numerics: str) -> None:
+    shutil.copytree(zoo.base(LLAMA), tmp_path / "base")
+    shutil.copytree(zoo.adapter(LLAMA, PicoAdapter()), tmp_path / "math")
+    small.edit(tmp_path / "base", model__norm__weight=torch.full((32,), torch.nan, dtype=torch.bfloat16))
+    lora_build.build(small.recipe(tmp_path, numerics=numerics))
+
+    with pytest.raises(VerificationError, match="base and adapters answer NaN"):
+        lora_build.verify_forward(tmp_path / "out")
 
 
 def test_a_merge_that_is_wrong_in_memory_too_is_found(
@@ -330,13 +467,13 @@ def test_the_same_seed_asks_the_same_and_another_seed_does_not(zoo: Zoo) -> None
     assert not torch.equal(first[3].inputs["input_ids"], other[3].inputs["input_ids"])
 
 
-TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-
-
 @pytest.mark.parametrize(
     ("config", "model_class", "keys"),
     [
         (transformers.ViTConfig(image_size=16, patch_size=8, **TINY), transformers.ViTModel, ["pixel_values"]),
+        (transformers.ASTConfig(patch_size=4, frequency_stride=4, time_stride=4, max_length=16, num_mel_bins=8, **TINY),
+         transformers.ASTModel, ["input_values"]),
+        (transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1]), transformers.ResNetModel, ["pixel_values"]),
         (transformers.WhisperConfig(d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, vocab_size=64,
                                     decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, num_mel_bins=8,
                                     max_source_positions=20, pad_token_id=0, bos_token_id=1, eos_token_id=2,
@@ -345,7 +482,7 @@ TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num
         (transformers.CLIPConfig(text_config=TINY | {"vocab_size": 64}, vision_config=TINY | {"image_size": 16, "patch_size": 8}),
          transformers.CLIPModel, ["input_ids", "attention_mask", "pixel_values"]),
     ],
-    ids=["vit", "whisper", "clip"],
+    ids=["vit", "ast", "resnet", "whisper", "clip"],
 )  # fmt: skip
 def test_models_of_pixels_and_sound_get_noise_that_they_can_take(
     config: Any, model_class: Any, keys: list[str]
@@ -485,6 +622,36 @@ def test_a_check_can_be_asked_for_on_the_command_line(tmp_path: Path, monkeypatc
     assert [spec and (spec.prompts, spec.seed) for spec in specs] == [
         None, (None, 0), (None, 4), ("./a/p-1.txt", 2), ("./p.txt", 3), None,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [(b" \n", "expected 1 to 64 lines"), (b"\xff", "is not UTF-8 text"), (b"hello", "the build has no tokenizer")],
+)
+def test_prompts_that_cannot_be_asked_stop_a_build_before_it_begins(
+    zoo: Zoo, tmp_path: Path, content: bytes, text: str
+) -> None:
+    shutil.copytree(zoo.base(LLAMA), tmp_path / "base")
+    for file in (tmp_path / "base").iterdir():
+        if is_tokenizer_file(file.name):
+            file.unlink()
+    (tmp_path / "p.txt").write_bytes(content)
+    mapping = recipe(zoo, LLAMA, tmp_path / "out", checks={"forward": {"prompts": str(tmp_path / "p.txt")}})
+
+    with pytest.raises(RecipeError, match=text):
+        prepare(from_mapping(mapping | {"base": str(tmp_path / "base")}))
+
+
+def test_a_check_that_cannot_run_is_refused_before_anything_is_built(zoo: Zoo, tmp_path: Path) -> None:
+    deeper = PicoAdapter(edits=(("layer_replication", [[0, 2], [1, 2]]),))
+    mapping = recipe(zoo, LLAMA, tmp_path / "out", deeper, checks={"forward": {}})
+    with pytest.raises(SourceError, match="num_hidden_layers is not the base's; a forward check cannot run"):
+        prepare(from_mapping(mapping))
+
+    small.make_base(tmp_path / "base", architectures=["NobodyForCausalLM"], model_type="nobody")
+    small.make_adapter(tmp_path / "math")
+    with pytest.raises(SourceError, match="has no architecture"):
+        prepare(from_mapping(small.recipe(tmp_path, checks={"forward": {}})))
 
 
 @pytest.mark.parametrize(

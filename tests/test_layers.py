@@ -13,7 +13,7 @@ FLOORS = [
     {"architecture", "methods", "recipe_files"},
     {"adapter", "attached", "forward_inputs", "forward_trace", "loading", "methods._shared", "naming", "operations"},
     {"live", "methods._lora_merge", "methods._lora_shapes", "methods.trainable_tokens", "replication", "tying"},
-    {"methods._lora_forward", "methods._lora_implied"},
+    {"forward_weights", "methods._lora_forward", "methods._lora_implied"},
     {"heads", "methods.lora", "peft_layers"}
     | {f"methods.{name}" for name in ("adalora", "ia3", "loha", "lokr", "oft", "vera")},
     {"layout", "peft_numerics"},
@@ -32,7 +32,14 @@ FLOORS = [
 ONLY = {"hydra": {"app", "recipe_source"}, "peft": set(), "rich": {"console", "model"}, "yaml": {"recipe_files"}}
 LAZY = {"torch", "transformers", "huggingface_hub", "numpy"}
 EAGER_TORCH = {"arithmetic", "attached", "engine", "live", "loading", "memory", "model", "peft_numerics"}
-EAGER_TORCH |= {"forward_check", "forward_inputs", "forward_trace", "methods._lora_forward", "methods._lora_merge"}
+EAGER_TORCH |= {
+    "forward_check",
+    "forward_inputs",
+    "forward_trace",
+    "forward_weights",
+    "methods._lora_forward",
+    "methods._lora_merge",
+}
 
 
 def modules() -> dict[str, ast.Module]:

@@ -1,0 +1,56 @@
+"""The weights: which tensors of a build are not what a model merged in float32 rounds to.
+
+Few prompts do not reach every weight: not each row of an embedding, no expert that no token is sent to, no tower for
+pictures without a picture. So each tensor is compared besides, one at a time.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lora_build.arithmetic import DTYPES
+from lora_build.checkpoint import TensorInfo, open_checkpoint
+from lora_build.forward_trace import half_ulps
+from lora_build.live import LiveModel
+from lora_build.sources import Source, open_local, sizes
+
+_FLOAT32_ULP = 2.0**-23  # of a value; half of it is what float32 may have moved it by
+
+
+def strays(merged: nn.Module, folder: Path, times: float | None = None) -> tuple[str, ...]:
+    """Return the tensors of a checkpoint that are not a model's, rounded to their dtypes; sorted.
+
+    Args:
+        merged: base and adapters, merged in float32.
+        folder: the checkpoint.
+        times: how many times what rounding does a tensor's norm may be off, where each value is rounded several times.
+    """
+    source = open_local("build", str(folder), folder)
+    found = open_checkpoint(source.read, "build", sizes(source)).tensors
+    tensors = {name: tensor for name, tensor in sorted(found.items()) if tensor.dtype in DTYPES}
+    disk = {n: torch.empty(t.shape, dtype=DTYPES[t.dtype], device="meta") for n, t in tensors.items()}
+    live = LiveModel(merged, disk)
+    return tuple(
+        name
+        for name, tensor in tensors.items()
+        if live.places(name) and _is_off(_load(source, tensor), live.read(name), times)
+    )
+
+
+def _load(source: Source, tensor: TensorInfo) -> Tensor:
+    data = bytearray(source.read(tensor.file, tensor.start, tensor.end))
+    dtype = DTYPES[tensor.dtype]
+    return (torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)).reshape(tensor.shape)
+
+
+def _is_off(found: Tensor, expected: Tensor, times: float | None) -> bool:
+    """Whether values are not others rounded; a value that float32 may have moved over a tie may be either."""
+    dtype = min(found.dtype, torch.float32, key=lambda dtype: torch.finfo(dtype).bits)
+    rounded, values = expected.to(found.dtype), found.to(torch.float32)
+    half = half_ulps(expected, dtype)
+    apart = (values - expected).abs()
+    if times is not None:
+        return not bool(torch.linalg.vector_norm(apart) <= times * torch.linalg.vector_norm(half))
+    same = (found == rounded) | (found.isnan() & rounded.isnan())
+    return not bool((same | (apart <= half + expected.abs() * _FLOAT32_ULP)).all())
