@@ -1,6 +1,7 @@
 """Loading: a checkpoint's folder as a live model of transformers, on the CPU, without any code from the checkpoint."""
 
 import contextlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ def load_model(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> n
     where = f"{folder.name}/config.json"
     model_class, settings = class_and_config(config, where)
     try:
-        with quiet(), _no_progress_bar():
+        with quiet(), _no_progress_bar(), _without_adapter(folder) as plain:
             model, info = model_class.from_pretrained(
-                folder, config=settings, dtype=dtype, local_files_only=True, use_safetensors=True,
+                plain, config=settings, dtype=dtype, local_files_only=True, use_safetensors=True,
                 output_loading_info=True,
             )  # fmt: skip
     except (AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
@@ -46,6 +47,19 @@ def folder_of(source: Source, names: tuple[str, ...]) -> Path:
     """Return the folder that holds some files of a source, fetching them first if need be."""
     paths = [source.path(name) for name in names]
     return paths[0].parent
+
+
+@contextlib.contextmanager
+def _without_adapter(folder: Path) -> Iterator[Path]:
+    """Yield a folder with a model's files and no adapter, which transformers would load with them."""
+    if not (folder / "adapter_config.json").exists():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="lora-build-") as name:
+        for path in folder.iterdir():
+            if not path.name.startswith("adapter_"):
+                Path(name, path.name).symlink_to(path.resolve())
+        yield Path(name)
 
 
 @contextlib.contextmanager

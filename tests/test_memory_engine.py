@@ -1,6 +1,7 @@
 """`engine: memory`: a build by way of a live model has the bytes of the streamed one, or is refused before it begins."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,19 @@ def test_what_memory_cannot_do_is_refused_before_anything_is_read(
         prepare(from_mapping(recipe(zoo, PicoBase(), tmp_path / "out", engine="memory", **more)))
     assert text in str(caught.value)
     assert str(caught.value).endswith("set engine: stream")
+
+
+def test_an_adapter_beside_the_base_s_files_is_not_loaded_with_them(zoo: Zoo, tmp_path: Path) -> None:
+    """As trainers leave them; transformers would put it into the model."""
+    base = PicoBase(dtype="bfloat16")
+    shutil.copytree(zoo.base(base), tmp_path / "base")
+    shutil.copytree(zoo.adapter(base, PicoAdapter(seed=3)), tmp_path / "base", dirs_exist_ok=True)
+    mapping = recipe(zoo, base, tmp_path / "stream") | {"base": str(tmp_path / "base")}
+    streamed = lora_build.build(mapping)
+    built = lora_build.build(mapping | {"engine": "memory", "output": {"dir": str(tmp_path / "memory")}})
+
+    assert built.manifest_hash == streamed.manifest_hash
+    assert lora_build.verify_forward(tmp_path / "stream").is_ok
 
 
 def test_a_base_that_transformers_does_not_know_is_refused(tmp_path: Path) -> None:
