@@ -4,6 +4,7 @@ transformers loads the base, `LoraModel` merges, and the tensors go through the 
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from lora_build.plan import MergePlan
 from lora_build.recipe import DType, Numerics, Recipe, selected
 from lora_build.sources import Source
 
+_HARMLESS = frozenset(("dtype", "tie_word_embeddings", "torch_dtype"))
+
 
 def refuse(recipe: Recipe, base: Checkpoint, plan: MergePlan) -> None:
     """Raise PlanError if a recipe cannot be built in memory; names every reason."""
@@ -34,15 +37,18 @@ def _obstacles(recipe: Recipe, base: Checkpoint, plan: MergePlan) -> Iterator[st
         yield f"dtype: {recipe.dtype.value} would round twice, once into the model and once out of it"
     if recipe.numerics is not Numerics.exact:
         yield f"numerics: {recipe.numerics.value} is peft's merge, not that of a live model here"
-    changed = plan.config_changes.keys() - {"tie_word_embeddings"} if recipe.dtype is DType.keep else set()
-    for key in sorted(changed):
-        before, after = base.config.get(key), plan.config_changes[key]
-        if not (isinstance(before, dict) and before | {"tie_word_embeddings": False} == after):
+    for key in sorted(plan.config_changes.keys() - _HARMLESS):
+        if _kept(base.config.get(key)) != _kept(plan.config_changes[key]):
             yield f"the adapters change the model's {key}: another head, vocabulary or number of layers than the base's"
     try:
         class_and_config(base.config)
     except SourceError as error:
         yield str(error)
+
+
+def _kept(value: Any) -> Any:
+    """Return a value of config.json without the keys whose change makes no other model."""
+    return {k: _kept(v) for k, v in value.items() if k not in _HARMLESS} if isinstance(value, dict) else value
 
 
 def merge_in_memory(recipe: Recipe, base: Checkpoint, plan: MergePlan, sources: Mapping[str, Source]) -> Held:

@@ -157,6 +157,17 @@ def test_what_memory_cannot_do_is_refused_before_anything_is_read(
     assert str(caught.value).endswith("set engine: stream")
 
 
+def test_every_reason_is_named_at_once(zoo: Zoo, tmp_path: Path) -> None:
+    base = PicoBase(dtype="bfloat16")
+    deeper = PicoAdapter(edits=(("layer_replication", [[0, 2], [1, 2]]),))
+    with pytest.raises(PlanError) as caught:
+        prepare(from_mapping(recipe(zoo, base, tmp_path / "out", deeper, engine="memory", dtype="float16")))
+    text = str(caught.value)
+    assert "dtype: float16 would round twice" in text
+    assert "the adapters change the model's num_hidden_layers" in text
+    assert "the adapters change the model's dtype" not in text
+
+
 def test_an_adapter_beside_the_base_s_files_is_not_loaded_with_them(zoo: Zoo, tmp_path: Path) -> None:
     """As trainers leave them; transformers would put it into the model."""
     base = PicoBase(dtype="bfloat16")
