@@ -237,7 +237,8 @@ def _has_passed(prepared: Prepared) -> bool:
     if not path.is_file():
         return False
     checks = read_provenance(path.read_bytes(), str(path)).checks
-    return all({key: checks.get(name, {}).get(key) for key in facts} == facts for name, facts in wanted.items())
+    passed = {name: record for name, record in checks.items() if isinstance(record, dict)}
+    return all(name in passed and facts.items() <= passed[name].items() for name, facts in wanted.items())
 
 
 def _records(prepared: Prepared, wanted: Callable[[str], bool]) -> dict[tuple[str, str], FileRecord]:

@@ -603,6 +603,17 @@ def test_a_build_that_is_there_unchecked_is_checked_and_one_that_passed_is_not_r
     assert len(runs) == 2
 
 
+def test_a_record_of_checks_that_is_none_is_no_pass(zoo: Zoo, tmp_path: Path) -> None:
+    mapping = recipe(zoo, LLAMA, tmp_path / "out", checks={"forward": {}})
+    before = lora_build.build(mapping)
+    path = tmp_path / "out" / PROVENANCE_NAME
+    statement = json.loads(path.read_text())
+    statement["predicate"]["runDetails"]["metadata"]["checks"] = {"forward": "yes"}
+    path.write_text(json.dumps(statement))
+
+    assert lora_build.build(mapping).manifest_hash == before.manifest_hash
+
+
 def test_a_check_can_be_asked_for_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes/x.yaml").write_text("base: ./base\nadapters: [./math]\n")
