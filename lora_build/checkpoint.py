@@ -25,7 +25,7 @@ INDEX_NAME = "model.safetensors.index.json"
 WEIGHTS_NAME = "model.safetensors"
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*\.safetensors")
 
-Reader = Callable[[str, int, int], bytes | bytearray]
+Reader = Callable[[str, int, int], bytes | bytearray | memoryview]
 """Reads bytes [start, end) of a named file of one source."""
 
 

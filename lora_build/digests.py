@@ -12,12 +12,14 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 from lora_build.errors import SourceError, VerificationError
+from lora_build.lanes import Lane
 
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 2 << 20  # what several threads work on in turn while it is in a shared cache
 _SETTLED_SECONDS = 2.0
 
 
@@ -57,8 +59,15 @@ class HashedFile:
     the gap. `finish` hashes what is left, so that the digest always covers the whole file.
     """
 
-    def __init__(self, path: Path, where: str, expected: str | None = None) -> None:
-        """Open `path`; `where` names it in messages, `expected` is the digest of either kind to hold it to."""
+    def __init__(self, path: Path, where: str, expected: str | None = None, lane: Lane | None = None) -> None:
+        """Open `path`.
+
+        Args:
+            path: the file.
+            where: its name in messages.
+            expected: the digest of either kind to hold it to.
+            lane: where to hash, beside the thread that reads; None hashes before a read returns.
+        """
         self.where = where
         self._path = path
         self._expected = expected
@@ -71,6 +80,7 @@ class HashedFile:
         self._hash = hashlib.sha256()
         self._git_hash = hashlib.sha1(b"blob %d\0" % self._size, usedforsecurity=False) if _is_git(expected) else None
         self._hashed = 0
+        self._lane = lane
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -85,8 +95,8 @@ class HashedFile:
             os.close(self._fd)
             self._fd = -1
 
-    def read(self, start: int, end: int) -> bytearray:
-        """Return the bytes [start, end); several threads may read.
+    def read(self, start: int, end: int, into: memoryview | None = None) -> bytearray | memoryview:
+        """Return the bytes [start, end), in the memory given if there is some; several threads may read.
 
         Raises:
             SourceError: the file is shorter.
@@ -94,11 +104,11 @@ class HashedFile:
         with self._lock:
             while self._hashed < start:
                 self._advance(self._pread(self._hashed, min(start, self._hashed + CHUNK_BYTES)), self._hashed)
-            data = self._pread(start, end)
+            data = self._pread(start, end, into)
             self._advance(data, start)
             return data
 
-    def chunks(self, start: int, end: int, size_bytes: int = CHUNK_BYTES) -> Iterator[bytearray]:
+    def chunks(self, start: int, end: int, size_bytes: int = CHUNK_BYTES) -> Iterator[bytearray | memoryview]:
         """Yield [start, end) in pieces of `size_bytes`, the last one shorter."""
         for at in range(start, end, size_bytes):
             yield self.read(at, min(end, at + size_bytes))
@@ -111,6 +121,8 @@ class HashedFile:
         """
         for _ in self.chunks(self._hashed, self._size):
             pass
+        if self._lane:
+            self._lane.drain()
         found = "sha256:" + self._hash.hexdigest()
         if _signature(self._fd) != self._signature:
             raise VerificationError(f"{self.where}: changed while it was read; build again once it is at rest")
@@ -121,17 +133,23 @@ class HashedFile:
             remember(self._fd, found)
         return found
 
-    def _advance(self, data: bytearray, start: int) -> None:
+    def _advance(self, data: bytearray | memoryview, start: int) -> None:
         end = start + len(data)
         if start <= self._hashed < end:
             fresh = memoryview(data)[self._hashed - start :]
-            self._hash.update(fresh)
-            if self._git_hash:
-                self._git_hash.update(fresh)
+            if self._lane:
+                self._lane.submit(partial(self._update, fresh))
+            else:
+                self._update(fresh)
             self._hashed = end
 
-    def _pread(self, start: int, end: int) -> bytearray:
-        data = bytearray(end - start)
+    def _update(self, fresh: memoryview) -> None:
+        self._hash.update(fresh)
+        if self._git_hash:
+            self._git_hash.update(fresh)
+
+    def _pread(self, start: int, end: int, into: memoryview | None = None) -> bytearray | memoryview:
+        data = bytearray(end - start) if into is None else into
         view, done = memoryview(data), 0
         while done < len(data):
             try:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Protocol
 
 from lora_build.digests import HashedFile, check, file_digest
 from lora_build.errors import LoraBuildError, SourceError, StorageError
+from lora_build.lanes import Lane
 
 _MAX_DEPTH = 2  # chat_templates/x.jinja; deeper folders are other people's
 
@@ -57,9 +58,9 @@ def read_whole(source: Source, name: str) -> bytes:
     return bytes(source.read(name, 0, source.files[name].size_bytes))
 
 
-def open_hashed(source: Source, name: str) -> HashedFile:
+def open_hashed(source: Source, name: str, lane: Lane | None = None) -> HashedFile:
     """Return a file that is hashed as it is read and, once finished, held to what its source promises."""
-    return HashedFile(source.path(name), f"{source.role}/{name}", source.files[name].promised)
+    return HashedFile(source.path(name), f"{source.role}/{name}", source.files[name].promised, lane)
 
 
 def digest(source: Source, name: str) -> str:
