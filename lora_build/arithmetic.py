@@ -16,9 +16,13 @@ Shapes: W [out, in], B [out, R], A [R, in], R the ranks of all adapters side by 
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lora_build.errors import MergeError
 
@@ -67,12 +71,14 @@ class ExactProduct:
     """left @ right, prepared once and then given for any of its rows, with the same bits however they are chosen.
 
     It comes as two addends in float64 whose sum is the product: the first is exact on the factors' coarse grids, the
-    second carries what the grids left, to about 2**-60 of the product of the largest factors.
+    second carries what the grids left, but for the product of both remainders: R·2**-50 of the largest factors'.
     """
 
     def __init__(self, left: Tensor, right: Tensor) -> None:
         """Prepare the factors, left [..., rows, R] and right [..., R, columns], float64."""
         bits = 53 - math.ceil(math.log2(2 * max(1, right.shape[-2])))
+        if right.shape[-2] == 1:  # the product of one term could be -0, a sum from 0 on cannot
+            left, right = pad(left, (0, 1)), pad(right, (0, 0, 0, 1))
         left_bits = (bits + 1) // 2
         left1, right1 = _on_grid(left, -1, left_bits), _on_grid(right, -2, bits - left_bits)
         left2, right2 = _on_grid(left - left1, -1, left_bits), _on_grid(right - right1, -2, bits - left_bits)
@@ -127,6 +133,12 @@ class LowRankSum:
         at = slice(first, first + W.shape[0])
         main, rest = self._product.columns(at) if self._transposed else self._product.rows(at)
         return round_once((W.to(torch.float64) + main) + rest, self._dtype), main + rest
+
+
+def as_stored(t: Tensor) -> NDArray[Any]:
+    """Return a tensor of the CPU as numpy holds stored values, without a copy: bfloat16 as its bits in uint16."""
+    t = t.detach()
+    return t.view(torch.int16).numpy().view(np.uint16) if t.dtype == torch.bfloat16 else t.numpy()
 
 
 def tree_sum(x: Tensor) -> Tensor:

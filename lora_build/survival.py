@@ -1,7 +1,7 @@
 """Survival: how much of an update is left after rounding, tensor by tensor and adapter by adapter.
 
 A 16-bit weight keeps 8 to 11 bits; an update much smaller than the last of them changes nothing. The report lies beside
-the manifest, outside every hash: its sums are plain float64.
+the manifest, outside every hash: its norms hold to five digits.
 """
 
 import json
@@ -11,6 +11,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 BARELY = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What an update did to some elements: ‖W‖², ‖ΔW‖² before rounding, and two counts.
+
+    `num_updated` is of the elements whose update is not zero, `num_changed` of those whose stored value is another one;
+    `finite` says whether no stored value is NaN or infinite.
+    """
+
+    base: float = 0.0
+    update: float = 0.0
+    num_updated: int = 0
+    num_changed: int = 0
+    finite: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +73,28 @@ class TensorSurvival:
     num_updated: int
     num_changed: int
     shares: tuple[Share, ...]
+
+
+def total(measured: Iterable[Measured]) -> Measured:
+    """Return the sum over blocks, in order."""
+    parts = tuple(measured)
+    return Measured(
+        base=sum(part.base for part in parts),
+        update=sum(part.update for part in parts),
+        num_updated=sum(part.num_updated for part in parts),
+        num_changed=sum(part.num_changed for part in parts),
+    )
+
+
+def share_of(adapter: str, measured: Measured) -> Share:
+    """Return what was measured as the share of one adapter."""
+    return Share(
+        adapter=adapter,
+        base_norm=math.sqrt(measured.base),
+        update_norm=math.sqrt(measured.update),
+        num_updated=measured.num_updated,
+        num_changed=measured.num_changed,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -314,8 +314,8 @@ def test_survival_is_measured_for_each_merged_tensor(folder: Path) -> None:
         adapter = load_file(folder / "math/adapter_model.safetensors")
         key = f"base_model.model.{tensor.name.removesuffix('.weight')}"
         delta = 2 * adapter[f"{key}.lora_B.weight"].double() @ adapter[f"{key}.lora_A.weight"].double()
-        assert tensor.base_norm == pytest.approx(float(W.norm()), rel=1e-12)
-        assert tensor.update_norm == pytest.approx(float(delta.norm()), rel=1e-9)
+        assert tensor.base_norm == pytest.approx(float(W.norm()), rel=1e-5)
+        assert tensor.update_norm == pytest.approx(float(delta.norm()), rel=1e-5)
         assert tensor.num_changed == int((merged[tensor.name] != base[tensor.name]).sum())
         assert tensor.num_updated == int((delta != 0).sum())
     report = json.loads((folder / "out" / SURVIVAL_NAME).read_text())

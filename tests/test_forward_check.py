@@ -568,16 +568,16 @@ def test_a_check_changes_no_byte_and_is_recorded(zoo: Zoo, tmp_path: Path) -> No
 def test_a_check_that_fails_leaves_the_target_as_it_was(
     zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lora_build import engine
+    from lora_build.blocks import FusedMerger
 
     before = lora_build.build(recipe(zoo, LLAMA, tmp_path / "out", PicoAdapter(seed=3)))
-    merge = engine._merge
+    merge = FusedMerger.block
 
-    def wrong(merge_rows: Any, W: torch.Tensor, first: int, dtype: torch.dtype, **more: Any) -> Any:
-        block = merge(merge_rows, W, first, dtype, **more)
-        return dataclasses.replace(block, data=engine._as_bytes(W)) if W.shape == (16, 32) else block
+    def wrong(self: FusedMerger, rows: Any, out: memoryview, first: int, **more: Any) -> Any:
+        block = merge(self, rows, out, first, **more)
+        return dataclasses.replace(block, data=rows) if self._op.source.shape == (16, 32) else block
 
-    monkeypatch.setattr(engine, "_merge", wrong)
+    monkeypatch.setattr(FusedMerger, "block", wrong)
     with pytest.raises(
         VerificationError, match=r"checks\.forward: .*first in model\.layers\.0\.self_attn\.k_proj.* as it was"
     ):

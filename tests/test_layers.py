@@ -7,19 +7,20 @@ import lora_build
 
 PACKAGE = Path(lora_build.__file__).parent
 FLOORS = [
-    {"errors"},
-    {"digests", "parameters", "recipe"},
+    {"buffers", "compiled", "errors", "lanes", "survival"},
+    {"digests", "kernel", "parameters", "recipe"},
     {"arithmetic", "checkpoint", "conversion", "recipe_check", "sources", "sinks"},
     {"architecture", "methods", "recipe_files"},
     {"adapter", "attached", "forward_inputs", "forward_trace", "loading", "methods._shared", "naming", "operations"},
-    {"live", "methods._lora_merge", "methods._lora_shapes", "methods.trainable_tokens", "replication", "tying"},
-    {"forward_weights", "methods._lora_forward", "methods._lora_implied"},
+    {"live", "methods._lora_pairs", "methods._lora_shapes", "methods.trainable_tokens", "replication", "tying"},
+    {"blocks", "methods._lora_implied", "methods._lora_merge"},
+    {"forward_weights", "methods._lora_forward"},
     {"heads", "methods.lora", "peft_layers"}
     | {f"methods.{name}" for name in ("adalora", "ia3", "loha", "lokr", "oft", "vera")},
     {"layout", "peft_numerics"},
     {"draft"},
     {"plan"},
-    {"manifest", "survival"},
+    {"manifest", "torch_blocks"},
     {"engine", "provenance", "resolve"},
     {"inspection", "model", "origin"},
     {"forward_check"},
@@ -30,8 +31,9 @@ FLOORS = [
     {"__main__"},
 ]
 ONLY = {"hydra": {"app", "recipe_source"}, "peft": set(), "rich": {"console", "model"}, "yaml": {"recipe_files"}}
-LAZY = {"torch", "transformers", "huggingface_hub", "numpy"}
-EAGER_TORCH = {"arithmetic", "attached", "engine", "live", "loading", "memory", "model", "peft_numerics"}
+LAZY = {"torch", "transformers", "huggingface_hub", "numpy", "numba"}
+EAGER_NUMPY = {"blocks", "compiled", "kernel", "methods._lora_pairs"}
+EAGER_TORCH = {"arithmetic", "attached", "torch_blocks", "live", "loading", "memory", "model", "peft_numerics"}
 EAGER_TORCH |= {
     "forward_check",
     "forward_inputs",
@@ -96,4 +98,5 @@ def test_only_the_runner_knows_hydra_and_nobody_knows_peft() -> None:
 def test_heavy_libraries_are_imported_only_where_they_are_used() -> None:
     for name, tree in modules().items():
         heavy = {i.split(".")[0] for i in imports(tree, eager=True)} & LAZY
-        assert heavy <= ({"torch"} if name in EAGER_TORCH else set()), name
+        allowed = {"torch", "numpy"} if name in EAGER_TORCH else {"numpy", "numba"} if name in EAGER_NUMPY else set()
+        assert heavy <= allowed, name

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from lora_build.compiled import Array
+    from lora_build.kernel import Pair
+
 
 class BaseModule(Protocol):
     """The module of the base that an adapter has factors for, as it is in memory."""
@@ -160,6 +163,21 @@ class Method(Protocol):
 
         It shares no mathematics with the merge beyond the paper's formula, so that each proves the other. It computes
         as peft does: in the dtype of the factors, which are on the input's device, and returns the base output's dtype.
+        """
+
+
+@runtime_checkable
+class LowRank(Protocol):
+    """A method whose updates can be sums of products, which the engine merges in one compiled pass, without torch."""
+
+    def is_low_rank(self, updates: "Sequence[Update]") -> bool:
+        """Whether all updates of one stored matrix come to such a sum."""
+
+    def low_rank(self, updates: "Sequence[tuple[Update, Mapping[str, Array]]]") -> "tuple[list[Pair], bool]":
+        """Return the updates as pairs (B [out, r], A [r, in]), and whether the stored matrix is [in, out].
+
+        Factors come as numpy holds stored values (`kernel.widen`), the pairs are float64 with the scale in B. The bits
+        of the sum are those of `merger`.
         """
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lora_build.arithmetic import ExactProduct, LowRankSum, round_once, tree_sum
+from lora_build.arithmetic import ExactProduct, LowRankSum, as_stored, round_once, tree_sum
 from lora_build.methods import MergeRows, ReadRows, Update
+from lora_build.methods._lora_pairs import pair, turned
 
 _NORM_ROWS = 64  # rows whose squares are added by halves before the groups are added in turn
 
@@ -23,11 +24,9 @@ def merger(updates: Sequence[tuple[Update, Mapping[str, Tensor]]], dtype: torch.
     for update, _ in updates:
         if "offset" in update.options:
             pairs.append(offset_of(update, read))
-    # tied matrices can get the update of an embedding, stored [in, out], and that of a head
-    transposed = all(update.transposed for update, _ in updates)
     owners = [*(update for update, _ in updates), *(u for u, _ in updates if "offset" in u.options)]
-    turned = [p if u.transposed == transposed else (p[1].T, p[0].T) for u, p in zip(owners, pairs, strict=True)]
-    return LowRankSum(turned, dtype, transposed=transposed).rows
+    in_one, transposed = turned(owners, pairs)
+    return LowRankSum(in_one, dtype, transposed=transposed).rows
 
 
 def norms(update: Update, factors: Mapping[str, Tensor]) -> tuple[float, ...]:
@@ -46,46 +45,8 @@ def _norm(B: Tensor, A: Tensor) -> float:
 
 def _pair(update: Update, factors: Mapping[str, Tensor]) -> Pair:
     """Return (B [out, r], A [r, in]) in float64 for the stored rows that the update is of, its scale in B."""
-    B = factors["B"]
-    if "A" not in factors:  # a bias [out] is a column [out, 1] times one
-        B, A = B.reshape(-1, 1), torch.ones(1, 1)
-    elif update.expert is not None:
-        B, A = _unpack(update, factors["A"], B)
-    else:
-        A = factors["A"].flatten(1)
-        B = B.flatten(1)
-    A, B = A.to(torch.float64), B.to(torch.float64)
-    if blocks := update.options.get("blocks_a"):
-        A = _block_diagonal(A, blocks)
-    if blocks := update.options.get("blocks_b"):
-        B = _block_diagonal(B, blocks)
-    if "diagonal" in factors:
-        B = B * factors["diagonal"].to(torch.float64)
-    if update.rows is not None:
-        rows = torch.tensor(update.rows)
-        A, B = (A[:, rows], B) if update.transposed else (A, B[rows])
-    return B * update.scale, A
-
-
-def _unpack(update: Update, A: Tensor, B: Tensor) -> Pair:
-    """Return the factors of one expert: A [E·r, in] holds expert after expert, B [out, E·r] interleaves them.
-
-    Source: `peft/tuners/lora/layer.py` ParamWrapper.get_delta_factors; unsloth packs B expert after expert as well.
-    """
-    experts, expert = update.options["experts"], update.expert
-    A = A.reshape(experts, -1, A.shape[1])[expert]
-    if update.options["packing"] == "unsloth":
-        return B.reshape(B.shape[0], experts, -1)[:, expert], A
-    return B.reshape(B.shape[0], -1, experts)[:, :, expert], A
-
-
-def _block_diagonal(stacked: Tensor, count: int) -> Tensor:
-    """Return the matrix that has the given blocks, stored one below the other, on its diagonal."""
-    height, width = stacked.shape[0] // count, stacked.shape[1]
-    full = stacked.new_zeros(stacked.shape[0], width * count)
-    for i in range(count):
-        full[i * height : (i + 1) * height, i * width : (i + 1) * width] = stacked[i * height : (i + 1) * height]
-    return full
+    B, A = pair(update, {role: as_stored(t) for role, t in factors.items()})
+    return torch.from_numpy(B), torch.from_numpy(A)
 
 
 def _compose(

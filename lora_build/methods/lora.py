@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from lora_build.compiled import Array
+    from lora_build.kernel import Pair
+
 _MAX_RANK = 16_384
 _EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
 _LINEAR = ("lora_A.weight", "lora_B.weight")
@@ -175,6 +178,16 @@ class Lora:
         from lora_build.methods._lora_merge import norms
 
         return norms(update, factors)
+
+    def is_low_rank(self, updates: Sequence[Update]) -> bool:
+        """Whether neither magnitudes nor an initialisation that changed the base come in."""
+        return not any("m" in update.factors or "offset" in update.options for update in updates)
+
+    def low_rank(self, updates: "Sequence[tuple[Update, Mapping[str, Array]]]") -> "tuple[list[Pair], bool]":
+        """Return all updates of one matrix as pairs (B, A) in float64."""
+        from lora_build.methods._lora_pairs import pair, turned
+
+        return turned([update for update, _ in updates], [pair(update, factors) for update, factors in updates])
 
     def merger(
         self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows

@@ -1,0 +1,330 @@
+"""The compiled loops of `kernel`, by numba when first used, kept in its cache for the next process.
+
+Additions are made in the order written and never fused with products, but where a function says so. A loop over
+`range(n)` that indexes slices from 0 on is vectorised; one whose index numba cannot tell from a negative one is not.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Number = Any  # of numpy's dtypes, which numba infers
+
+BF16, F16, F32, F64 = range(4)
+TERMS = 4  # products that are added at a time
+_TILE = 2048  # columns at a time
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _jit(*, contract: bool = False, reorder: bool = False) -> Callable[[_F], _F]:
+    """Compile a function; its additions are fused with products, or reordered, only if it says so."""
+    flags = {"contract"} if contract else {"contract", "reassoc"} if reorder else False
+
+    def compile_(function: _F) -> _F:
+        options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": flags}
+        try:
+            return numba.njit(function, cache=True, **options)  # type: ignore[no-any-return]
+        except RuntimeError:  # no folder to keep it in can be written
+            return numba.njit(function, **options)  # type: ignore[no-any-return]
+
+    return compile_
+
+
+# numba computes with 64 bits; a mask that says "32 are enough" lets the compiler keep to them
+_M32 = np.uint64(0xFFFFFFFF)
+_ABS = np.uint32(0x7FFFFFFF)
+_SIGN16, _ABS16 = np.uint32(0x8000), np.uint32(0x7FFF)
+_S16, _S13, _S1 = np.uint32(16), np.uint32(13), np.uint32(1)
+_HALF16, _HALF13 = np.uint32(0x7FFF), np.uint32(0x0FFF)
+_BIAS = np.uint32(0x38000000)  # float32 minus float16, in the exponent
+_INFINITY = (np.uint32(0x7F80), np.uint32(0x7C00), np.uint32(0x7F800000))
+# magnitudes that the quick way may decide: 2**-90 to 2**127, of float16 its normal numbers
+_LEAST = (np.uint32(0x12800000), np.uint32(0x38800000), np.uint32(0x12800000))
+_SPAN = (np.uint32(0x7F000000 - 0x12800000), np.uint32(0x477FE000 - 0x38800000), np.uint32(0x7F000000 - 0x12800000))
+
+
+@_jit()
+def merge(
+    W: Array, out: Array, left: Array, right: Array, bound: Array, columns: Array, slack: Number, last: Any,
+    source: Number, target: Number, found: Array,
+) -> None:  # fmt: skip
+    """Merge rows; W and out are seen as uint16, so that one compilation does for all dtypes of 16 and 32 bits.
+
+    Args:
+        W: the rows, [n, columns].
+        out: the merged rows, [n, columns].
+        left: a factor of each row, [n, R]; this and the next three are in the dtype of the quick way.
+        right: and of each column, [R, columns], R a multiple of `TERMS`.
+        bound: the largest error of an update over the norm of its column's factor, [n].
+        columns: these norms, [columns].
+        slack: the largest error of adding W, over the sum.
+        last: what `_settled` takes.
+        source: the format of W.
+        target: the format of out.
+        found: gets ‖W‖², ‖ΔW‖², and the numbers of updates that are not 0, of changed and of not finite values.
+    """
+    rows, width = W.shape[0], right.shape[1]
+    acc, w = np.zeros((2, _TILE), left.dtype), np.zeros(_TILE, np.float32)
+    unsure, other = np.zeros(_TILE, np.uint8), np.zeros(_TILE, np.uint16)
+    for j0 in range(0, width, _TILE):
+        n = min(width - j0, _TILE)
+        c = columns[j0 : j0 + n]
+        for i in range(0, rows, 2):
+            _accumulate(left, right, i, np.int64(i + 1 < rows), j0, j0 + n, acc)
+            for p in range(i, min(i + 2, rows)):
+                d, at = acc[p - i], bound[p]
+                _widen(W[p], source, j0, w[:n])
+                if target == F32:
+                    out32, before32 = out[p].view(np.uint32)[j0 : j0 + n], w.view(np.uint32)
+                    if _decide32(w[:n], d, c, at, slack, before32, out32, unsure, found):
+                        _mend32(w, before32, out32, unsure, found, last, p, j0)
+                    continue
+                out16, before = out[p, j0 : j0 + n], W[p, j0 : j0 + n]
+                if source != target:
+                    before = other[:n]
+                    _narrow(w[:n], target, before)
+                if target == BF16:
+                    if _decide_bf16(w[:n], d, c, at, slack, before, out16, unsure, found):
+                        _mend_bf16(w, before, out16, unsure, found, last, p, j0)
+                elif _decide_f16(w[:n], d, c, at, slack, before, out16, unsure, found):
+                    _mend_f16(w, before, out16, unsure, found, last, p, j0)
+
+
+@_jit(contract=True)
+def _accumulate(left: Array, right: Array, i: Number, two: Number, j0: Number, j1: Number, acc: Array) -> None:
+    """Put rows i and i + two (0 or 1) of `left` times columns [j0, j1) of `right` into acc [2, n], four terms each."""
+    n = j1 - j0
+    x, y = acc[0], acc[1]
+    k = i + two
+    for t in range(0, left.shape[1], 4):
+        r0, r1, r2, r3 = right[t, j0:j1], right[t + 1, j0:j1], right[t + 2, j0:j1], right[t + 3, j0:j1]
+        a0, a1, a2, a3 = left[i, t], left[i, t + 1], left[i, t + 2], left[i, t + 3]
+        b0, b1, b2, b3 = left[k, t], left[k, t + 1], left[k, t + 2], left[k, t + 3]
+        if t == 0:
+            for j in range(n):
+                x[j] = a0 * r0[j] + a1 * r1[j] + a2 * r2[j] + a3 * r3[j]
+                y[j] = b0 * r0[j] + b1 * r1[j] + b2 * r2[j] + b3 * r3[j]
+        else:
+            for j in range(n):
+                x[j] += a0 * r0[j] + a1 * r1[j] + a2 * r2[j] + a3 * r3[j]
+                y[j] += b0 * r0[j] + b1 * r1[j] + b2 * r2[j] + b3 * r3[j]
+
+
+@_jit()
+def _widen(row: Array, source: Number, first: Number, out: Array) -> None:
+    """Put into out a row's stored values in float32, from element `first` on."""
+    n = out.shape[0]
+    if source == F32:
+        wide = row.view(np.float32)[first : first + n]
+        for j in range(n):
+            out[j] = wide[j]
+        return
+    w = row[first : first + n]  # an index that might be negative would keep a loop from being vectorised
+    if source == BF16:
+        for j in range(n):
+            out[j] = np.uint32(np.uint32(w[j]) << _S16).view(np.float32)
+    else:
+        for j in range(n):
+            h = np.uint32(w[j])
+            x = np.uint32((h & _ABS16) << _S13).view(np.float32) * np.float32(2.0**112)
+            special = np.uint32((h & _INFINITY[F16]) == _INFINITY[F16]) * _INFINITY[F32]
+            out[j] = np.uint32(np.float32(x).view(np.uint32) | special | ((h & _SIGN16) << _S16)).view(np.float32)
+
+
+@_jit()
+def _to_bf16(x: Number) -> Number:
+    """Return the bits of a float32 in bfloat16, half to even; not for NaN."""
+    u = np.float32(x).view(np.uint32)
+    return np.uint32(((u + _HALF16 + ((u >> _S16) & _S1)) & _M32) >> _S16)
+
+
+@_jit()
+def _to_f16(x: Number) -> Number:
+    """Return the bits of a float32 in float16, half to even; only for what is a normal number there."""
+    u = np.float32(x).view(np.uint32)
+    m = u & _ABS
+    return np.uint32((((m + _HALF13 + ((m >> _S13) & _S1) - _BIAS) & _M32) >> _S13) | ((u >> _S16) & _SIGN16))
+
+
+@_jit(reorder=True)
+def _plus(total: Number, x: Number) -> Number:
+    """Return a sum that may be taken in any order."""
+    return total + x
+
+
+@_jit()
+def _differ(now: Number, before: Number, mask: Number) -> Number:
+    """Return 1 if two values have other bits; -0 and 0 are the same."""
+    return np.uint32(now != before) & np.uint32(((now | before) & mask) != 0)
+
+
+def _decider(target: Number) -> Callable[..., Number]:
+    """Return the pass over some elements of a row for results of one dtype."""
+    least, span, infinity = _LEAST[target], _SPAN[target], _INFINITY[target]
+    mask = _ABS if target == F32 else _ABS16
+
+    @_jit()
+    def decide(
+        w: Array, d: Array, c: Array, at: Number, slack: Number, before: Array, out: Array, unsure: Array, found: Array
+    ) -> Number:
+        """Round w + d, mark where that may not be what the exact sum rounds to, and return how often that is."""
+        of_w = of_d = np.float32(0.0)
+        num_updated = num_changed = num_infinite = num_unsure = np.uint32(0)
+        for j in range(w.shape[0]):
+            x, u = w[j], d[j]
+            v = x + u
+            e = at * c[j] + abs(v) * slack
+            if target == BF16:
+                y, other = _to_bf16(v + e), _to_bf16(v - e)
+            elif target == F16:
+                y, other = _to_f16(v + e), _to_f16(v - e)
+            else:
+                y, other = np.float32(v + e).view(np.uint32), np.float32(v - e).view(np.uint32)
+            out[j] = y
+            size = np.float32(v).view(np.uint32) & _ABS
+            bad = np.uint32(y != other) | np.uint32(((size - least) & _M32) >= span)
+            unsure[j] = bad
+            num_unsure = np.uint32((num_unsure + bad) & _M32)
+            of_w, of_d = _plus(of_w, x * x), _plus(of_d, np.float32(u) * np.float32(u))
+            num_updated = np.uint32((num_updated + np.uint32(u != 0)) & _M32)
+            num_changed = np.uint32((num_changed + _differ(y, np.uint32(before[j]), mask)) & _M32)
+            num_infinite = np.uint32((num_infinite + np.uint32((y & infinity) == infinity)) & _M32)
+        found[0] += np.float64(of_w)
+        found[1] += np.float64(of_d)
+        found[2] += np.float64(num_updated)
+        found[3] += np.float64(num_changed)
+        found[4] += np.float64(num_infinite)
+        return num_unsure
+
+    return decide
+
+
+def _mender(target: Number) -> Callable[..., None]:
+    """Return what settles the elements of a row that `_decider`'s pass was not sure of."""
+    infinity, mask = _INFINITY[target], _ABS if target == F32 else _ABS16
+
+    @_jit()
+    def mend(
+        w: Array, before: Array, out: Array, unsure: Array, found: Array, last: Any, row: Number, column: Number
+    ) -> None:
+        """Put the right values, of which the first is of this row and column, and their counts in place."""
+        words, n = unsure.view(np.uint64), out.shape[0]
+        for q in range((n + 7) // 8):
+            if words[q] == 0:
+                continue
+            for j in range(8 * q, min(8 * q + 8, n)):
+                if unsure[j]:
+                    was, unmerged = np.uint32(out[j]), np.uint32(before[j])
+                    y = _settled(np.float64(w[j]), row, column + j, target, last)
+                    out[j] = y
+                    found[3] += np.float64(_differ(y, unmerged, mask)) - np.float64(_differ(was, unmerged, mask))
+                    found[4] += np.float64((y & infinity) == infinity) - np.float64((was & infinity) == infinity)
+
+    return mend
+
+
+_decide_bf16, _decide_f16, _decide32 = _decider(BF16), _decider(F16), _decider(F32)
+_mend_bf16, _mend_f16, _mend32 = _mender(BF16), _mender(F16), _mender(F32)
+
+
+@_jit()
+def _settled(w: Number, i: Number, j: Number, target: Number, last: Any) -> Number:
+    """Return the bits of one element: by a plain sum in float64 if its interval rounds to one value, else exactly.
+
+    `last` has the factors of the rows [n, R], the bounds of their errors over the norms of columns [n], the bits of
+    their grids; then the factors of the columns [columns, R], their norms [columns] and the bits of their grids.
+    """
+    left, bound, left_bits, right, norms, right_bits = last
+    x = w + _dot(left, i, right, j)
+    e = bound[i] * norms[j] + abs(x) * 2.0**-50
+    y = _rounded(x + e, target)
+    if y == _rounded(x - e, target):
+        return y
+    return _rounded(_exact(w, left[i], left_bits, right[j], right_bits), target)
+
+
+@_jit(reorder=True)
+def _dot(a: Array, i: Number, b: Array, j: Number) -> Number:
+    """Return the product of two rows, in some order."""
+    total = 0.0
+    for k in range(a.shape[1]):
+        total += a[i, k] * b[j, k]
+    return total
+
+
+@_jit()
+def _exact(w: Number, left: Array, left_bits: Number, right: Array, right_bits: Number) -> Number:
+    """Return W plus the exact sum on the coarse grids, plus what the grids left; see `arithmetic`."""
+    left1, right1 = _on_grid(left, left_bits), _on_grid(right, right_bits)
+    left2, right2 = _on_grid(left - left1, left_bits), _on_grid(right - right1, right_bits)
+    main = first = second = 0.0
+    for k in range(left.shape[0]):  # each of the three sums is exact, so their order does not matter
+        main += left1[k] * right1[k]
+        first += left2[k] * right1[k]
+        second += left1[k] * right2[k]
+    return (w + main) + (first + second)
+
+
+@_jit()
+def _on_grid(row: Array, bits: Number) -> Array:
+    """Return a row rounded to multiples of 2**(e - bits), 2**e the power of two above all of it."""
+    largest = 0.0
+    for k in range(row.shape[0]):
+        if not abs(row[k]) <= largest:
+            largest = abs(row[k])
+    exponent = np.int64(np.float64(largest).view(np.int64) >> 52) - 1022
+    scale = np.int64(min(max(bits - exponent + 1023, 1), 2046) << 52).view(np.float64)
+    return np.rint(row * scale) / scale
+
+
+@_jit()
+def _rounded(x: Number, target: Number) -> Number:
+    """Return the bits of x in `target`, rounded once, half to even; every NaN becomes the same quiet NaN.
+
+    By way of float32 rounded to odd, after which the second rounding is the only one that counts (Boldo & Melquiond,
+    "When double rounding is odd", 2005).
+    """
+    if x != x:
+        return np.uint32(0x7FC0 if target == BF16 else 0x7E00 if target == F16 else 0x7FC00000)
+    if target == F32:
+        return np.float32(x).view(np.uint32)
+    low, u = np.uint64(0x1FFFFFFF), np.float64(x).view(np.uint64)
+    odd = np.float32(np.uint64((((u & low) + low) | u) & ~low).view(np.float64))
+    if target == BF16:
+        return _to_bf16(odd)
+    size = np.float32(odd).view(np.uint32) & _ABS
+    if _LEAST[F16] <= size < np.uint32(0x47800000):
+        return _to_f16(odd)
+    sign = np.uint32((np.float32(odd).view(np.uint32) >> _S16) & _SIGN16)
+    if size < _LEAST[F16]:
+        return np.uint32(sign | np.uint32(np.rint(abs(np.float64(odd)) * 2.0**24)))
+    return np.uint32(sign | _INFINITY[F16])
+
+
+@_jit()
+def _narrow(x: Array, target: Number, out: Array) -> None:
+    """Put into out the bits of float32 values in a dtype of 16 bits."""
+    for j in range(x.shape[0]):
+        out[j] = _rounded(np.float64(x[j]), target)
+
+
+@_jit()
+def convert_bits(x: Array, out: Array, source: Number, target: Number) -> None:
+    """Put into out the bits of stored values in another dtype; both are seen as uint16, x may be of 64 bits."""
+    wide = np.zeros(_TILE, np.float32)
+    per = 4 if source == F64 else 2 if source == F32 else 1
+    for first in range(0, x.shape[0] // per, _TILE):
+        n = min(x.shape[0] // per - first, _TILE)
+        if source != F64:
+            _widen(x, source, first, wide[:n])
+        for j in range(n):
+            y = _rounded(x.view(np.float64)[first + j] if source == F64 else np.float64(wide[j]), target)
+            if target == F32:
+                out.view(np.uint32)[first + j] = y
+            else:
+                out[first + j] = y

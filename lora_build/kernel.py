@@ -1,0 +1,169 @@
+"""`exact-1` in one compiled pass over stored bytes: W + Σ B@A, rounded once, bit for bit what `arithmetic` gives.
+
+Nearly every element is decided without the exact sum (Ziv, "Fast evaluation of elementary mathematical functions with
+correctly rounded last bit", 1991): the update is computed in plain float32 (float64 for a float32 result) beside a
+bound on what that is off by, and where both ends of the interval round to the same value, so does the exact sum. The
+rest, one element in thousands, is tried again in float64; what that leaves gets the exact sum on power-of-two grids.
+
+The bound: K products added four at a time err by (K/4 + 4) units in the last place of Σ|b||a|, which is at most ‖b‖·‖a‖
+(Cauchy-Schwarz); three more are for the factors and the product of norms, one for W plus the update. What the exact sum
+drops itself, the product of both factors' remainders, is a fifth of 5·R·2**-bits at most, bits those of the grids.
+
+Stored values are numpy arrays of their bits: float16 and bfloat16 as uint16, float32 as uint32, float64 as uint64.
+The loops are in `compiled`.
+"""
+
+import hashlib
+import math
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from lora_build.compiled import BF16, F16, F32, F64, TERMS, Array, convert_bits, merge
+from lora_build.errors import MergeError
+from lora_build.survival import Measured
+
+Pair = tuple[Array, Array]
+"""B [out, r] with weight and scaling folded in, A [r, in], float64."""
+
+BITS = {"F64": np.uint64, "F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
+KNOWN_ANSWERS = {
+    "BF16": "9e5147f817030823",
+    "F16": "dd2f3f94d69e28bf",
+    "F32": "33fb0fc5bede1bab",
+}  # of arithmetic.py too, which a test holds to them
+
+_FORMATS = {"BF16": BF16, "F16": F16, "F32": F32, "F64": F64}
+
+
+class FusedSum:
+    """W + Σ B@A for the rows of one stored matrix, prepared once and then applied to any block of its rows."""
+
+    def __init__(self, pairs: Sequence[Pair], source: str, target: str, *, transposed: bool) -> None:
+        """Prepare the factors.
+
+        Args:
+            pairs: (B [out, r], A [r, in]) of each update, float64, B with weight and scaling folded in.
+            source: dtype of the stored matrix, in safetensors' words.
+            target: dtype of the result.
+            transposed: whether the stored matrix is [in, out].
+        """
+        B = np.concatenate([b for b, _ in pairs], axis=1)
+        A = np.concatenate([a for _, a in pairs], axis=0)
+        rank = B.shape[1]
+        bits = 53 - math.ceil(math.log2(2 * max(1, rank)))
+        # B gets the finer grid in either storage, so that both have the same bits
+        b_bits, a_bits = (bits + 1) // 2, bits - (bits + 1) // 2
+        self._left, self._right = (A.T, np.ascontiguousarray(B)) if transposed else (B, np.ascontiguousarray(A.T))
+        self._grids = (a_bits, b_bits) if transposed else (b_bits, a_bits)
+        self._source, self._target = _FORMATS[source], _FORMATS[target]
+        self._float: type = np.float64 if target == "F32" else np.float32
+        unit = 2.0**-53 if target == "F32" else 2.0**-24
+        self._factor = np.ascontiguousarray(_padded(self._right, self._float).T)
+        self._norms = _norms(self._right)
+        self._columns = self._norms.astype(self._float)
+        dropped = 5 * max(1, rank) * 2.0**-bits
+        self._error = (self._factor.shape[0] / TERMS + 8) * unit + dropped
+        self._slack = self._float(4 * unit)
+        self._last_error = (rank + 8) * 2.0**-53 + dropped
+
+    def rows(self, W: Array, first: int, out: Array) -> Measured:
+        """Merge rows and return what that did to them.
+
+        Args:
+            W: the bits of rows [first, first + n) of the stored matrix, [n, columns].
+            first: the index of the first of them.
+            out: where the merged rows' bits go, [n, columns].
+        """
+        left = np.ascontiguousarray(self._left[first : first + W.shape[0]])
+        norms = _norms(left)
+        bound = (norms * self._error).astype(self._float)
+        found = np.zeros(5)
+        merge(
+            W.view(np.uint16), out.view(np.uint16), _padded(left, self._float), self._factor, bound, self._columns,
+            self._slack, (left, norms * self._last_error, self._grids[0], self._right, self._norms, self._grids[1]),
+            self._source, self._target, found,
+        )  # fmt: skip
+        base, update, num_updated, num_changed, is_infinite = found.tolist()
+        return Measured(
+            base=base, update=update, num_updated=int(num_updated), num_changed=int(num_changed), finite=not is_infinite
+        )
+
+
+def widen(stored: Array) -> Array:
+    """Return stored values in float64; uint16 holds the bits of bfloat16, other dtypes are numpy's own."""
+    if stored.dtype == np.uint16:
+        return (stored.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return stored.astype(np.float64)
+
+
+def convert(x: Array, source: str, target: str) -> Array:
+    """Return the bits of stored values in another dtype, each rounded once; every NaN becomes the same quiet NaN."""
+    out = np.empty(x.shape, BITS[target])
+    convert_bits(x.reshape(-1).view(np.uint16), out.reshape(-1).view(np.uint16), _FORMATS[source], _FORMATS[target])
+    return out
+
+
+def first_not_finite(bits: Array, dtype: str) -> int | None:
+    """Return the place of the first NaN or infinity among stored values, None if there is none."""
+    infinity = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000, "F64": 0x7FF0000000000000}[dtype]
+    bad = (bits.reshape(-1) & bits.dtype.type(infinity)) == bits.dtype.type(infinity)
+    return int(bad.argmax()) if bad.any() else None
+
+
+def self_test(targets: Collection[str] = tuple(KNOWN_ANSWERS)) -> None:
+    """Hold the compiled pass to known answers for some dtypes (a few milliseconds, once it is compiled).
+
+    Raises:
+        MergeError: they differ: a library that flushes denormals to zero, or a faulty compiler.
+    """
+    for target, expected in KNOWN_ANSWERS.items():
+        if target in targets and (found := known_answer(target)) != expected:
+            raise MergeError(
+                f"this machine's arithmetic fails the self-test of exact-1 for {target} (found {found}, expected "
+                f"{expected}): its handling of denormal numbers is not IEEE 754, or numba compiles wrongly; another "
+                "release of numba may not"
+            )
+
+
+def known_answer(target: str) -> str:
+    """Return a digest over merges whose partial sums reach 2**53, in odd shapes and both storages."""
+    digest = hashlib.sha256()
+    for seed, (out, inner, rank) in enumerate(((61, 67, 5), (96, 130, 16), (33, 250, 48), (1, 7, 1))):
+        W = _integers(3 * seed, out * inner).reshape(out, inner) * 2.0**-31
+        B = _integers(3 * seed + 1, out * rank).reshape(out, rank) * 2.0**-33 * 1.7320508
+        A = _integers(3 * seed + 2, rank * inner).reshape(rank, inner) * 2.0**-32
+        W[0, :5] = 0.0
+        W[-1] *= 2.0**-130  # denormal in float32
+        stored = W.astype(np.float32).view(np.uint32)
+        for transposed in (False, True):
+            rows = np.ascontiguousarray(stored.T if transposed else stored)
+            merged = np.empty(rows.shape, BITS[target])
+            FusedSum([(B, A)], "F32", target, transposed=transposed).rows(rows, 0, merged)
+            digest.update(merged.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _integers(stream: int, count: int) -> Array:
+    """Return integers in [-2**31, 2**31) as float64 from a linear congruential step: no library's random numbers."""
+    with np.errstate(over="ignore"):
+        n = np.arange(count, dtype=np.int64) + stream * 1_000_003
+        mixed = (n * 6364136223846793005 + 1442695040888963407) ^ (n << 17)
+        found = (mixed * 3935559000370003845) >> 32
+    return found.astype(np.float64)
+
+
+def _norms(t: Array) -> Array:
+    """Return the norm of each row of t [n, R], never too small, and 0 only for a row of zeros."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.sqrt(np.einsum("nr,nr->n", t, t)) * 1.01 + 2.0**-100
+    norms[~t.any(axis=1)] = 0.0
+    return np.asarray(norms)
+
+
+def _padded(t: Array, dtype: type) -> Array:
+    """Return t [n, R] in `dtype` with zeros after its last column, up to a multiple of the terms added at a time."""
+    out = np.zeros((t.shape[0], -(-max(1, t.shape[1]) // TERMS) * TERMS), dtype)
+    with np.errstate(over="ignore"):
+        out[:, : t.shape[1]] = t
+    return out

@@ -1,0 +1,68 @@
+"""LoRA's factors as pairs B [out, r], A [r, in] in float64, for the stored rows of one matrix; numpy alone.
+
+Factors come as they are stored: numpy's float16, float32 or float64, and uint16 for the bits of bfloat16.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_build.kernel import widen
+from lora_build.methods import Update
+
+Array = NDArray[Any]
+Pair = tuple[Array, Array]
+
+
+def pair(update: Update, factors: Mapping[str, Array]) -> Pair:
+    """Return (B [out, r], A [r, in]) in float64 for the stored rows that the update is of, its scale in B."""
+    B = factors["B"]
+    if "A" not in factors:  # a bias [out] is a column [out, 1] times one
+        A, B = np.ones((1, 1)), widen(B.reshape(-1, 1))
+    elif update.expert is not None:
+        A, B = _unpack(update, factors["A"], B)
+    else:
+        A, B = (widen(t.reshape(len(t), -1)) for t in (factors["A"], B))
+    if blocks := update.options.get("blocks_a"):
+        A = _block_diagonal(A, blocks)
+    if blocks := update.options.get("blocks_b"):
+        B = _block_diagonal(B, blocks)
+    if "diagonal" in factors:
+        B = B * widen(factors["diagonal"])
+    if update.rows is not None:
+        rows = np.asarray(update.rows)
+        A, B = (A[:, rows], B) if update.transposed else (A, B[rows])
+    return B * update.scale, A
+
+
+def turned(updates: Sequence[Update], pairs: Sequence[tuple[Any, Any]]) -> tuple[list[tuple[Any, Any]], bool]:
+    """Return the pairs of one stored matrix all in one orientation, and whether that is [in, out].
+
+    Tied matrices can get the update of an embedding, stored [in, out], and that of a head.
+    """
+    transposed = all(update.transposed for update in updates)
+    in_order = zip(updates, pairs, strict=True)
+    return [(B, A) if u.transposed == transposed else (A.T, B.T) for u, (B, A) in in_order], transposed
+
+
+def _unpack(update: Update, A: Array, B: Array) -> Pair:
+    """Return the factors of one expert, (A, B): A [E·r, in] holds expert after expert, B [out, E·r] interleaves them.
+
+    Source: `peft/tuners/lora/layer.py` ParamWrapper.get_delta_factors; unsloth packs B expert after expert as well.
+    """
+    experts, expert = update.options["experts"], update.expert
+    A = A.reshape(experts, -1, A.shape[1])[expert]
+    if update.options["packing"] == "unsloth":
+        return widen(A), widen(B.reshape(B.shape[0], experts, -1)[:, expert])
+    return widen(A), widen(B.reshape(B.shape[0], -1, experts)[:, :, expert])
+
+
+def _block_diagonal(stacked: Array, count: int) -> Array:
+    """Return the matrix that has the given blocks, stored one below the other, on its diagonal."""
+    height, width = stacked.shape[0] // count, stacked.shape[1]
+    full = np.zeros((stacked.shape[0], width * count))
+    for i in range(count):
+        full[i * height : (i + 1) * height, i * width : (i + 1) * width] = stacked[i * height : (i + 1) * height]
+    return full
