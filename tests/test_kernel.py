@@ -1,0 +1,215 @@
+"""The compiled pass against the plain statement of exact-1 in torch, bit for bit."""
+
+import subprocess
+import sys
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from lora_build import kernel
+from lora_build.arithmetic import DTYPES, LowRankSum, as_stored, round_once
+from lora_build.kernel import BITS, KNOWN_ANSWERS, FusedSum, convert, first_not_finite, known_answer, self_test, widen
+
+FORMATS = ("BF16", "F16", "F32")
+SHAPES = ((37, 1030, 16), (70, 900, 200), (64, 2049, 64), (5, 3, 1), (1, 1, 2), (17, 700, 8))
+
+
+def bits(t: torch.Tensor) -> np.ndarray:
+    stored = as_stored(t.contiguous())
+    return stored.view({2: np.uint16, 4: np.uint32, 8: np.uint64}[stored.itemsize])
+
+
+def factors(out: int, inner: int, rank: int, scale: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    B = torch.randn(out, rank, generator=g, dtype=torch.float64) * 0.01 * scale
+    A = torch.randn(rank, inner, generator=g, dtype=torch.float64)
+    return B, A
+
+
+def weights(out: int, inner: int, std: float, source: str, seed: int = 1) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return (torch.randn(out, inner, generator=g, dtype=torch.float64) * std).to(DTYPES[source])
+
+
+def fused(
+    W: torch.Tensor, pairs: list[tuple[torch.Tensor, torch.Tensor]], source: str, target: str, *, transposed: bool
+) -> tuple[np.ndarray, "kernel.Measured"]:
+    stored = np.ascontiguousarray(bits(W))
+    y = np.empty(stored.shape, BITS[target])
+    found = FusedSum([(B.numpy(), A.numpy()) for B, A in pairs], source, target, transposed=transposed).rows(
+        stored, 0, y
+    )
+    return y, found
+
+
+def plain(
+    W: torch.Tensor, pairs: list[tuple[torch.Tensor, torch.Tensor]], target: str, *, transposed: bool
+) -> torch.Tensor:
+    return LowRankSum(pairs, DTYPES[target], transposed=transposed).rows(W, 0)[0]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("source", "target"), list(product(FORMATS, FORMATS)))
+def test_the_compiled_pass_has_the_bits_of_the_exact_sum(source: str, target: str, transposed: bool) -> None:
+    for (out, inner, rank), scale, std in product(SHAPES, (1e-3, 0.1, 1.0, 30.0), (0.0, 1e-6, 1e-4, 0.02)):
+        B, A = factors(out, inner, rank, scale)
+        W = weights(out, inner, std, source)
+        stored = W.T if transposed else W
+        expected = plain(stored, [(B, A)], target, transposed=transposed)
+
+        found, measured = fused(stored, [(B, A)], source, target, transposed=transposed)
+
+        assert np.array_equal(found, bits(expected)), (out, inner, rank, scale, std)
+        before = round_once(stored.to(torch.float64), DTYPES[target])
+        assert measured.num_changed == int((expected != before).sum())
+        assert measured.finite == bool(torch.isfinite(expected).all())
+
+
+@pytest.mark.parametrize(("source", "target"), list(product(FORMATS, FORMATS)))
+def test_rows_of_zeros_tiny_and_huge_factors_and_values_that_are_not_finite_are_merged_alike(
+    source: str, target: str
+) -> None:
+    B, A = factors(40, 600, 16, 1.0)
+    B[4] = 0
+    B[5] *= 1e-40
+    B[6] *= 1e30
+    B[7] = 1e-310
+    A[:, 9] *= 1e-200
+    A[:, 10] = 0
+    W = weights(40, 600, 0.02, source)
+    W[2] = -0.0
+    W[4, :7] = -0.0
+    W[0, 0], W[1, 1], W[3, 1], W[3, 2] = float("inf"), float("nan"), torch.finfo(W.dtype).max, torch.finfo(W.dtype).tiny
+    W[8] *= 1e-4  # denormal in float16
+    for broken in (None, float("inf"), float("nan")):
+        if broken is not None:
+            B[11, 3] = broken
+
+        found, measured = fused(W, [(B, A)], source, target, transposed=False)
+
+        assert np.array_equal(found, bits(plain(W, [(B, A)], target, transposed=False)))
+        assert not measured.finite
+
+
+@pytest.mark.parametrize("target", FORMATS)
+def test_values_just_beside_the_middle_between_two_results_are_rounded_right(target: str) -> None:
+    # W + Δ is a midpoint of the result's grid, moved by less than float32, or float64, can tell
+    ulp = {"BF16": 2.0**-7, "F16": 2.0**-10, "F32": 2.0**-23}[target]
+    W = torch.full((1, 6), 1.0, dtype=torch.float32)
+    for tiny in (2.0**-30, 2.0**-45, 2.0**-52):
+        shift = torch.tensor([0.0, tiny, -tiny, 2 * ulp, 2 * ulp + tiny, 2 * ulp - tiny], dtype=torch.float64)
+        pairs = [(torch.ones(1, 2, dtype=torch.float64), torch.stack([torch.full_like(shift, ulp / 2), shift]))]
+
+        found, _ = fused(W, pairs, "F32", target, transposed=False)
+
+        assert np.array_equal(found, bits(plain(W, pairs, target, transposed=False))), tiny
+
+
+def test_several_pairs_have_the_bits_of_one_exact_sum_whatever_their_order() -> None:
+    pairs = [factors(48, 300, rank, 0.5, seed) for seed, rank in enumerate((4, 16, 7))]
+    W = weights(48, 300, 0.02, "BF16")
+    expected = bits(plain(W, pairs, "BF16", transposed=False))
+
+    for order in (pairs, pairs[::-1]):
+        assert np.array_equal(fused(W, order, "BF16", "BF16", transposed=False)[0], expected)
+
+
+def test_blocks_of_any_rows_have_the_bits_of_the_whole() -> None:
+    B, A = factors(50, 400, 16, 1.0)
+    W = bits(weights(50, 400, 0.02, "BF16"))
+    merge = FusedSum([(B.numpy(), A.numpy())], "BF16", "BF16", transposed=False)
+    whole, parts = np.empty_like(W), np.empty_like(W)
+    merge.rows(W, 0, whole)
+
+    for first, last in ((0, 1), (1, 8), (8, 33), (33, 50)):
+        merge.rows(W[first:last], first, parts[first:last])
+
+    assert np.array_equal(parts, whole)
+
+
+def test_what_an_update_did_is_measured() -> None:
+    B, A = factors(64, 512, 8, 1.0)
+    B[3] = 0
+    W = weights(64, 512, 0.02, "BF16")
+    delta = B @ A
+
+    _, found = fused(W, [(B, A)], "BF16", "BF16", transposed=False)
+
+    assert found.base == pytest.approx(float((W.double() ** 2).sum()), rel=1e-5)
+    assert found.update == pytest.approx(float((delta**2).sum()), rel=1e-5)
+    assert found.num_updated == 63 * 512
+
+
+@pytest.mark.parametrize(("source", "target"), list(product((*FORMATS, "F64"), FORMATS)))
+def test_every_conversion_rounds_once_like_the_plain_statement(source: str, target: str) -> None:
+    scales = torch.tensor([0.0, 1e-45, 1e-40, 6e-8, 1e-5, 1.0, 70_000.0, 1e38, -1.0], dtype=torch.float64)
+    values = (torch.randn(9, 700, dtype=torch.float64) * scales[:, None]).flatten()
+    values[:4] = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0])
+    x = values.to(DTYPES[source])
+
+    assert np.array_equal(convert(bits(x), source, target), bits(round_once(x.double(), DTYPES[target])))
+
+
+def test_all_values_of_16_bits_are_widened_and_come_back() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16)
+    for name in ("BF16", "F16"):
+        x = torch.from_numpy(every.view(np.int16)).view(DTYPES[name])
+        number = ~torch.isnan(x).numpy()
+
+        assert np.array_equal(convert(every, name, name)[number], every[number])
+        assert np.array_equal(convert(every, name, "F32"), bits(round_once(x.double(), torch.float32)))
+
+
+def test_stored_values_are_widened_to_float64() -> None:
+    x = torch.randn(5, 7)
+
+    for dtype in DTYPES.values():
+        assert np.array_equal(widen(as_stored(x.to(dtype))), x.to(dtype).double().numpy())
+
+
+def test_the_first_value_that_is_not_finite_is_found() -> None:
+    for name in (*FORMATS, "F64"):
+        x = torch.ones(3, 4, dtype=DTYPES[name])
+        assert first_not_finite(bits(x), name) is None
+        x[1, 2], x[2, 2] = float("inf"), float("nan")
+        assert first_not_finite(bits(x), name) == 6
+
+
+def test_the_known_answers_are_those_of_the_plain_statement(monkeypatch: pytest.MonkeyPatch) -> None:
+    self_test()
+    compiled = {target: known_answer(target) for target in FORMATS}
+    assert compiled == KNOWN_ANSWERS
+
+    class Plain:
+        def __init__(self, pairs: list, source: str, target: str, *, transposed: bool) -> None:
+            self.args = [tuple(torch.from_numpy(np.ascontiguousarray(t)) for t in p) for p in pairs], target, transposed
+
+        def rows(self, W: np.ndarray, first: int, out: np.ndarray) -> None:
+            pairs, target, transposed = self.args
+            out[:] = bits(plain(torch.from_numpy(W.view(np.float32)), pairs, target, transposed=transposed))
+
+    monkeypatch.setattr(kernel, "FusedSum", Plain)
+    assert {target: known_answer(target) for target in FORMATS} == compiled
+
+
+def test_a_machine_that_computes_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(kernel.KNOWN_ANSWERS, "F16", "0" * 16)
+
+    self_test({"BF16"})
+    with pytest.raises(Exception, match="fails the self-test of exact-1 for F16"):
+        self_test({"F16"})
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    code = (
+        "import numba; real = numba.njit\n"
+        "def njit(f, cache=False, **o):\n"
+        "    if cache: raise RuntimeError('cannot cache function: no locator available')\n"
+        "    return real(f, **o)\n"
+        "numba.njit = njit\n"
+        "from lora_build.kernel import known_answer; print(known_answer('BF16'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == KNOWN_ANSWERS["BF16"]
