@@ -1,9 +1,11 @@
-"""Time and peak memory of lora-build beside peft's merge and `cp -r`, each a whole process, in interleaved rounds.
+"""Time, processor time and memory of lora-build beside its floor, `cp -r`, peft, mergekit and axolotl.
 
-    python benchmarks/run.py [--layers 16] [--hidden 2048] [--rank 16] [--rounds 3] [--out benchmarks/results]
+    python benchmarks/run.py [--preset 1B ...] [--rank 16 ...] [--dtype keep ...] [--single] [--rounds 3] [--no-peers]
 
-Makes its own base (Llama shapes, bf16, three shards, random weights) and adapter (LoRA on all seven projections) in a
-temporary folder. Machines are noisy: read the medians and the ratios, not single seconds. Writes a .json and a .svg.
+Each tool is a whole process, in interleaved rounds, page cache warm; machines are noisy, so read medians and ratios.
+The floor is our own pipeline with each merge made a copy (`floor.py`). Bases and adapters are made here (`models.py`).
+peft runs with this Python; mergekit and axolotl where `MERGEKIT` names a `mergekit-yaml` and `AXOLOTL` a Python with
+axolotl. Writes a JSON, and for the 1 B case the README's chart, into benchmarks/results; prints the goals.
 """
 
 import argparse
@@ -16,68 +18,155 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+HERE = Path(__file__).parent
+COLOURS = {"cp -r": "#9aa5b1", "floor": "#c6ccd2", "lora-build": "#2f7d5b"}
+OURS = """
+import sys, lora_build
+base, adapter, out, dtype = sys.argv[1:]
+lora_build.build({"base": base, "adapters": {"a": adapter}, "dtype": dtype, "output": {"dir": out}})
+"""
 PEFT = """
 import sys, torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto")
+dtype = "auto" if sys.argv[4] == "keep" else getattr(torch, sys.argv[4])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=dtype)
 PeftModel.from_pretrained(model, sys.argv[2]).merge_and_unload(safe_merge=True).save_pretrained(sys.argv[3])
 """
-OURS = """
-import sys, lora_build
-lora_build.build({"base": sys.argv[1], "adapters": {"a": sys.argv[2]}, "output": {"dir": sys.argv[3]}})
+# its engine alone, which needs a logger of axolotl's and no more
+AXOLOTL = """
+import importlib.util, logging, sys, types
+root = importlib.util.find_spec("axolotl").submodule_search_locations[0]
+for name in ("axolotl", "axolotl.utils", "axolotl.utils.logging"):
+    sys.modules[name] = types.ModuleType(name)
+sys.modules["axolotl.utils.logging"].get_logger = logging.getLogger
+spec = importlib.util.spec_from_file_location("lora_merge", root + "/cli/utils/lora_merge.py")
+engine = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(engine)
+engine.merge_lora_sharded_efficient(*sys.argv[1:4], device="cpu", safe_tensors=True)
 """
-COLOURS = {"cp -r": "#9aa5b1", "lora-build": "#2f7d5b", "peft": "#b3574a"}
 
 
-def make_inputs(folder: Path, *, layers: int, hidden: int, rank: int) -> int:
-    """Write base and adapter and return the base's bytes."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=128_256,
-        tie_word_embeddings=True,
-    )
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
-    size = sum(p.numel() for p in model.parameters()) * 2
-    model.save_pretrained(folder / "base", max_shard_size=size // 3 + 1)
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.01)
-    adapted.save_pretrained(folder / "adapter")
-    return size
+def commands(base: Path, adapter: Path, out: Path, dtype: str, *, peers: bool) -> dict[str, list[str]]:
+    """Return each tool's command line."""
+    found = {"cp -r": ["cp", "-r", str(base), str(out)]} if dtype == "keep" else {}
+    if dtype == "keep":
+        found["floor"] = [sys.executable, str(HERE / "floor.py"), str(base), str(adapter), str(out)]
+    found["lora-build"] = [sys.executable, "-c", OURS, str(base), str(adapter), str(out), dtype]
+    if not peers:
+        return found
+    found["peft"] = [sys.executable, "-c", PEFT, str(base), str(adapter), str(out), dtype]
+    if (mergekit := os.environ.get("MERGEKIT")) and dtype == "keep":
+        recipe = adapter.with_name("mergekit.yaml")
+        recipe.write_text(f"models:\n  - model: {base}+{adapter}\nmerge_method: passthrough\ndtype: bfloat16\n")
+        cache = str(adapter.with_name("mergekit-cache"))
+        found["mergekit"] = [mergekit, str(recipe), str(out), "--lora-merge-cache", cache, "--copy-tokenizer"]
+    if (axolotl := os.environ.get("AXOLOTL")) and dtype == "keep":
+        found["axolotl"] = [axolotl, "-c", AXOLOTL, str(base), str(adapter), str(out)]
+    return found
 
 
 def measure(command: list[str], out: Path) -> dict[str, float]:
-    """Return the wall seconds, CPU seconds and peak resident bytes of one process; its output is removed."""
-    shutil.rmtree(out, ignore_errors=True)
+    """Return the wall and processor seconds and the peak memory of one process; its output is removed."""
+    for path in (out, out.with_name("mergekit-cache")):
+        shutil.rmtree(path, ignore_errors=True)
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - started
-    if status:
-        sys.exit(f"failed: {' '.join(command)}")
+    anonymous = [0]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        watch = threading.Thread(target=_watch, args=(process.pid, anonymous))
+        watch.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - started
+        watch.join()
+        if status:
+            log.seek(0)
+            sys.exit(f"failed: {' '.join(command)}\n{log.read().decode()[-2000:]}")
     shutil.rmtree(out)
-    return {"wall_s": wall, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_bytes": usage.ru_maxrss * 1024}
+    return {
+        "wall_s": wall,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "peak_anonymous_bytes": anonymous[0],
+        "peak_bytes": usage.ru_maxrss * 1024,
+    }
 
 
-def chart(medians: dict[str, dict[str, float]], title: str) -> str:
+def _watch(pid: int, peak: list[int]) -> None:
+    """Keep the largest memory of a process that is no page of a file."""
+    while True:
+        try:
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        except OSError:
+            return
+        found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")]
+        if not found:
+            return
+        peak[0] = max(peak[0], found[0])
+        time.sleep(0.01)
+
+
+def run_case(folder: Path, preset: str, rank: int, dtype: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what was measured of one case."""
+    import models
+
+    shape = replace(models.PRESETS[preset], shards=1) if options.single else models.PRESETS[preset]
+    base, adapter, out = folder / f"base-{preset}", folder / f"adapter-{preset}-{rank}", folder / "out"
+    if not base.exists():
+        models.make_base(base, shape)
+    if not adapter.exists():
+        models.make_adapter(adapter, shape, rank)
+    words = commands(base, adapter, out, dtype, peers=options.peers)
+    runs: dict[str, list[dict[str, float]]] = {tool: [] for tool in words}
+    for number in range(options.rounds + 1):
+        for tool, command in words.items():
+            if number or tool in ("cp -r", "floor", "lora-build"):  # a first round warms caches and counts for nothing
+                figures = measure(command, out)
+                if number:
+                    runs[tool].append(figures)
+    medians = {tool: {key: statistics.median(r[key] for r in rs) for key in rs[0]} for tool, rs in runs.items()}
+    ours = medians["lora-build"]["wall_s"]
+    return {
+        "case": {"preset": preset, "rank": rank, "dtype": dtype, "single_file": shape.shards == 1},
+        "base_bytes": models.base_bytes(shape),
+        "adapter_bytes": (adapter / "adapter_model.safetensors").stat().st_size,
+        "medians": medians,
+        "lora_build_over": {tool: round(ours / m["wall_s"], 3) for tool, m in medians.items()},
+        "rounds": options.rounds,
+        "runs": runs,
+    }
+
+
+def goals(report: dict[str, Any]) -> list[tuple[str, float, float, bool]]:
+    """Return what was to be reached in a case: (goal, measured, limit, reached)."""
+    case, medians = report["case"], report["medians"]
+    ours, found = medians["lora-build"], []
+
+    def at_most(name: str, measured: float, limit: float) -> None:
+        found.append((name, measured, limit, measured <= limit))
+
+    if "floor" in medians and case["rank"] <= 64:
+        at_most(
+            "wall time over the floor", ours["wall_s"] / medians["floor"]["wall_s"], 1.25 if case["rank"] <= 16 else 1.5
+        )
+    for peer, factor in (("peft", 4), ("mergekit", 6), ("axolotl", 6)):
+        if peer in medians and case["preset"] == "1B" and case["rank"] == 16 and case["dtype"] == "keep":
+            ratio = medians[peer]["wall_s"] / ours["wall_s"]
+            found.append((f"times as fast as {peer}, at least", ratio, factor, ratio >= factor))
+    at_most(
+        "anonymous memory beside the adapter, MB", (ours["peak_anonymous_bytes"] - report["adapter_bytes"]) / 1e6, 400
+    )
+    return found
+
+
+def chart(report: dict[str, Any]) -> str:
     """Return two groups of bars, wall time and peak memory, as SVG."""
-    rows, y = [], 46
+    medians, rows, y = report["medians"], [], 46
     for heading, key, unit, scale in (("wall time", "wall_s", "s", 1.0), ("peak memory", "peak_bytes", "GB", 1e-9)):
         rows.append(f'<text x="10" y="{y}" font-weight="bold">{heading}</text>')
         top = max(m[key] for m in medians.values())
@@ -85,53 +174,66 @@ def chart(medians: dict[str, dict[str, float]], title: str) -> str:
             y += 24
             width = max(2, 380 * figures[key] / top)
             rows.append(f'<text x="10" y="{y}">{name}</text>')
-            rows.append(f'<rect x="100" y="{y - 13}" width="{width:.0f}" height="17" fill="{COLOURS[name]}"/>')
+            rows.append(
+                f'<rect x="100" y="{y - 13}" width="{width:.0f}" height="17" fill="{COLOURS.get(name, "#b3574a")}"/>'
+            )
             rows.append(f'<text x="{106 + width:.0f}" y="{y}">{figures[key] * scale:.2f} {unit}</text>')
         y += 34
+    title = (
+        f"Merge of a LoRA r={report['case']['rank']} into a {report['base_bytes'] / 1e9:.1f} GB bf16 Llama, "
+        f"{os.cpu_count()} cores, page cache warm"
+    )
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="600" height="{y - 10}" font-family="sans-serif">'
     paper = '<rect width="100%" height="100%" fill="#fff"/>'
     return f'{head}{paper}<g fill="#333" font-size="13"><text x="10" y="20">{title}</text>{"".join(rows)}</g></svg>\n'
 
 
-def main() -> None:
-    """Run the rounds and write what was measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("layers", 16), ("hidden", 2048), ("rank", 16), ("rounds", 3)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="lora-build-bench-") as name:
-        folder = Path(name)
-        # in a process of its own: a child's peak memory starts from that of the process that forks it
-        with ProcessPoolExecutor(1) as pool:
-            size = pool.submit(make_inputs, folder, layers=args.layers, hidden=args.hidden, rank=args.rank).result()
-        base, adapter, out = (str(folder / part) for part in ("base", "adapter", "out"))
-        commands = {
-            "cp -r": ["cp", "-r", base, out],
-            "lora-build": [sys.executable, "-c", OURS, base, adapter, out],
-            "peft": [sys.executable, "-c", PEFT, base, adapter, out],
-        }
-        runs: dict[str, list[dict[str, float]]] = {command: [] for command in commands}
-        for _ in range(args.rounds):
-            for command, words in commands.items():
-                runs[command].append(measure(words, Path(out)))
-    medians = {c: {key: statistics.median(r[key] for r in rs) for key in rs[0]} for c, rs in runs.items()}
-    versions = {
-        p: importlib.metadata.version(p) for p in ("lora-build", "torch", "peft", "transformers", "safetensors")
+def machine() -> dict[str, Any]:
+    """Return what the figures were measured on."""
+    info = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in info if "model name" in line), "")
+    packages = ("lora-build", "numba", "numpy", "torch", "peft", "transformers", "safetensors")
+    python = platform.python_version()
+    return {
+        "machine": {"cpu": cpu, "cpu_count": os.cpu_count(), "architecture": platform.machine(), "python": python},
+        "versions": {p: importlib.metadata.version(p) for p in packages},
     }
-    shapes = {"layers": args.layers, "hidden": args.hidden, "rank": args.rank, "base_bytes": size}
-    machine = {"cpu_count": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()}
-    ratio = medians["peft"]["wall_s"] / medians["lora-build"]["wall_s"]
-    report = {"shapes": shapes, "machine": machine, "versions": versions, "rounds": args.rounds, "medians": medians,
-              "peft_over_ours": ratio, "runs": runs}  # fmt: skip
-    args.out.mkdir(parents=True, exist_ok=True)
-    target = args.out / f"merge-{size / 1e9:.1f}GB-r{args.rank}"
-    target.with_name(target.name + ".json").write_text(json.dumps(report, indent=1) + "\n")
-    title = (
-        f"Merge of a LoRA r={args.rank} into a {size / 1e9:.1f} GB bf16 Llama, {os.cpu_count()} cores, page cache warm"
-    )
-    target.with_name(target.name + ".svg").write_text(chart(medians, title))
-    print(json.dumps({"medians": medians, "peft_over_ours": ratio}, indent=1))
+
+
+def main() -> None:
+    """Run the cases and write what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", nargs="+", default=["1B"])
+    parser.add_argument("--rank", nargs="+", type=int, default=[16])
+    parser.add_argument("--dtype", nargs="+", default=["keep"], choices=["keep", "float32", "float16", "bfloat16"])
+    parser.add_argument("--single", action="store_true", help="one file, not shards")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-peers", dest="peers", action="store_false")
+    parser.add_argument("--work", type=Path, help="where bases and outputs go (default: a temporary folder)")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="lora-build-bench-", dir=options.work) as name:
+        for preset in options.preset:
+            for rank in options.rank:
+                for dtype in options.dtype:
+                    report = machine() | run_case(Path(name), preset, rank, dtype, options)
+                    parts = [preset, f"r{rank}", "single" if options.single else "", dtype if dtype != "keep" else ""]
+                    stem = "-".join(filter(None, parts))
+                    (options.out / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
+                    if stem == "1B-r16" and options.peers:
+                        (options.out / "chart.svg").write_text(chart(report))
+                    _print(stem, report)
+            shutil.rmtree(Path(name) / f"base-{preset}")
+
+
+def _print(stem: str, report: dict[str, Any]) -> None:
+    print(f"\n{stem}")
+    for tool, m in report["medians"].items():
+        print(f"  {tool:<12}{m['wall_s']:8.2f} s, {m['cpu_s']:.2f} s of processors", end="")
+        print(f"{m['peak_bytes'] / 1e6:8.0f} MB, {m['peak_anonymous_bytes'] / 1e6:.0f} MB of it anonymous")
+    for goal, measured, limit, reached in goals(report):
+        print(f"  {'reached' if reached else 'MISSED':<8}{goal}: {measured:.2f} (goal {limit:g})")
 
 
 if __name__ == "__main__":

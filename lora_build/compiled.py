@@ -16,7 +16,7 @@ Number = Any  # of numpy's dtypes, which numba infers
 
 BF16, F16, F32, F64 = range(4)
 TERMS = 4  # products that are added at a time
-_TILE = 2048  # columns at a time
+_TILE = 1024  # columns at a time
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -58,7 +58,7 @@ def merge(
     Args:
         W: the rows, [n, columns].
         out: the merged rows, [n, columns].
-        left: a factor of each row, [n, R]; this and the next three are in the dtype of the quick way.
+        left: a factor of each row, [n, R] and up to three more rows; this and the next three are in the dtype of the quick way.
         right: and of each column, [R, columns], R a multiple of `TERMS`.
         bound: the largest error of an update over the norm of its column's factor, [n].
         columns: these norms, [columns].
@@ -69,14 +69,16 @@ def merge(
         found: gets ‖W‖², ‖ΔW‖², and the numbers of updates that are not 0, of changed and of not finite values.
     """
     rows, width = W.shape[0], right.shape[1]
-    acc, w = np.zeros((2, _TILE), left.dtype), np.zeros(_TILE, np.float32)
-    unsure, other = np.zeros(_TILE, np.uint8), np.zeros(_TILE, np.uint16)
-    for j0 in range(0, width, _TILE):
-        n = min(width - j0, _TILE)
+    tile = -(-width // -(-width // _TILE))
+    panel, acc = np.zeros((right.shape[0], tile), right.dtype), np.zeros((4, tile), left.dtype)
+    w, unsure, other = np.zeros(tile, np.float32), np.zeros(tile + 7, np.uint8), np.zeros(tile, np.uint16)
+    for j0 in range(0, width, tile):
+        n = min(width - j0, tile)
         c = columns[j0 : j0 + n]
-        for i in range(0, rows, 2):
-            _accumulate(left, right, i, np.int64(i + 1 < rows), j0, j0 + n, acc)
-            for p in range(i, min(i + 2, rows)):
+        panel[:, :n] = right[:, j0 : j0 + n]
+        for i in range(0, rows, 4):
+            _accumulate(left, i, panel, acc)
+            for p in range(i, min(i + 4, rows)):
                 d, at = acc[p - i], bound[p]
                 _widen(W[p], source, j0, w[:n])
                 if target == F32:
@@ -96,23 +98,21 @@ def merge(
 
 
 @_jit(contract=True)
-def _accumulate(left: Array, right: Array, i: Number, two: Number, j0: Number, j1: Number, acc: Array) -> None:
-    """Put rows i and i + two (0 or 1) of `left` times columns [j0, j1) of `right` into acc [2, n], four terms each."""
-    n = j1 - j0
-    x, y = acc[0], acc[1]
-    k = i + two
-    for t in range(0, left.shape[1], 4):
-        r0, r1, r2, r3 = right[t, j0:j1], right[t + 1, j0:j1], right[t + 2, j0:j1], right[t + 3, j0:j1]
+def _accumulate(left: Array, i: Number, panel: Array, acc: Array) -> None:
+    """Put the rows [i, i + 4) of `left` times `panel` [R, n] into acc [4, n], four terms at a time."""
+    for t in range(0, panel.shape[0], 4):
         a0, a1, a2, a3 = left[i, t], left[i, t + 1], left[i, t + 2], left[i, t + 3]
-        b0, b1, b2, b3 = left[k, t], left[k, t + 1], left[k, t + 2], left[k, t + 3]
-        if t == 0:
-            for j in range(n):
-                x[j] = a0 * r0[j] + a1 * r1[j] + a2 * r2[j] + a3 * r3[j]
-                y[j] = b0 * r0[j] + b1 * r1[j] + b2 * r2[j] + b3 * r3[j]
-        else:
-            for j in range(n):
-                x[j] += a0 * r0[j] + a1 * r1[j] + a2 * r2[j] + a3 * r3[j]
-                y[j] += b0 * r0[j] + b1 * r1[j] + b2 * r2[j] + b3 * r3[j]
+        b0, b1, b2, b3 = left[i + 1, t], left[i + 1, t + 1], left[i + 1, t + 2], left[i + 1, t + 3]
+        c0, c1, c2, c3 = left[i + 2, t], left[i + 2, t + 1], left[i + 2, t + 2], left[i + 2, t + 3]
+        d0, d1, d2, d3 = left[i + 3, t], left[i + 3, t + 1], left[i + 3, t + 2], left[i + 3, t + 3]
+        for j in range(panel.shape[1]):
+            p, q, r, s = panel[t, j], panel[t + 1, j], panel[t + 2, j], panel[t + 3, j]
+            x, y = a0 * p + a1 * q + a2 * r + a3 * s, b0 * p + b1 * q + b2 * r + b3 * s
+            z, u = c0 * p + c1 * q + c2 * r + c3 * s, d0 * p + d1 * q + d2 * r + d3 * s
+            acc[0, j] = x if t == 0 else acc[0, j] + x
+            acc[1, j] = y if t == 0 else acc[1, j] + y
+            acc[2, j] = z if t == 0 else acc[2, j] + z
+            acc[3, j] = u if t == 0 else acc[3, j] + u
 
 
 @_jit()
@@ -213,7 +213,8 @@ def _mender(target: Number) -> Callable[..., None]:
         w: Array, before: Array, out: Array, unsure: Array, found: Array, last: Any, row: Number, column: Number
     ) -> None:
         """Put the right values, of which the first is of this row and column, and their counts in place."""
-        words, n = unsure.view(np.uint64), out.shape[0]
+        n = out.shape[0]
+        words = unsure[: unsure.shape[0] // 8 * 8].view(np.uint64)
         for q in range((n + 7) // 8):
             if words[q] == 0:
                 continue

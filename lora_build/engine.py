@@ -7,7 +7,7 @@ each tensor.
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -15,12 +15,11 @@ from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from lora_build.blocks import Block, Data, FusedMerger, Loaded, Merger, bits_of, converted, is_fused
+from lora_build.blocks import Block, Data, Loaded, Merger, is_fused
 from lora_build.buffers import Buffers
 from lora_build.checkpoint import DTYPE_BYTES, TensorInfo
 from lora_build.digests import CHUNK_BYTES, HashedFile
 from lora_build.errors import MergeError
-from lora_build.kernel import first_not_finite, self_test
 from lora_build.lanes import Clock, Lane
 from lora_build.operations import Merge, Operation, Segment, Shard, kind, touched_by
 from lora_build.plan import MergePlan
@@ -83,13 +82,13 @@ def execute(
         StorageError: the disk failed.
     """
     with ExitStack() as stack:
-        if not plan.repeats_peft:
-            self_test({op.dtype for op in plan.operations if isinstance(op, Merge)})
         clock = Clock()
         inputs = _Inputs(sources, stack, Lane("hash input", clock))
+        pool = stack.enter_context(ThreadPoolExecutor(_num_workers(), thread_name_prefix="lora-build merge"))
+        targets = {op.dtype for op in plan.operations if isinstance(op, Merge)} - {"F64"}
         run = _Run(
-            plan=plan, inputs=inputs, sink=sink, progress=progress, held=held, clock=clock, stack=stack,
-            pool=stack.enter_context(ThreadPoolExecutor(_num_workers(), thread_name_prefix="lora-build merge")),
+            plan=plan, inputs=inputs, sink=sink, progress=progress, held=held, clock=clock, stack=stack, pool=pool,
+            kernel=pool.submit(_load_kernel, set() if plan.repeats_peft else targets),
             hash_tensors=stack.enter_context(Lane("hash tensors", clock)),
             hash_files=stack.enter_context(Lane("hash files", clock)),
             sync=stack.enter_context(Lane("sync", clock)),
@@ -105,6 +104,14 @@ def execute(
             survival=tuple(sorted(run.survival, key=lambda t: t.name)),
             seconds=clock.seconds,
         )
+
+
+def _load_kernel(targets: Collection[str]) -> None:
+    """Import the compiled pass and put its arithmetic to the test, while other threads copy what comes first."""
+    if targets:
+        from lora_build.kernel import self_test
+
+        self_test(targets)
 
 
 def _num_workers() -> int:
@@ -169,6 +176,7 @@ class _Run:
     clock: Clock
     stack: ExitStack
     pool: ThreadPoolExecutor
+    kernel: Future[None]
     hash_tensors: Lane
     hash_files: Lane
     sync: Lane
@@ -292,8 +300,12 @@ class _Run:
             (u, {role: (t, self.inputs.factor(t, keep=u.stacked)) for role, t in u.factors.items()})
             for u in segment.updates
         ]
+        with self.clock.time("wait"):
+            self.kernel.result()
         with self.clock.time("prepare"):
             if is_fused(op, segment):
+                from lora_build.fused import FusedMerger
+
                 return FusedMerger(op, loaded, check=self.check)
             from lora_build.torch_blocks import TorchMerger
 
@@ -341,6 +353,8 @@ class _Run:
 
     def _converted(self, op: Operation, data: Data, first: int) -> Block:
         if op.dtype != "F64" and not self.plan.repeats_peft:
+            from lora_build.fused import converted
+
             return converted(data, op.source.dtype, op.dtype, first, check=self.check)
         from lora_build.torch_blocks import converted_by_torch
 
@@ -356,6 +370,9 @@ class _Run:
 
     def _explain(self, op: Operation, block: Block) -> str:
         """Return which element is not finite, and whose fault it is."""
+        from lora_build.fused import bits_of
+        from lora_build.kernel import first_not_finite
+
         assert block.not_finite is not None
         where = f"safe_merge: {op.name}{_index(block.not_finite, op.source.shape)}"
         if not isinstance(op, Merge):

@@ -59,7 +59,7 @@ class FusedSum:
         self._source, self._target = _FORMATS[source], _FORMATS[target]
         self._float: type = np.float64 if target == "F32" else np.float32
         unit = 2.0**-53 if target == "F32" else 2.0**-24
-        self._factor = np.ascontiguousarray(_padded(self._right, self._float).T)
+        self._factor = np.ascontiguousarray(_padded(self._right, self._float).T[:, : len(self._right)])
         self._norms = _norms(self._right)
         self._columns = self._norms.astype(self._float)
         dropped = 5 * max(1, rank) * 2.0**-bits
@@ -162,8 +162,8 @@ def _norms(t: Array) -> Array:
 
 
 def _padded(t: Array, dtype: type) -> Array:
-    """Return t [n, R] in `dtype` with zeros after its last column, up to a multiple of the terms added at a time."""
-    out = np.zeros((t.shape[0], -(-max(1, t.shape[1]) // TERMS) * TERMS), dtype)
+    """Return t [n, R] in `dtype` with zeros behind and below, up to a multiple of the terms and rows taken at a time."""
+    out = np.zeros([-(-max(1, size) // TERMS) * TERMS for size in t.shape], dtype)
     with np.errstate(over="ignore"):
-        out[:, : t.shape[1]] = t
+        out[: t.shape[0], : t.shape[1]] = t
     return out

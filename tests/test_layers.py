@@ -14,7 +14,7 @@ FLOORS = [
     {"adapter", "attached", "forward_inputs", "forward_trace", "loading", "methods._shared", "naming", "operations"},
     {"live", "methods._lora_pairs", "methods._lora_shapes", "methods.trainable_tokens", "replication", "tying"},
     {"blocks", "methods._lora_implied", "methods._lora_merge"},
-    {"forward_weights", "methods._lora_forward"},
+    {"forward_weights", "fused", "methods._lora_forward"},
     {"heads", "methods.lora", "peft_layers"}
     | {f"methods.{name}" for name in ("adalora", "ia3", "loha", "lokr", "oft", "vera")},
     {"layout", "peft_numerics"},
@@ -32,7 +32,7 @@ FLOORS = [
 ]
 ONLY = {"hydra": {"app", "recipe_source"}, "peft": set(), "rich": {"console", "model"}, "yaml": {"recipe_files"}}
 LAZY = {"torch", "transformers", "huggingface_hub", "numpy", "numba"}
-EAGER_NUMPY = {"blocks", "compiled", "kernel", "methods._lora_pairs"}
+EAGER_NUMPY = {"compiled", "fused", "kernel", "methods._lora_pairs"}
 EAGER_TORCH = {"arithmetic", "attached", "torch_blocks", "live", "loading", "memory", "model", "peft_numerics"}
 EAGER_TORCH |= {
     "forward_check",

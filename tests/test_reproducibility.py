@@ -150,7 +150,7 @@ def test_the_order_of_adapters_changes_nothing_in_a_process_of_its_own(
 def test_blocks_of_any_size_give_the_same_bytes(
     wide: Path, reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora_build.blocks.FusedMerger.num_elements", 5000)
+    monkeypatch.setattr("lora_build.fused.FusedMerger.num_elements", 5000)
     monkeypatch.setattr("lora_build.engine.CHUNK_BYTES", 3000)
     recipe = {
         "base": str(wide / "base"),

@@ -1,0 +1,83 @@
+"""Blocks made in the compiled pass of `kernel`: sums of low-rank products, and conversions."""
+
+import numpy as np
+
+from lora_build.blocks import Block, Data, Loaded
+from lora_build.checkpoint import TensorInfo
+from lora_build.compiled import Array
+from lora_build.digests import CHUNK_BYTES
+from lora_build.kernel import BITS, FusedSum, convert, first_not_finite
+from lora_build.methods import LowRank, Update, methods
+from lora_build.operations import Merge
+from lora_build.survival import Measured, Share, share_of
+
+_NUMBERS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # `kernel.widen`
+
+
+class FusedMerger:
+    """Merges sums of low-rank products in the compiled pass of `kernel`."""
+
+    num_elements = CHUNK_BYTES // 2
+
+    def __init__(self, op: Merge, loaded: Loaded, *, check: bool) -> None:
+        """Prepare a segment's updates; only for those that `blocks.is_fused` says yes to."""
+        self._op, self._check = op, check
+        self._factors = [(u, {role: _array(t, data) for role, (t, data) in f.items()}) for u, f in loaded]
+        self._sum = self._prepare(self._factors)
+
+    def block(self, rows: Data, out: memoryview, first: int, *, place: int, measured: frozenset[str]) -> Block:
+        """Return the merge of stored rows; see `blocks.Merger`."""
+        W = np.frombuffer(rows, BITS[self._op.source.dtype]).reshape(-1, self._op.columns)
+        y = np.frombuffer(out, BITS[self._op.dtype]).reshape(W.shape)
+        found = self._sum.rows(W, first, y)
+        if self._check and not found.finite:
+            bad, base = first_not_finite(y, self._op.dtype), first_not_finite(W, self._op.source.dtype)
+            assert bad is not None
+            return Block(data=bytearray(), not_finite=place + bad, base_is_finite=base is None)
+        names = sorted({update.adapter for update, _ in self._factors})
+        shares = tuple(self._share(name, W, first, y, found, len(names)) for name in names if name not in measured)
+        return Block(data=out, measured=found, shares=shares)
+
+    def _share(self, name: str, W: Array, first: int, y: Array, found: Measured, num_adapters: int) -> Share:
+        if num_adapters == 1:
+            return share_of(name, found)
+        alone, rest = ([p for p in self._factors if (p[0].adapter == name) is own] for own in (True, False))
+        without = np.empty_like(y)
+        own_found = self._prepare(alone).rows(W, first, without)
+        self._prepare(rest).rows(W, first, without)
+        num_changed = int(np.count_nonzero(y != without))
+        return share_of(
+            name,
+            Measured(
+                base=found.base, update=own_found.update, num_updated=own_found.num_updated, num_changed=num_changed
+            ),
+        )
+
+    def _prepare(self, factors: list[tuple[Update, dict[str, Array]]]) -> FusedSum:
+        method = methods()[factors[0][0].method]
+        assert isinstance(method, LowRank)
+        pairs, transposed = method.low_rank(factors)
+        return FusedSum(pairs, self._op.source.dtype, self._op.dtype, transposed=transposed)
+
+
+def converted(data: Data, source: str, target: str, first: int, *, check: bool) -> Block:
+    """Return elements in another dtype of at most 32 bits, the first of which is element `first`."""
+    x = np.frombuffer(data, BITS[source])
+    y = convert(x, source, target)
+    if check and (bad := first_not_finite(y, target)) is not None and first_not_finite(x, source) is None:
+        return Block(data=bytearray(), not_finite=first + bad)
+    return Block(data=as_bytes(y))
+
+
+def as_bytes(y: Array) -> memoryview:
+    """Return the bytes of an array, without a copy."""
+    return np.ascontiguousarray(y).reshape(-1).view(np.uint8).data
+
+
+def bits_of(tensor: TensorInfo, data: Data) -> Array:
+    """Return the bits of a float tensor's stored values."""
+    return np.frombuffer(data, BITS[tensor.dtype])
+
+
+def _array(tensor: TensorInfo, data: Data) -> Array:
+    return np.frombuffer(data, _NUMBERS[tensor.dtype]).reshape(tensor.shape)
