@@ -58,7 +58,7 @@ def merge(
     Args:
         W: the rows, [n, columns].
         out: the merged rows, [n, columns].
-        left: a factor of each row, [n, R] and up to three more rows; this and the next three are in the dtype of the quick way.
+        left: a factor of each row, [n, R], and up to three rows more; like the next three in the quick way's dtype.
         right: and of each column, [R, columns], R a multiple of `TERMS`.
         bound: the largest error of an update over the norm of its column's factor, [n].
         columns: these norms, [columns].

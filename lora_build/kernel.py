@@ -162,8 +162,8 @@ def _norms(t: Array) -> Array:
 
 
 def _padded(t: Array, dtype: type) -> Array:
-    """Return t [n, R] in `dtype` with zeros behind and below, up to a multiple of the terms and rows taken at a time."""
-    out = np.zeros([-(-max(1, size) // TERMS) * TERMS for size in t.shape], dtype)
+    """Return t [n, R] in `dtype` with zeros behind and below, up to multiples of what is taken at a time."""
+    out: Array = np.zeros([-(-max(1, size) // TERMS) * TERMS for size in t.shape], dtype)
     with np.errstate(over="ignore"):
         out[: t.shape[0], : t.shape[1]] = t
     return out
