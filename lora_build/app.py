@@ -47,6 +47,7 @@ lora-build: merged LoRA checkpoints from recipes in git: same recipe, same bytes
   KEY=VALUE       change a key of the recipe: recipe.adapters.math.weight=0.5 recipe.dtype=bfloat16
   -m              sweep, one build for each point: recipe.adapter_names=[math],[math,code]
   sweep=NAME      sweep as recipes/sweep/NAME.yaml says
+  --timings       say where the time of a build went
   --json          print JSON
   --cfg job       print the composed recipe; --info defaults-tree what it inherits; --info searchpath from where
   --version       print the version
@@ -123,8 +124,11 @@ def _dispatch(words: list[str], *, as_json: bool) -> int:
         return _inspect(words, as_json=as_json)
     if command == "list":
         return _list(words, as_json=as_json)
-    flags, overrides = _split(words)
-    return _compose(command, flags, overrides, as_json=as_json)
+    timings = "--timings" in words
+    if timings and command != "build":
+        raise RecipeError(f"--timings is of a build, not of {command}")
+    flags, overrides = _split([word for word in words if word != "--timings"])
+    return _compose(command, flags, overrides, as_json=as_json, timings=timings)
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -139,7 +143,9 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
             flags.append(f"--info={rest.pop(0) if rest and rest[0] in _INFO else 'all'}")
         elif word.startswith("-"):
             if name not in _FLAGS:
-                raise RecipeError(f"unknown option '{word}'{did_you_mean(word, [*_FLAGS, '--help', '--json'])}")
+                raise RecipeError(
+                    f"unknown option '{word}'{did_you_mean(word, [*_FLAGS, '--help', '--json', '--timings'])}"
+                )
             flags.append(word)
             flags += [rest.pop(0)] if name in _VALUED and "=" not in word and rest else []
         elif "=" in word or word.startswith("~"):
@@ -150,7 +156,7 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
-def _compose(command: str, flags: list[str], overrides: list[str], *, as_json: bool) -> int:
+def _compose(command: str, flags: list[str], overrides: list[str], *, as_json: bool, timings: bool) -> int:
     """Let Hydra compose. One recipe is worked on afterwards, the points of a sweep as Hydra hands them out."""
     from lora_build import recipe_source
 
@@ -160,6 +166,9 @@ def _compose(command: str, flags: list[str], overrides: list[str], *, as_json: b
         raise RecipeError("-m runs a sweep; it does not go with --cfg or --info")
     if not inspecting and not many and any(text.startswith("sweep=") for text in overrides):
         flags.append("--multirun")
+        many = True
+    if timings and (many or inspecting):
+        raise RecipeError("--timings is of one build; a sweep, --cfg and --info have none")
     single: list[DictConfig] = []
     points: list[dict[str, Any]] = []
     with _scratch(overrides) as name, _environ(HYDRA_FULL_ERROR="1"):  # Hydra then raises, and we say it shorter
@@ -175,7 +184,7 @@ def _compose(command: str, flags: list[str], overrides: list[str], *, as_json: b
             if points:
                 _print_json({"points": points}) if as_json else _print(sweep.summary(points))
     if single:
-        return _run_single(command, single[0], as_json=as_json)
+        return _run_single(command, single[0], as_json=as_json, timings=timings)
     if not points and not inspecting:
         raise RecipeError("\n  ".join(["the sweep has no points", *recipe_source.known_names("recipe")]))
     return sweep.exit_code(points)
@@ -219,7 +228,7 @@ def _point(command: str, recipe: Recipe, *, progressbar: bool) -> dict[str, Any]
     }
 
 
-def _run_single(command: str, config: "DictConfig", *, as_json: bool) -> int:
+def _run_single(command: str, config: "DictConfig", *, as_json: bool, timings: bool) -> int:
     from lora_build import console, pipeline, recipe_source
 
     recipe = recipe_source.to_recipe(config)
@@ -228,7 +237,7 @@ def _run_single(command: str, config: "DictConfig", *, as_json: bool) -> int:
         _print_json(console.plan_json(plan)) if as_json else console.print_plan(plan)
     else:
         built = _build(recipe, progressbar=config.progressbar and not as_json)
-        _print_json(console.built_json(built)) if as_json else console.print_built(built)
+        _print_json(console.built_json(built)) if as_json else console.print_built(built, timings=timings)
     return 0
 
 
@@ -382,7 +391,7 @@ def _complete(words: Sequence[str]) -> int:
             return 0  # inspect and verify take folders, which the shell knows
         elif typed[0] in _COMMANDS:
             typed.pop(0)
-    rest = [word for word in typed if word != "--json"] + [""] * is_new
+    rest = [word for word in typed if word not in ("--json", "--timings")] + [""] * is_new
     with _environ(HYDRA_FULL_ERROR="1", COMP_LINE=" ".join(["lora-build", *rest])), contextlib.redirect_stdout(out):
         try:
             recipe_source.run(["-sc"], request, lambda _: None)

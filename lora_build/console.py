@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 _PLAIN_EVERY_SECONDS = 5.0
 _VERBS = (("merge", "merged"), ("replace", "replaced"), ("copy", "as they are"))
 _BEYOND = {"DoRA", "KaSA", "OLoRA", "PiSSA"}  # these do more to a weight than to add s·B@A
+# threads of a build, and the stages that each one's time goes to, by the names that the engine gives them
+_STAGES = {
+    "main": ("read", "prepare", "write", "wait for load", "wait for merge", "wait for lanes"),
+    "pool": ("load", "merge"),
+    "lanes": ("hash input", "hash files", "hash tensors", "sync"),
+}
 # what an adapter may hold whole (`Whole.kind`), the word for its line, and what becomes of it
 _WHOLE = (
     ("modules_to_save", "saved", "in place of the base's"),
@@ -115,6 +121,21 @@ def built_lines(built: Built) -> list[str]:
     return [*lines, f"manifest    {built.manifest.manifest_hash}"]
 
 
+def timing_lines(built: Built) -> list[str]:
+    """Return where the time of a build went, by the thread that spent it."""
+    if built.reused:
+        return ["timings     nothing was read or written"]
+    seconds = dict(built.seconds)
+    lines = [
+        f"timings     {seconds.pop('whole'):.2f} s in all; each line is a thread, or a pool of them, beside the others"
+    ]
+    for thread, stages in _STAGES.items():
+        spent = [f"{stage} {seconds[stage]:.2f}" for stage in stages if stage in seconds]
+        if spent:
+            lines.append(f"  {thread:<10}{', '.join(spent)}")
+    return lines
+
+
 def built_json(built: Built) -> dict[str, Any]:
     """Return the result for machines."""
     manifest = built.manifest
@@ -126,6 +147,7 @@ def built_json(built: Built) -> dict[str, Any]:
         "output_digest": manifest.output_digest,
         "weights_digest": manifest.weights_digest,
         "warnings": list(built.warnings),
+        "seconds": {stage: round(seconds, 3) for stage, seconds in sorted(built.seconds.items())},
     }
 
 
@@ -370,9 +392,9 @@ def print_plan(prepared: Prepared) -> None:
     _print(plan_lines(prepared))
 
 
-def print_built(built: Built) -> None:
-    """Print the result."""
-    _print(built_lines(built))
+def print_built(built: Built, *, timings: bool = False) -> None:
+    """Print the result, and where the time went."""
+    _print(built_lines(built) + (timing_lines(built) if timings else []))
 
 
 def print_inspection(found: Inspection) -> None:

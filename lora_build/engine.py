@@ -88,7 +88,7 @@ def execute(
         targets = {op.dtype for op in plan.operations if isinstance(op, Merge)} - {"F64"}
         run = _Run(
             plan=plan, inputs=inputs, sink=sink, progress=progress, held=held, clock=clock, stack=stack, pool=pool,
-            kernel=pool.submit(_load_kernel, set() if plan.repeats_peft else targets),
+            kernel=pool.submit(_load_kernel, set() if plan.repeats_peft else targets, clock),
             hash_tensors=stack.enter_context(Lane("hash tensors", clock)),
             hash_files=stack.enter_context(Lane("hash files", clock)),
             sync=stack.enter_context(Lane("sync", clock)),
@@ -106,12 +106,13 @@ def execute(
         )
 
 
-def _load_kernel(targets: Collection[str]) -> None:
+def _load_kernel(targets: Collection[str], clock: Clock) -> None:
     """Import the compiled pass and put its arithmetic to the test, while other threads copy what comes first."""
     if targets:
-        from lora_build.kernel import self_test
+        with clock.time("load"):
+            from lora_build.kernel import self_test
 
-        self_test(targets)
+            self_test(targets)
 
 
 def _num_workers() -> int:
@@ -203,7 +204,7 @@ class _Run:
 
     def finish(self) -> None:
         """Wait for what is still being hashed and synced."""
-        with self.clock.time("wait"):
+        with self.clock.time("wait for lanes"):
             for lane in (self.hash_tensors, self.hash_files, self.sync):
                 lane.drain()
 
@@ -220,7 +221,8 @@ class _Run:
                 raise MergeError(self._explain(operation, block))
             data = block.data if self.held is None else self._from_memory(operation, block, num_bytes)
             num_bytes += len(data)
-            self.hash_tensors.submit(partial(digest.update, data))
+            with self.clock.time("wait for lanes"):
+                self.hash_tensors.submit(partial(digest.update, data))
             self._put(data, file)
             blocks.append(replace(block, data=bytearray()))
         assert operation is not None
@@ -259,7 +261,7 @@ class _Run:
 
     def _next(self, waiting: deque[tuple[Operation, Future[Block]]]) -> tuple[Operation, Block]:
         done, future = waiting.popleft()
-        with self.clock.time("wait"):
+        with self.clock.time("wait for merge"):
             return done, future.result()
 
     def _tasks(self, operation: Operation) -> Iterator[Callable[[], Block]]:
@@ -300,7 +302,7 @@ class _Run:
             (u, {role: (t, self.inputs.factor(t, keep=u.stacked)) for role, t in u.factors.items()})
             for u in segment.updates
         ]
-        with self.clock.time("wait"):
+        with self.clock.time("wait for load"):
             self.kernel.result()
         with self.clock.time("prepare"):
             if is_fused(op, segment):

@@ -1,8 +1,9 @@
 """The straight line: recipe, inputs, plan, files, manifest."""
 
 import os
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,12 +68,14 @@ class Built:
         manifest: its manifest.
         reused: whether it was there already.
         survival: what rounding left of each update; empty for a build that was reused.
+        seconds: how long each stage took; stages run beside each other, and `whole` is all of them.
     """
 
     dir: Path
     manifest: Manifest
     reused: bool
     survival: tuple[TensorSurvival, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -135,9 +138,9 @@ def build(recipe: Recipe | Mapping[str, Any]) -> Manifest:
 
 
 def _build(prepared: Prepared, sink: DirectorySink, progress: Callable[[int], None]) -> Built:
-    from lora_build.engine import execute  # torch, which planning does without
+    from lora_build.engine import execute  # the compiled pass, or torch, which planning does without
 
-    started = datetime.now(UTC)
+    started, clock = datetime.now(UTC), time.perf_counter()
     plan, sources = prepared.plan, prepared.sources
     small = _records(prepared, lambda name: not name.endswith(".safetensors"))
     texts = {"config.json": plan.config} | ({} if plan.index is None else {INDEX_NAME: plan.index})
@@ -155,7 +158,8 @@ def _build(prepared: Prepared, sink: DirectorySink, progress: Callable[[int], No
     sink.write(PROVENANCE_NAME, provenance_bytes(prepared.recipe, prepared.sources, inputs, manifest, happened))
     sink.write(MANIFEST_NAME, manifest.to_bytes())
     sink.commit()
-    return Built(dir=prepared.target, manifest=manifest, reused=False, survival=done.survival)
+    seconds = {**done.seconds, "whole": time.perf_counter() - clock}
+    return Built(dir=prepared.target, manifest=manifest, reused=False, survival=done.survival, seconds=seconds)
 
 
 def _refuse_memory(prepared: Prepared) -> None:

@@ -81,7 +81,7 @@ def engine(monkeypatch):
     monkeypatch.setattr(console, "progress", bar)
     monkeypatch.setattr(console, "print_plan", lambda plan: print("PLAN", plan.recipe.name))
     monkeypatch.setattr(console, "plan_json", lambda plan: {"plan": plan.recipe.name})
-    monkeypatch.setattr(console, "print_built", lambda built: print("BUILT", built.dir))
+    monkeypatch.setattr(console, "print_built", lambda built, timings: print("BUILT", built.dir, "TIMED" * timings))
     monkeypatch.setattr(console, "built_json", lambda built: {"dir": str(built.dir)})
     return fake
 
@@ -99,7 +99,7 @@ def message(capsys, *words):
 def test_a_recipe_is_built_and_nothing_else_is_left(project, engine, capsys):
     before = sorted(project.rglob("*"))
     assert app.main(["recipe=prod"]) == 0
-    assert capsys.readouterr() == ("BUILT prod\n", "")
+    assert capsys.readouterr() == ("BUILT prod \n", "")
     assert engine.recipes[0].base.source == "./llama"
     assert engine.progress == [(True, 10)]
     assert sorted(project.rglob("*")) == before
@@ -108,9 +108,10 @@ def test_a_recipe_is_built_and_nothing_else_is_left(project, engine, capsys):
 @pytest.mark.parametrize(
     ("words", "out"),
     [
-        (["build", "recipe=prod"], "BUILT prod\n"),
+        (["build", "recipe=prod"], "BUILT prod \n"),
+        (["recipe=prod", "--timings"], "BUILT prod TIMED\n"),
         (["plan", "recipe=team/chat"], "PLAN chat\n"),
-        (["recipe=prod", "recipe.name=x"], "BUILT x\n"),
+        (["recipe=prod", "recipe.name=x"], "BUILT x \n"),
         (["recipe=prod", "--json"], '{\n  "dir": "prod"\n}\n'),
         (["plan", "--json", "recipe=prod"], '{\n  "plan": "prod"\n}\n'),
     ],
@@ -169,6 +170,8 @@ def test_the_process_is_left_as_it_was(project, engine):
         (["verify"], "verify takes the folders of builds"),
         (["verify", "--deep", "x"], "verify takes the folders of builds"),
         (["-sc"], "for TAB in bash"),
+        (["plan", "recipe=prod", "--timings"], "--timings is of a build, not of plan"),
+        (["-m", "recipe=prod", "--timings"], "--timings is of one build; a sweep, --cfg and --info have none"),
         (["-m", "--cfg", "job", "recipe=prod"], "-m runs a sweep; it does not go with --cfg or --info"),
         (["progressbar=false"],
          "which recipe? lora-build recipe=NAME\n  recipes: demo, prod, team/chat\n  looked in recipes"),

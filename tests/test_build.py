@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import lora_build
-from lora_build import sinks, survival
+from lora_build import console, sinks, survival
 from lora_build.manifest import MANIFEST_NAME, SURVIVAL_NAME, read_manifest
 from lora_build.pipeline import prepare, run
 from lora_build.recipe_check import from_mapping
@@ -420,3 +421,25 @@ def test_the_library_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[s
     lora_build.verify(folder / "out")
 
     assert capfd.readouterr() == ("", "")
+
+
+def test_timings_say_where_the_time_of_a_build_went(folder: Path) -> None:
+    prepared = prepare(from_mapping(small.recipe(folder)))
+
+    first, second = console.timing_lines(run(prepared)), console.timing_lines(run(prepared))
+
+    assert re.fullmatch(r"timings     \d+\.\d\d s in all; each line is a thread, .*", first[0])
+    assert [line.split()[0] for line in first[1:]] == ["main", "pool", "lanes"]
+    for stage in (
+        "read",
+        "write",
+        "wait for merge",
+        "load",
+        "merge",
+        "hash input",
+        "hash files",
+        "hash tensors",
+        "sync",
+    ):
+        assert re.search(rf"\b{stage} \d+\.\d\d", "\n".join(first)), stage
+    assert second == ["timings     nothing was read or written"]
