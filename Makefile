@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format bench bench-8b clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/lora-build recipe=demo
@@ -21,6 +21,18 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# mergekit and axolotl take part where MERGEKIT names a mergekit-yaml, AXOLOTL a Python with axolotl
+bench: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py --no-peers --rank 64
+	$(BIN)/python benchmarks/run.py --no-peers --dtype float32
+	$(BIN)/python benchmarks/run.py --no-peers --single
+	$(BIN)/python benchmarks/run.py --no-peers --preset 0.1B 0.5B 1B-moe 3B
+
+# 33 GB of disk
+bench-8b: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/big.py
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix --quiet .

@@ -17,8 +17,9 @@ def copied(op: Operation) -> Operation:
 
 
 def main() -> None:
-    base, adapter, out = sys.argv[1:]
-    prepared = prepare(from_mapping({"base": base, "adapters": {"a": adapter}, "output": {"dir": out}}))
+    base, adapter, out, dtype = sys.argv[1:]
+    recipe = {"base": base, "adapters": {"a": adapter}, "dtype": dtype, "output": {"dir": out}}
+    prepared = prepare(from_mapping(recipe))
     shards = tuple(Shard(file=s.file, operations=tuple(map(copied, s.operations))) for s in prepared.plan.shards)
     lora_build.engine._refuse_a_copy = lambda plan, survival: None
     run(dataclasses.replace(prepared, plan=dataclasses.replace(prepared.plan, shards=shards)))

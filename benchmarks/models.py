@@ -76,10 +76,10 @@ def make_adapter(folder: Path, shape: Shape, rank: int) -> None:
     """Write a LoRA in float32, on every projection of a dense base, on those of attention in a mixture of experts."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(rank)
-    targets = [name for name, _ in _projections(shape, 0) if "experts" not in name]
+    targets = [name for name, _ in projections(shape, 0) if "experts" not in name]
     tensors = []
     for layer in range(shape.layers):
-        for name, (out, inner) in _projections(shape, layer):
+        for name, (out, inner) in projections(shape, layer):
             if "experts" not in name:
                 key = f"base_model.model.{name.removesuffix('.weight')}"
                 tensors.append((f"{key}.lora_A.weight", (rng.standard_normal((rank, inner)) * 0.02)))
@@ -129,7 +129,7 @@ def _header(tensors: list[tuple[str, str, tuple[int, ...], int]]) -> bytes:
 def _tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "model.embed_tokens.weight", (shape.vocab, shape.hidden)
     for layer in range(shape.layers):
-        yield from _projections(shape, layer)
+        yield from projections(shape, layer)
         at = f"model.layers.{layer}"
         yield f"{at}.input_layernorm.weight", (shape.hidden,)
         yield f"{at}.post_attention_layernorm.weight", (shape.hidden,)
@@ -142,7 +142,8 @@ def _tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "lm_head.weight", (shape.vocab, shape.hidden)
 
 
-def _projections(shape: Shape, layer: int) -> Iterator[tuple[str, tuple[int, int]]]:
+def projections(shape: Shape, layer: int) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the matrices of a layer: their names and [out, in]."""
     at, hidden = f"model.layers.{layer}", shape.hidden
     for name, out, inner in (
         ("q", hidden, hidden),

@@ -321,11 +321,29 @@ def convert_bits(x: Array, out: Array, source: Number, target: Number) -> None:
     per = 4 if source == F64 else 2 if source == F32 else 1
     for first in range(0, x.shape[0] // per, _TILE):
         n = min(x.shape[0] // per - first, _TILE)
-        if source != F64:
-            _widen(x, source, first, wide[:n])
-        for j in range(n):
-            y = _rounded(x.view(np.float64)[first + j] if source == F64 else np.float64(wide[j]), target)
-            if target == F32:
-                out.view(np.uint32)[first + j] = y
-            else:
-                out[first + j] = y
+        if source == F64:
+            _narrow_doubles(x.view(np.float64)[first : first + n], target, out, first)
+            continue
+        _widen(x, source, first, wide[:n])
+        if target == F32:
+            out32, bits = out.view(np.uint32)[first : first + n], wide.view(np.uint32)
+            for j in range(n):
+                out32[j] = bits[j] if (bits[j] & _ABS) <= _INFINITY[F32] else np.uint32(0x7FC00000)
+        elif target == BF16:
+            out16 = out[first : first + n]
+            for j in range(n):
+                out16[j] = _to_bf16(wide[j]) if wide[j] == wide[j] else np.uint32(0x7FC0)
+        else:
+            _narrow(wide[:n], target, out[first : first + n])
+
+
+@_jit()
+def _narrow_doubles(x: Array, target: Number, out: Array, first: Number) -> None:
+    """Put into out, from element `first` on, the bits of float64 values in another dtype."""
+    if target == F32:
+        wide = out.view(np.uint32)
+        for j in range(x.shape[0]):
+            wide[first + j] = _rounded(x[j], target)
+    else:
+        for j in range(x.shape[0]):
+            out[first + j] = _rounded(x[j], target)

@@ -1,0 +1,124 @@
+"""A build of an 8 B model inside 1 GB of memory, page cache cold, beside what the 1 B case predicts for it.
+
+    python benchmarks/big.py [--preset 8B] [--rank 16] [--memory-gb 1] [--work FOLDER]
+
+The process may map 1 GB in all (RLIMIT_AS): code, threads' stacks and buffers together. The base's files are dropped
+from the page cache first. The prediction is a cost per byte copied, from the floors of two small cases, and a cost per
+parameter merged, from the 1 B case; it is of a warm cache, as these are.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import models
+from run import HERE, OURS, machine
+
+SMALL, MIDDLE = "0.1B", "1B"
+
+
+def seconds(command: list[str], out: Path, *, limit_bytes: int | None = None) -> tuple[float, int]:
+    """Return the wall seconds and the peak resident bytes of one process."""
+    shutil.rmtree(out, ignore_errors=True)
+    started = time.perf_counter()
+    limit = (lambda: resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))) if limit_bytes else None
+    process = subprocess.Popen(command, preexec_fn=limit)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"failed: {' '.join(command)}")
+    return time.perf_counter() - started, usage.ru_maxrss * 1024
+
+
+def drop_from_cache(folder: Path) -> None:
+    """Have no page of a folder's files in memory."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def merged_parameters(preset: str) -> int:
+    """Return how many parameters of a dense base the adapter changes."""
+    shape = models.PRESETS[preset]
+    return sum(out * inner for layer in range(shape.layers) for _, (out, inner) in models.projections(shape, layer))
+
+
+def predict(folder: Path, preset: str, rank: int, rounds: int) -> tuple[float, dict[str, float]]:
+    """Return the seconds that two small cases predict for a big one, and what the prediction is made of."""
+    best: dict[tuple[str, str], float] = {}
+    for small in (SMALL, MIDDLE):
+        base, adapter, out = folder / f"base-{small}", folder / f"adapter-{small}", folder / "out"
+        models.make_base(base, models.PRESETS[small])
+        models.make_adapter(adapter, models.PRESETS[small], rank)
+        words = [str(base), str(adapter), str(out)]
+        for _ in range(rounds + 1):
+            for tool, command in (
+                ("floor", [str(HERE / "floor.py"), *words, "keep"]),
+                ("ours", ["-c", OURS, *words, "keep"]),
+            ):
+                found, _ = seconds([sys.executable, *command], out)
+                best[small, tool] = min(found, best.get((small, tool), found))
+        shutil.rmtree(base)
+    sizes = {name: models.base_bytes(models.PRESETS[name]) for name in (SMALL, MIDDLE, preset)}
+    per_byte = (best[MIDDLE, "floor"] - best[SMALL, "floor"]) / (sizes[MIDDLE] - sizes[SMALL])
+    fixed = best[SMALL, "ours"] - per_byte * sizes[SMALL]
+    merging = best[MIDDLE, "ours"] - fixed - per_byte * sizes[MIDDLE]
+    per_parameter = merging / merged_parameters(MIDDLE)
+    parts = {
+        "fixed_s": fixed,
+        "copied_ns_per_byte": per_byte * 1e9,
+        "merged_ns_per_parameter": per_parameter * 1e9,
+    }
+    return fixed + per_byte * sizes[preset] + per_parameter * merged_parameters(preset), parts
+
+
+def main() -> None:
+    """Predict, build, compare, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="8B", choices=sorted(models.PRESETS))
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--memory-gb", type=float, default=1.0)
+    parser.add_argument("--rounds", type=int, default=3, help="of the small cases")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
+    options = parser.parse_args()
+    shape = models.PRESETS[options.preset]
+    needed, free = 2.05 * models.base_bytes(shape), shutil.disk_usage(options.work).free
+    print(f"needs {needed / 1e9:.0f} GB of disk in {options.work}, which has {free / 1e9:.0f} GB free", flush=True)
+    if free < needed:
+        sys.exit("too little; name another folder with --work")
+    with tempfile.TemporaryDirectory(prefix="lora-build-bench-", dir=options.work) as name:
+        folder = Path(name)
+        predicted, parts = predict(folder, options.preset, options.rank, options.rounds)
+        base, adapter, out = folder / "base", folder / "adapter", folder / "out"
+        models.make_base(base, shape)
+        models.make_adapter(adapter, shape, options.rank)
+        results = {}
+        for state in ("cold", "warm"):
+            if state == "cold":
+                drop_from_cache(base)
+            command = [sys.executable, "-c", OURS, str(base), str(adapter), str(out), "keep"]
+            wall, peak = seconds(command, out, limit_bytes=int(options.memory_gb * (1 << 30)))
+            results[state] = {"wall_s": wall, "peak_bytes": peak}
+            print(f"{options.preset}, page cache {state}: {wall:.1f} s, {peak / 1e6:.0f} MB resident", flush=True)
+        print(f"predicted, page cache warm: {predicted:.1f} s ({predicted / results['warm']['wall_s'] - 1:+.0%})")
+        report = machine() | {
+            "case": {"preset": options.preset, "rank": options.rank, "memory_limit_gb": options.memory_gb},
+            "base_bytes": models.base_bytes(shape),
+            "predicted_s": predicted,
+            "prediction": parts,
+            "measured": results,
+        }
+        path = HERE / "results" / f"{options.preset}-in-{options.memory_gb:g}GB.json"
+        path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
