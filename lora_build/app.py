@@ -28,6 +28,7 @@ from lora_build.errors import (
     did_you_mean,
 )  # fmt: skip
 from lora_build.recipe import Recipe
+from lora_build.survival import json_numbers
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -432,4 +433,4 @@ def _print(text: str) -> None:
 
 
 def _print_json(data: object) -> None:
-    _print(json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False))
+    _print(json.dumps(json_numbers(data), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False))

@@ -16,6 +16,7 @@ ulp of float32, the ties by rounding all of those weights the other way.
 
 import dataclasses
 import gc
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,13 +94,14 @@ class PromptCheck:
 
     @property
     def is_ok(self) -> bool:
-        """Whether rounding explains the difference."""
-        return max(self.unmerged, self.unexplained) <= self.allowance and self.difference <= self.bound
+        """Whether rounding explains the difference; it explains nothing where it leaves no number."""
+        return self.excess <= 1 and self.difference <= self.bound
 
     @property
     def excess(self) -> float:
         """How many times more is left than may be."""
-        return max(self.unmerged, self.unexplained) / max(self.allowance, 1e-300)
+        left = max(self.unmerged, self.unexplained)
+        return left / max(self.allowance, 1e-300) if math.isfinite(self.bound) else math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -158,13 +158,13 @@ def to_bytes(tensors: Sequence[TensorSurvival]) -> bytes:
         "adapters": [asdict(a) for a in by_adapter(tensors)],
         "tensors": [asdict(t) for t in tensors],
     }
-    return (json.dumps(_json_numbers(document), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    return (json.dumps(json_numbers(document), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def _json_numbers(value: Any) -> Any:
+def json_numbers(value: Any) -> Any:
     """Return a value with null for each NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
-        return {key: _json_numbers(item) for key, item in value.items()}
+        return {key: json_numbers(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_json_numbers(item) for item in value]
+        return [json_numbers(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

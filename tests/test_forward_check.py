@@ -323,6 +323,33 @@ def test_a_wrong_config_is_found(zoo: Zoo, tmp_path: Path, changes: dict[str, An
         lora_build.verify_forward(tmp_path / "out")
 
 
+@pytest.fixture
+def overflown(zoo: Zoo, tmp_path: Path) -> Path:
+    """Return a folder with a build whose dtype does not reach the base's largest weight."""
+    base = PicoBase(arch="llama")
+    shutil.copytree(zoo.base(base), tmp_path / "base")
+    shutil.copytree(zoo.adapter(base, PicoAdapter()), tmp_path / "math")
+    weight = load_file(tmp_path / "base/model.safetensors")["model.layers.0.mlp.down_proj.weight"]
+    weight[0, 0] = 1e5
+    small.edit(tmp_path / "base", model__layers__0__mlp__down_proj__weight=weight)
+    lora_build.build(small.recipe(tmp_path, dtype="float16", safe_merge=False))
+    return tmp_path
+
+
+def test_rounding_that_leaves_no_finite_answer_explains_nothing(overflown: Path) -> None:
+    with pytest.raises(VerificationError, match="a logit differs by inf"):
+        lora_build.verify_forward(overflown / "out")
+
+
+def test_numbers_that_json_does_not_have_are_null(overflown: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    assert app.main(["verify", "--forward", "--json", str(overflown / "out")]) == 3
+    (build,) = json.loads(capsys.readouterr().out, parse_constant=refuse)["builds"]
+    assert build["forward"]["prompts"][0]["difference"] is None
+
+
 @pytest.mark.parametrize("numerics", ["exact", "peft"])
 def test_a_base_that_answers_nan_proves_nothing(zoo: Zoo, tmp_path: Path, numerics: str) -> None:
     shutil.copytree(zoo.base(LLAMA), tmp_path / "base")
