@@ -17,6 +17,12 @@ from lora_build.errors import SourceError
 
 _KERNELS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 
+FAULTS = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
+"""What transformers raises where a config or a checkpoint is wrong."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ties:
@@ -245,18 +251,7 @@ def _explained(config: Mapping[str, Any], problem: str, where: str = "base/confi
 
     try:
         yield
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        ImportError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        StrictDataclassError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (*FAULTS, StrictDataclassError) as error:
         raise SourceError(
             f"{where}: {problem}: transformers has no architecture {config.get('architectures') or []} "
             f"for model_type {config.get('model_type')!r} ({error})"

@@ -25,13 +25,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_build.architecture import class_and_config, quiet
+from lora_build.architecture import FAULTS, class_and_config, quiet
 from lora_build.arithmetic import DTYPES
 from lora_build.checkpoint import INDEX_NAME, parse_object
 from lora_build.errors import SourceError, VerificationError
 from lora_build.forward_inputs import Prompts, Question, questions, read_prompts
 from lora_build.forward_trace import Trace, Traced, half_ulps
 from lora_build.forward_weights import strays
+from lora_build.heads import vocab_size
 from lora_build.loading import folder_of, load_model
 from lora_build.manifest import Manifest, TensorRecord, read_manifest, verify
 from lora_build.model import LoraModel
@@ -251,6 +252,11 @@ class _Rounding:
         floats = [dtype for dtype in dtypes if dtype is not None and dtype.is_floating_point]
         return max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
+    def num_rows(self, parameter: str) -> int | None:
+        """Return how many rows a parameter has; None where no tensor holds it."""
+        found = self._names.find(parameter)
+        return found.shape[0] if found else None
+
     def apply(self, model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
         """Round the values of a model and return, of those that were near a tie, the places and the other values."""
         near = {}
@@ -307,12 +313,22 @@ class _Case:
             wanted |= {key: self.config[key] for key in heads if key in self.config}
         index = [INDEX_NAME] if INDEX_NAME in source.files else []
         folder = folder_of(source, ("config.json", *index, *self.origin.shards))
-        model: Any = _load(folder, wanted)
-        size = self.config.get("vocab_size")
-        if isinstance(size, int) and size != wanted.get("vocab_size"):
-            model.resize_token_embeddings(size, mean_resizing=False)
-        loaded: nn.Module = model
-        return loaded
+        model = _load(folder, wanted)
+        if vocab_size(self.config) != vocab_size(wanted):
+            self._resize(model)
+        return model
+
+    def _resize(self, model: Any) -> None:
+        """Give a base the vocabulary of the build.
+
+        Raises:
+            VerificationError: the build's config.json and its weights do not agree on what that is.
+        """
+        size, embedding = vocab_size(self.config), model.get_input_embeddings().weight
+        name = next(name for name, parameter in model.named_parameters() if parameter is embedding)
+        if (rows := self.rounding.num_rows(name)) != size:
+            raise VerificationError(f"{self.directory}/config.json: vocab_size is {size}, but {name} has {rows} rows")
+        model.resize_token_embeddings(size, mean_resizing=False)
 
 
 def _load(folder: Path, config: Mapping[str, Any]) -> nn.Module:
@@ -416,7 +432,7 @@ def _answer(model: nn.Module, question: Question) -> Tensor:
     try:
         with quiet():
             output = model(**question.inputs)
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+    except FAULTS as error:
         raise SourceError(
             f"{type(model).__name__} cannot be asked {question.name!r}: {error}; a forward check cannot be made of it"
         ) from error

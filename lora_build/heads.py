@@ -110,9 +110,7 @@ def vocabulary_changes(
     if len(sizes) > 1:
         return {}, [f"the adapters have vocabularies of different sizes: {sorted(sizes)}; merge only one of them"]
     size = sizes.pop()
-    text = config.get("text_config")
-    nested = "vocab_size" not in config and isinstance(text, dict)
-    old = (text if nested and isinstance(text, dict) else config).get("vocab_size")
+    old = vocab_size(config)
     width = {tensors[name].shape[1:] for name in regrown}
     stale = [n for n, t in tensors.items() if t.shape[:1] == (old,) and (t.shape[1:] in width or n.endswith("bias"))
              and _is_vocabulary(n)]  # fmt: skip
@@ -122,9 +120,16 @@ def vocabulary_changes(
         "train with both the embedding and the head in modules_to_save, or resize the base and save it first"
         for name in stale
     ]
-    if nested and isinstance(text, dict):
+    if "vocab_size" not in config and isinstance(text := config.get("text_config"), dict):
         return {"text_config": {**text, "vocab_size": size}}, problems
     return {"vocab_size": size}, problems
+
+
+def vocab_size(config: Mapping[str, Any]) -> int | None:
+    """Return the number of tokens that a config.json names, its text model's where it has one; None if none."""
+    text = config.get("text_config")
+    found = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
+    return found if isinstance(found, int) else None
 
 
 def _is_vocabulary(name: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from lora_build.adapter import Adapter
 from lora_build.checkpoint import Checkpoint, TensorInfo
 from lora_build.errors import PlanError
-from lora_build.heads import head_of, vocabulary_changes
+from lora_build.heads import head_of, vocab_size, vocabulary_changes
 from lora_build.naming import Names, Parameter, Part, is_conv1d
 from lora_build.recipe import Tied
 from lora_build.replication import replicate
@@ -154,7 +154,9 @@ class Layout:
     def regrow(self, adapter: Adapter, parameter: Parameter, shape: tuple[int, ...]) -> bool:
         """Whether a shape is the parameter's with another vocabulary; the model then has the adapter's."""
         old = parameter.shape
-        if not is_plain(parameter) or (len(shape), shape[1:]) != (len(old), old[1:]) or old[0] != self._vocab_size():
+        if not is_plain(parameter) or (len(shape), shape[1:]) != (len(old), old[1:]):
+            return False
+        if old[0] != vocab_size(self.config):
             return False
         self._regrown[parameter.parts[0].name] = adapter.name
         self.tokenizer = adapter if adapter.tokenizer_files else self.tokenizer
@@ -164,11 +166,6 @@ class Layout:
     def is_regrown(self) -> bool:
         """Whether an adapter brings another vocabulary."""
         return bool(self._regrown)
-
-    def _vocab_size(self) -> int | None:
-        text = self.config.get("text_config")
-        found = self.config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
-        return found if isinstance(found, int) else None
 
     def finish(self) -> None:
         """Report what only the whole tells: tensors that still have the old vocabulary, ties that nobody knows."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_build.architecture import class_and_config, quiet
+from lora_build.architecture import FAULTS, class_and_config, quiet
 from lora_build.errors import SourceError
 from lora_build.sources import Source
 
@@ -33,8 +33,9 @@ def load_model(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> n
                 plain, config=settings, dtype=dtype, local_files_only=True, use_safetensors=True,
                 output_loading_info=True,
             )  # fmt: skip
-    except (AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise SourceError(f"{where}: transformers cannot load this model: {str(error).splitlines()[0]}") from error
+    except FAULTS as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise SourceError(f"{where}: transformers cannot load this model: {reason}") from error
     state = model.state_dict()
     with torch.no_grad():
         for name in info["missing_keys"]:  # random otherwise, another time another way

@@ -313,6 +313,12 @@ def configure(folder: Path, **changes: Any) -> None:
         ({"rms_norm_eps": 0.1}, r"first in model\.layers\.0\.input_layernorm, "),
         ({"architectures": ["LlamaForSequenceClassification"]}, "answer 0 and nothing else"),
         ({"num_key_value_heads": 4}, r"the build cannot be run as its base can: out/config\.json: "),
+        ({"num_key_value_heads": 0}, r"config\.json: .*cannot "),
+        ({"pad_token_id": 1000}, r"the build cannot be run as its base can: out/config\.json: "),
+        *(
+            ({"vocab_size": size}, rf"config\.json: vocab_size is {size}, .*embed_tokens.* has 128 rows")
+            for size in (-1, 0, 16, 1000, 10**12)
+        ),
     ],
 )
 def test_a_wrong_config_is_found(zoo: Zoo, tmp_path: Path, changes: dict[str, Any], text: str) -> None:
@@ -321,6 +327,22 @@ def test_a_wrong_config_is_found(zoo: Zoo, tmp_path: Path, changes: dict[str, An
 
     with pytest.raises(VerificationError, match=text):
         lora_build.verify_forward(tmp_path / "out")
+
+
+def test_a_grown_vocabulary_passes_where_another_config_lies_in_the_base_s(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    text = transformers.LlamaConfig(vocab_size=64, **TINY)
+    vision = transformers.CLIPVisionConfig(image_size=16, patch_size=8, **TINY)
+    model = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(vision_config=vision, text_config=text))
+    with quiet():
+        model.to(torch.bfloat16).save_pretrained(tmp_path / "base")
+        model.resize_token_embeddings(70, mean_resizing=False)
+        saved = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+        get_peft_model(model, saved).save_pretrained(str(tmp_path / "math"))
+    lora_build.build(small.recipe(tmp_path))
+
+    assert json.loads((tmp_path / "out/config.json").read_text())["text_config"]["vocab_size"] == 70
+    assert lora_build.verify_forward(tmp_path / "out").is_ok
 
 
 @pytest.fixture
