@@ -348,7 +348,10 @@ class Draft:
             for other in sorted(names - {owner}) if owner else ():
                 self.issues.append(f"adapter {owner} replaces {name} and adapter {other} updates it; merge only one")
             if len({update.method for _, _, update in placed}) > 1:
-                self.issues.append(f"{name}: adapters of different methods update it; merge them one after another")
+                self.issues.append(
+                    f"{name}: adapters of different methods update it; merge them one after another: two recipes, the "
+                    "second on the output of the first, or two merge_and_unload()"
+                )
             if any(u.ordered for _, _, u in placed) and any("offset" in u.options for _, _, u in placed):
                 self.issues.append(f"{name}: DoRA cannot be composed with an adapter that began by changing the base")
             self._check_tokens(name, [update for _, _, update in placed if "indices" in update.options])
