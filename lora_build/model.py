@@ -172,9 +172,16 @@ class LoraModel(nn.Module):
             self.set_adapter(adapter_name)
 
     def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
-        """Make one adapter active, or several, in this order."""
-        self.active_adapters = self._known([adapter_name] if isinstance(adapter_name, str) else adapter_name)
-        self._applied = None
+        """Make one adapter active, or several, in this order.
+
+        Raises:
+            RecipeError: a name is unknown.
+            PlanError: several do not go together.
+        """
+        names = self._known([adapter_name] if isinstance(adapter_name, str) else adapter_name)
+        if len(names) > 1:
+            self._plan(names)
+        self.active_adapters, self._applied = names, None
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter; one that is merged has to be unmerged first."""

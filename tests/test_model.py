@@ -669,6 +669,16 @@ def test_saved_modules_are_those_of_the_merged_adapter_not_of_the_active_one(zoo
     assert bits(merged.lm_head.weight) == bits(file["base_model.model.lm_head.weight"])
 
 
+def test_two_saved_heads_are_not_active_together(zoo: Zoo) -> None:
+    heads = {name: PicoAdapter(seed=i, options=(("modules_to_save", ["lm_head"]),)) for i, name in enumerate("ab")}
+    model = wrapped(zoo, **heads)
+    before = logits("llama", model)
+    with pytest.raises(PlanError, match=r"both replace lm_head\.weight"):
+        model.set_adapter(["a", "b"])
+    assert model.active_adapters == ["a"]
+    assert torch.equal(logits("llama", model), before)
+
+
 def test_two_saved_heads_are_not_merged_into_one(zoo: Zoo) -> None:
     heads = {name: PicoAdapter(seed=i, options=(("modules_to_save", ["lm_head"]),)) for i, name in enumerate("ab")}
     model = wrapped(zoo, **heads)
