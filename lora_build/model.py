@@ -6,6 +6,7 @@ its weights are as they were, and only merging changes them. The plan, the metho
 build, so a merged model has the bits of the built checkpoint.
 """
 
+import inspect
 import math
 import os
 import warnings
@@ -45,6 +46,14 @@ _OPTIONS_OF_PEFT: Mapping[str, tuple[Any, str]] = {  # what each has to be, and 
     "key_mapping": (None, "an adapter's names are found without"),
     "subfolder": (None, "give the folder itself"),
     "token": (None, "set HF_TOKEN or run `hf auth login`"),
+}
+_INSTEAD: Mapping[str, str] = {  # names of peft, which the base may have too, and what to do here
+    "add_adapter": "load_adapter loads one that is trained; train with peft",
+    "add_weighted_adapter": "set_adapter takes several at once, and set_scale the weight of each",
+    "disable_adapter_layers": "use `with model.disable_adapter():`",
+    "disable_adapters": "use `with model.disable_adapter():`",
+    "get_nb_trainable_parameters": "no adapter is trained here; train with peft",
+    "print_trainable_parameters": "no adapter is trained here; train with peft",
 }
 _READ = ("conv1d", "dt_proj")  # modules whose weights the mixers of Mamba take, without calling them
 _TIE, _HEAD = "tie_word_embeddings", "architectures"  # keys of config.json
@@ -104,6 +113,7 @@ class LoraModel(nn.Module):
         """
         super().__init__()
         self.base_model = model
+        self.forward = _Forward(model)
         self.active_adapters: list[str] = []
         self.merged_adapters: list[str] = []
         self._live = LiveModel(model)
@@ -229,14 +239,19 @@ class LoraModel(nn.Module):
             "are where they were loaded from"
         )
 
+    def get_base_model(self) -> nn.Module:
+        """Return the model itself, in whose modules the adapters are applied."""
+        return self.base_model
+
+    @property
+    def active_adapter(self) -> str | list[str]:
+        """The active adapter, or a list where it is not one."""
+        return self.active_adapters[0] if len(self.active_adapters) == 1 else list(self.active_adapters)
+
     @property
     def peft_config(self) -> dict[str, Mapping[str, Any]]:
         """The adapter_config.json of each adapter that is loaded."""
         return {name: opened.adapter.config for name, opened in self._opened.items()}
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the base model's output with the active adapters applied, or the merged ones where some are merged."""
-        return self.base_model(*args, **kwargs)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         """Move or convert the model (`to`, `float`, `cuda`); what was made for its old dtypes is made anew."""
@@ -254,6 +269,8 @@ class LoraModel(nn.Module):
         except AttributeError:
             if name == "base_model":
                 raise
+            if name in _INSTEAD:
+                raise AttributeError(f"LoraModel has no '{name}': {_INSTEAD[name]}") from None
             return getattr(self.base_model, name)
 
     def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
@@ -550,6 +567,22 @@ class LoraModel(nn.Module):
         for name, tensor in self.base_model.named_parameters(remove_duplicate=False):
             if name != path and tensor.data_ptr() == mine:
                 yield name
+
+
+class _Forward:
+    """The forward of a wrapper: its base model, in whose modules the adapters are."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The signature of the base's forward: a Trainer chooses the columns of a batch by it."""
+        return inspect.signature(self.model.forward)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the model's output, with the active adapters applied, or the merged ones where some are merged."""
+        return self.model(*args, **kwargs)
 
 
 def _check_options(given: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ unmerged forward is judged by the merged one and by peft's own adapters.
 
 import copy
 import importlib.util
+import inspect
 import os
 import pickle
 import shutil
@@ -852,6 +853,41 @@ def test_an_adapter_of_scale_zero_is_as_if_it_were_not_there(zoo: Zoo) -> None:
     model.set_scale("math", 0)
     assert torch.equal(logits("llama", model), logits("llama", base_model(zoo, TIED)))
     assert snapshot(model.merge_and_unload()) == snapshot(base_model(zoo, TIED))
+
+
+def test_the_names_of_peft_say_what_is_active_and_what_the_base_is(zoo: Zoo) -> None:
+    base = base_model(zoo)
+    model = LoraModel(base)
+    assert model.get_base_model() is base
+    assert model.active_adapter == []
+    model.load_adapter(zoo.adapter(LLAMA, MATH), "math")
+    model.load_adapter(zoo.adapter(LLAMA, CODE), "code")
+    assert model.active_adapter == "math"
+    model.set_adapter(["math", "code"])
+    assert model.active_adapter == ["math", "code"]
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("add_adapter", "train with peft"), ("add_weighted_adapter", "set_scale"), ("disable_adapters", "disable_adapter"),
+     ("print_trainable_parameters", "train with peft")],
+)  # fmt: skip
+def test_a_name_of_peft_for_something_else_says_what_to_do(name: str, advice: str, zoo: Zoo) -> None:
+    """The base's own `add_adapter` would put peft's layers into it."""
+    with pytest.raises(AttributeError, match=f"no '{name}': .*{advice}"):
+        getattr(wrapped(zoo, math=MATH), name)
+
+
+def test_a_trainer_evaluates_the_wrapper(zoo: Zoo, tmp_path: Path) -> None:
+    """It asks the signature of the forward which columns a batch may have."""
+    model = wrapped(zoo, math=MATH)
+    assert inspect.signature(model.forward) == inspect.signature(base_model(zoo).forward)
+
+    rows = [{"input_ids": IDS[0], "labels": IDS[0]}] * 3
+    options = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], label_names=["labels"])
+    with quiet():
+        found = transformers.Trainer(model, options, eval_dataset=rows).evaluate()
+    assert found["eval_loss"] == pytest.approx(float(model(input_ids=IDS, labels=IDS).loss.detach()), rel=1e-5)
 
 
 def test_what_the_wrapper_has_not_it_takes_from_the_model(zoo: Zoo) -> None:
