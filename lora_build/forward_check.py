@@ -30,7 +30,7 @@ from lora_build.arithmetic import DTYPES
 from lora_build.checkpoint import INDEX_NAME, parse_object
 from lora_build.errors import SourceError, VerificationError
 from lora_build.forward_inputs import Prompts, Question, questions, read_prompts
-from lora_build.forward_trace import Trace, Traced, half_ulps
+from lora_build.forward_trace import Trace, Traced, blocks, half_ulps
 from lora_build.forward_weights import strays
 from lora_build.heads import vocab_size
 from lora_build.loading import folder_of, load_model
@@ -221,7 +221,11 @@ def compare(directory: Path, manifest: Manifest, origin: Origin, prompts: Prompt
         if all(check.is_ok for check in checks):
             return report
         worst = max(range(len(checks)), key=lambda i: checks[i].excess)
-        traced = _trace(case, built, asked[worst], is_merge=checks[worst].unmerged > checks[worst].unexplained)
+        if checks[worst].unmerged > checks[worst].unexplained:
+            del built
+            traced = _trace_merge(case, asked[worst])
+        else:
+            traced = _trace_build(case, built, asked[worst])
     return dataclasses.replace(report, traced=traced)
 
 
@@ -261,15 +265,10 @@ class _Rounding:
         """Round the values of a model and return, of those that were near a tie, the places and the other values."""
         near = {}
         for name, tensor in model.state_dict().items():
-            dtype = self.dtype(name) if tensor.is_floating_point() else None
+            dtype = self.dtype(name) if tensor.is_floating_point() and tensor.numel() else None
             if dtype is None or torch.finfo(dtype).bits >= torch.finfo(tensor.dtype).bits:
                 continue
-            rounded = tensor.to(dtype)
-            low, high = (tensor * (1 - _NEAR)).to(dtype), (tensor * (1 + _NEAR)).to(dtype)
-            other = torch.where(low != rounded, low, high)
-            places = torch.nonzero((other != rounded).reshape(-1)).reshape(-1)
-            near[name] = places, other.reshape(-1)[places].to(tensor.dtype)
-            tensor.copy_(rounded)
+            near[name] = _round(tensor, dtype)
         return near
 
     def half_ulps(self, parameter: str, values: Tensor) -> Tensor:
@@ -410,6 +409,21 @@ def _of_peft(case: _Case, merged: nn.Module, asked: Sequence[Question], before: 
     return most
 
 
+def _round(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Round values and return, of those that were near a tie, the places and the other values."""
+    places, values, start = [], [], 0
+    for block in blocks(tensor):
+        rounded = block.to(dtype)
+        low, high = (block * (1 - _NEAR)).to(dtype), (block * (1 + _NEAR)).to(dtype)
+        other = torch.where(low != rounded, low, high)
+        near = torch.nonzero(other != rounded).view(-1)
+        places.append(near + start)
+        values.append(other[near].to(tensor.dtype))
+        block.copy_(rounded)
+        start += len(block)
+    return torch.cat(places), torch.cat(values)
+
+
 def _flip(model: nn.Module, near: Mapping[str, tuple[Tensor, Tensor]]) -> None:
     """Give weights that were near a tie their other value."""
     state = model.state_dict()
@@ -423,8 +437,9 @@ def _disturb(model: nn.Module, generator: torch.Generator, size: float = 2.0**-2
     for tensor in model.state_dict().values():
         if tensor.is_floating_point() and tensor.data_ptr() not in seen:
             seen.add(tensor.data_ptr())
-            step = (torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1) * size
-            tensor.copy_(tensor.double() * (1 + step))
+            for block in blocks(tensor):
+                step = (torch.rand(block.shape, generator=generator, dtype=torch.float64) * 2 - 1) * size
+                block.copy_(block.double() * (1 + step))
 
 
 def _answer(model: nn.Module, question: Question) -> Tensor:
@@ -464,14 +479,17 @@ def _furthest(a: Tensor, b: Tensor) -> float:
     return float(torch.nan_to_num(apart, nan=float("inf")).max()) if apart.numel() else 0.0
 
 
-def _trace(case: _Case, built: nn.Module, question: Question, *, is_merge: bool) -> Traced | None:
-    """Return in which module the built model parts from the rounded one, or the merged one from the unmerged one."""
-    if is_merge:
-        unmerged, merged = case.unmerged(), case.merged()
-        with Trace(other=merged, half_ulps=_half_ulps, threshold=_SAME_IN_FLOAT32) as trace:
-            trace.watch(unmerged.base_model)
-            _answer(unmerged, question)
-        return trace.found
+def _trace_merge(case: _Case, question: Question) -> Traced | None:
+    """Return in which module the merged model parts from the unmerged one."""
+    unmerged, merged = case.unmerged(), case.merged()
+    with Trace(other=merged, half_ulps=_half_ulps, threshold=_SAME_IN_FLOAT32) as trace:
+        trace.watch(unmerged.base_model)
+        _answer(unmerged, question)
+    return trace.found
+
+
+def _trace_build(case: _Case, built: nn.Module, question: Question) -> Traced | None:
+    """Return in which module the built model parts from the rounded one."""
     rounded = case.merged()
     case.rounding.apply(rounded)
     threshold = _SAME_WEIGHTS * (_times(case.origin.recipe) or 1.0)

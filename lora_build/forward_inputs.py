@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lora_build.architecture import quiet
 from lora_build.errors import RecipeError, SourceError
 
-_LENGTHS = (5, 11, 17, 26)
+LENGTHS = (5, 11, 17, 26)
 _DECODER_LENGTH = 7
 _MAX_PROMPTS = 64
 _SPECIAL = ("_token_id", "_token_index", "_token")  # keys of config.json: pad, bos, image, ...
@@ -95,7 +95,7 @@ class _Maker:
     def from_seed(self) -> Iterator[Question]:
         match self.main:
             case "input_ids":
-                for length in _LENGTHS:
+                for length in LENGTHS:
                     if length <= self._longest():
                         yield self._tokens(f"seed, {length} tokens", self._ids(length))
             case "pixel_values" | "input_features" | "input_values":

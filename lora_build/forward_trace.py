@@ -6,7 +6,7 @@ would do to this output: half an ulp, up or down by chance, in each of them.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+_BLOCK_ELEMENTS = 1 << 20
 _FLOAT32_NOISE = 1e-6  # of the output's norm: float32's 2^-24, and room for long sums
 
 
@@ -91,8 +92,10 @@ class Trace:
         generator = torch.Generator().manual_seed(0)
         moved = {}
         for name, p in module.named_parameters(recurse=False):
-            signs = torch.randint(2, p.shape, generator=generator) * 2 - 1
-            moved[name] = p + signs * self.half_ulps(f"{path}.{name}", p)
+            moved[name] = p.detach().clone()
+            for block in blocks(moved[name]):
+                signs = torch.randint(2, block.shape, generator=generator) * 2 - 1
+                block += signs * self.half_ulps(f"{path}.{name}", block)
         drawn = _tensor(functional_call(module, moved, args, dict(kwargs)))
         assert drawn is not None
         here = Traced(
@@ -111,6 +114,13 @@ def half_ulps(values: Tensor, dtype: torch.dtype) -> Tensor:
     info = torch.finfo(dtype)
     _, exponent = torch.frexp(values.abs().clamp_min(info.tiny))
     return torch.ldexp(torch.full_like(values, info.eps / 2), exponent - 1)
+
+
+def blocks(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield views of a tensor's values, in order and flat, few enough at a time for copies in float64."""
+    flat = tensor.view(-1)
+    for start in range(0, len(flat), _BLOCK_ELEMENTS):
+        yield flat[start : start + _BLOCK_ELEMENTS]
 
 
 def _norm(values: Tensor) -> float:

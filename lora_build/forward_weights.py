@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_build.arithmetic import DTYPES
 from lora_build.checkpoint import TensorInfo, open_checkpoint
-from lora_build.forward_trace import half_ulps
+from lora_build.forward_trace import blocks, half_ulps
 from lora_build.live import LiveModel
 from lora_build.sources import Source, open_local, sizes
 
@@ -34,23 +34,26 @@ def strays(merged: nn.Module, folder: Path, times: float | None = None) -> tuple
     return tuple(
         name
         for name, tensor in tensors.items()
-        if live.places(name) and _is_off(_load(source, tensor), live.read(name), times)
+        if live.places(name) and _is_off(source, tensor, live.read(name), times)
     )
 
 
-def _load(source: Source, tensor: TensorInfo) -> Tensor:
-    data = bytearray(source.read(tensor.file, tensor.start, tensor.end))
-    dtype = DTYPES[tensor.dtype]
-    return (torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)).reshape(tensor.shape)
+def _is_off(source: Source, tensor: TensorInfo, expected: Tensor, times: float | None) -> bool:
+    """Whether a tensor on disk has not the values of another one, rounded; it is read a block at a time.
 
-
-def _is_off(found: Tensor, expected: Tensor, times: float | None) -> bool:
-    """Whether values are not others rounded; a value that float32 may have moved over a tie may be either."""
-    dtype = min(found.dtype, torch.float32, key=lambda dtype: torch.finfo(dtype).bits)
-    rounded, values = expected.to(found.dtype), found.to(torch.float32)
-    half = half_ulps(expected, dtype)
-    apart = (values - expected).abs()
-    if times is not None:
-        return not bool(torch.linalg.vector_norm(apart) <= times * torch.linalg.vector_norm(half))
-    same = (found == rounded) | (found.isnan() & rounded.isnan())
-    return not bool((same | (apart <= half + expected.abs() * _FLOAT32_ULP)).all())
+    A value that float32 may have moved over a tie may be either.
+    """
+    stored = DTYPES[tensor.dtype]
+    dtype = min(stored, torch.float32, key=lambda dtype: torch.finfo(dtype).bits)
+    start, apart_squared, half_squared = tensor.start, 0.0, 0.0
+    for block in blocks(expected):
+        end = start + len(block) * stored.itemsize
+        found = torch.frombuffer(bytearray(source.read(tensor.file, start, end)), dtype=stored)
+        start, rounded, half = end, block.to(stored), half_ulps(block, dtype)
+        apart = (found.to(torch.float32) - block).abs()
+        apart_squared += float(apart.double().square().sum())
+        half_squared += float(half.double().square().sum())
+        same = (found == rounded) | (found.isnan() & rounded.isnan())
+        if times is None and not bool((same | (apart <= half + block.abs() * _FLOAT32_ULP)).all()):
+            return True
+    return times is not None and not apart_squared <= times**2 * half_squared

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lora_build.checkpoint import INDEX_NAME, Checkpoint, is_tokenizer_file, parse_object
 from lora_build.digests import file_digest
 from lora_build.errors import RecipeError, StorageError, VerificationError
+from lora_build.heads import vocab_size
 from lora_build.manifest import (
     MANIFEST_NAME,
     PROVENANCE_NAME,
@@ -312,7 +313,7 @@ def memory_bytes(prepared: Prepared) -> int:
     """Return an estimate of the memory that a build takes: torch, blocks, and the factors of its largest merge.
 
     `numerics: peft` works on whole parameters; `engine: memory` holds the model besides, and every adapter; a forward
-    check holds one model in float32.
+    check holds one model in float32, the files that it is loaded from, and what the models answer.
     """
     stream = _RUNTIME_BYTES + max((_factor_bytes(op) for op in prepared.plan.operations), default=0)
     if prepared.plan.repeats_peft:
@@ -321,8 +322,17 @@ def memory_bytes(prepared: Prepared) -> int:
         stream += sum(tensor.num_bytes for tensor in prepared.base.tensors.values()) + _adapter_bytes(prepared)
     if prepared.recipe.checks.forward is None:
         return stream
-    num_elements = sum(op.source.num_elements for op in prepared.plan.operations)
-    return max(stream, _RUNTIME_BYTES + 4 * num_elements + _adapter_bytes(prepared))
+    loaded = sum(4 * op.source.num_elements + op.source.num_bytes for op in prepared.plan.operations)
+    return max(stream, _RUNTIME_BYTES + loaded + _adapter_bytes(prepared) + _answer_bytes(prepared))
+
+
+def _answer_bytes(prepared: Prepared) -> int:
+    """Return the memory that the answers of a forward check take: five times in float32, some in float64 besides."""
+    from lora_build.forward_inputs import LENGTHS
+
+    texts = _prompts(prepared.recipe).texts
+    num_tokens = sum(LENGTHS) if texts is None else sum(len(text.encode()) for text in texts) // 3
+    return 40 * num_tokens * (vocab_size(prepared.base.config) or 0)
 
 
 def _adapter_bytes(prepared: Prepared) -> int:

@@ -264,6 +264,22 @@ def test_a_row_of_the_embedding_that_no_prompt_asks_is_held_to_the_merge(
     assert not report.is_ok
 
 
+def test_weights_are_measured_in_blocks_of_any_size(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of a whole embedding in float64 takes more memory than the model."""
+    lora_build.build(recipe(zoo, LLAMA, tmp_path / "out"))
+    before, _ = weights(zoo, LLAMA, tmp_path / "out", f"{LAYER}.weight")
+    forge(tmp_path / "out", **{f"{LAYER}.weight": before})
+    whole = check_build(tmp_path / "out")
+    monkeypatch.setattr("lora_build.forward_trace._BLOCK_ELEMENTS", 100)
+    rand, sizes = torch.rand, set()
+    monkeypatch.setattr(torch, "rand", lambda size, **more: sizes.add(size.numel()) or rand(size, **more))
+    report = check_build(tmp_path / "out")
+
+    assert max(sizes) == 100
+    assert (report.strays, report.traced) == (whole.strays, whole.traced)
+    assert report.prompts == whole.prompts
+
+
 def test_an_answer_of_one_number_allows_what_peft_rounds(tmp_path: Path) -> None:
     """What rounding does to one number may be nothing by chance, and another rounding does something else."""
     torch.manual_seed(0)

@@ -132,7 +132,7 @@ def test_the_plan_counts_the_model_into_the_memory(zoo: Zoo, tmp_path: Path) -> 
     )
     size = (zoo.base(PicoBase()) / "model.safetensors").stat().st_size
     assert memory >= stream + 0.9 * size
-    assert checked >= stream
+    assert checked >= stream + 1.5 * size
 
 
 def _unknown(folder: Path) -> dict[str, Any]:
