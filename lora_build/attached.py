@@ -43,6 +43,7 @@ class Attached:
         self.now = now
         self.lock = _Lock()
         self._num_calls = 0
+        self._added: set[nn.Module] = set()
         self._worn = NOTHING
         self._own: dict[tuple[nn.Module, str], Tensor] = {}
 
@@ -50,16 +51,18 @@ class Attached:
         """Let these modules, and all that contain one of them, apply adapters."""
         wanted = set(changed)
         for module in self.model.modules():
-            if not isinstance(module.__dict__.get("forward"), _Forward) and not wanted.isdisjoint(module.modules()):
+            if module not in self._added and not wanted.isdisjoint(module.modules()):
+                self._added.add(module)
                 module.forward = _Forward(self, module)
 
     def remove(self) -> None:
-        """Give each module the forward back that it had."""
+        """Give each module the forward back that it had; one below somebody's hook stays there and applies nothing."""
         self.wear(NOTHING)
-        for module in self.model.modules():
+        for module in list(self._added):
             forward = module.__dict__.get("forward")
             if isinstance(forward, _Forward) and forward.attached is self:
                 forward.take_off()
+                self._added.remove(module)
 
     def others(self) -> bool:
         """Whether the model has modules that apply somebody else's adapters."""
@@ -72,8 +75,8 @@ class Attached:
         Calls lie within one another and may come from several threads: the last one to end takes the values away.
         """
         with self.lock:
-            self._num_calls += 1
             self.wear(self.now())
+            self._num_calls += 1
         try:
             return forward(*args, **kwargs)
         finally:

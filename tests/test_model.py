@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 import lora_build
 from lora_build import LoraModel
+from lora_build.attached import Applied, Attached
 from lora_build.errors import MergeError, PlanError, RecipeError, SourceError
 
 LLAMA = PicoBase(arch="llama")
@@ -1207,6 +1208,16 @@ def test_adapters_may_change_within_a_call(zoo: Zoo, tmp_path: Path) -> None:
     assert snapshot(model.base_model) == before
 
 
+def test_a_call_whose_adapters_cannot_be_made_leaves_no_value_behind() -> None:
+    model, other = nn.Linear(2, 2), nn.Parameter(torch.zeros(2, 2), requires_grad=False)
+    applied = [Applied(values={(model, "weight"): other})]
+    attached = Attached(model, applied.pop)
+    with pytest.raises(IndexError):
+        attached.call(attached.call, lambda: None)
+
+    assert not attached.wears
+
+
 def test_threads_may_call_one_model(zoo: Zoo, tmp_path: Path) -> None:
     expected, model = logits("llama", in_place(zoo, tmp_path / "math")), in_place(zoo, tmp_path / "math")
     before = snapshot(model.base_model)
@@ -1246,6 +1257,30 @@ def test_hooks_that_others_put_on_a_module_stay(zoo: Zoo) -> None:
     assert torch.equal(logits("llama", model), expected)
 
     assert module.__dict__["forward"] is mine
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_hook_put_on_before_or_after_goes_with_adapters_applied_once(is_first: bool, zoo: Zoo) -> None:
+    hooks = pytest.importorskip("accelerate.hooks")
+    calls: list[None] = []
+
+    class Counted(hooks.ModelHook):  # type: ignore[name-defined,misc]
+        def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            calls.append(None)
+            return args, kwargs
+
+    model = LoraModel(base_model(zoo))
+    module = model.base_model.model.layers[0].self_attn.q_proj
+    if is_first:
+        hooks.add_hook_to_module(module, Counted())
+    model.load_adapter(zoo.adapter(LLAMA, MATH), "math")
+    if not is_first:
+        hooks.add_hook_to_module(module, Counted())
+    model.load_adapter(zoo.adapter(LLAMA, CODE), "code")
+
+    assert torch.equal(logits("llama", model), logits("llama", wrapped(zoo, math=MATH)))
+    assert torch.equal(logits("llama", model.unload()), logits("llama", base_model(zoo)))
+    assert len(calls) == 2
 
 
 def test_gradients_flow_through_the_adapters_to_the_input(zoo: Zoo) -> None:
