@@ -555,6 +555,20 @@ def test_a_nan_of_the_base_is_not_put_down_to_the_adapters(zoo: Zoo) -> None:
     assert "math" not in str(caught.value)
 
 
+def test_a_nan_in_a_saved_head_is_the_adapters_whatever_the_base_has_there(zoo: Zoo, tmp_path: Path) -> None:
+    shutil.copytree(zoo.adapter(LLAMA, PicoAdapter(options=(("modules_to_save", ["lm_head"]),))), tmp_path / "math")
+    file = tmp_path / "math/adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors["base_model.model.lm_head.weight"][3, 4] = torch.nan
+    save_file(tensors, file, {"format": "pt"})
+    base = base_model(zoo)
+    base.lm_head.weight.data[3, 4] = torch.nan
+
+    model = LoraModel.from_pretrained(base, tmp_path / "math", "math")
+    with pytest.raises(MergeError, match=r"lm_head\.weight\[3, 4\].*adapters\.math has a NaN or infinity in .*lm_head"):
+        model.merge_adapter(safe_merge=True)
+
+
 def test_of_two_adapters_the_one_with_a_nan_is_named(zoo: Zoo, tmp_path: Path) -> None:
     model = wrapped(zoo, fine=MATH)
     model.load_adapter(broken(zoo, tmp_path / "nan", float("nan")), "sick")
@@ -1135,6 +1149,9 @@ def test_a_model_has_one_wrapper_until_that_is_taken_off(zoo: Zoo) -> None:
         with pytest.raises(RecipeError, match=r"in another LoraModel; load_adapter there, or unload\(\)"):
             other.load_adapter(zoo.adapter(LLAMA, CODE), "code")
 
+    second.unload()
+    assert torch.equal(logits("llama", first), logits("llama", wrapped(zoo, math=MATH)))
+
     first.delete_adapter("default")
     second.load_adapter(zoo.adapter(LLAMA, CODE), "code")
 
@@ -1205,6 +1222,16 @@ def test_adapters_may_change_within_a_call(zoo: Zoo, tmp_path: Path) -> None:
 
     assert torch.equal(within, expected)
     assert torch.equal(logits("llama", model), expected)
+    assert snapshot(model.base_model) == before
+
+
+def test_who_unloads_within_a_call_gets_the_base_s_own_values(zoo: Zoo, tmp_path: Path) -> None:
+    model, found = in_place(zoo, tmp_path / "math"), []
+    before = snapshot(base_model(zoo, TIED).float())
+    model.base_model.model.layers[0].register_forward_hook(lambda *_: found.append(snapshot(model.unload())))
+    logits("llama", model)
+
+    assert found[0].bits == before.bits
     assert snapshot(model.base_model) == before
 
 
