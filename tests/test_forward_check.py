@@ -1,5 +1,6 @@
 """The forward check: a build answers as base and adapters do, or the layer in which it does not is named."""
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -21,6 +22,7 @@ from lora_build.digests import sha256
 from lora_build.errors import RecipeError, SourceError, VerificationError
 from lora_build.forward_check import check_build
 from lora_build.forward_inputs import Prompts, questions
+from lora_build.forward_trace import Trace, half_ulps
 from lora_build.manifest import MANIFEST_NAME, PROVENANCE_NAME, read_manifest
 from lora_build.origin import reopen
 from lora_build.pipeline import prepare
@@ -179,6 +181,43 @@ def test_a_mixer_that_reads_the_weight_of_its_module_passes(tmp_path: Path) -> N
     lora_build.build(small.recipe(trained(tmp_path, model, ["in_proj", "dt_proj"])))
 
     assert lora_build.verify_forward(tmp_path / "out").is_ok
+
+
+AST = {"patch_size": 4, "frequency_stride": 4, "time_stride": 4, "max_length": 16, "num_mel_bins": 8}
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "targets"),
+    [
+        ("ASTForAudioClassification", TINY | AST, ["q_proj", "dense"]),
+        ("ResNetForImageClassification", {"embedding_size": 8, "hidden_sizes": [8], "depths": [1]}, ["convolution"]),
+    ],
+    ids=["ast", "resnet"],
+)  # fmt: skip
+def test_models_of_sound_and_pictures_pass_and_a_missing_update_does_not(
+    tmp_path: Path, name: str, config: dict[str, Any], targets: list[str]
+) -> None:
+    torch.manual_seed(0)
+    model_class = getattr(transformers, name)
+    lora_build.build(small.recipe(trained(tmp_path, model_class(model_class.config_class(**config)), targets)))
+    assert lora_build.verify_forward(tmp_path / "out").is_ok
+
+    before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("base", "out"))
+    changed = next(name for name in sorted(before) if not torch.equal(before[name], after[name]))
+    forge(tmp_path / "out", **{changed: before[changed]})
+    assert changed in check_build(tmp_path / "out").strays
+
+
+def test_a_layer_that_the_build_lacks_is_named(zoo: Zoo) -> None:
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(zoo.base(LLAMA), dtype=torch.float32)
+    other = copy.deepcopy(model)
+    del other.model.layers[1]
+    with torch.no_grad(), Trace(other=other, half_ulps=lambda _, p: half_ulps(p, p.dtype), threshold=1.0) as trace:
+        trace.watch(model)
+        model(input_ids=torch.arange(4, 12)[None], use_cache=False)
+
+    assert trace.found is not None
+    assert trace.found.module == "model.layers.1.input_layernorm"
 
 
 @pytest.mark.parametrize(
