@@ -48,55 +48,6 @@ _LEAST = (np.uint32(0x12800000), np.uint32(0x38800000), np.uint32(0x12800000))
 _SPAN = (np.uint32(0x7F000000 - 0x12800000), np.uint32(0x477FE000 - 0x38800000), np.uint32(0x7F000000 - 0x12800000))
 
 
-@_jit()
-def merge(
-    W: Array, out: Array, left: Array, right: Array, bound: Array, columns: Array, slack: Number, last: Any,
-    source: Number, target: Number, found: Array,
-) -> None:  # fmt: skip
-    """Merge rows; W and out are seen as uint16, so that one compilation does for all dtypes of 16 and 32 bits.
-
-    Args:
-        W: the rows, [n, columns].
-        out: the merged rows, [n, columns].
-        left: a factor of each row, [n, R], and up to three rows more; like the next three in the quick way's dtype.
-        right: and of each column, [R, columns], R a multiple of `TERMS`.
-        bound: the largest error of an update over the norm of its column's factor, [n].
-        columns: these norms, [columns].
-        slack: the largest error of adding W, over the sum.
-        last: what `_settled` takes.
-        source: the format of W.
-        target: the format of out.
-        found: gets ‖W‖², ‖ΔW‖², and the numbers of updates that are not 0, of changed and of not finite values.
-    """
-    rows, width = W.shape[0], right.shape[1]
-    tile = -(-width // -(-width // _TILE))
-    panel, acc = np.zeros((right.shape[0], tile), right.dtype), np.zeros((4, tile), left.dtype)
-    w, unsure, other = np.zeros(tile, np.float32), np.zeros(tile + 7, np.uint8), np.zeros(tile, np.uint16)
-    for j0 in range(0, width, tile):
-        n = min(width - j0, tile)
-        c = columns[j0 : j0 + n]
-        panel[:, :n] = right[:, j0 : j0 + n]
-        for i in range(0, rows, 4):
-            _accumulate(left, i, panel, acc)
-            for p in range(i, min(i + 4, rows)):
-                d, at = acc[p - i], bound[p]
-                _widen(W[p], source, j0, w[:n])
-                if target == F32:
-                    out32, before32 = out[p].view(np.uint32)[j0 : j0 + n], w.view(np.uint32)
-                    if _decide32(w[:n], d, c, at, slack, before32, out32, unsure, found):
-                        _mend32(w, before32, out32, unsure, found, last, p, j0)
-                    continue
-                out16, before = out[p, j0 : j0 + n], W[p, j0 : j0 + n]
-                if source != target:
-                    before = other[:n]
-                    _narrow(w[:n], target, before)
-                if target == BF16:
-                    if _decide_bf16(w[:n], d, c, at, slack, before, out16, unsure, found):
-                        _mend_bf16(w, before, out16, unsure, found, last, p, j0)
-                elif _decide_f16(w[:n], d, c, at, slack, before, out16, unsure, found):
-                    _mend_f16(w, before, out16, unsure, found, last, p, j0)
-
-
 @_jit(contract=True)
 def _accumulate(left: Array, i: Number, panel: Array, acc: Array) -> None:
     """Put the rows [i, i + 4) of `left` times `panel` [R, n] into acc [4, n], four terms at a time."""
@@ -204,33 +155,27 @@ def _decider(target: Number) -> Callable[..., Number]:
     return decide
 
 
-def _mender(target: Number) -> Callable[..., None]:
-    """Return what settles the elements of a row that `_decider`'s pass was not sure of."""
-    infinity, mask = _INFINITY[target], _ABS if target == F32 else _ABS16
-
-    @_jit()
-    def mend(
-        w: Array, before: Array, out: Array, unsure: Array, found: Array, last: Any, row: Number, column: Number
-    ) -> None:
-        """Put the right values, of which the first is of this row and column, and their counts in place."""
-        n = out.shape[0]
-        words = unsure[: unsure.shape[0] // 8 * 8].view(np.uint64)
-        for q in range((n + 7) // 8):
-            if words[q] == 0:
-                continue
-            for j in range(8 * q, min(8 * q + 8, n)):
-                if unsure[j]:
-                    was, unmerged = np.uint32(out[j]), np.uint32(before[j])
-                    y = _settled(np.float64(w[j]), row, column + j, target, last)
-                    out[j] = y
-                    found[3] += np.float64(_differ(y, unmerged, mask)) - np.float64(_differ(was, unmerged, mask))
-                    found[4] += np.float64((y & infinity) == infinity) - np.float64((was & infinity) == infinity)
-
-    return mend
+_decide_bf16, _decide_f16, _decide_f32 = _decider(BF16), _decider(F16), _decider(F32)
 
 
-_decide_bf16, _decide_f16, _decide32 = _decider(BF16), _decider(F16), _decider(F32)
-_mend_bf16, _mend_f16, _mend32 = _mender(BF16), _mender(F16), _mender(F32)
+@_jit()
+def _mend(
+    w: Array, before: Array, out: Array, unsure: Array, target: Number, found: Array, last: Any, row: Number,
+    column: Number,
+) -> None:  # fmt: skip
+    """Settle the elements that `_decider`'s pass was not sure of; the first of them all is of this row and column."""
+    infinity, mask, n = _INFINITY[target], _ABS if target == F32 else _ABS16, out.shape[0]
+    words = unsure[: unsure.shape[0] // 8 * 8].view(np.uint64)
+    for q in range((n + 7) // 8):
+        if words[q] == 0:
+            continue
+        for j in range(8 * q, min(8 * q + 8, n)):
+            if unsure[j]:
+                was, unmerged = np.uint32(out[j]), np.uint32(before[j])
+                y = _settled(np.float64(w[j]), row, column + j, target, last)
+                out[j] = y
+                found[3] += np.float64(_differ(y, unmerged, mask)) - np.float64(_differ(was, unmerged, mask))
+                found[4] += np.float64((y & infinity) == infinity) - np.float64((was & infinity) == infinity)
 
 
 @_jit()
@@ -309,9 +254,16 @@ def _rounded(x: Number, target: Number) -> Number:
 
 @_jit()
 def _narrow(x: Array, target: Number, out: Array) -> None:
-    """Put into out the bits of float32 values in a dtype of 16 bits."""
-    for j in range(x.shape[0]):
-        out[j] = _rounded(np.float64(x[j]), target)
+    """Put into out the bits of float32 values in a dtype of at most 32 bits."""
+    if target == F32:
+        for j in range(x.shape[0]):
+            out[j] = np.float32(x[j]).view(np.uint32) if x[j] == x[j] else np.uint32(0x7FC00000)
+    elif target == BF16:
+        for j in range(x.shape[0]):
+            out[j] = _to_bf16(x[j]) if x[j] == x[j] else np.uint32(0x7FC0)
+    else:
+        for j in range(x.shape[0]):
+            out[j] = _rounded(np.float64(x[j]), target)
 
 
 @_jit()
@@ -326,13 +278,7 @@ def convert_bits(x: Array, out: Array, source: Number, target: Number) -> None:
             continue
         _widen(x, source, first, wide[:n])
         if target == F32:
-            out32, bits = out.view(np.uint32)[first : first + n], wide.view(np.uint32)
-            for j in range(n):
-                out32[j] = bits[j] if (bits[j] & _ABS) <= _INFINITY[F32] else np.uint32(0x7FC00000)
-        elif target == BF16:
-            out16 = out[first : first + n]
-            for j in range(n):
-                out16[j] = _to_bf16(wide[j]) if wide[j] == wide[j] else np.uint32(0x7FC0)
+            _narrow(wide[:n], target, out.view(np.uint32)[first : first + n])
         else:
             _narrow(wide[:n], target, out[first : first + n])
 
@@ -347,3 +293,58 @@ def _narrow_doubles(x: Array, target: Number, out: Array, first: Number) -> None
     else:
         for j in range(x.shape[0]):
             out[first + j] = _rounded(x[j], target)
+
+
+def _merger(target: Number) -> Callable[..., None]:
+    """Return the whole pass for results of one dtype; each is compiled when it is first used."""
+
+    @_jit()
+    def merge(
+        W: Array, out: Array, left: Array, right: Array, bound: Array, columns: Array, slack: Number, last: Any,
+        source: Number, found: Array,
+    ) -> None:  # fmt: skip
+        """Merge rows; W is seen as uint16, so that one compilation does for all dtypes of 16 and 32 bits.
+
+        Args:
+            W: the rows, [n, columns].
+            out: the merged rows' bits, [n, columns].
+            left: a factor of each row, [n, R], and up to three rows more; like the next three in the quick way's dtype.
+            right: and of each column, [R, columns], R a multiple of `TERMS`.
+            bound: the largest error of an update over the norm of its column's factor, [n].
+            columns: these norms, [columns].
+            slack: the largest error of adding W, over the sum.
+            last: what `_settled` takes.
+            source: the format of W.
+            found: gets ‖W‖², ‖ΔW‖², and the numbers of updates that are not 0, of changed and of not finite values.
+        """
+        rows, width = out.shape
+        tile = -(-width // -(-width // _TILE))
+        panel, acc = np.zeros((right.shape[0], tile), right.dtype), np.zeros((4, tile), left.dtype)
+        w, unsure, before = np.zeros(tile, np.float32), np.zeros(tile + 7, np.uint8), np.zeros(tile, out.dtype)
+        for j0 in range(0, width, tile):
+            n = min(width - j0, tile)
+            c = columns[j0 : j0 + n]
+            panel[:, :n] = right[:, j0 : j0 + n]
+            for i in range(0, rows, 4):
+                _accumulate(left, i, panel, acc)
+                for p in range(i, min(i + 4, rows)):
+                    y = out[p, j0 : j0 + n]
+                    _widen(W[p], source, j0, w[:n])
+                    if source == target:
+                        before[:n] = W[p].view(out.dtype)[j0 : j0 + n]
+                    else:
+                        _narrow(w[:n], target, before[:n])
+                    # named one by one: numba keeps no function that holds others in its closure
+                    if target == BF16:
+                        num_unsure = _decide_bf16(w[:n], acc[p - i], c, bound[p], slack, before, y, unsure, found)
+                    elif target == F16:
+                        num_unsure = _decide_f16(w[:n], acc[p - i], c, bound[p], slack, before, y, unsure, found)
+                    else:
+                        num_unsure = _decide_f32(w[:n], acc[p - i], c, bound[p], slack, before, y, unsure, found)
+                    if num_unsure:
+                        _mend(w, before, y, unsure, target, found, last, p, j0)
+
+    return merge
+
+
+merge_of = {target: _merger(target) for target in (BF16, F16, F32)}

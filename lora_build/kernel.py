@@ -19,7 +19,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from lora_build.compiled import BF16, F16, F32, F64, TERMS, Array, convert_bits, merge
+from lora_build.compiled import BF16, F16, F32, F64, TERMS, Array, convert_bits, merge_of
 from lora_build.errors import MergeError
 from lora_build.survival import Measured
 
@@ -79,10 +79,10 @@ class FusedSum:
         norms = _norms(left)
         bound = (norms * self._error).astype(self._float)
         found = np.zeros(5)
-        merge(
-            W.view(np.uint16), out.view(np.uint16), _padded(left, self._float), self._factor, bound, self._columns,
+        merge_of[self._target](
+            W.view(np.uint16), out, _padded(left, self._float), self._factor, bound, self._columns,
             self._slack, (left, norms * self._last_error, self._grids[0], self._right, self._norms, self._grids[1]),
-            self._source, self._target, found,
+            self._source, found,
         )  # fmt: skip
         base, update, num_updated, num_changed, is_infinite = found.tolist()
         return Measured(
