@@ -85,8 +85,8 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_there_are_five_pages() -> None:
-    names = ["adding-a-method.md", "how-it-works.md", "manifest.md", "recipe.md", "supported.md"]
+def test_there_are_six_pages() -> None:
+    names = ["adding-a-method.md", "how-it-works.md", "manifest.md", "performance.md", "recipe.md", "supported.md"]
     assert [page.name for page in PAGES] == names
 
 
