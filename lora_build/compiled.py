@@ -138,7 +138,8 @@ def _decider(target: Number) -> Callable[..., Number]:
                 y, other = np.float32(v + e).view(np.uint32), np.float32(v - e).view(np.uint32)
             out[j] = y
             size = np.float32(v).view(np.uint32) & _ABS
-            bad = np.uint32(y != other) | np.uint32(((size - least) & _M32) >= span)
+            # an e that is NaN, or so large that the ends have different signs, decides nothing
+            bad = np.uint32(y != other) | np.uint32(((size - least) & _M32) >= span) | np.uint32(not e < abs(v))
             unsure[j] = bad
             num_unsure = np.uint32((num_unsure + bad) & _M32)
             of_w, of_d = _plus(of_w, x * x), _plus(of_d, np.float32(u) * np.float32(u))
@@ -189,7 +190,7 @@ def _settled(w: Number, i: Number, j: Number, target: Number, last: Any) -> Numb
     x = w + _dot(left, i, right, j)
     e = bound[i] * norms[j] + abs(x) * 2.0**-50
     y = _rounded(x + e, target)
-    if y == _rounded(x - e, target):
+    if y == _rounded(x - e, target) and e == e:
         return y
     return _rounded(_exact(w, left[i], left_bits, right[j], right_bits), target)
 

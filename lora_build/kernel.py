@@ -7,7 +7,8 @@ rest, one element in thousands, is tried again in float64; what that leaves gets
 
 The bound: K products added four at a time err by (K/4 + 4) units in the last place of Σ|b||a|, which is at most ‖b‖·‖a‖
 (Cauchy-Schwarz); three more are for the factors and the product of norms, one for W plus the update. What the exact sum
-drops itself, the product of both factors' remainders, is a fifth of 5·R·2**-bits at most, bits those of the grids.
+drops itself is R·2**-bits of ‖b‖·‖a‖ at most for the product of both factors' remainders, bits those of both grids, and
+3·√R·2**-bits for what two grids leave of either factor: 5·R is more than both.
 
 Stored values are numpy arrays of their bits: float16 and bfloat16 as uint16, float32 as uint32, float64 as uint64.
 The loops are in `compiled`.
@@ -61,7 +62,8 @@ class FusedSum:
         unit = 2.0**-53 if target == "F32" else 2.0**-24
         self._factor = np.ascontiguousarray(_padded(self._right, self._float).T[:, : len(self._right)])
         self._norms = _norms(self._right)
-        self._columns = self._norms.astype(self._float)
+        with np.errstate(over="ignore"):
+            self._columns = self._norms.astype(self._float)
         dropped = 5 * max(1, rank) * 2.0**-bits
         self._error = (self._factor.shape[0] / TERMS + 8) * unit + dropped
         self._slack = self._float(4 * unit)
@@ -77,7 +79,8 @@ class FusedSum:
         """
         left = np.ascontiguousarray(self._left[first : first + W.shape[0]])
         norms = _norms(left)
-        bound = (norms * self._error).astype(self._float)
+        with np.errstate(over="ignore"):
+            bound = (norms * self._error).astype(self._float)
         found = np.zeros(5)
         merge_of[self._target](
             W.view(np.uint16), out, _padded(left, self._float), self._factor, bound, self._columns,

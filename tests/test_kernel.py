@@ -107,6 +107,22 @@ def test_values_just_beside_the_middle_between_two_results_are_rounded_right(tar
         assert np.array_equal(found, bits(plain(W, pairs, target, transposed=False))), tiny
 
 
+@pytest.mark.parametrize(("source", "target"), list(product(FORMATS, FORMATS)))
+def test_bounds_that_overflow_or_dwarf_the_result_decide_nothing(source: str, target: str) -> None:
+    """Rows of zeros beside norms that no float32, or float64, can hold; products of 1e12 that cancel to a weight."""
+    B = torch.zeros(5, 4, dtype=torch.float64)
+    A = torch.ones(4, 70, dtype=torch.float64)
+    B[1], B[2], B[3] = 1e-30, torch.tensor([1e12, -1e12, 0, 1e-3]), torch.tensor([1e20, -1e20, 0, 1e-3])
+    B[4] = 1e200
+    for size in (1.0, 3e38, 1e39, 1e160):
+        A[:, 3], A[:, 7] = size, 0
+        W = weights(5, 70, 0.02, source)
+
+        found, _ = fused(W, [(B, A)], source, target, transposed=False)
+
+        assert np.array_equal(found, bits(plain(W, [(B, A)], target, transposed=False))), size
+
+
 def test_several_pairs_have_the_bits_of_one_exact_sum_whatever_their_order() -> None:
     pairs = [factors(48, 300, rank, 0.5, seed) for seed, rank in enumerate((4, 16, 7))]
     W = weights(48, 300, 0.02, "BF16")
