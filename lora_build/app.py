@@ -161,6 +161,9 @@ def _compose(command: str, flags: list[str], overrides: list[str], *, as_json: b
     """Let Hydra compose. One recipe is worked on afterwards, the points of a sweep as Hydra hands them out."""
     from lora_build import recipe_source
 
+    if not flags and not any(text.lstrip("+~").startswith(("hydra", "sweep")) for text in overrides):
+        recipe_source.check_overrides(overrides)
+        return _run_single(command, recipe_source.compose_command(overrides), as_json=as_json)
     inspecting = any(flag.partition("=")[0] in _INSPECT for flag in flags)
     many = not {"-m", "--multirun"}.isdisjoint(flags)
     if inspecting and many:

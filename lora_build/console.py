@@ -10,10 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-from lora_build.inspection import Adapted, Fit, Inspection
 from lora_build.operations import Copy, Merge, Operation, kind, output_bytes, touched_by
 from lora_build.pipeline import Built, Prepared, free_bytes_for, memory_bytes
 from lora_build.recipe_files import label
@@ -21,6 +17,7 @@ from lora_build.survival import by_adapter, describe_norm
 
 if TYPE_CHECKING:
     from lora_build.forward_check import ForwardReport
+    from lora_build.inspection import Adapted, Fit, Inspection
 
 _PLAIN_EVERY_SECONDS = 5.0
 _VERBS = (("merge", "merged"), ("replace", "replaced"), ("copy", "as they are"))
@@ -173,7 +170,7 @@ def forward_json(report: "ForwardReport") -> dict[str, Any]:
     return dataclasses.asdict(report) | {"ok": report.is_ok, "prompts": prompts}
 
 
-def inspection_lines(found: Inspection) -> list[str]:
+def inspection_lines(found: "Inspection") -> list[str]:
     """Return what an adapter is in a few lines."""
     config = found.config
     made_for, revision = config.get("base_model_name_or_path"), config.get("revision")
@@ -195,7 +192,7 @@ def inspection_lines(found: Inspection) -> list[str]:
     return lines + _fit_lines(found.fit) if found.fit else lines
 
 
-def inspection_json(found: Inspection) -> dict[str, Any]:
+def inspection_json(found: "Inspection") -> dict[str, Any]:
     """Return an inspection for machines: every parameter that the adapter changes."""
     return dataclasses.asdict(found) | {
         "peft_type": found.peft_type,
@@ -205,7 +202,7 @@ def inspection_json(found: Inspection) -> dict[str, Any]:
     }
 
 
-def _module_lines(found: Inspection) -> list[str]:
+def _module_lines(found: "Inspection") -> list[str]:
     """Return the modules by kind, and their norms."""
     if not found.adapted:
         return []
@@ -226,7 +223,7 @@ def _module_lines(found: Inspection) -> list[str]:
     return lines + _norm_lines(found)
 
 
-def _norm_lines(found: Inspection) -> list[str]:
+def _norm_lines(found: "Inspection") -> list[str]:
     measured = found.measured
     if not measured:
         why = f": see the {_count(len(found.problems), 'problem')}" if found.problems else f" for {found.peft_type}"
@@ -248,7 +245,7 @@ def _norm_lines(found: Inspection) -> list[str]:
     return lines
 
 
-def _part_lines(found: Inspection) -> list[str]:
+def _part_lines(found: "Inspection") -> list[str]:
     """Return what the adapter holds beside its factors."""
     lines = []
     for what, word, verb in _WHOLE:
@@ -263,7 +260,7 @@ def _part_lines(found: Inspection) -> list[str]:
     return lines
 
 
-def _fit_lines(fit: Fit) -> list[str]:
+def _fit_lines(fit: "Fit") -> list[str]:
     if fit.issues:
         return [f"fits      not into {fit.base}: {_count(len(fit.issues), 'issue')}"]
     counts = ", ".join(f"{fit.num_tensors[k]} {verb}" for k, verb in _VERBS if k in fit.num_tensors)
@@ -300,7 +297,7 @@ def _starred(path: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", path)
 
 
-def _settings(group: Sequence[Adapted]) -> str:
+def _settings(group: "Sequence[Adapted]") -> str:
     """Return rank, alpha and scaling of some modules, or an empty string where they have none."""
     columns = (("rank", [a.rank for a in group]), ("alpha", [a.alpha for a in group]))
     scalings = [a.scaling for a in group if a.scaling is not None]
@@ -339,6 +336,10 @@ def progress(enabled: bool, total_bytes: int, stream: TextIO | None = None) -> I
     if not enabled:
         yield None
     elif stream.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import TransferSpeedColumn
+
         columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
         with Progress(TextColumn("{task.description}"), *columns, console=Console(file=stream), transient=True) as bar:
             task = bar.add_task("write", total=total_bytes)
@@ -397,7 +398,7 @@ def print_built(built: Built, *, timings: bool = False) -> None:
     _print(built_lines(built) + (timing_lines(built) if timings else []))
 
 
-def print_inspection(found: Inspection) -> None:
+def print_inspection(found: "Inspection") -> None:
     """Print what an adapter is."""
     _print(inspection_lines(found))
 

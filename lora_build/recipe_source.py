@@ -25,7 +25,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobRuntime
+from hydra.core.utils import JobRuntime, configure_log
 from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -143,6 +143,19 @@ def compose(name: str, overrides: Sequence[str] = ()) -> Recipe:
         check_overrides(overrides)
         with hydra.initialize_config_dir(_CONF, **_VERSION_BASE):
             return to_recipe(hydra.compose("config", [f"recipe={name}", *overrides]))
+
+
+def compose_command(overrides: Sequence[str]) -> DictConfig:
+    """Return what a command line of overrides alone composes, and set up logging as Hydra would.
+
+    Hydra's own run composes twice, the first time to see whether a config makes it a sweep; ours cannot.
+    """
+    with _plain_errors(), _hydra_kept():
+        _register()
+        with hydra.initialize_config_dir(_CONF, job_name="lora-build", **_VERSION_BASE):
+            config = hydra.compose("config", list(overrides), return_hydra_config=True)
+    configure_log(config.hydra.job_logging, config.hydra.verbose)
+    return config
 
 
 def run(flags: Sequence[str], overrides: Sequence[str], task: Callable[[DictConfig], None]) -> None:
