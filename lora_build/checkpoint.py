@@ -163,8 +163,11 @@ def format_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
 def format_index(weight_map: Mapping[str, str], *, total_parameters: int, total_size_bytes: int) -> bytes:
     """Return model.safetensors.index.json as transformers 5 writes it (`modeling_utils.py` save_pretrained)."""
     metadata = {"total_parameters": total_parameters, "total_size": total_size_bytes}
-    index = {"metadata": metadata, "weight_map": dict(weight_map)}
-    return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
+    index = {"metadata": metadata, "weight_map": "..."}
+    # json's encoder in C does not indent, but takes the line's end for a separator
+    names = json.dumps(dict(weight_map), sort_keys=True, separators=(",\n    ", ": "))
+    lines = f"{{\n    {names[1:-1]}\n  }}" if weight_map else names
+    return (json.dumps(index, indent=2, sort_keys=True).replace('"..."', lines) + "\n").encode()
 
 
 def open_checkpoint(read: Reader, source: str, sizes: Mapping[str, int]) -> Checkpoint:

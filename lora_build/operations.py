@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 from lora_build.checkpoint import DTYPE_BYTES, WEIGHTS_NAME, TensorInfo, file_order, format_header
@@ -48,19 +49,19 @@ class Merge:
 Operation = Copy | Merge
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One output file: its tensors in file order."""
+    """One output file: its tensors in file order. What is asked of it often is computed once."""
 
     file: str
     operations: tuple[Operation, ...]
 
-    @property
+    @cached_property
     def header(self) -> bytes:
         """The bytes before its data."""
         return format_header((op.name, op.dtype, op.source.shape) for op in self.operations)
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         """The size of the file."""
         return len(self.header) + sum(output_bytes(op) for op in self.operations)

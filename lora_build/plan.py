@@ -6,6 +6,7 @@ converted, replaced or merged. Whatever does not fit is an issue; all issues are
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lora_build.adapter import CONFIG_NAME, Adapter
@@ -34,9 +35,9 @@ class Inputs:
     digests: Mapping[tuple[str, str], str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class MergePlan:
-    """Everything that a build will do.
+    """Everything that a build will do. What is asked of it often is computed once.
 
     Attributes:
         options: the recipe's choices that can change the output or what is proven of it.
@@ -61,7 +62,7 @@ class MergePlan:
     left_out: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def operations(self) -> tuple[Operation, ...]:
         """All operations, shard by shard."""
         return tuple(op for shard in self.shards for op in shard.operations)
@@ -81,7 +82,7 @@ class MergePlan:
         """The bytes of the output's weight files."""
         return sum(shard.num_bytes for shard in self.shards)
 
-    @property
+    @cached_property
     def index(self) -> bytes | None:
         """The text of model.safetensors.index.json, or None for a single file."""
         if [shard.file for shard in self.shards] == [WEIGHTS_NAME]:
