@@ -163,7 +163,8 @@ def _compose(command: str, flags: list[str], overrides: list[str], *, as_json: b
 
     if not flags and not any(text.lstrip("+~").startswith(("hydra", "sweep")) for text in overrides):
         recipe_source.check_overrides(overrides)
-        return _run_single(command, recipe_source.compose_command(overrides), as_json=as_json)
+        config = recipe_source.compose_command(overrides)
+        return _run_single(command, config, as_json=as_json, timings=timings)
     inspecting = any(flag.partition("=")[0] in _INSPECT for flag in flags)
     many = not {"-m", "--multirun"}.isdisjoint(flags)
     if inspecting and many:
