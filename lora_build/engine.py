@@ -81,14 +81,14 @@ def execute(
         VerificationError: an input's bytes are not what its source promised.
         StorageError: the disk failed.
     """
-    with ExitStack() as stack:
+    with ExitStack() as files, ExitStack() as stack:  # files are closed once no thread works on them
         clock = Clock()
-        inputs = _Inputs(sources, stack, Lane("hash input", clock))
+        inputs = _Inputs(sources, files, stack.enter_context(Lane("hash input", clock)))
         pool = stack.enter_context(ThreadPoolExecutor(_num_workers(), thread_name_prefix="lora-build merge"))
         targets = {op.dtype for op in plan.operations if isinstance(op, Merge)} - {"F64"}
         run = _Run(
-            plan=plan, inputs=inputs, sink=sink, progress=progress, held=held, clock=clock, stack=stack, pool=pool,
-            kernel=pool.submit(_load_kernel, set() if plan.repeats_peft else targets, clock),
+            plan=plan, inputs=inputs, sink=sink, progress=progress, held=held, clock=clock, stack=stack, opened=files,
+            pool=pool, kernel=pool.submit(_load_kernel, set() if plan.repeats_peft else targets, clock),
             hash_tensors=stack.enter_context(Lane("hash tensors", clock)),
             hash_files=stack.enter_context(Lane("hash files", clock)),
             sync=stack.enter_context(Lane("sync", clock)),
@@ -123,18 +123,18 @@ def _num_workers() -> int:
 class _Inputs:
     """The input files, opened when first read, and hashed in a lane."""
 
-    def __init__(self, sources: Mapping[str, Source], stack: ExitStack, lane: Lane) -> None:
+    def __init__(self, sources: Mapping[str, Source], opened: ExitStack, lane: Lane) -> None:
         self._sources = sources
-        self._stack = stack
-        self._lane = stack.enter_context(lane)
+        self._opened = opened
+        self._lane = lane
         self._files: dict[tuple[str, str], HashedFile] = {}
         self._kept: dict[TensorInfo, Data] = {}
         self._num_kept = 4 * len(sources)  # both factors of two stacks, of each adapter
 
     def file(self, source: str, name: str) -> HashedFile:
         if (source, name) not in self._files:
-            opened = open_hashed(self._sources[source], name, self._lane)
-            self._files[source, name] = self._stack.enter_context(opened)
+            file = open_hashed(self._sources[source], name, self._lane)
+            self._files[source, name] = self._opened.enter_context(file)
         return self._files[source, name]
 
     def read(self, tensor: TensorInfo, start: int, stop: int, into: memoryview | None = None) -> Data:
@@ -176,6 +176,7 @@ class _Run:
     held: Held | None
     clock: Clock
     stack: ExitStack
+    opened: ExitStack
     pool: ThreadPoolExecutor
     kernel: Future[None]
     hash_tensors: Lane
@@ -196,7 +197,7 @@ class _Run:
 
     def write_shard(self, shard: Shard) -> None:
         """Write one file; its last bytes may still be hashed and synced when this returns."""
-        file = self.stack.enter_context(self.sink.open(shard.file, shard.num_bytes, self.hash_files))
+        file = self.opened.enter_context(self.sink.open(shard.file, shard.num_bytes, self.hash_files))
         self._put(shard.header, file)
         for _, group in groupby(self._results(shard), key=lambda result: result[0].name):
             self._write(group, file, shard.file)

@@ -6,7 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import lora_build
-from lora_build import console, sinks, survival
+from lora_build import console, lanes, sinks, survival
 from lora_build.manifest import MANIFEST_NAME, SURVIVAL_NAME, read_manifest
 from lora_build.pipeline import prepare, run
 from lora_build.recipe_check import from_mapping
@@ -253,6 +255,62 @@ def test_ctrl_c_leaves_nothing_behind(folder: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(KeyboardInterrupt):
         lora_build.build(small.recipe(folder))
     assert listing(folder) == ["base", "math"]
+
+
+def test_an_error_leaves_files_open_for_as_long_as_another_thread_syncs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number closed twice may by then be that of somebody else's file."""
+    small.make_base(tmp_path / "base", shards=True)
+    small.make_adapter(tmp_path / "math")
+    syncing, failed = threading.Event(), []
+
+    def watched(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(fd: int) -> None:
+            try:
+                if name == "fsync" and Path(f"/proc/self/fd/{fd}").readlink().suffix == ".safetensors":
+                    syncing.set()
+                    time.sleep(0.2)
+                real(fd)
+            except OSError as error:
+                failed.append(error)
+
+        monkeypatch.setattr(os, name, call)
+
+    prepared = prepare(from_mapping(small.recipe(tmp_path)))
+    num_bytes = 0
+
+    def interrupt(count: int) -> None:
+        nonlocal num_bytes
+        num_bytes += count
+        if num_bytes == prepared.num_bytes_written:
+            assert syncing.wait(10)
+            raise KeyboardInterrupt
+
+    for name in ("close", "fsync"):
+        watched(name)
+    with pytest.raises(KeyboardInterrupt):
+        run(prepared, progress=interrupt)
+    assert failed == []
+    assert listing(tmp_path) == ["base", "math"]
+
+
+@pytest.mark.parametrize("stage", ["hash input", "hash tensors", "hash files", "sync"])
+def test_an_error_in_any_lane_ends_the_build_and_leaves_nothing_behind(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    def fail(self: lanes.Lane, call: object, real: Callable[..., None] = lanes.Lane._run) -> None:
+        if self._stage == stage:
+            raise MemoryError(stage)
+        real(self, call)
+
+    monkeypatch.setattr(lanes.Lane, "_run", fail)
+    with pytest.raises(MemoryError, match=stage):
+        lora_build.build(small.recipe(folder))
+    assert listing(folder) == ["base", "math"]
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("lora-build")]
 
 
 def test_a_full_disk_is_found_before_the_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
