@@ -185,7 +185,7 @@ class _Run:
     files: list[FileRecord] = field(default_factory=list)
     tensors: dict[str, tuple[str, str]] = field(default_factory=dict)
     survival: list[TensorSurvival] = field(default_factory=list)
-    buffers: Buffers = field(default_factory=lambda: Buffers(CHUNK_BYTES))
+    buffers: Buffers = field(default_factory=lambda: Buffers(2 * CHUNK_BYTES))  # a merged block of float32
     _in_memory: memoryview | None = None
     _deltas: "Deltas | None" = None
     _uses_torch: bool = False
