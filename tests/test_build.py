@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import lora_build
-from lora_build import console, lanes, sinks, survival
+from lora_build import console, kernel, lanes, sinks, survival
 from lora_build.manifest import MANIFEST_NAME, SURVIVAL_NAME, read_manifest
 from lora_build.pipeline import prepare, run
 from lora_build.recipe_check import from_mapping
@@ -311,6 +311,14 @@ def test_an_error_in_any_lane_ends_the_build_and_leaves_nothing_behind(
         lora_build.build(small.recipe(folder))
     assert listing(folder) == ["base", "math"]
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("lora-build")]
+
+
+def test_a_machine_that_fails_the_self_test_builds_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(kernel.KNOWN_ANSWERS, "BF16", "0" * 16)
+
+    with pytest.raises(lora_build.MergeError, match="fails the self-test of exact-1 for BF16"):
+        lora_build.build(small.recipe(folder))
+    assert listing(folder) == ["base", "math"]
 
 
 def test_a_full_disk_is_found_before_the_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

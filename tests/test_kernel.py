@@ -1,5 +1,6 @@
 """The compiled pass against the plain statement of exact-1 in torch, bit for bit."""
 
+import math
 import subprocess
 import sys
 from itertools import product
@@ -121,6 +122,33 @@ def test_bounds_that_overflow_or_dwarf_the_result_decide_nothing(source: str, ta
         found, _ = fused(W, [(B, A)], source, target, transposed=False)
 
         assert np.array_equal(found, bits(plain(W, [(B, A)], target, transposed=False))), size
+
+
+@pytest.mark.parametrize("target", FORMATS)
+@pytest.mark.parametrize("rank", [1, 2, 7, 64, 1024])
+def test_no_bound_is_below_what_is_proven(target: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bound too small by a little would give wrong bits so rarely that no trial finds them; see `kernel`."""
+    B, A = factors(6, 40, rank, 1.0)
+    B[1] *= 2.0**-140
+    B[2], B[3] = 1.0, torch.linspace(-30, 30, rank, dtype=torch.float64).exp2()
+    A[:, 5] = 1.0
+    given: list[tuple[np.ndarray, ...]] = []
+    monkeypatch.setattr(kernel, "merge", lambda *arguments: given.append(arguments))
+
+    fused(weights(6, 40, 0.02, "F32"), [(B, A)], "F32", target, transposed=False)
+
+    ((_, _, left, right, bound, columns, slack, last, *_),) = given
+    unit, num_terms = (2.0**-53 if target == "F32" else 2.0**-24), right.shape[0]
+    together = (B.abs() @ A.abs()).numpy()
+    bits = 53 - math.ceil(math.log2(2 * rank))
+    norms = np.outer(np.linalg.norm(B.numpy(), axis=1), np.linalg.norm(A.numpy(), axis=0))
+    dropped = (rank + 3 * math.sqrt(rank)) * 2.0**-bits * norms
+    assert np.all(np.outer(bound, columns) >= (num_terms / 4 + 3 + 2) * unit * together + dropped)
+    assert np.all(np.outer(last[1], last[4]) >= (rank + 1) * 2.0**-53 * together + dropped)
+    assert slack >= 4 * unit
+    if target != "F32":  # what underflows in float32, where factors are no longer relatively close
+        error = np.abs(left[:6].astype(float) @ right.astype(float) - (B @ A).numpy())
+        assert np.all(np.outer(bound, columns) >= error)
 
 
 def test_several_pairs_have_the_bits_of_one_exact_sum_whatever_their_order() -> None:

@@ -373,3 +373,24 @@ def test_nearly_every_element_is_decided_in_the_first_pass(
     FusedSum([(B, A)], "F32", target, transposed=False).rows(W.view(np.uint32), 0, np.empty(W.shape, BITS[target]))
 
     assert 0 < unsure <= most * W.size
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_the_factors_of_a_stack_are_read_once_and_made_ready_expert_by_expert(tmp_path: Path, work: Work) -> None:
+    experts, out, inner = 6, 40, 64
+    base = small.make_base(tmp_path / "base")
+    stack = "model.layers.0.mlp.experts.gate_up_proj"
+    save_file({stack: small.values(1, experts, out, inner)}, base / "model.safetensors", {"format": "pt"})
+    adapter = small.make_adapter(tmp_path / "math", target_modules=[], target_parameters=["experts.gate_up_proj"])
+    key = "base_model.model.model.layers.0.mlp.experts"
+    save_file(
+        {
+            f"{key}.lora_A.weight": small.values(2, 2 * experts, inner, dtype=torch.float32),
+            f"{key}.lora_B.weight": small.values(3, out, 2 * experts, dtype=torch.float32),
+        },
+        adapter / "adapter_model.safetensors",
+    )
+    lora_build.build(small.recipe(tmp_path))
+
+    assert only_weights(work.read) == weights(tmp_path, "base", "math")
+    assert work.prepared == [2 * (out + inner)] * experts
