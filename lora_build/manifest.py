@@ -11,23 +11,29 @@ and a newline; docs/manifest.md shows a full example. Nothing in it changes from
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_build.checkpoint import TensorInfo, read_tensors
 from lora_build.digests import HashedFile, sha256
 from lora_build.errors import SourceError, VerificationError
+from lora_build.lanes import Clock, Lane
 from lora_build.operations import Merge, Operation, Segment, kind, touched_by
-from lora_build.plan import MergePlan
 from lora_build.sinks import FileRecord
+
+if TYPE_CHECKING:
+    from lora_build.plan import MergePlan  # what verifies a build need not know how it is planned
 
 MANIFEST_NAME = "lora-build.manifest.json"
 SURVIVAL_NAME = "lora-build.survival.json"
 PROVENANCE_NAME = "lora-build.provenance.json"
 _OWN_FILES = {MANIFEST_NAME, SURVIVAL_NAME, PROVENANCE_NAME}
+_MOST_FILES = 32  # that `verify` reads at once: each has some 20 MB waiting for its hash
 _SCHEMA = "lora-build/manifest/v1"
 
 InputDigests = Mapping[tuple[str, str], FileRecord]
@@ -172,7 +178,7 @@ def _file_entry(file: FileRecord) -> dict[str, Any]:
 
 
 def make_manifest(
-    plan: MergePlan, inputs: InputDigests, files: Iterable[FileRecord], tensors: Mapping[str, tuple[str, str]]
+    plan: "MergePlan", inputs: InputDigests, files: Iterable[FileRecord], tensors: Mapping[str, tuple[str, str]]
 ) -> Manifest:
     """Return the manifest of a finished build.
 
@@ -198,17 +204,17 @@ def make_manifest(
     )
 
 
-def build_key(plan: MergePlan, inputs: InputDigests) -> str:
+def build_key(plan: "MergePlan", inputs: InputDigests) -> str:
     """Return the build_key that a build of this plan on these inputs has."""
     return sha256(canonical_json(_plan_document(plan, inputs, _places(plan, inputs))))
 
 
-def _adapter_entry(plan: MergePlan, inputs: InputDigests, source: str) -> dict[str, Any]:
+def _adapter_entry(plan: "MergePlan", inputs: InputDigests, source: str) -> dict[str, Any]:
     weight = plan.weights[source.removeprefix("adapters.")]
     return {"files": [_file_entry(inputs[source, n]) for n in plan.input_files[source]], "weight": repr(float(weight))}
 
 
-def _places(plan: MergePlan, inputs: InputDigests) -> dict[str, int]:
+def _places(plan: "MergePlan", inputs: InputDigests) -> dict[str, int]:
     """Return each adapter's place: by content and weight, so that neither names nor their order matter."""
     adapters = sorted(
         (source for source in plan.input_files if source != "base"),
@@ -217,7 +223,7 @@ def _places(plan: MergePlan, inputs: InputDigests) -> dict[str, int]:
     return {source: place for place, source in enumerate(adapters)}
 
 
-def _plan_document(plan: MergePlan, inputs: InputDigests, places: Mapping[str, int]) -> dict[str, Any]:
+def _plan_document(plan: "MergePlan", inputs: InputDigests, places: Mapping[str, int]) -> dict[str, Any]:
     return {
         "options": dict(plan.options),
         "base": {"files": [_file_entry(inputs["base", name]) for name in plan.input_files["base"]]},
@@ -226,7 +232,7 @@ def _plan_document(plan: MergePlan, inputs: InputDigests, places: Mapping[str, i
     }
 
 
-def _operations(plan: MergePlan, places: Mapping[str, int]) -> list[Any]:
+def _operations(plan: "MergePlan", places: Mapping[str, int]) -> list[Any]:
     """Return what is done to each tensor, so that another plan for the same inputs is another build."""
 
     def tensor(info: TensorInfo) -> list[Any]:
@@ -303,9 +309,11 @@ def verify(directory: Path | str) -> Verified:
     by_file: dict[str, list[TensorRecord]] = {}
     for tensor in manifest.tensors:
         by_file.setdefault(tensor.file, []).append(tensor)
-    with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda file: _check_file(root, file, by_file.get(file.path, [])), manifest.files)
-        problems = [problem for problems in found for problem in problems]
+    # the largest first, lest it be hashed alone when all others are done
+    order = sorted(manifest.files, key=lambda file: file.size_bytes, reverse=True)
+    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MOST_FILES)) as pool:
+        found = {file: pool.submit(_check_file, root, file, by_file.get(file.path, [])) for file in order}
+    problems = [problem for file in manifest.files for problem in found[file].result()]
     problems += [f"{name}: is not in the manifest" for name in strangers(root, manifest)]
     if problems:
         raise VerificationError("\n  ".join((f"{root}: differs from its manifest:", *problems)))
@@ -331,7 +339,9 @@ def _check_file(root: Path, expected: FileRecord, tensors: Sequence[TensorRecord
     if path.stat().st_size != expected.size_bytes:
         return [f"{expected.path}: has {path.stat().st_size} bytes, expected {expected.size_bytes}"]
     problems = []
-    with HashedFile(path, str(path)) as file:
+    with ExitStack() as stack:
+        lane = stack.enter_context(Lane("hash", Clock())) if tensors else None  # beside the hashes of tensors
+        file = stack.enter_context(HashedFile(path, str(path), lane=lane))
         if tensors:
             try:
                 problems = _check_tensors(file, expected, tensors)
@@ -347,18 +357,30 @@ def _check_tensors(file: HashedFile, expected: FileRecord, tensors: Sequence[Ten
     there = read_tensors(lambda _, start, end: file.read(start, end), ".", expected.path, expected.size_bytes)
     wanted = {t.name: t for t in tensors}
     problems = [f"{expected.path}: tensor {n} is missing" for n in sorted(wanted.keys() - {t.name for t in there})]
-    for tensor in there:
+    for tensor, digest in _digests(file, there):
         record = wanted.get(tensor.name)
         if record is None:
             problems.append(f"{expected.path}: tensor {tensor.name} is not in the manifest")
-            continue
-        running = hashlib.sha256()
-        for chunk in file.chunks(tensor.start, tensor.end):
-            running.update(chunk)
-        if (tensor.dtype, tensor.shape) != (record.dtype, record.shape):
+        elif (tensor.dtype, tensor.shape) != (record.dtype, record.shape):
             problems.append(
                 f"{expected.path}: tensor {tensor.name} is {tensor.dtype} {list(tensor.shape)}, not as built"
             )
-        elif "sha256:" + running.hexdigest() != record.sha256:
+        elif digest != record.sha256:
             problems.append(f"{expected.path}: tensor {tensor.name}: its bytes differ from what was built")
     return problems
+
+
+def _digests(file: HashedFile, tensors: Sequence[TensorInfo]) -> Iterator[tuple[TensorInfo, str]]:
+    """Yield each tensor with its digest, in the order of their data, which `read_tensors` leaves no gaps in.
+
+    The file is read in chunks of one size, however small its tensors are.
+    """
+    chunks = file.chunks(tensors[0].start, tensors[-1].end) if tensors else iter(())
+    left = memoryview(b"")
+    for tensor in tensors:
+        running, missing = hashlib.sha256(), tensor.num_bytes
+        while missing:
+            left = left or memoryview(next(chunks))
+            running.update(left[:missing])
+            left, missing = left[missing:], missing - len(left[:missing])
+        yield tensor, "sha256:" + running.hexdigest()
