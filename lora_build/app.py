@@ -6,6 +6,7 @@ Hydra, torch and the engine are imported by what needs them: `--help`, `list` an
 import contextlib
 import dataclasses
 import functools
+import gc
 import io
 import itertools
 import json
@@ -56,6 +57,7 @@ lora-build: merged LoRA checkpoints from recipes in git: same recipe, same bytes
 TAB completion in bash: eval "$(lora-build -sc install=bash)"
 Exit codes: 0 done, 1 build failed, 2 bad recipe or input, 3 verification failed, 4 disk or network, 130 interrupted
 """
+_GARBAGE_EVERY = 100_000  # new objects; a plan makes millions, and hardly any garbage to look for
 _COMPOSED = ("build", "plan")
 _COMMANDS = (*_COMPOSED, "inspect", "verify", "list")
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
@@ -80,6 +82,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; messages go to stderr, results to stdout."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        gc.set_threshold(_GARBAGE_EVERY)
     logging.raiseExceptions = False  # a pipe that `| head` has closed is no reason for a traceback
     as_json = "--json" in words
     for stream in (sys.stdout, sys.stderr):

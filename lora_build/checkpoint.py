@@ -117,21 +117,23 @@ def _parse_header(raw: bytes, where: str) -> dict[str, Any]:
 
 
 def _tensor_info(source: str, file: str, name: str, entry: Any, data_start: int) -> TensorInfo:
-    where = f"{source}/{file}: tensor {name!r}"
+    def refusal(problem: str) -> SourceError:  # there may be 60,000 tensors, and this many messages cost time
+        return SourceError(f"{source}/{file}: tensor {name!r}: {problem}")
+
     if not name or not name.isprintable():
-        raise SourceError(f"{where}: a name must be printable and not empty")
+        raise refusal("a name must be printable and not empty")
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
             pass
         case _:
-            raise SourceError(f"{where}: expected dtype, shape and data_offsets, found {str(entry)[:80]}")
+            raise refusal(f"expected dtype, shape and data_offsets, found {str(entry)[:80]}")
     if dtype not in DTYPE_BYTES:
-        raise SourceError(f"{where}: dtype {dtype} is not known; known: {', '.join(DTYPE_BYTES)}")
+        raise refusal(f"dtype {dtype} is not known; known: {', '.join(DTYPE_BYTES)}")
     if len(shape) > 8 or not all(type(n) is int and n >= 0 for n in shape):
-        raise SourceError(f"{where}: shape {shape} is not a list of at most 8 natural numbers")
+        raise refusal(f"shape {shape} is not a list of at most 8 natural numbers")
     needed = math.prod(shape) * DTYPE_BYTES[dtype]
     if not 0 <= start <= end or end - start != needed:
-        raise SourceError(f"{where}: {dtype} {shape} takes {needed} bytes, its data_offsets say {start} to {end}")
+        raise refusal(f"{dtype} {shape} takes {needed} bytes, its data_offsets say {start} to {end}")
     return TensorInfo(
         source=source, file=file, name=name, dtype=dtype, shape=tuple(shape),
         start=data_start + start, end=data_start + end,
