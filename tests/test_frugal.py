@@ -1,0 +1,146 @@
+"""What commands do without: libraries that they do not need, and work that has been done. No clock is looked at."""
+
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lora_build
+from lora_build import app
+from lora_build.checkpoint import format_index
+from lora_build.digests import HashedFile
+from lora_build.pipeline import prepare
+from lora_build.recipe_check import from_mapping
+
+HEAVY = {"torch", "numba", "numpy", "transformers", "safetensors", "huggingface_hub", "rich", "hydra"}
+MAIN = "import sys; from lora_build.app import main; code = main(); "
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a recipe, its inputs and its build."""
+    small.make_base(tmp_path / "base", shards=True)
+    small.make_adapter(tmp_path / "math")
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "prod.yaml").write_text("base: ./base\nadapters: {math: ./math}\noutput: {dir: ./out}\n")
+    monkeypatch.delenv("LORA_BUILD_RECIPES", raising=False)
+    monkeypatch.chdir(tmp_path)
+    lora_build.build(small.recipe(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        (["--help"], set()),
+        (["verify", "out"], set()),
+        (["plan", "recipe=prod"], {"hydra"}),
+        (["plan", "--json", "recipe=prod"], {"hydra"}),
+        (["recipe=prod"], {"hydra"}),
+    ],
+)
+def test_a_command_that_merges_nothing_imports_no_heavy_library(
+    project: Path, words: list[str], needed: set[str]
+) -> None:
+    code = f"{MAIN} print(sorted({HEAVY} & {{*sys.modules}}), code, file=sys.stderr)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(lora_build.__file__).parent.parent)}
+    command = [sys.executable, "-c", code, *words]
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+
+    assert child.stderr == f"{sorted(needed)} 0\n"
+
+
+def test_a_build_that_is_up_to_date_was_the_case_above(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["recipe=prod"]) == 0
+    assert capsys.readouterr().out.startswith("up to date")
+
+
+@pytest.mark.parametrize(("words", "times"), [(["recipe=prod"], 1), (["recipe=prod", "hydra.verbose=false"], 2)])
+def test_a_command_line_is_composed_once_unless_it_speaks_of_hydra(
+    project: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], times: int
+) -> None:
+    composed = _count(monkeypatch, "hydra._internal.config_loader_impl.ConfigLoaderImpl.load_configuration")
+
+    assert app.main(["plan", *words]) == 0
+    assert len(composed) == times
+
+
+def test_a_plan_reads_each_header_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = _count(monkeypatch, "lora_build.checkpoint.read_tensors", also="lora_build.adapter.read_tensors")
+
+    prepare(from_mapping(small.recipe(project)))
+
+    assert sorted(arguments[2] for arguments in read) == [
+        "adapter_model.safetensors", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+    ]  # fmt: skip
+
+
+def test_a_plan_writes_each_header_and_its_index_once_however_often_they_are_asked_for(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = _count(monkeypatch, "lora_build.operations.format_header")
+    indices = _count(monkeypatch, "lora_build.plan.format_index")
+
+    prepared = prepare(from_mapping(small.recipe(project)))
+    sizes = {prepared.num_bytes_written for _ in range(3)}
+
+    assert len(sizes) == 1
+    assert all(shard.header is shard.header for shard in prepared.plan.shards)
+    assert (len(headers), len(indices)) == (2, 1)
+
+
+def test_verify_reads_a_file_in_chunks_however_small_its_tensors(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = _count(monkeypatch, "lora_build.digests.HashedFile._pread")
+
+    assert lora_build.verify(project / "out").num_tensors == 3
+
+    name = "model-00001-of-00002.safetensors"
+    assert [arguments[1:3] for arguments in read if arguments[0].where.endswith(name)][:2] == _header_of(
+        project / "out" / name
+    )
+    assert sum(arguments[0].where.endswith(name) for arguments in read) == 3  # length, header, all of the data
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 97])
+def test_a_chunk_may_end_anywhere_in_a_tensor(project: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    whole = HashedFile.chunks
+    monkeypatch.setattr(HashedFile, "chunks", lambda self, start, end: whole(self, start, end, chunk))
+
+    lora_build.verify(project / "out")
+
+
+@given(st.dictionaries(st.text(), st.sampled_from(["a.safetensors", "b ü.safetensors"])))
+def test_an_index_is_what_json_with_an_indent_writes(weight_map: dict[str, str]) -> None:
+    metadata = {"total_parameters": 5, "total_size": 10}
+    expected = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
+
+    assert format_index(weight_map, total_parameters=5, total_size_bytes=10).decode() == expected
+
+
+def _header_of(path: Path) -> list[tuple[int, int]]:
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    return [(0, 8), (8, 8 + length)]
+
+
+def _count(monkeypatch: pytest.MonkeyPatch, name: str, *, also: str = "") -> list[tuple[Any, ...]]:
+    """Return a list that gets the arguments of each call of a function, by either name."""
+    calls: list[tuple[Any, ...]] = []
+    original = pkgutil.resolve_name(name)
+
+    def counted(*arguments: Any, **keywords: Any) -> Any:
+        calls.append(arguments)
+        return original(*arguments, **keywords)
+
+    for place in filter(None, (name, also)):
+        monkeypatch.setattr(place, counted)
+    return calls
