@@ -85,7 +85,8 @@ def execute(
         clock = Clock()
         inputs = _Inputs(sources, files, stack.enter_context(Lane("hash input", clock)))
         pool = stack.enter_context(ThreadPoolExecutor(_num_workers(), thread_name_prefix="lora-build merge"))
-        targets = {op.dtype for op in plan.operations if isinstance(op, Merge)} - {"F64"}
+        merges = (op for op in plan.operations if isinstance(op, Merge))
+        targets = {op.dtype for op in merges if any(is_fused(op, segment) for segment in op.segments)}
         run = _Run(
             plan=plan, inputs=inputs, sink=sink, progress=progress, held=held, clock=clock, stack=stack, opened=files,
             pool=pool, kernel=pool.submit(_load_kernel, set() if plan.repeats_peft else targets, clock),
