@@ -381,12 +381,12 @@ class _Run:
         where = f"safe_merge: {op.name}{_index(block.not_finite, op.source.shape)}"
         if not isinstance(op, Merge):
             return f"{where} does not fit {op.dtype}; convert to bfloat16 or float32 instead"
-        for update in op.updates:
-            for role, tensor in update.factors.items():
-                bad = first_not_finite(bits_of(tensor, self.inputs.factor(tensor)), tensor.dtype)
-                if bad is not None:
-                    at = f"{tensor.name}{_index(bad, tensor.shape)}"
-                    return f"{where} is not finite: adapter {update.adapter} has a NaN or infinity in {role} ({at})"
+        owners = {tensor: (update.adapter, role) for update in op.updates for role, tensor in update.factors.items()}
+        for tensor, (adapter, role) in owners.items():  # experts share theirs
+            bad = first_not_finite(bits_of(tensor, self.inputs.factor(tensor)), tensor.dtype)
+            if bad is not None:
+                at = f"{tensor.name}{_index(bad, tensor.shape)}"
+                return f"{where} is not finite: adapter {adapter} has a NaN or infinity in {role} ({at})"
         if not block.base_is_finite:
             return f"{where} is not finite: the base has a NaN or infinity there"
         remedy = "lower the weight or build with dtype: float32"

@@ -378,22 +378,36 @@ def test_nearly_every_element_is_decided_in_the_first_pass(
     assert 0 < unsure <= most * W.size
 
 
+def make_stack(folder: Path, experts: int, out: int, inner: int) -> torch.Tensor:
+    """Write a base that is one stack, and an adapter of it; return the stack."""
+    base = small.make_base(folder / "base")
+    values = small.values(1, experts, out, inner)
+    save_file({"model.layers.0.mlp.experts.gate_up_proj": values}, base / "model.safetensors", {"format": "pt"})
+    adapter = small.make_adapter(folder / "math", target_modules=[], target_parameters=["experts.gate_up_proj"])
+    key = "base_model.model.model.layers.0.mlp.experts"
+    factors = {
+        f"{key}.lora_A.weight": small.values(2, 2 * experts, inner, dtype=torch.float32),
+        f"{key}.lora_B.weight": small.values(3, out, 2 * experts, dtype=torch.float32),
+    }
+    save_file(factors, adapter / "adapter_model.safetensors")
+    return values
+
+
 @pytest.mark.usefixtures("small_blocks")
 def test_the_factors_of_a_stack_are_read_once_and_made_ready_expert_by_expert(tmp_path: Path, work: Work) -> None:
-    experts, out, inner = 6, 40, 64
-    base = small.make_base(tmp_path / "base")
-    stack = "model.layers.0.mlp.experts.gate_up_proj"
-    save_file({stack: small.values(1, experts, out, inner)}, base / "model.safetensors", {"format": "pt"})
-    adapter = small.make_adapter(tmp_path / "math", target_modules=[], target_parameters=["experts.gate_up_proj"])
-    key = "base_model.model.model.layers.0.mlp.experts"
-    save_file(
-        {
-            f"{key}.lora_A.weight": small.values(2, 2 * experts, inner, dtype=torch.float32),
-            f"{key}.lora_B.weight": small.values(3, out, 2 * experts, dtype=torch.float32),
-        },
-        adapter / "adapter_model.safetensors",
-    )
+    make_stack(tmp_path, 6, 40, 64)
     lora_build.build(small.recipe(tmp_path))
 
     assert only_weights(work.read) == weights(tmp_path, "base", "math")
-    assert work.prepared == [2 * (out + inner)] * experts
+    assert work.prepared == [2 * (40 + 64)] * 6
+
+
+def test_whoever_asks_why_a_value_of_a_stack_is_not_finite_reads_its_factors_once(tmp_path: Path, work: Work) -> None:
+    values = make_stack(tmp_path, 6, 40, 64)
+    values[4, 3, 2] = float("nan")
+    small.edit(tmp_path / "base", gate_up_proj=values)
+
+    with pytest.raises(lora_build.MergeError, match=r"gate_up_proj\[4, 3, 2\] is not finite: the base has a NaN"):
+        lora_build.build(small.recipe(tmp_path))
+    ((name, size),) = weights(tmp_path, "math").items()
+    assert work.read[name] <= 2 * size
