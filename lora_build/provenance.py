@@ -5,7 +5,6 @@ https://in-toto.io/Statement/v1, https://slsa.dev/provenance/v1
 """
 
 import dataclasses
-import importlib.metadata
 import json
 import os
 import platform
@@ -142,5 +141,7 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
+    import importlib.metadata  # which a plan would wait for
+
     packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"lora-build": __version__, "python": platform.python_version(), **packages}
