@@ -1,0 +1,53 @@
+"""Lanes: calls in order, never too many at once, and no error of one is lost."""
+
+import threading
+
+import pytest
+
+from lora_build.lanes import AHEAD, Clock, Lane
+
+
+def fail() -> None:
+    raise OSError("broken")
+
+
+def test_calls_are_made_in_order_and_their_time_is_counted() -> None:
+    clock, made = Clock(), []
+    with Lane("stage", clock) as lane:
+        for i in range(50):
+            lane.submit(lambda i=i: made.append(i))  # type: ignore[misc]
+        lane.drain()
+
+    assert made == list(range(50))
+    assert clock.seconds["stage"] > 0
+
+
+def test_whoever_hands_a_lane_too_many_calls_waits() -> None:
+    opened = threading.Event()
+    with Lane("stage", Clock()) as lane:
+        for _ in range(AHEAD):
+            lane.submit(lambda: opened.wait(10) and None)
+        threading.Timer(0.1, opened.set).start()
+        lane.submit(lambda: None)
+
+        assert opened.is_set()
+
+
+def test_an_error_is_raised_once_too_many_calls_follow_it_and_the_lane_ends() -> None:
+    with Lane("stage", Clock()) as lane:
+        for call in (fail, *[lambda: None] * (AHEAD - 1)):
+            lane.submit(call)
+        with pytest.raises(OSError, match="broken"):
+            lane.submit(lambda: None)
+
+
+def test_an_error_is_raised_when_a_lane_is_drained_and_calls_after_it_are_made() -> None:
+    made: list[int] = []
+    with Lane("stage", Clock()) as lane:
+        lane.submit(fail)
+        lane.submit(lambda: made.append(1))
+        with pytest.raises(OSError, match="broken"):
+            lane.drain()
+        lane.drain()
+
+    assert made == [1]
