@@ -108,6 +108,22 @@ def test_values_just_beside_the_middle_between_two_results_are_rounded_right(tar
         assert np.array_equal(found, bits(plain(W, pairs, target, transposed=False))), tiny
 
 
+@pytest.mark.parametrize("target", ["BF16", "F16"])
+def test_a_sum_in_float64_is_not_trusted_to_its_last_bit(target: str) -> None:
+    """0.7 of a last place are added to a midpoint: at once they count, as the exact sum's 0.5 and 0.2 they do not."""
+    middle = 1 + {"BF16": 2.0**-8, "F16": 2.0**-11}[target]
+    W = torch.full((1, 1), middle, dtype=torch.float32)
+    terms = torch.tensor([[2.0**-29], [-(2.0**-29)], [1.4 * 2.0**-53]], dtype=torch.float64)
+    pairs = [(torch.ones(1, 3, dtype=torch.float64), terms)]
+    assert middle + float(terms.sum()) > middle
+
+    found, _ = fused(W, pairs, "F32", target, transposed=False)
+
+    expected = plain(W, pairs, target, transposed=False)
+    assert float(expected) == 1
+    assert np.array_equal(found, bits(expected))
+
+
 @pytest.mark.parametrize(("source", "target"), list(product(FORMATS, FORMATS)))
 def test_bounds_that_overflow_or_dwarf_the_result_decide_nothing(source: str, target: str) -> None:
     """Rows of zeros beside norms that no float32, or float64, can hold; products of 1e12 that cancel to a weight."""
