@@ -1,10 +1,14 @@
 """Lanes: calls in order, never too many at once, and no error of one is lost."""
 
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
+from lora_build.digests import HashedFile, sha256
 from lora_build.lanes import AHEAD, Clock, Lane
+from lora_build.sinks import FileWriter
 
 
 def fail() -> None:
@@ -51,3 +55,14 @@ def test_an_error_is_raised_when_a_lane_is_drained_and_calls_after_it_are_made()
         lane.drain()
 
     assert made == [1]
+
+
+def test_a_digest_waits_for_what_is_still_in_its_lane(tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"abc")
+    with Lane("stage", Clock()) as lane, FileWriter(tmp_path, "out", 3, lane) as written:
+        lane.submit(lambda: time.sleep(0.1))
+        with HashedFile(tmp_path / "in", "in", None, lane) as read:
+            assert read.finish() == sha256(b"abc")
+        lane.submit(lambda: time.sleep(0.1))
+        written.write(b"abc")
+        assert written.close().sha256 == sha256(b"abc")
