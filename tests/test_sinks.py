@@ -61,7 +61,7 @@ def test_where_the_kernel_cannot_swap_two_renames_do(
 ) -> None:
     build(tmp_path / "out", b"old")
     calls.clear()
-    monkeypatch.setattr(sinks.ctypes, "CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(sinks, "_LIBC", object())
     build(tmp_path / "out", b"new")
 
     assert [call for call in calls if call.startswith("rename")] == ["rename to .out.lora-build.old", "rename to out"]

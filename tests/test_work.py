@@ -359,7 +359,7 @@ def test_nearly_every_element_is_decided_in_the_first_pass(
 
     def merge(W: Any, out: Any, left: Any, right: Any, bound: Any, columns: Any, slack: Any, *rest: Any) -> None:
         nonlocal unsure
-        decide = {"BF16": compiled._decide_bf16, "F16": compiled._decide_f16, "F32": compiled._decide32}[target]
+        decide = {"BF16": compiled._decide_bf16, "F16": compiled._decide_f16, "F32": compiled._decide_f32}[target]
         marks, found = np.zeros(1031, np.uint8), np.zeros(5)
         stored = W.view(np.float32)
         d = left[:256] @ right
@@ -368,7 +368,7 @@ def test_nearly_every_element_is_decided_in_the_first_pass(
             row = np.empty(1024, np.uint32 if target == "F32" else np.uint16)
             unsure += decide(stored[i], d[i], columns, bound[i], slack, before, row, marks, found)
 
-    monkeypatch.setattr(kernel, "merge", merge)
+    monkeypatch.setattr(kernel, "merge_of", dict.fromkeys(kernel.merge_of, merge))
     FusedSum([(B, A)], "F32", target, transposed=False).rows(W.view(np.uint32), 0, np.empty(W.shape, BITS[target]))
 
     assert 0 < unsure <= most * W.size
