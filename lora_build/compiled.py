@@ -331,19 +331,20 @@ def _merger(target: Number) -> Callable[..., None]:
                 for p in range(i, min(i + 4, rows)):
                     y = out[p, j0 : j0 + n]
                     _widen(W[p], source, j0, w[:n])
+                    b = before[:n]
                     if source == target:
-                        before[:n] = W[p].view(out.dtype)[j0 : j0 + n]
+                        b = W[p].view(out.dtype)[j0 : j0 + n]
                     else:
-                        _narrow(w[:n], target, before[:n])
+                        _narrow(w[:n], target, b)
                     # named one by one: numba keeps no function that holds others in its closure
                     if target == BF16:
-                        num_unsure = _decide_bf16(w[:n], acc[p - i], c, bound[p], slack, before, y, unsure, found)
+                        num_unsure = _decide_bf16(w[:n], acc[p - i], c, bound[p], slack, b, y, unsure, found)
                     elif target == F16:
-                        num_unsure = _decide_f16(w[:n], acc[p - i], c, bound[p], slack, before, y, unsure, found)
+                        num_unsure = _decide_f16(w[:n], acc[p - i], c, bound[p], slack, b, y, unsure, found)
                     else:
-                        num_unsure = _decide_f32(w[:n], acc[p - i], c, bound[p], slack, before, y, unsure, found)
+                        num_unsure = _decide_f32(w[:n], acc[p - i], c, bound[p], slack, b, y, unsure, found)
                     if num_unsure:
-                        _mend(w, before, y, unsure, target, found, last, p, j0)
+                        _mend(w, b, y, unsure, target, found, last, p, j0)
 
     return merge
 
