@@ -364,8 +364,9 @@ def _plain_progress(total_bytes: int, stream: TextIO) -> Callable[[int], None]:
         now = time.monotonic()
         if now - last >= _PLAIN_EVERY_SECONDS:
             last, rate = now, done / (now - started)
-            left = (total_bytes - done) / rate
-            stream.write(f"write       {size(done)} of {size(total_bytes)}, {size(rate)}/s, {left:.0f} s left\n")
+            # of less than a twentieth nobody can tell how long the rest takes
+            left = f", {(total_bytes - done) / rate:.0f} s left" if done >= total_bytes / 20 else ""
+            stream.write(f"write       {size(done)} of {size(total_bytes)}, {size(rate)}/s{left}\n")
             stream.flush()
 
     return advance

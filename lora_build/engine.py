@@ -5,7 +5,9 @@ each tensor.
 """
 
 import hashlib
+import logging
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +32,9 @@ from lora_build.survival import TensorSurvival, share_of, total
 if TYPE_CHECKING:
     from lora_build.peft_numerics import Deltas
 
+log = logging.getLogger(__name__)
+_LOADED_SECONDS = 2.0  # what has been compiled before is loaded in less
+_COMPILING = "compiling the merge for this machine: some ten seconds, once; numba keeps it for later builds"
 _AHEAD = 4  # blocks that are read before the first of them is written
 
 Progress = Callable[[int], None]
@@ -109,11 +114,18 @@ def execute(
 
 def _load_kernel(targets: Collection[str], clock: Clock) -> None:
     """Import the compiled pass and put its arithmetic to the test, while other threads copy what comes first."""
-    if targets:
+    if not targets:
+        return
+    notice = threading.Timer(_LOADED_SECONDS, log.warning, [_COMPILING])
+    notice.daemon = True
+    notice.start()
+    try:
         with clock.time("load"):
             from lora_build.kernel import self_test
 
             self_test(targets)
+    finally:
+        notice.cancel()
 
 
 def _num_workers() -> int:

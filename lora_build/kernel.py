@@ -22,6 +22,7 @@ import numpy as np
 
 from lora_build.compiled import BF16, F16, F32, F64, TERMS, Array, convert_bits, merge_of
 from lora_build.errors import MergeError
+from lora_build.known_answer import merges
 from lora_build.survival import Measured
 
 Pair = tuple[Array, Array]
@@ -130,30 +131,15 @@ def self_test(targets: Collection[str] = tuple(KNOWN_ANSWERS)) -> None:
 
 
 def known_answer(target: str) -> str:
-    """Return a digest over merges whose partial sums reach 2**53, in odd shapes and both storages."""
+    """Return a digest over some merges, in both storages."""
     digest = hashlib.sha256()
-    for seed, (out, inner, rank) in enumerate(((61, 67, 5), (96, 130, 16), (33, 250, 48), (1, 7, 1))):
-        W = _integers(3 * seed, out * inner).reshape(out, inner) * 2.0**-31
-        B = _integers(3 * seed + 1, out * rank).reshape(out, rank) * 2.0**-33 * 1.7320508
-        A = _integers(3 * seed + 2, rank * inner).reshape(rank, inner) * 2.0**-32
-        W[0, :5] = 0.0
-        W[-1] *= 2.0**-130  # denormal in float32
-        stored = W.astype(np.float32).view(np.uint32)
+    for W, B, A in merges():
         for transposed in (False, True):
-            rows = np.ascontiguousarray(stored.T if transposed else stored)
+            rows = np.ascontiguousarray(W.T if transposed else W).view(np.uint32)
             merged = np.empty(rows.shape, BITS[target])
             FusedSum([(B, A)], "F32", target, transposed=transposed).rows(rows, 0, merged)
             digest.update(merged.tobytes())
     return digest.hexdigest()[:16]
-
-
-def _integers(stream: int, count: int) -> Array:
-    """Return integers in [-2**31, 2**31) as float64 from a linear congruential step: no library's random numbers."""
-    with np.errstate(over="ignore"):
-        n = np.arange(count, dtype=np.int64) + stream * 1_000_003
-        mixed = (n * 6364136223846793005 + 1442695040888963407) ^ (n << 17)
-        found = (mixed * 3935559000370003845) >> 32
-    return found.astype(np.float64)
 
 
 def _norms(t: Array) -> Array:

@@ -7,7 +7,7 @@ import lora_build
 
 PACKAGE = Path(lora_build.__file__).parent
 FLOORS = [
-    {"buffers", "compiled", "errors", "lanes", "survival"},
+    {"buffers", "compiled", "errors", "known_answer", "lanes", "survival"},
     {"digests", "kernel", "parameters", "recipe"},
     {"arithmetic", "checkpoint", "conversion", "recipe_check", "sources", "sinks"},
     {"architecture", "methods", "recipe_files"},
@@ -32,7 +32,7 @@ FLOORS = [
 ]
 ONLY = {"hydra": {"app", "recipe_source"}, "peft": set(), "rich": {"console", "model"}, "yaml": {"recipe_files"}}
 LAZY = {"torch", "transformers", "huggingface_hub", "numpy", "numba"}
-EAGER_NUMPY = {"compiled", "fused", "kernel", "methods._lora_pairs"}
+EAGER_NUMPY = {"compiled", "fused", "kernel", "known_answer", "methods._lora_pairs"}
 EAGER_TORCH = {"arithmetic", "attached", "torch_blocks", "live", "loading", "memory", "model", "peft_numerics"}
 EAGER_TORCH |= {
     "forward_check",

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -407,3 +408,18 @@ def test_whoever_asks_why_a_value_of_a_stack_is_not_finite_reads_its_factors_onc
         lora_build.build(small.recipe(tmp_path))
     ((name, size),) = weights(tmp_path, "math").items()
     assert work.read[name] <= 2 * size
+
+
+def test_a_pass_that_is_long_in_coming_is_said_to_be_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    small.make_base(tmp_path / "base")
+    small.make_adapter(tmp_path / "math")
+    lora_build.build(small.recipe(tmp_path))
+    assert "compiling" not in caplog.text
+
+    monkeypatch.setattr("lora_build.engine._LOADED_SECONDS", 0.01)
+    monkeypatch.setattr(kernel, "self_test", lambda targets: time.sleep(0.2))
+    lora_build.build(small.recipe(tmp_path, output={"dir": str(tmp_path / "again")}))
+
+    assert "compiling the merge for this machine: some ten seconds, once" in caplog.text
