@@ -24,9 +24,9 @@ _VERBS = (("merge", "merged"), ("replace", "replaced"), ("copy", "as they are"))
 _BEYOND = {"DoRA", "KaSA", "OLoRA", "PiSSA"}  # these do more to a weight than to add s·B@A
 # threads of a build, and the stages that each one's time goes to, by the names that the engine gives them
 _STAGES = {
-    "main": ("read", "prepare", "write", "wait for load", "wait for merge", "wait for lanes"),
+    "main": ("read", "prepare", "gather", "wait for load", "wait for merge", "wait for lanes"),
     "pool": ("load", "merge"),
-    "lanes": ("hash input", "hash files", "hash tensors", "sync"),
+    "lanes": ("hash input", "hash files", "hash tensors", "write", "sync"),
 }
 # what an adapter may hold whole (`Whole.kind`), the word for its line, and what becomes of it
 _WHOLE = (

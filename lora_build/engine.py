@@ -1,7 +1,7 @@
 """The engine: runs a plan shard by shard. In memory at any time: some blocks of a few MB, and the factors they need.
 
-This thread reads and writes, in order; a pool merges what lies between; lanes hash what is read, what is written, and
-each tensor.
+This thread reads, and gathers what is to be written, in order; a pool merges what lies between; lanes write, and hash
+what is read, what is written, and each tensor.
 """
 
 import hashlib
@@ -97,6 +97,7 @@ def execute(
             pool=pool, kernel=pool.submit(_load_kernel, set() if plan.repeats_peft else targets, clock),
             hash_tensors=stack.enter_context(Lane("hash tensors", clock)),
             hash_files=stack.enter_context(Lane("hash files", clock)),
+            write_files=stack.enter_context(Lane("write", clock)),
             sync=stack.enter_context(Lane("sync", clock)),
         )  # fmt: skip
         for shard in plan.shards:
@@ -194,6 +195,7 @@ class _Run:
     kernel: Future[None]
     hash_tensors: Lane
     hash_files: Lane
+    write_files: Lane
     sync: Lane
     files: list[FileRecord] = field(default_factory=list)
     tensors: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -210,7 +212,7 @@ class _Run:
 
     def write_shard(self, shard: Shard) -> None:
         """Write one file; its last bytes may still be hashed and synced when this returns."""
-        file = self.opened.enter_context(self.sink.open(shard.file, shard.num_bytes, self.hash_files))
+        file = self.opened.enter_context(self.sink.open(shard.file, shard.num_bytes, self.hash_files, self.write_files))
         self._put(shard.header, file)
         for _, group in groupby(self._results(shard), key=lambda result: result[0].name):
             self._write(group, file, shard.file)
@@ -219,11 +221,11 @@ class _Run:
     def finish(self) -> None:
         """Wait for what is still being hashed and synced."""
         with self.clock.time("wait for lanes"):
-            for lane in (self.hash_tensors, self.hash_files, self.sync):
+            for lane in (self.hash_tensors, self.hash_files, self.write_files, self.sync):
                 lane.drain()
 
     def _put(self, data: bytes | bytearray | memoryview, file: FileWriter) -> None:
-        with self.clock.time("write"):
+        with self.clock.time("gather"):
             file.write(data)
         self.progress(len(data))
 

@@ -1,8 +1,10 @@
 """Sinks: where the output goes. A directory, all or nothing.
 
-Files are written to a hidden folder beside the target, hashed as they are written and synced, the manifest last. Then
-`commit` puts the folder in the target's place with one rename. Whatever ends a build earlier leaves the target absent,
-or old and whole. One build per target at a time: the next one waits.
+Files are written to a hidden folder beside the target, hashed as they are written and synced, the manifest last.
+Weights go past the page cache where the file system lets them (O_DIRECT): copying into it takes as much of a core as
+hashing does, and pushes out the base, which the next build reads again. Then `commit` puts the folder in the target's
+place with one rename. Whatever ends a build earlier leaves the target absent, or old and whole. One build per target at
+a time: the next one waits.
 """
 
 import contextlib
@@ -21,11 +23,13 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
+from lora_build.buffers import Buffers
 from lora_build.digests import remember
 from lora_build.errors import LoraBuildError, StorageError
 from lora_build.lanes import Lane
 
 log = logging.getLogger(__name__)
+BLOCK_BYTES = 2 << 20
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 _SYNC_FILE_RANGE_WRITE = 2
@@ -42,22 +46,44 @@ class FileRecord:
 
 
 class FileWriter:
-    """A new file of a known size, hashed as it is written."""
+    """A new file of a known size, hashed and written block by block."""
 
-    def __init__(self, root: Path, name: str, size_bytes: int, lane: Lane | None = None) -> None:
-        """Create the file and reserve its space; it is hashed in `lane`, if there is one, beside being written."""
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        size_bytes: int,
+        buffers: Buffers,
+        hashing: Lane | None = None,
+        writing: Lane | None = None,
+    ) -> None:
+        """Create the file and reserve its space.
+
+        Args:
+            root: the folder that `name` is relative to.
+            name: the file's name.
+            size_bytes: how much will be written.
+            buffers: where blocks are gathered, of `BLOCK_BYTES`.
+            hashing: where to hash, beside the caller; None hashes before a write returns.
+            writing: the same for writing.
+        """
         self._name = name
         self._path = root / name
         self._size = size_bytes
-        self._written = 0
+        self._buffers = buffers
+        self._lanes = hashing, writing
         self._hash = hashlib.sha256()
-        self._lane = lane
-        self._hashed: Future[None] | None = None
+        self._block = memoryview(b"")
+        self._num_gathered = 0
+        self._start = 0  # of the block
+        self._begun: list[Future[None]] = []
         with disk_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
             if size_bytes:
                 _reserve(self._fd, size_bytes)
+            if size_bytes >= BLOCK_BYTES:
+                _set_direct(self._fd, on=True)
 
     def __enter__(self) -> Self:
         return self
@@ -68,24 +94,47 @@ class FileWriter:
             self._fd = -1
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append bytes."""
+        """Append bytes; the caller may change them once this returns."""
         view = memoryview(data)
-        if self._lane:
-            self._hashed = self._lane.submit(partial(self._hash.update, view))
-        else:
-            self._hash.update(view)
-        start = self._written
-        self._written += len(view)
+        while view:
+            if not self._num_gathered:
+                self._block = self._buffers.take(min(BLOCK_BYTES, self._size - self._start))
+            part = view[: len(self._block) - self._num_gathered]
+            self._block[self._num_gathered : self._num_gathered + len(part)] = part
+            self._num_gathered += len(part)
+            view = view[len(part) :]
+            if self._num_gathered == len(self._block):
+                self._finish_block()
+
+    def _finish_block(self) -> None:
+        block, start = self._block, self._start
+        self._block, self._num_gathered, self._start = memoryview(b""), 0, start + len(block)
+        calls = partial(self._hash.update, block), partial(self._put, block, start)
+        for lane, call in zip(self._lanes, calls, strict=True):
+            if lane:
+                self._begun.append(lane.submit(call))
+            else:
+                call()
+
+    def _put(self, block: memoryview, start: int) -> None:
         with disk_errors(self._path):
-            while view:
-                view = view[os.write(self._fd, view) :]
-        _start_to_sync(self._fd, start, self._written)
+            if len(block) < BLOCK_BYTES:
+                _set_direct(self._fd, on=False)
+            done = 0
+            while done < len(block):
+                try:
+                    done += os.pwrite(self._fd, block[done:], start + done)
+                except OSError as error:
+                    # a file system that takes the flag and then no such write
+                    if error.errno != errno.EINVAL or not _set_direct(self._fd, on=False):
+                        raise
+        _start_to_sync(self._fd, start, start + len(block))
 
     def close(self) -> FileRecord:
         """Sync the file to the disk and return its record."""
-        assert self._written == self._size, f"{self._name}: wrote {self._written} of {self._size} bytes"
-        if self._hashed:
-            self._hashed.result()
+        assert self._start == self._size, f"{self._name}: wrote {self._start} of {self._size} bytes"
+        for future in self._begun:
+            future.result()
         found = "sha256:" + self._hash.hexdigest()
         with disk_errors(self._path):
             os.fsync(self._fd)
@@ -102,6 +151,7 @@ class DirectorySink:
         """Prepare a fresh staging folder beside `target`; what a killed build left there is removed."""
         self.target = target
         self.staging = target.with_name(f".{target.name}.lora-build.tmp")
+        self._buffers = Buffers(BLOCK_BYTES)
 
     def __enter__(self) -> Self:
         with disk_errors(self.staging):
@@ -114,9 +164,9 @@ class DirectorySink:
             _remove(self.staging)
             _remove(_aside(self.target))
 
-    def open(self, name: str, size_bytes: int, lane: Lane | None = None) -> FileWriter:
-        """Return a writer for a new file, hashed in a lane if one is given."""
-        return FileWriter(self.staging, name, size_bytes, lane)
+    def open(self, name: str, size_bytes: int, hashing: Lane | None = None, writing: Lane | None = None) -> FileWriter:
+        """Return a writer for a new file, hashed and written in lanes if some are given."""
+        return FileWriter(self.staging, name, size_bytes, self._buffers, hashing, writing)
 
     def write(self, name: str, data: bytes) -> FileRecord:
         """Write a small file whole."""
@@ -205,6 +255,14 @@ def _reserve(fd: int, size_bytes: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise
+
+
+def _set_direct(fd: int, *, on: bool) -> bool:
+    """Have whole, aligned blocks written past the page cache, or anything through it; return whether that changed."""
+    direct, flags = getattr(os, "O_DIRECT", 0), fcntl.fcntl(fd, fcntl.F_GETFL)
+    with contextlib.suppress(OSError):  # not every file system can
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | direct if on else flags & ~direct)
+    return fcntl.fcntl(fd, fcntl.F_GETFL) != flags
 
 
 def _start_to_sync(fd: int, start: int, end: int) -> None:

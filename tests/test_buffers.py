@@ -14,6 +14,14 @@ def test_memory_that_nobody_looks_at_is_handed_out_again() -> None:
     assert len(buffers._all) == 1
 
 
+def test_memory_begins_where_a_page_does() -> None:
+    buffers = Buffers(10_000)
+    held = [buffers.take(size) for size in (10_000, 1, 5_000)]
+
+    assert [np.frombuffer(memory, np.uint8).ctypes.data % 4096 for memory in held] == [0, 0, 0]
+    assert [len(memory) for memory in held] == [10_000, 1, 5_000]
+
+
 def test_memory_is_kept_for_as_long_as_an_array_or_a_tensor_of_it_is_alive() -> None:
     buffers = Buffers(64)
     array = np.frombuffer(buffers.take(64), np.uint16)[3:5]

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from lora_build.buffers import Buffers
 from lora_build.digests import HashedFile, sha256
 from lora_build.lanes import AHEAD, Clock, Lane
-from lora_build.sinks import FileWriter
+from lora_build.sinks import BLOCK_BYTES, FileWriter
 
 
 def fail() -> None:
@@ -59,7 +60,7 @@ def test_an_error_is_raised_when_a_lane_is_drained_and_calls_after_it_are_made()
 
 def test_a_digest_waits_for_what_is_still_in_its_lane(tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(b"abc")
-    with Lane("stage", Clock()) as lane, FileWriter(tmp_path, "out", 3, lane) as written:
+    with Lane("stage", Clock()) as lane, FileWriter(tmp_path, "out", 3, Buffers(BLOCK_BYTES), lane) as written:
         lane.submit(lambda: time.sleep(0.1))
         with HashedFile(tmp_path / "in", "in", None, lane) as read:
             assert read.finish() == sha256(b"abc")
