@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,7 @@ def written(path: Path, data: bytes, *, step: int = 700_001) -> FileRecord:
 
 
 @pytest.fixture
-def writes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, bool]]]:
+def writes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
     """Collect the size of each write, and whether it went past the page cache."""
     found, real = [], os.pwrite
 
@@ -42,7 +41,7 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, bool]]]:
         return real(fd, data, start)
 
     monkeypatch.setattr(os, "pwrite", pwrite)
-    yield found
+    return found
 
 
 @pytest.mark.parametrize("size", SIZES)
