@@ -16,7 +16,8 @@ Number = Any  # of numpy's dtypes, which numba infers
 
 BF16, F16, F32, F64 = range(4)
 TERMS = 4  # products that are added at a time
-_TILE = 1024  # columns at a time
+TILE = 1024  # columns at a time, a multiple of 8
+_T, _T2, _T3 = np.uint64(TILE), np.uint64(2 * TILE), np.uint64(3 * TILE)
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -49,42 +50,52 @@ _SPAN = (np.uint32(0x7F000000 - 0x12800000), np.uint32(0x477FE000 - 0x38800000),
 
 
 @_jit(contract=True)
-def _accumulate(left: Array, i: Number, panel: Array, acc: Array) -> None:
-    """Put the rows [i, i + 4) of `left` times `panel` [R, n] into acc [4, n], four terms at a time."""
-    for t in range(0, panel.shape[0], 4):
+def _accumulate(left: Array, i: Number, right: Array, base: Number, acc: Array, n: Number) -> None:
+    """Put the rows [i, i + 4) of `left` times n columns of `right`, from `base` on, into acc, four terms at a time."""
+    for t in range(0, left.shape[1], 4):
         a0, a1, a2, a3 = left[i, t], left[i, t + 1], left[i, t + 2], left[i, t + 3]
         b0, b1, b2, b3 = left[i + 1, t], left[i + 1, t + 1], left[i + 1, t + 2], left[i + 1, t + 3]
         c0, c1, c2, c3 = left[i + 2, t], left[i + 2, t + 1], left[i + 2, t + 2], left[i + 2, t + 3]
         d0, d1, d2, d3 = left[i + 3, t], left[i + 3, t + 1], left[i + 3, t + 2], left[i + 3, t + 3]
-        for j in range(panel.shape[1]):
-            p, q, r, s = panel[t, j], panel[t + 1, j], panel[t + 2, j], panel[t + 3, j]
+        at = base + np.uint64(t) * _T
+        for j in range(n):
+            k = at + j
+            p, q, r, s = right[k], right[k + _T], right[k + _T2], right[k + _T3]
             x, y = a0 * p + a1 * q + a2 * r + a3 * s, b0 * p + b1 * q + b2 * r + b3 * s
             z, u = c0 * p + c1 * q + c2 * r + c3 * s, d0 * p + d1 * q + d2 * r + d3 * s
-            acc[0, j] = x if t == 0 else acc[0, j] + x
-            acc[1, j] = y if t == 0 else acc[1, j] + y
-            acc[2, j] = z if t == 0 else acc[2, j] + z
-            acc[3, j] = u if t == 0 else acc[3, j] + u
+            acc[j] = x if t == 0 else acc[j] + x
+            acc[j + _T] = y if t == 0 else acc[j + _T] + y
+            acc[j + _T2] = z if t == 0 else acc[j + _T2] + z
+            acc[j + _T3] = u if t == 0 else acc[j + _T3] + u
 
 
 @_jit()
-def _widen(row: Array, source: Number, first: Number, out: Array) -> None:
-    """Put into out a row's stored values in float32, from element `first` on."""
-    n = out.shape[0]
+def _of_bf16(h: Number) -> Number:
+    """Return a bfloat16's bits as float32."""
+    return np.uint32(np.uint32(h) << _S16).view(np.float32)
+
+
+@_jit()
+def _of_f16(half: Number) -> Number:
+    """Return a float16's bits as float32."""
+    h = np.uint32(half)
+    x = np.uint32((h & _ABS16) << _S13).view(np.float32) * np.float32(2.0**112)
+    special = np.uint32((h & _INFINITY[F16]) == _INFINITY[F16]) * _INFINITY[F32]
+    return np.uint32(np.float32(x).view(np.uint32) | special | ((h & _SIGN16) << _S16)).view(np.float32)
+
+
+@_jit()
+def _widen(x: Array, wide: Array, source: Number, at: Number, n: Number, out: Array) -> None:
+    """Put n stored values into out in float32, from element `at` on; `wide` is x seen as float32."""
     if source == F32:
-        wide = row.view(np.float32)[first : first + n]
         for j in range(n):
-            out[j] = wide[j]
-        return
-    w = row[first : first + n]  # an index that might be negative would keep a loop from being vectorised
-    if source == BF16:
+            out[j] = wide[at + j]
+    elif source == BF16:
         for j in range(n):
-            out[j] = np.uint32(np.uint32(w[j]) << _S16).view(np.float32)
+            out[j] = _of_bf16(x[at + j])
     else:
         for j in range(n):
-            h = np.uint32(w[j])
-            x = np.uint32((h & _ABS16) << _S13).view(np.float32) * np.float32(2.0**112)
-            special = np.uint32((h & _INFINITY[F16]) == _INFINITY[F16]) * _INFINITY[F32]
-            out[j] = np.uint32(np.float32(x).view(np.uint32) | special | ((h & _SIGN16) << _S16)).view(np.float32)
+            out[j] = _of_f16(x[at + j])
 
 
 @_jit()
@@ -121,22 +132,23 @@ def _decider(target: Number) -> Callable[..., Number]:
 
     @_jit()
     def decide(
-        w: Array, d: Array, c: Array, at: Number, slack: Number, before: Array, out: Array, unsure: Array, found: Array
-    ) -> Number:
+        w: Array, d: Array, row: Number, c: Array, column: Number, bound: Number, slack: Number, before: Array,
+        first: Number, out: Array, at: Number, n: Number, unsure: Array, found: Array,
+    ) -> Number:  # fmt: skip
         """Round w + d, mark where that may not be what the exact sum rounds to, and return how often that is."""
         of_w = of_d = np.float32(0.0)
         num_updated = num_changed = num_infinite = num_unsure = np.uint32(0)
-        for j in range(w.shape[0]):
-            x, u = w[j], d[j]
+        for j in range(n):
+            x, u = w[j], d[row + j]
             v = x + u
-            e = at * c[j] + abs(v) * slack
+            e = bound * c[column + j] + abs(v) * slack
             if target == BF16:
                 y, other = _to_bf16(v + e), _to_bf16(v - e)
             elif target == F16:
                 y, other = _to_f16(v + e), _to_f16(v - e)
             else:
                 y, other = np.float32(v + e).view(np.uint32), np.float32(v - e).view(np.uint32)
-            out[j] = y
+            out[at + j] = y
             size = np.float32(v).view(np.uint32) & _ABS
             # an e that is NaN, or so large that the ends have different signs, decides nothing
             bad = np.uint32(y != other) | np.uint32(((size - least) & _M32) >= span) | np.uint32(not e < abs(v))
@@ -144,7 +156,7 @@ def _decider(target: Number) -> Callable[..., Number]:
             num_unsure = np.uint32((num_unsure + bad) & _M32)
             of_w, of_d = _plus(of_w, x * x), _plus(of_d, np.float32(u) * np.float32(u))
             num_updated = np.uint32((num_updated + np.uint32(u != 0)) & _M32)
-            num_changed = np.uint32((num_changed + _differ(y, np.uint32(before[j]), mask)) & _M32)
+            num_changed = np.uint32((num_changed + _differ(y, np.uint32(before[first + j]), mask)) & _M32)
             num_infinite = np.uint32((num_infinite + np.uint32((y & infinity) == infinity)) & _M32)
         found[0] += np.float64(of_w)
         found[1] += np.float64(of_d)
@@ -160,39 +172,44 @@ _decide_bf16, _decide_f16, _decide_f32 = _decider(BF16), _decider(F16), _decider
 
 
 @_jit()
-def _mend(
-    w: Array, before: Array, out: Array, unsure: Array, target: Number, found: Array, last: Any, row: Number,
-    column: Number,
-) -> None:  # fmt: skip
-    """Settle the elements that `_decider`'s pass was not sure of; the first of them all is of this row and column."""
-    infinity, mask, n = _INFINITY[target], _ABS if target == F32 else _ABS16, out.shape[0]
-    words = unsure[: unsure.shape[0] // 8 * 8].view(np.uint64)
-    for q in range((n + 7) // 8):
-        if words[q] == 0:
-            continue
-        for j in range(8 * q, min(8 * q + 8, n)):
-            if unsure[j]:
-                was, unmerged = np.uint32(out[j]), np.uint32(before[j])
-                y = _settled(np.float64(w[j]), row, column + j, target, last)
-                out[j] = y
-                found[3] += np.float64(_differ(y, unmerged, mask)) - np.float64(_differ(was, unmerged, mask))
-                found[4] += np.float64((y & infinity) == infinity) - np.float64((was & infinity) == infinity)
+def _mark(unsure: Array, n: Number, at: Number, places: Array, num_places: Number) -> Number:
+    """Add to `places` where elements are unsure, the first of n being element `at`, and return how many there are."""
+    words = unsure.view(np.uint64)
+    for q in range((n + np.uint64(7)) // np.uint64(8)):
+        if words[q]:
+            for j in range(np.uint64(8) * q, min(np.uint64(8) * q + np.uint64(8), n)):
+                if unsure[j]:
+                    places[num_places] = at + j
+                    num_places += np.uint64(1)
+    return num_places
 
 
 @_jit()
-def _settled(w: Number, i: Number, j: Number, target: Number, last: Any) -> Number:
-    """Return the bits of one element: by a plain sum in float64 if its interval rounds to one value, else exactly.
+def _settle(
+    places: Array, num_places: Number, width: Number, x: Array, wide: Array, source: Number, prior: Array, out: Array,
+    target: Number, last: Any, found: Array,
+) -> None:  # fmt: skip
+    """Settle elements: by a plain sum in float64 where its interval rounds to one value, else exactly.
 
     `last` has the factors of the rows [n, R], the bounds of their errors over the norms of columns [n], the bits of
     their grids; then the factors of the columns [columns, R], their norms [columns] and the bits of their grids.
     """
     left, bound, left_bits, right, norms, right_bits = last
-    x = w + _dot(left, i, right, j)
-    e = bound[i] * norms[j] + abs(x) * 2.0**-50
-    y = _rounded(x + e, target)
-    if y == _rounded(x - e, target) and e == e:
-        return y
-    return _rounded(_exact(w, left[i], left_bits, right[j], right_bits), target)
+    infinity, mask = _INFINITY[target], _ABS if target == F32 else _ABS16
+    for q in range(num_places):
+        k = places[q]
+        i, j = k // width, k % width
+        w = np.float64(wide[k] if source == F32 else _of_bf16(x[k]) if source == BF16 else _of_f16(x[k]))
+        unmerged = np.uint32(prior[k]) if source == target else _rounded(w, target)
+        was = np.uint32(out[k])
+        v = w + _dot(left, i, right, j)
+        e = bound[i] * norms[j] + abs(v) * 2.0**-50
+        y = _rounded(v + e, target)
+        if y != _rounded(v - e, target) or e != e:
+            y = _rounded(_exact(w, left, i, left_bits, right, j, right_bits), target)
+        out[k] = y
+        found[3] += np.float64(_differ(y, unmerged, mask)) - np.float64(_differ(was, unmerged, mask))
+        found[4] += np.float64((y & infinity) == infinity) - np.float64((was & infinity) == infinity)
 
 
 @_jit(reorder=True)
@@ -205,8 +222,11 @@ def _dot(a: Array, i: Number, b: Array, j: Number) -> Number:
 
 
 @_jit()
-def _exact(w: Number, left: Array, left_bits: Number, right: Array, right_bits: Number) -> Number:
+def _exact(
+    w: Number, lefts: Array, i: Number, left_bits: Number, rights: Array, j: Number, right_bits: Number
+) -> Number:
     """Return W plus the exact sum on the coarse grids, plus what the grids left; see `arithmetic`."""
+    left, right = lefts[i], rights[j]
     left1, right1 = _on_grid(left, left_bits), _on_grid(right, right_bits)
     left2, right2 = _on_grid(left - left1, left_bits), _on_grid(right - right1, right_bits)
     main = first = second = 0.0
@@ -254,46 +274,34 @@ def _rounded(x: Number, target: Number) -> Number:
 
 
 @_jit()
-def _narrow(x: Array, target: Number, out: Array) -> None:
-    """Put into out the bits of float32 values in a dtype of at most 32 bits."""
+def _narrow(x: Array, n: Number, target: Number, out: Array, at: Number) -> None:
+    """Put into out, from element `at` on, the bits of n float32 values in a dtype of at most 32 bits."""
     if target == F32:
-        for j in range(x.shape[0]):
-            out[j] = np.float32(x[j]).view(np.uint32) if x[j] == x[j] else np.uint32(0x7FC00000)
+        for j in range(n):
+            out[at + j] = np.float32(x[j]).view(np.uint32) if x[j] == x[j] else np.uint32(0x7FC00000)
     elif target == BF16:
-        for j in range(x.shape[0]):
-            out[j] = _to_bf16(x[j]) if x[j] == x[j] else np.uint32(0x7FC0)
+        for j in range(n):
+            out[at + j] = _to_bf16(x[j]) if x[j] == x[j] else np.uint32(0x7FC0)
     else:
-        for j in range(x.shape[0]):
-            out[j] = _rounded(np.float64(x[j]), target)
+        for j in range(n):
+            out[at + j] = _rounded(np.float64(x[j]), target)
 
 
 @_jit()
-def convert_bits(x: Array, out: Array, source: Number, target: Number) -> None:
-    """Put into out the bits of stored values in another dtype; both are seen as uint16, x may be of 64 bits."""
-    wide = np.zeros(_TILE, np.float32)
-    per = 4 if source == F64 else 2 if source == F32 else 1
-    for first in range(0, x.shape[0] // per, _TILE):
-        n = min(x.shape[0] // per - first, _TILE)
-        if source == F64:
-            _narrow_doubles(x.view(np.float64)[first : first + n], target, out, first)
-            continue
-        _widen(x, source, first, wide[:n])
-        if target == F32:
-            _narrow(wide[:n], target, out.view(np.uint32)[first : first + n])
-        else:
-            _narrow(wide[:n], target, out[first : first + n])
+def convert_bits(x: Array, wide: Array, source: Number, out: Array, target: Number) -> None:
+    """Put into out the bits of stored values of at most 32 bits in another such dtype; see `merge` for x and wide."""
+    values, size = np.zeros(TILE, np.float32), np.uint64(out.shape[0])
+    for first in range(np.uint64(0), size, _T):
+        n = min(size - first, _T)
+        _widen(x, wide, source, first, n, values)
+        _narrow(values, n, target, out, first)
 
 
 @_jit()
-def _narrow_doubles(x: Array, target: Number, out: Array, first: Number) -> None:
-    """Put into out, from element `first` on, the bits of float64 values in another dtype."""
-    if target == F32:
-        wide = out.view(np.uint32)
-        for j in range(x.shape[0]):
-            wide[first + j] = _rounded(x[j], target)
-    else:
-        for j in range(x.shape[0]):
-            out[first + j] = _rounded(x[j], target)
+def convert_doubles(x: Array, out: Array, target: Number) -> None:
+    """Put into out the bits of float64 values in another dtype."""
+    for j in range(x.shape[0]):
+        out[j] = _rounded(x[j], target)
 
 
 def _merger(target: Number) -> Callable[..., None]:
@@ -301,50 +309,59 @@ def _merger(target: Number) -> Callable[..., None]:
 
     @_jit()
     def merge(
-        W: Array, out: Array, left: Array, right: Array, bound: Array, columns: Array, slack: Number, last: Any,
-        source: Number, found: Array,
+        x: Array, wide: Array, source: Number, prior: Array, out: Array, left: Array, right: Array, bound: Array,
+        columns: Array, slack: Number, last: Any, found: Array,
     ) -> None:  # fmt: skip
-        """Merge rows; W is seen as uint16, so that one compilation does for all dtypes of 16 and 32 bits.
+        """Merge rows, stored one after another.
 
         Args:
-            W: the rows, [n, columns].
-            out: the merged rows' bits, [n, columns].
+            x: their bits, seen as uint16.
+            wide: the same seen as float32; empty if source is another format.
+            source: their format.
+            prior: their bits seen as out's dtype, to tell what changes; empty if source is another format.
+            out: gets the merged rows' bits.
             left: a factor of each row, [n, R], and up to three rows more; like the next three in the quick way's dtype.
-            right: and of each column, [R, columns], R a multiple of `TERMS`.
+            right: and of each column: for every `TILE` of them [R, TILE], R a multiple of `TERMS`.
             bound: the largest error of an update over the norm of its column's factor, [n].
             columns: these norms, [columns].
             slack: the largest error of adding W, over the sum.
-            last: what `_settled` takes.
-            source: the format of W.
+            last: what `_settle` takes.
             found: gets ‖W‖², ‖ΔW‖², and the numbers of updates that are not 0, of changed and of not finite values.
         """
-        rows, width = out.shape
-        tile = -(-width // -(-width // _TILE))
-        panel, acc = np.zeros((right.shape[0], tile), right.dtype), np.zeros((4, tile), left.dtype)
-        w, unsure, before = np.zeros(tile, np.float32), np.zeros(tile + 7, np.uint8), np.zeros(tile, out.dtype)
-        for j0 in range(0, width, tile):
-            n = min(width - j0, tile)
-            c = columns[j0 : j0 + n]
-            panel[:, :n] = right[:, j0 : j0 + n]
+        width, rows = np.uint64(columns.shape[0]), bound.shape[0]
+        acc, w = np.zeros(4 * TILE, left.dtype), np.zeros(TILE, np.float32)
+        unsure, converted = np.zeros(TILE, np.uint8), np.zeros(TILE, out.dtype)
+        places, num_places = np.zeros(4 * TILE, np.uint64), np.uint64(0)
+        for column in range(np.uint64(0), width, _T):
+            n, base = min(width - column, _T), column * np.uint64(left.shape[1])
             for i in range(0, rows, 4):
-                _accumulate(left, i, panel, acc)
+                _accumulate(left, i, right, base, acc, n)
                 for p in range(i, min(i + 4, rows)):
-                    y = out[p, j0 : j0 + n]
-                    _widen(W[p], source, j0, w[:n])
-                    b = before[:n]
-                    if source == target:
-                        b = W[p].view(out.dtype)[j0 : j0 + n]
-                    else:
-                        _narrow(w[:n], target, b)
+                    at, row = np.uint64(p) * width + column, np.uint64(p - i) * _T
+                    _widen(x, wide, source, at, n, w)
+                    before, first = prior, at
+                    if source != target:
+                        before, first = converted, np.uint64(0)
+                        _narrow(w, n, target, converted, first)
                     # named one by one: numba keeps no function that holds others in its closure
                     if target == BF16:
-                        num_unsure = _decide_bf16(w[:n], acc[p - i], c, bound[p], slack, b, y, unsure, found)
+                        num_unsure = _decide_bf16(
+                            w, acc, row, columns, column, bound[p], slack, before, first, out, at, n, unsure, found
+                        )
                     elif target == F16:
-                        num_unsure = _decide_f16(w[:n], acc[p - i], c, bound[p], slack, b, y, unsure, found)
+                        num_unsure = _decide_f16(
+                            w, acc, row, columns, column, bound[p], slack, before, first, out, at, n, unsure, found
+                        )
                     else:
-                        num_unsure = _decide_f32(w[:n], acc[p - i], c, bound[p], slack, b, y, unsure, found)
+                        num_unsure = _decide_f32(
+                            w, acc, row, columns, column, bound[p], slack, before, first, out, at, n, unsure, found
+                        )
                     if num_unsure:
-                        _mend(w, b, y, unsure, target, found, last, p, j0)
+                        num_places = _mark(unsure, n, at, places, num_places)
+                        if num_places > _T3:
+                            _settle(places, num_places, width, x, wide, source, prior, out, target, last, found)
+                            num_places = np.uint64(0)
+        _settle(places, num_places, width, x, wide, source, prior, out, target, last, found)
 
     return merge
 

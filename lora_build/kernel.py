@@ -20,7 +20,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from lora_build.compiled import BF16, F16, F32, F64, TERMS, Array, convert_bits, merge_of
+from lora_build.compiled import BF16, F16, F32, F64, TERMS, TILE, Array, convert_bits, convert_doubles, merge_of
 from lora_build.errors import MergeError
 from lora_build.known_answer import merges
 from lora_build.survival import Measured
@@ -50,8 +50,9 @@ class FusedSum:
             target: dtype of the result.
             transposed: whether the stored matrix is [in, out].
         """
-        B = np.concatenate([b for b, _ in pairs], axis=1)
-        A = np.concatenate([a for _, a in pairs], axis=0)
+        B, A = pairs[0]
+        if len(pairs) > 1:
+            B, A = np.concatenate([b for b, _ in pairs], axis=1), np.concatenate([a for _, a in pairs])
         rank = B.shape[1]
         bits = 53 - math.ceil(math.log2(2 * max(1, rank)))
         # B gets the finer grid in either storage, so that both have the same bits
@@ -61,12 +62,12 @@ class FusedSum:
         self._source, self._target = _FORMATS[source], _FORMATS[target]
         self._float: type = np.float64 if target == "F32" else np.float32
         unit = 2.0**-53 if target == "F32" else 2.0**-24
-        self._factor = np.ascontiguousarray(_padded(self._right, self._float).T[:, : len(self._right)])
+        self._tiles = _tiled(B.T if transposed else A, self._float)
         self._norms = _norms(self._right)
         with np.errstate(over="ignore"):
             self._columns = self._norms.astype(self._float)
         dropped = 5 * max(1, rank) * 2.0**-bits
-        self._error = (self._factor.shape[0] / TERMS + 8) * unit + dropped
+        self._error = (-(-rank // TERMS) + 8) * unit + dropped
         self._slack = self._float(4 * unit)
         self._last_error = (rank + 8) * 2.0**-53 + dropped
 
@@ -83,10 +84,12 @@ class FusedSum:
         with np.errstate(over="ignore"):
             bound = (norms * self._error).astype(self._float)
         found = np.zeros(5)
+        x, wide = _seen(W, self._source)
+        prior = W.reshape(-1) if self._source == self._target else np.zeros(0, out.dtype)
         merge_of[self._target](
-            W.view(np.uint16), out, _padded(left, self._float), self._factor, bound, self._columns,
-            self._slack, (left, norms * self._last_error, self._grids[0], self._right, self._norms, self._grids[1]),
-            self._source, found,
+            x, wide, self._source, prior, out.reshape(-1), _padded(left, self._float), self._tiles, bound,
+            self._columns, self._slack,
+            (left, norms * self._last_error, self._grids[0], self._right, self._norms, self._grids[1]), found,
         )  # fmt: skip
         base, update, num_updated, num_changed, is_infinite = found.tolist()
         return Measured(
@@ -104,8 +107,17 @@ def widen(stored: Array) -> Array:
 def convert(x: Array, source: str, target: str) -> Array:
     """Return the bits of stored values in another dtype, each rounded once; every NaN becomes the same quiet NaN."""
     out = np.empty(x.shape, BITS[target])
-    convert_bits(x.reshape(-1).view(np.uint16), out.reshape(-1).view(np.uint16), _FORMATS[source], _FORMATS[target])
+    if source == "F64":
+        convert_doubles(x.reshape(-1).view(np.float64), out.reshape(-1), _FORMATS[target])
+    else:
+        convert_bits(*_seen(x, _FORMATS[source]), _FORMATS[source], out.reshape(-1), _FORMATS[target])
     return out
+
+
+def _seen(stored: Array, source: int) -> tuple[Array, Array]:
+    """Return stored bits as one row of uint16, and of float32 if they are that."""
+    row = stored.reshape(-1)
+    return row.view(np.uint16), row.view(np.float32) if source == F32 else np.zeros(0, np.float32)
 
 
 def first_not_finite(bits: Array, dtype: str) -> int | None:
@@ -148,6 +160,17 @@ def _norms(t: Array) -> Array:
         norms = np.sqrt(np.einsum("nr,nr->n", t, t)) * 1.01 + 2.0**-100
     norms[~t.any(axis=1)] = 0.0
     return np.asarray(norms)
+
+
+def _tiled(t: Array, dtype: type) -> Array:
+    """Return t [R, n] tile after tile, each [R, TILE], with zeros behind and below."""
+    num_tiles, terms = -(-t.shape[1] // TILE), -(-max(1, len(t)) // TERMS) * TERMS
+    tiles: Array = np.zeros([num_tiles, terms, TILE], dtype)
+    with np.errstate(over="ignore"):
+        for k, tile in enumerate(tiles):
+            part = t[:, k * TILE : (k + 1) * TILE]
+            tile[: len(t), : part.shape[1]] = part
+    return tiles.reshape(-1)
 
 
 def _padded(t: Array, dtype: type) -> Array:

@@ -358,16 +358,18 @@ def test_nearly_every_element_is_decided_in_the_first_pass(
     B, A = rng.standard_normal((256, 16)) * 0.01, rng.standard_normal((16, 1024))
     unsure = 0
 
-    def merge(W: Any, out: Any, left: Any, right: Any, bound: Any, columns: Any, slack: Any, *rest: Any) -> None:
+    def merge(
+        x: Any, wide: Any, source: Any, prior: Any, out: Any, left: Any, tiles: Any, bound: Any, *rest: Any
+    ) -> None:
         nonlocal unsure
+        columns, slack, *_ = rest
         decide = {"BF16": compiled._decide_bf16, "F16": compiled._decide_f16, "F32": compiled._decide_f32}[target]
-        marks, found = np.zeros(1031, np.uint8), np.zeros(5)
-        stored = W.view(np.float32)
-        d = left[:256] @ right
+        marks, found, none, n = np.zeros(1024, np.uint8), np.zeros(5), np.uint64(0), np.uint64(1024)
+        d = left[:256] @ tiles.reshape(-1, 1024)
         for i in range(256):
-            before = stored[i].view(np.uint32) if target == "F32" else np.zeros(1024, np.uint16)
+            before = W[i].view(np.uint32) if target == "F32" else np.zeros(1024, np.uint16)
             row = np.empty(1024, np.uint32 if target == "F32" else np.uint16)
-            unsure += decide(stored[i], d[i], columns, bound[i], slack, before, row, marks, found)
+            unsure += decide(W[i], d[i], none, columns, none, bound[i], slack, before, none, row, none, n, marks, found)
 
     monkeypatch.setattr(kernel, "merge_of", dict.fromkeys(kernel.merge_of, merge))
     FusedSum([(B, A)], "F32", target, transposed=False).rows(W.view(np.uint32), 0, np.empty(W.shape, BITS[target]))
