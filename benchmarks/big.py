@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import models
-from run import HERE, OURS, machine
+from run import HERE, machine, ours
 
 SMALL, MIDDLE = "0.1B", "1B"
 
@@ -29,7 +29,7 @@ def seconds(command: list[str], out: Path, *, limit_bytes: int | None = None) ->
     shutil.rmtree(out, ignore_errors=True)
     started = time.perf_counter()
     limit = (lambda: resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))) if limit_bytes else None
-    process = subprocess.Popen(command, preexec_fn=limit)
+    process = subprocess.Popen(command, preexec_fn=limit, cwd=out.parent, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"failed: {' '.join(command)}")
@@ -58,13 +58,11 @@ def predict(folder: Path, preset: str, rank: int, rounds: int) -> tuple[float, d
         base, adapter, out = folder / f"base-{small}", folder / f"adapter-{small}", folder / "out"
         models.make_base(base, models.PRESETS[small])
         models.make_adapter(adapter, models.PRESETS[small], rank)
-        words = [str(base), str(adapter), str(out)]
+        words = [str(base), str(adapter), str(out), "keep"]
+        commands = {"floor": [sys.executable, str(HERE / "floor.py"), *words], "ours": ours(base, adapter, out, "keep")}
         for _ in range(rounds + 1):
-            for tool, command in (
-                ("floor", [str(HERE / "floor.py"), *words, "keep"]),
-                ("ours", ["-c", OURS, *words, "keep"]),
-            ):
-                found, _ = seconds([sys.executable, *command], out)
+            for tool, command in commands.items():
+                found, _ = seconds(command, out)
                 best[small, tool] = min(found, best.get((small, tool), found))
         shutil.rmtree(base)
     sizes = {name: models.base_bytes(models.PRESETS[name]) for name in (SMALL, MIDDLE, preset)}
@@ -104,7 +102,7 @@ def main() -> None:
         for state in ("cold", "warm"):
             if state == "cold":
                 drop_from_cache(base)
-            command = [sys.executable, "-c", OURS, str(base), str(adapter), str(out), "keep"]
+            command = ours(base, adapter, out, "keep")
             wall, peak = seconds(command, out, limit_bytes=int(options.memory_gb * (1 << 30)))
             results[state] = {"wall_s": wall, "peak_bytes": peak}
             print(f"{options.preset}, page cache {state}: {wall:.1f} s, {peak / 1e6:.0f} MB resident", flush=True)

@@ -27,11 +27,6 @@ from typing import Any
 
 HERE = Path(__file__).parent
 COLOURS = {"cp -r": "#9aa5b1", "floor": "#c6ccd2", "lora-build": "#2f7d5b"}
-OURS = """
-import sys, lora_build
-base, adapter, out, dtype = sys.argv[1:]
-lora_build.build({"base": base, "adapters": {"a": adapter}, "dtype": dtype, "output": {"dir": out}})
-"""
 PEFT = """
 import sys, torch
 from peft import PeftModel
@@ -58,7 +53,7 @@ def commands(base: Path, adapter: Path, out: Path, dtype: str, *, peers: bool) -
     """Return each tool's command line."""
     found = {"cp -r": ["cp", "-r", str(base), str(out)]} if dtype == "keep" else {}
     found["floor"] = [sys.executable, str(HERE / "floor.py"), str(base), str(adapter), str(out), dtype]
-    found["lora-build"] = [sys.executable, "-c", OURS, str(base), str(adapter), str(out), dtype]
+    found["lora-build"] = ours(base, adapter, out, dtype)
     if not peers:
         return found
     if taskset := shutil.which("taskset"):
@@ -74,6 +69,15 @@ def commands(base: Path, adapter: Path, out: Path, dtype: str, *, peers: bool) -
     return found
 
 
+def ours(base: Path, adapter: Path, out: Path, dtype: str) -> list[str]:
+    """Return our command line, after writing its recipe."""
+    recipe = {"base": base, "adapters": {"a": adapter}, "dtype": dtype, "output": {"dir": out}}
+    path = out.with_name("recipes") / "bench.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(recipe, default=str))
+    return [sys.executable, "-m", "lora_build", "recipe=bench"]
+
+
 def measure(command: list[str], out: Path) -> dict[str, float]:
     """Return the wall and processor seconds and the peak memory of one process; its output is removed."""
     for path in (out, out.with_name("mergekit-cache")):
@@ -81,7 +85,7 @@ def measure(command: list[str], out: Path) -> dict[str, float]:
     started = time.perf_counter()
     anonymous = [0]
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=out.parent)
         watch = threading.Thread(target=_watch, args=(process.pid, anonymous))
         watch.start()
         _, status, usage = os.wait4(process.pid, 0)
