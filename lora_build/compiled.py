@@ -172,15 +172,19 @@ _decide_bf16, _decide_f16, _decide_f32 = _decider(BF16), _decider(F16), _decider
 
 
 @_jit()
-def _mark(unsure: Array, n: Number, at: Number, places: Array, num_places: Number) -> Number:
-    """Add to `places` where elements are unsure, the first of n being element `at`, and return how many there are."""
-    words = unsure.view(np.uint64)
+def _mark(words: Array, n: Number, at: Number, places: Array, num_places: Number) -> Number:
+    """Add to `places` where n elements are unsure, the first being element `at`; return how many places there are.
+
+    `words` has eight of their marks in each number, the first of them lowest.
+    """
     for q in range((n + np.uint64(7)) // np.uint64(8)):
-        if words[q]:
-            for j in range(np.uint64(8) * q, min(np.uint64(8) * q + np.uint64(8), n)):
-                if unsure[j]:
-                    places[num_places] = at + j
-                    num_places += np.uint64(1)
+        marks, place = words[q], at + np.uint64(8) * q
+        while marks:
+            if marks & np.uint64(0xFF):
+                places[num_places] = place
+                num_places += np.uint64(1)
+            marks >>= np.uint64(8)
+            place += np.uint64(1)
     return num_places
 
 
@@ -331,9 +335,10 @@ def _merger(target: Number) -> Callable[..., None]:
         width, rows = np.uint64(columns.shape[0]), bound.shape[0]
         acc, w = np.zeros(4 * TILE, left.dtype), np.zeros(TILE, np.float32)
         unsure, converted = np.zeros(TILE, np.uint8), np.zeros(TILE, out.dtype)
-        places, num_places = np.zeros(4 * TILE, np.uint64), np.uint64(0)
+        words, places, num_places = unsure.view(np.uint64), np.zeros(4 * TILE, np.uint64), np.uint64(0)
         for column in range(np.uint64(0), width, _T):
             n, base = min(width - column, _T), column * np.uint64(left.shape[1])
+            unsure[:] = 0  # a narrower tile leaves marks behind its own
             for i in range(0, rows, 4):
                 _accumulate(left, i, right, base, acc, n)
                 for p in range(i, min(i + 4, rows)):
@@ -357,7 +362,7 @@ def _merger(target: Number) -> Callable[..., None]:
                             w, acc, row, columns, column, bound[p], slack, before, first, out, at, n, unsure, found
                         )
                     if num_unsure:
-                        num_places = _mark(unsure, n, at, places, num_places)
+                        num_places = _mark(words, n, at, places, num_places)
                         if num_places > _T3:
                             _settle(places, num_places, width, x, wide, source, prior, out, target, last, found)
                             num_places = np.uint64(0)

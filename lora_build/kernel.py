@@ -5,10 +5,13 @@ correctly rounded last bit", 1991): the update is computed in plain float32 (flo
 bound on what that is off by, and where both ends of the interval round to the same value, so does the exact sum. The
 rest, one element in thousands, is tried again in float64; what that leaves gets the exact sum on power-of-two grids.
 
-The bound: K products added four at a time err by (K/4 + 4) units in the last place of Σ|b||a|, which is at most ‖b‖·‖a‖
-(Cauchy-Schwarz); three more are for the factors and the product of norms, one for W plus the update. What the exact sum
-drops itself is R·2**-bits of ‖b‖·‖a‖ at most for the product of both factors' remainders, bits those of both grids, and
-3·√R·2**-bits for what two grids leave of either factor: 5·R is more than both.
+The bound: products are added four at a time, and the fours one after another. Each product and each partial sum is
+rounded by half a unit in the last place of it at most, and a partial sum is at most Σ|b||a| over its terms; so the
+term k counts once for each rounding that it is part of, and for the roundings of b and a to float32: say w times. Over
+all terms Σ w|b||a| is at most √(Σ w b²)·√(Σ w a²) (Cauchy-Schwarz): two weighted norms, which are made a hundredth
+larger for what is of second order. What the exact sum drops itself is R·2**-bits of ‖b‖·‖a‖ at most for the product of
+both factors' remainders, bits those of both grids, and 3·√R·2**-bits for what two grids leave of either factor: 5·R is
+more than both, and part of w.
 
 Stored values are numpy arrays of their bits: float16 and bfloat16 as uint16, float32 as uint32, float64 as uint64.
 The loops are in `compiled`.
@@ -61,15 +64,17 @@ class FusedSum:
         self._grids = (a_bits, b_bits) if transposed else (b_bits, a_bits)
         self._source, self._target = _FORMATS[source], _FORMATS[target]
         self._float: type = np.float64 if target == "F32" else np.float32
-        unit = 2.0**-53 if target == "F32" else 2.0**-24
+        self._unit = 2.0**-53 if target == "F32" else 2.0**-24
         self._tiles = _tiled(B.T if transposed else A, self._float)
-        self._norms = _norms(self._right)
+        dropped = 5 * max(1, rank) * 2.0**-bits
+        self._weights = _weights(rank) + dropped / self._unit
+        self._norms = _norms(self._right, self._weights)
         with np.errstate(over="ignore"):
             self._columns = self._norms.astype(self._float)
-        dropped = 5 * max(1, rank) * 2.0**-bits
-        self._error = (-(-rank // TERMS) + 8) * unit + dropped
-        self._slack = self._float(4 * unit)
-        self._last_error = (rank + 8) * 2.0**-53 + dropped
+        self._slack = self._float(4 * self._unit)
+        self._last_error = float(
+            ((rank + 8) * 2.0**-53 + dropped) / self._weights.min(initial=np.inf)
+        )  # of plain norms
 
     def rows(self, W: Array, first: int, out: Array) -> Measured:
         """Merge rows and return what that did to them.
@@ -80,9 +85,9 @@ class FusedSum:
             out: where the merged rows' bits go, [n, columns].
         """
         left = np.ascontiguousarray(self._left[first : first + W.shape[0]])
-        norms = _norms(left)
+        norms = _norms(left, self._weights)
         with np.errstate(over="ignore"):
-            bound = (norms * self._error).astype(self._float)
+            bound: Array = (norms * self._unit).astype(self._float)
         found = np.zeros(5)
         x, wide = _seen(W, self._source)
         prior = W.reshape(-1) if self._source == self._target else np.zeros(0, out.dtype)
@@ -154,11 +159,21 @@ def known_answer(target: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _norms(t: Array) -> Array:
-    """Return the norm of each row of t [n, R], never too small, and 0 only for a row of zeros."""
+def _weights(rank: int) -> Array:
+    """Return how often each of R terms is rounded, as a part of sums too, by the loops of `compiled`."""
+    term = np.arange(rank)
+    four, place = term // TERMS, term % TERMS
+    in_its_four = 1 + TERMS - np.maximum(place, 1)  # without fused operations: as a product, and in each sum
+    after_it = -(-rank // TERMS) - np.maximum(four, 1)
+    return np.asarray(in_its_four + after_it + 2.0)  # and both factors
+
+
+def _norms(t: Array, weights: Array) -> Array:
+    """Return the weighted norm of each row of t [n, R], never too small, and 0 only for a row of zeros."""
     with np.errstate(over="ignore", invalid="ignore"):
-        norms = np.sqrt(np.einsum("nr,nr->n", t, t)) * 1.01 + 2.0**-100
-    norms[~t.any(axis=1)] = 0.0
+        norms = np.sqrt(np.einsum("nr,nr,r->n", t, t, weights)) * 1.01 + 2.0**-100
+    (small,) = np.nonzero(norms < 2.0**-99)
+    norms[small[~t[small].any(axis=1)]] = 0.0
     return np.asarray(norms)
 
 
