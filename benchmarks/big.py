@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import models
-from run import HERE, machine, ours
+from run import HERE, OURS, machine, write_recipe
 
 SMALL, MIDDLE = "0.1B", "1B"
 
@@ -58,8 +58,8 @@ def predict(folder: Path, preset: str, rank: int, rounds: int) -> tuple[float, d
         base, adapter, out = folder / f"base-{small}", folder / f"adapter-{small}", folder / "out"
         models.make_base(base, models.PRESETS[small])
         models.make_adapter(adapter, models.PRESETS[small], rank)
-        words = [str(base), str(adapter), str(out), "keep"]
-        commands = {"floor": [sys.executable, str(HERE / "floor.py"), *words], "ours": ours(base, adapter, out, "keep")}
+        recipe = write_recipe(base, adapter, out)
+        commands = {"floor": [sys.executable, str(HERE / "floor.py"), recipe], "ours": [*OURS, recipe]}
         for _ in range(rounds + 1):
             for tool, command in commands.items():
                 found, _ = seconds(command, out)
@@ -102,8 +102,9 @@ def main() -> None:
         for state in ("cold", "warm"):
             if state == "cold":
                 drop_from_cache(base)
-            command = ours(base, adapter, out, "keep")
-            wall, peak = seconds(command, out, limit_bytes=int(options.memory_gb * (1 << 30)))
+            wall, peak = seconds(
+                [*OURS, write_recipe(base, adapter, out)], out, limit_bytes=int(options.memory_gb * (1 << 30))
+            )
             results[state] = {"wall_s": wall, "peak_bytes": peak}
             print(f"{options.preset}, page cache {state}: {wall:.1f} s, {peak / 1e6:.0f} MB resident", flush=True)
         print(f"predicted, page cache warm: {predicted:.1f} s ({predicted / results['warm']['wall_s'] - 1:+.0%})")

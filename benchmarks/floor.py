@@ -1,29 +1,30 @@
-"""The floor of a build: our own pipeline with each merge made a copy. It reads, hashes, writes and hashes, no more.
+"""The floor of a build: our own command with each merge made a copy. It reads, hashes, writes and hashes, no more.
 
-python benchmarks/floor.py BASE ADAPTER OUT
+python benchmarks/floor.py recipe=NAME
 """
 
 import dataclasses
 import sys
+from typing import Any
 
 import lora_build.engine
+import lora_build.pipeline
+from lora_build.app import main
 from lora_build.operations import Copy, Merge, Operation, Shard
-from lora_build.pipeline import prepare, run
-from lora_build.recipe_check import from_mapping
+from lora_build.plan import MergePlan
 
 
 def copied(op: Operation) -> Operation:
     return Copy(name=op.name, dtype=op.dtype, source=op.source) if isinstance(op, Merge) else op
 
 
-def main() -> None:
-    base, adapter, out, dtype = sys.argv[1:]
-    recipe = {"base": base, "adapters": {"a": adapter}, "dtype": dtype, "output": {"dir": out}}
-    prepared = prepare(from_mapping(recipe))
-    shards = tuple(Shard(file=s.file, operations=tuple(map(copied, s.operations))) for s in prepared.plan.shards)
-    lora_build.engine._refuse_a_copy = lambda plan, survival: None
-    run(dataclasses.replace(prepared, plan=dataclasses.replace(prepared.plan, shards=shards)))
+def make_plan(*inputs: Any, real: Any = lora_build.pipeline.make_plan) -> MergePlan:
+    plan = real(*inputs)
+    shards = tuple(Shard(file=s.file, operations=tuple(map(copied, s.operations))) for s in plan.shards)
+    return dataclasses.replace(plan, shards=shards)
 
 
 if __name__ == "__main__":
-    main()
+    lora_build.engine._refuse_a_copy = lambda plan, survival: None
+    lora_build.pipeline.make_plan = make_plan
+    sys.exit(main())

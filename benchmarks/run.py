@@ -27,6 +27,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 COLOURS = {"cp -r": "#9aa5b1", "floor": "#c6ccd2", "lora-build": "#2f7d5b"}
+OURS = [sys.executable, "-m", "lora_build"]
 PEFT = """
 import sys, torch
 from peft import PeftModel
@@ -52,8 +53,9 @@ engine.merge_lora_sharded_efficient(*sys.argv[1:4], device="cpu", safe_tensors=T
 def commands(base: Path, adapter: Path, out: Path, dtype: str, *, peers: bool) -> dict[str, list[str]]:
     """Return each tool's command line."""
     found = {"cp -r": ["cp", "-r", str(base), str(out)]} if dtype == "keep" else {}
-    found["floor"] = [sys.executable, str(HERE / "floor.py"), str(base), str(adapter), str(out), dtype]
-    found["lora-build"] = ours(base, adapter, out, dtype)
+    recipe = write_recipe(base, adapter, out, dtype)
+    found["floor"] = [sys.executable, str(HERE / "floor.py"), recipe]
+    found["lora-build"] = [*OURS, recipe]
     if not peers:
         return found
     if taskset := shutil.which("taskset"):
@@ -69,13 +71,13 @@ def commands(base: Path, adapter: Path, out: Path, dtype: str, *, peers: bool) -
     return found
 
 
-def ours(base: Path, adapter: Path, out: Path, dtype: str) -> list[str]:
-    """Return our command line, after writing its recipe."""
+def write_recipe(base: Path, adapter: Path, out: Path, dtype: str = "keep") -> str:
+    """Write a recipe below the folder of the output, and return the word of a command line that names it."""
     recipe = {"base": base, "adapters": {"a": adapter}, "dtype": dtype, "output": {"dir": out}}
     path = out.with_name("recipes") / "bench.yaml"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(recipe, default=str))
-    return [sys.executable, "-m", "lora_build", "recipe=bench"]
+    return "recipe=bench"
 
 
 def measure(command: list[str], out: Path) -> dict[str, float]:
