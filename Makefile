@@ -29,10 +29,13 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/run.py --no-peers --dtype float32
 	$(BIN)/python benchmarks/run.py --no-peers --single
 	$(BIN)/python benchmarks/run.py --no-peers --preset 0.1B 0.5B 1B-moe 3B
+	$(BIN)/python benchmarks/commands.py
+	$(BIN)/python benchmarks/goals.py
 
 # 33 GB of disk
 bench-8b: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/big.py
+	$(BIN)/python benchmarks/goals.py
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix --quiet .

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import models
-from run import HERE, OURS, machine, write_recipe
+from run import HERE, OURS, at_most, machine, print_goals, write_recipe
 
 SMALL, MIDDLE = "0.1B", "1B"
 
@@ -115,6 +115,13 @@ def main() -> None:
             "prediction": parts,
             "measured": results,
         }
+        gap = abs(predicted / results["warm"]["wall_s"] - 1) * 100
+        peak = max(state["peak_bytes"] for state in results.values()) / 1e6
+        report["goals"] = [
+            at_most("what the 1 B case predicts, off by, %", gap, 15),
+            at_most(f"resident memory in a process that may map {options.memory_gb:g} GB, MB", peak, 1000),
+        ]
+        print_goals(report)
         path = HERE / "results" / f"{options.preset}-in-{options.memory_gb:g}GB.json"
         path.write_text(json.dumps(report, indent=1) + "\n")
 
