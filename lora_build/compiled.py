@@ -5,10 +5,12 @@ Additions are made in the order written and never fused with products, but where
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import numba
 import numpy as np
+from numba.core import event
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -34,6 +36,25 @@ def _jit(*, contract: bool = False, reorder: bool = False) -> Callable[[_F], _F]
             return numba.njit(function, **options)  # type: ignore[no-any-return]
 
     return compile_
+
+
+class _Notice(event.Listener):
+    """Makes a call at the first of some events."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._calls = [call]
+
+    def on_start(self, _: event.Event) -> None:
+        if self._calls:
+            self._calls.pop()()
+
+    def on_end(self, _: event.Event) -> None:
+        pass
+
+
+def when_compiling(call: Callable[[], None]) -> AbstractContextManager[object]:
+    """Return a context that makes a call, once, if numba compiles something; what it has kept it only loads."""
+    return event.install_listener("numba:compile", _Notice(call))
 
 
 # numba computes with 64 bits; a mask that says "32 are enough" lets the compiler keep to them

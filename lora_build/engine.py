@@ -7,7 +7,6 @@ what is read, what is written, and each tensor.
 import hashlib
 import logging
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from lora_build.peft_numerics import Deltas
 
 log = logging.getLogger(__name__)
-_LOADED_SECONDS = 2.0  # what has been compiled before is loaded in less
 _COMPILING = "compiling the merge for this machine: some ten seconds, once; numba keeps it for later builds"
 _AHEAD = 4  # blocks that are read before the first of them is written
 
@@ -117,16 +115,12 @@ def _load_kernel(targets: Collection[str], clock: Clock) -> None:
     """Import the compiled pass and put its arithmetic to the test, while other threads copy what comes first."""
     if not targets:
         return
-    notice = threading.Timer(_LOADED_SECONDS, log.warning, [_COMPILING])
-    notice.daemon = True
-    notice.start()
-    try:
-        with clock.time("load"):
-            from lora_build.kernel import self_test
+    with clock.time("load"):
+        from lora_build.compiled import when_compiling
+        from lora_build.kernel import self_test
 
+        with when_compiling(partial(log.warning, _COMPILING)):
             self_test(targets)
-    finally:
-        notice.cancel()
 
 
 def _num_workers() -> int:
