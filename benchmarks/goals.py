@@ -58,9 +58,9 @@ def main() -> None:
     """Write the tables, or check them."""
     text = before = DOCS.read_text()
     for mark, table in (("goals", goals()), ("sizes", sizes())):
-        start, end = f"<!-- {mark}: benchmarks/goals.py -->\n", f"\n<!-- end of {mark} -->"
+        start, end = f"<!-- {mark}: benchmarks/goals.py -->\n", f"<!-- end of {mark} -->"
         head, rest = text.split(start)
-        text = head + start + table + end + rest.split(end)[1]
+        text = head + start + table + "\n" + end + rest.split(end)[1]
         print(table, end="\n\n")
     if "--check" in sys.argv:
         sys.exit(text != before and "docs/performance.md is not what benchmarks/results says; run benchmarks/goals.py")

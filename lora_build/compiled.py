@@ -1,7 +1,8 @@
 """The compiled loops of `kernel`, by numba when first used, kept in its cache for the next process.
 
-Additions are made in the order written and never fused with products, but where a function says so. A loop over
-`range(n)` that indexes slices from 0 on is vectorised; one whose index numba cannot tell from a negative one is not.
+Additions are made in the order written and never fused with products, but where a function says so. Matrices are seen
+as one row, and places in it are uint64: a loop whose index numba cannot tell from a negative one is not vectorised, a
+slice costs two atomic operations, and uint64 with a signed number would be a float64.
 """
 
 from collections.abc import Callable

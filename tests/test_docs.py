@@ -9,6 +9,7 @@ import importlib
 import json
 import re
 import shlex
+import subprocess
 import sys
 import typing
 from collections.abc import Iterator
@@ -426,3 +427,10 @@ def test_the_method_of_the_document_refuses_what_it_does_not_know(zoo: pico.Zoo,
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"use_new_thing": True}))
     assert "use_new_thing: is not a key that this version knows" in refusal()
+
+
+def test_the_tables_of_goals_and_sizes_are_what_the_results_say() -> None:
+    script = DOCS.parent / "benchmarks/goals.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
