@@ -102,17 +102,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("lora-build: interrupted\n")
         code = 130
-    except BrokenPipeError:  # `| head` has seen enough; closing stdout would complain once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `| head` has seen enough
+        _drop_output()
         code = 141
     except OSError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         sys.stderr.write(f"lora-build: {error.filename or 'output'}: {error.strerror}\n")
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
         code = StorageError.exit_code
     if argv is None:
         gc.freeze()  # the process ends here; to take numba apart object by object takes 0.2 s
     return code
+
+
+def _drop_output() -> None:
+    """Forget what stdout could not take; closing it would complain once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(words: list[str], *, as_json: bool) -> int:

@@ -80,22 +80,30 @@ class FileWriter:
         with disk_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-            if size_bytes:
-                _reserve(self._fd, size_bytes)
-            if size_bytes >= BLOCK_BYTES:
-                _set_direct(self._fd, on=True)
+            try:
+                if size_bytes:
+                    _reserve(self._fd, size_bytes)
+                if size_bytes >= BLOCK_BYTES:
+                    _set_direct(self._fd, on=True)
+            except BaseException:
+                self._close()  # a file that is open takes its space even once it is removed
+                raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._close()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1  # once only, even if it fails: the number may soon be another file's
+        if fd >= 0:
+            os.close(fd)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes; the caller may change them once this returns."""
         view = memoryview(data)
+        self._refuse_unless(self._start + self._num_gathered + len(view) <= self._size, "more")
         while view:
             if not self._num_gathered:
                 self._block = self._buffers.take(min(BLOCK_BYTES, self._size - self._start))
@@ -109,6 +117,7 @@ class FileWriter:
     def _finish_block(self) -> None:
         block, start = self._block, self._start
         self._block, self._num_gathered, self._start = memoryview(b""), 0, start + len(block)
+        self._begun = [future for future in self._begun if not future.done() or future.exception()]
         calls = partial(self._hash.update, block), partial(self._put, block, start)
         for lane, call in zip(self._lanes, calls, strict=True):
             if lane:
@@ -132,16 +141,19 @@ class FileWriter:
 
     def close(self) -> FileRecord:
         """Sync the file to the disk and return its record."""
-        assert self._start == self._size, f"{self._name}: wrote {self._start} of {self._size} bytes"
+        self._refuse_unless(self._start == self._size, "fewer")
         for future in self._begun:
             future.result()
         found = "sha256:" + self._hash.hexdigest()
         with disk_errors(self._path):
             os.fsync(self._fd)
             remember(self._fd, found)  # so that the next build can tell at once that the file is as it was written
-            os.close(self._fd)
-        self._fd = -1
+            self._close()
         return FileRecord(path=self._name, size_bytes=self._size, sha256=found)
+
+    def _refuse_unless(self, right: bool, found: str) -> None:
+        if not right:
+            raise StorageError(f"{self._path}: {found} bytes than the {self._size} announced; this is a bug")
 
 
 class DirectorySink:

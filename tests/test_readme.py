@@ -106,7 +106,8 @@ def test_the_file_tree_names_what_exists() -> None:
     ("command", "env", "code"),
     [
         ("lora_build recipe=demo progressbar=false", {"PYTHONIOENCODING": "latin-1"}, 0),
-        ("lora_build list > /dev/full", {}, 4),
+        ("lora_build list > /dev/full", {"PYTHONUNBUFFERED": "1"}, 4),
+        ("lora_build list > /dev/full", {"PYTHONUNBUFFERED": ""}, 4),
         ("lora_build recipe=demo --info defaults-tree | true", {}, 141),
     ],
 )

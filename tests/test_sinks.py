@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,9 @@ import pytest
 
 from lora_build.buffers import Buffers
 from lora_build.digests import sha256
-from lora_build.lanes import Clock, Lane
-from lora_build.sinks import BLOCK_BYTES, FileRecord, FileWriter
+from lora_build.errors import StorageError
+from lora_build.lanes import AHEAD, Clock, Lane
+from lora_build.sinks import BLOCK_BYTES, FileRecord, FileWriter, _set_direct
 
 DATA = np.random.default_rng(0).integers(0, 256, 4 * BLOCK_BYTES, np.uint8).tobytes()
 SIZES = [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 3 * BLOCK_BYTES + 4097]
@@ -65,7 +68,6 @@ def test_whole_blocks_go_past_the_page_cache_and_what_is_left_through_it(
     assert writes == [(BLOCK_BYTES, True)] * 3 + [(5, False)]
 
 
-@pytest.mark.usefixtures("writes")
 def test_a_small_file_goes_through_the_page_cache(tmp_path: Path, writes: list[tuple[int, bool]]) -> None:
     written(tmp_path / "out", DATA[:5000])
 
@@ -118,14 +120,129 @@ def test_a_write_that_takes_a_part_is_followed_by_one_of_the_rest(
     assert (tmp_path / "out").read_bytes() == DATA[: BLOCK_BYTES + 77]
 
 
-def test_a_write_that_fails_is_an_error_of_its_file_and_no_digest_is_remembered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(fd: int, data: memoryview, start: int) -> int:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "pwrite", broken)
+@pytest.fixture
+def unremembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lora_build.sinks.remember", lambda *_: pytest.fail("remembered"))
 
-    with pytest.raises(Exception, match=r"out: Input/output error"):
-        written(tmp_path / "out", DATA[:100])
+
+def failing(monkeypatch: pytest.MonkeyPatch, number: int, *, when: Callable[[int, int], bool]) -> list[int]:
+    """Have writes fail, told by their file and start; return where they did."""
+    real, failed = os.pwrite, []
+
+    def pwrite(fd: int, data: memoryview, start: int) -> int:
+        if when(fd, start):
+            failed.append(start)
+            raise OSError(number, os.strerror(number))
+        return real(fd, data, start)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    return failed
+
+
+def num_open() -> int:
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
+def is_direct(fd: int) -> bool:
+    return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
+
+
+@pytest.mark.usefixtures("unremembered")
+@pytest.mark.parametrize("size", [100, 3 * BLOCK_BYTES])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL, errno.ENOSPC])
+def test_a_write_that_fails_is_an_error_of_its_file_and_no_digest_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, number: int
+) -> None:
+    failing(monkeypatch, number, when=lambda _, start: start == 0)
+
+    with pytest.raises(StorageError, match=rf"out: {os.strerror(number)}"):
+        written(tmp_path / "out", DATA[:size])
+
+
+@pytest.mark.usefixtures("unremembered")
+def test_a_disk_that_fails_is_not_asked_again_through_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = failing(monkeypatch, errno.EIO, when=lambda fd, _: is_direct(fd))
+    with (tmp_path / "probe").open("wb") as probe:
+        if not _set_direct(probe.fileno(), on=True):
+            pytest.skip("this file system has no O_DIRECT")
+
+    with pytest.raises(StorageError, match="out: Input/output error"):
+        written(tmp_path / "out", DATA[:BLOCK_BYTES])
+    assert failed == [0]
+
+
+def test_a_digest_waits_for_every_block_to_be_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Lane._run
+
+    def slow(self: Lane, call: Callable[[], None]) -> None:
+        if self._stage == "hash":
+            time.sleep(0.05)
+        real(self, call)
+
+    monkeypatch.setattr(Lane, "_run", slow)
+
+    assert written(tmp_path / "out", DATA).sha256 == sha256(DATA)
+
+
+@pytest.mark.usefixtures("unremembered")
+@pytest.mark.parametrize(("size", "more", "found"), [(5, 1, "more"), (0, 1, "more"), (5, -1, "fewer")])
+def test_more_or_fewer_bytes_than_announced_are_an_error(tmp_path: Path, size: int, more: int, found: str) -> None:
+    def write(file: FileWriter) -> None:
+        file.write(bytes(size + more))
+        file.close()
+
+    with (
+        FileWriter(tmp_path, "out", size, Buffers(BLOCK_BYTES)) as file,
+        pytest.raises(StorageError, match=f"out: {found} bytes than the {size} announced"),
+    ):
+        write(file)
+
+
+def test_no_failure_leaves_a_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = num_open()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(StorageError, match="No space left on device; free some space"):
+            FileWriter(tmp_path, "reserved", 10, Buffers(BLOCK_BYTES))
+    failing(monkeypatch, errno.EIO, when=lambda *_: True)
+    with pytest.raises(StorageError):
+        written(tmp_path / "out", DATA)
+
+    assert num_open() == before
+
+
+def test_a_file_is_closed_once_even_if_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, closed = os.close, []
+
+    def close(fd: int) -> None:
+        closed.append(fd)
+        real(fd)
+        raise OSError(errno.EIO, "Input/output error")
+
+    file = FileWriter(tmp_path, "out", 3, Buffers(BLOCK_BYTES))
+    file.write(b"abc")
+    number = file._fd
+    with monkeypatch.context() as patch:
+        patch.setattr("lora_build.sinks.remember", lambda *_: None)
+        patch.setattr(os, "close", close)
+        with pytest.raises(StorageError, match="out: Input/output error"), file:
+            file.close()
+
+    assert closed == [number]
+
+
+def test_a_writer_keeps_nothing_of_the_blocks_that_are_done(tmp_path: Path) -> None:
+    with (
+        Lane("hash", Clock()) as hashing,
+        Lane("write", Clock()) as writing,
+        FileWriter(tmp_path, "out", 40 * BLOCK_BYTES, Buffers(BLOCK_BYTES), hashing, writing) as file,
+    ):
+        for _ in range(40):
+            file.write(bytes(BLOCK_BYTES))
+            assert len(file._begun) <= 2 * (AHEAD + 2)
+        file.close()
