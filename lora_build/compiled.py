@@ -151,6 +151,7 @@ def _decider(target: Number) -> Callable[..., Number]:
     """Return the pass over some elements of a row for results of one dtype."""
     least, span, infinity = _LEAST[target], _SPAN[target], _INFINITY[target]
     mask = _ABS if target == F32 else _ABS16
+    stored = np.uint32(0xFFFFFFFF if target == F32 else 0xFFFF)
 
     @_jit()
     def decide(
@@ -175,6 +176,7 @@ def _decider(target: Number) -> Callable[..., Number]:
             # an e that is NaN, or so large that the ends have different signs, decides nothing
             bad = np.uint32(y != other) | np.uint32(((size - least) & _M32) >= span) | np.uint32(not e < abs(v))
             unsure[j] = bad
+            y &= stored  # float16's have more bits where they are no normal numbers
             num_unsure = np.uint32((num_unsure + bad) & _M32)
             of_w, of_d = _plus(of_w, x * x), _plus(of_d, np.float32(u) * np.float32(u))
             num_updated = np.uint32((num_updated + np.uint32(u != 0)) & _M32)

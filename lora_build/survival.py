@@ -18,7 +18,8 @@ class Measured:
     """What an update did to some elements: ‖W‖², ‖ΔW‖² before rounding, and two counts.
 
     `num_updated` is of the elements whose update is not zero, `num_changed` of those whose stored value is another one;
-    `finite` says whether no stored value is NaN or infinite.
+    `finite` says whether no stored value is NaN or infinite. Norms and `num_updated` are of the update in float32 where
+    the compiled pass merges: good to four digits, but for squares that float32 cannot hold. `num_changed` is exact.
     """
 
     base: float = 0.0

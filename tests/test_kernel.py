@@ -177,6 +177,49 @@ def test_no_bound_is_below_what_is_proven(target: str, rank: int, monkeypatch: p
         assert np.all(np.outer(bound, columns) >= error)
 
 
+@pytest.mark.parametrize(("source", "target"), list(product(FORMATS, FORMATS)))
+def test_columns_far_to_the_right_have_bounds_of_their_own(source: str, target: str) -> None:
+    B, A = factors(64, 2048, 16, 1.0)
+    A[:, :1024] *= 1e-3
+    W = weights(64, 2048, 0.02, source)
+
+    found, _ = fused(W, [(B, A)], source, target, transposed=False)
+
+    assert np.array_equal(found, bits(plain(W, [(B, A)], target, transposed=False)))
+
+
+@pytest.mark.parametrize("target", FORMATS)
+def test_results_below_what_float32_can_multiply_are_rounded_right(target: str) -> None:
+    B, A = (t * 2.0**-68 for t in factors(64, 1000, 16, 100.0))
+    W = torch.zeros(64, 1000)
+
+    found, measured = fused(W, [(B, A)], "F32", target, transposed=False)
+
+    expected = plain(W, [(B, A)], target, transposed=False)
+    assert np.array_equal(found, bits(expected))
+    assert measured.num_changed == int((expected != 0).sum())
+
+
+@pytest.mark.parametrize(
+    ("W", "B", "A"),
+    [
+        (torch.tensor([[2.0**80, -(2.0**80), 2.0**112]]), [[0.0]], [[1.0] * 3]),
+        (torch.ones(1, 3), [[1.0]], [[1e39, -1e39, 1.0]]),
+        (torch.arange(0x3C00, 0x4000).to(torch.int16).view(torch.float16).float()[None],
+         [[2.707993835936769e25, -2.707993835936769e25]], [[1.0] * 1024] * 2),
+    ],
+    ids=["a base that is too large", "a result that is too large", "terms that cancel"],
+)  # fmt: skip
+def test_what_is_too_large_for_float16_is_counted_as_it_is_stored(W: torch.Tensor, B: list, A: list) -> None:
+    pairs = [(torch.tensor(B, dtype=torch.float64), torch.tensor(A, dtype=torch.float64))]
+
+    found, measured = fused(W, pairs, "F32", "F16", transposed=False)
+
+    expected = plain(W, pairs, "F16", transposed=False)
+    assert np.array_equal(found, bits(expected))
+    assert measured.num_changed == int((expected != round_once(W.double(), torch.float16)).sum())
+
+
 def test_several_pairs_have_the_bits_of_one_exact_sum_whatever_their_order() -> None:
     pairs = [factors(48, 300, rank, 0.5, seed) for seed, rank in enumerate((4, 16, 7))]
     W = weights(48, 300, 0.02, "BF16")
