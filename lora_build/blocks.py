@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lora_build.checkpoint import TensorInfo
+from lora_build.compiled import levels
 from lora_build.methods import LowRank, Update, methods
 from lora_build.operations import Merge, Segment
 from lora_build.survival import Measured, Share
@@ -52,6 +53,8 @@ class Merger(Protocol):
 
 
 def is_fused(op: Merge, segment: Segment) -> bool:
-    """Whether the compiled pass can merge a segment."""
+    """Whether the compiled pass can merge a segment, and is there."""
+    if not levels():
+        return False
     method = methods()[segment.updates[0].method]
     return {op.dtype, op.source.dtype} <= _FUSED and isinstance(method, LowRank) and method.is_low_rank(segment.updates)

@@ -26,7 +26,7 @@ _BEYOND = {"DoRA", "KaSA", "OLoRA", "PiSSA"}  # these do more to a weight than t
 _STAGES = {
     "main": ("read", "prepare", "gather", "wait for load", "wait for merge", "wait for lanes"),
     "pool": ("load", "merge"),
-    "lanes": ("hash input", "hash files", "hash tensors", "write", "sync"),
+    "lanes": ("hash input", "hash output", "write", "sync"),
 }
 # what an adapter may hold whole (`Whole.kind`), the word for its line, and what becomes of it
 _WHOLE = (

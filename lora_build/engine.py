@@ -1,10 +1,9 @@
 """The engine: runs a plan shard by shard. In memory at any time: some blocks of a few MB, and the factors they need.
 
-This thread reads, and gathers what is to be written, in order; a pool merges what lies between; lanes write, and hash
-what is read, what is written, and each tensor.
+This thread reads, and gathers what is to be written, in order; a pool merges what lies between; lanes hash what is
+read, hash what is written, and write it.
 """
 
-import hashlib
 import logging
 import os
 from collections import deque
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING
 from lora_build.blocks import Block, Data, Loaded, Merger, is_fused
 from lora_build.buffers import Buffers
 from lora_build.checkpoint import DTYPE_BYTES, TensorInfo
-from lora_build.digests import CHUNK_BYTES, HashedFile
+from lora_build.compiled import levels
+from lora_build.digests import CHUNK_BYTES, HashedFile, Sha256
 from lora_build.errors import MergeError
 from lora_build.lanes import Clock, Lane
 from lora_build.operations import Merge, Operation, Segment, Shard, kind, touched_by
@@ -32,7 +32,11 @@ if TYPE_CHECKING:
     from lora_build.peft_numerics import Deltas
 
 log = logging.getLogger(__name__)
-_COMPILING = "compiling the merge for this machine: some ten seconds, once; numba keeps it for later builds"
+_NOT_COMPILED = (
+    "no compiled loops here: no C++ compiler was found when lora-build was installed, or it was installed for another "
+    "machine or version; torch merges in their place, to the same bytes but some ten times as slowly; install a "
+    "compiler (g++ or clang), then lora-build again"
+)
 _AHEAD = 4  # blocks that are read before the first of them is written
 
 Progress = Callable[[int], None]
@@ -84,6 +88,8 @@ def execute(
         VerificationError: an input's bytes are not what its source promised.
         StorageError: the disk failed.
     """
+    if not levels():
+        log.warning(_NOT_COMPILED)
     with ExitStack() as files, ExitStack() as stack:  # files are closed once no thread works on them
         clock = Clock()
         inputs = _Inputs(sources, files, stack.enter_context(Lane("hash input", clock)))
@@ -93,8 +99,7 @@ def execute(
         run = _Run(
             plan=plan, inputs=inputs, sink=sink, progress=progress, held=held, clock=clock, stack=stack, opened=files,
             pool=pool, kernel=pool.submit(_load_kernel, set() if plan.repeats_peft else targets, clock),
-            hash_tensors=stack.enter_context(Lane("hash tensors", clock)),
-            hash_files=stack.enter_context(Lane("hash files", clock)),
+            hash_output=stack.enter_context(Lane("hash output", clock)),
             write_files=stack.enter_context(Lane("write", clock)),
             sync=stack.enter_context(Lane("sync", clock)),
         )  # fmt: skip
@@ -112,15 +117,13 @@ def execute(
 
 
 def _load_kernel(targets: Collection[str], clock: Clock) -> None:
-    """Import the compiled pass and put its arithmetic to the test, while other threads copy what comes first."""
+    """Put the compiled pass to the test, while other threads copy what comes first."""
     if not targets:
         return
     with clock.time("load"):
-        from lora_build.compiled import when_compiling
         from lora_build.kernel import self_test
 
-        with when_compiling(partial(log.warning, _COMPILING)):
-            self_test(targets)
+        self_test(targets)
 
 
 def _num_workers() -> int:
@@ -187,8 +190,7 @@ class _Run:
     opened: ExitStack
     pool: ThreadPoolExecutor
     kernel: Future[None]
-    hash_tensors: Lane
-    hash_files: Lane
+    hash_output: Lane
     write_files: Lane
     sync: Lane
     files: list[FileRecord] = field(default_factory=list)
@@ -206,42 +208,45 @@ class _Run:
 
     def write_shard(self, shard: Shard) -> None:
         """Write one file; its last bytes may still be hashed and synced when this returns."""
-        file = self.opened.enter_context(self.sink.open(shard.file, shard.num_bytes, self.hash_files, self.write_files))
+        file = self.opened.enter_context(
+            self.sink.open(shard.file, shard.num_bytes, self.hash_output, self.write_files)
+        )
         self._put(shard.header, file)
-        for _, group in groupby(self._results(shard), key=lambda result: result[0].name):
-            self._write(group, file, shard.file)
+        digests = {
+            name: self._write(group, file)
+            for name, group in groupby(self._results(shard), key=lambda result: result[0].name)
+        }
+        self.hash_output.submit(partial(self._enter, shard.file, digests))
         self.sync.submit(lambda: self.files.append(file.close()))
 
     def finish(self) -> None:
         """Wait for what is still being hashed and synced."""
         with self.clock.time("wait for lanes"):
-            for lane in (self.hash_tensors, self.hash_files, self.write_files, self.sync):
+            for lane in (self.hash_output, self.write_files, self.sync):
                 lane.drain()
 
-    def _put(self, data: bytes | bytearray | memoryview, file: FileWriter) -> None:
+    def _put(self, data: bytes | bytearray | memoryview, file: FileWriter, digest: Sha256 | None = None) -> None:
         with self.clock.time("gather"):
-            file.write(data)
+            file.write(data, digest)
         self.progress(len(data))
 
-    def _write(self, results: Iterator[tuple[Operation, Block]], file: FileWriter, name: str) -> None:
-        """Write the blocks of one tensor and enter it in the accounts."""
-        digest, blocks, num_bytes, operation = hashlib.sha256(), [], 0, None
+    def _write(self, results: Iterator[tuple[Operation, Block]], file: FileWriter) -> Sha256:
+        """Write the blocks of one tensor and return what will have its digest."""
+        digest, blocks, num_bytes, operation = Sha256(), [], 0, None
         for operation, block in results:
             if block.not_finite is not None:
                 raise MergeError(self._explain(operation, block))
             data = block.data if self.held is None else self._from_memory(operation, block, num_bytes)
             num_bytes += len(data)
-            with self.clock.time("wait for lanes"):
-                self.hash_tensors.submit(partial(digest.update, data))
-            self._put(data, file)
+            self._put(data, file, digest)
             blocks.append(replace(block, data=bytearray()))
         assert operation is not None
-        self.hash_tensors.submit(partial(self._enter, operation.name, name, digest))
         if isinstance(operation, Merge):
             self.survival.append(_survival(operation, blocks))
+        return digest
 
-    def _enter(self, name: str, file: str, digest: "hashlib._Hash") -> None:
-        self.tensors[name] = file, "sha256:" + digest.hexdigest()
+    def _enter(self, file: str, digests: Mapping[str, Sha256]) -> None:
+        self.tensors.update({name: (file, "sha256:" + digest.hexdigest()) for name, digest in digests.items()})
 
     def _from_memory(self, operation: Operation, block: Block, start: int) -> bytearray | memoryview:
         """Return the bytes of a block as the model in memory has them, or the block's own where it has not got them."""
@@ -364,7 +369,7 @@ class _Run:
                 yield partial(self._timed, partial(self._converted, op, data, first))
 
     def _converted(self, op: Operation, data: Data, first: int) -> Block:
-        if op.dtype != "F64" and not self.plan.repeats_peft:
+        if op.dtype != "F64" and levels() and not self.plan.repeats_peft:
             from lora_build.fused import converted
 
             return converted(data, op.source.dtype, op.dtype, first, check=self.check)

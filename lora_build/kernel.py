@@ -5,7 +5,7 @@ correctly rounded last bit", 1991): the update is computed in plain float32 (flo
 bound on what that is off by, and where both ends of the interval round to the same value, so does the exact sum. The
 rest, one element in thousands, is tried again in float64; what that leaves gets the exact sum on power-of-two grids.
 
-The bound: products are added four at a time, and the fours one after another. Each product and each partial sum is
+The bound: products are added eight at a time, and the eights one after another. Each product and each partial sum is
 rounded by half a unit in the last place of it at most, and a partial sum is at most Σ|b||a| over its terms; so the
 term k counts once for each rounding that it is part of, and for the roundings of b and a to float32: say w times. Over
 all terms Σ w|b||a| is at most √(Σ w b²)·√(Σ w a²) (Cauchy-Schwarz): two weighted norms, which are made a hundredth
@@ -20,14 +20,17 @@ The loops are in `compiled`.
 import hashlib
 import math
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lora_build.compiled import BF16, F16, F32, F64, TERMS, TILE, Array, convert_bits, convert_doubles, merge_of
+from lora_build.compiled import BF16, F16, F32, F64, PANEL, ROWS, TERMS, Job, Loops, levels, loops
 from lora_build.errors import MergeError
 from lora_build.known_answer import merges
 from lora_build.survival import Measured
 
+Array = NDArray[Any]
 Pair = tuple[Array, Array]
 """B [out, r] with weight and scaling folded in, A [r, in], float64."""
 
@@ -60,21 +63,21 @@ class FusedSum:
         bits = 53 - math.ceil(math.log2(2 * max(1, rank)))
         # B gets the finer grid in either storage, so that both have the same bits
         b_bits, a_bits = (bits + 1) // 2, bits - (bits + 1) // 2
-        self._left, self._right = (A.T, np.ascontiguousarray(B)) if transposed else (B, np.ascontiguousarray(A.T))
-        self._grids = (a_bits, b_bits) if transposed else (b_bits, a_bits)
         self._source, self._target = _FORMATS[source], _FORMATS[target]
-        self._float: type = np.float64 if target == "F32" else np.float32
-        self._unit = 2.0**-53 if target == "F32" else 2.0**-24
-        self._tiles = _tiled(B.T if transposed else A, self._float)
+        self._grids = (a_bits, b_bits) if transposed else (b_bits, a_bits)
+        quick, unit = (np.float64, 2.0**-53) if target == "F32" else (np.float32, 2.0**-24)
         dropped = 5 * max(1, rank) * 2.0**-bits
-        self._weights = _weights(rank) + dropped / self._unit
-        self._norms = _norms(self._right, self._weights)
+        weights = _weights(rank) + dropped / unit
+        self._slack = 4 * unit
+        self._left, self._right = (np.ascontiguousarray(t) for t in ((A.T, B) if transposed else (B, A.T)))
+        left_norms, self._norms = _norms(self._left, weights), _norms(self._right, weights)
+        last = ((rank + 8) * 2.0**-53 + dropped) / weights.min(initial=np.inf)  # of plain norms
+        self._last_bound = left_norms * last
         with np.errstate(over="ignore"):
-            self._columns = self._norms.astype(self._float)
-        self._slack = self._float(4 * self._unit)
-        self._last_error = float(
-            ((rank + 8) * 2.0**-53 + dropped) / self._weights.min(initial=np.inf)
-        )  # of plain norms
+            self._quick_left = _padded(self._left, ROWS).astype(quick)
+            self._bound = (left_norms * unit).astype(quick)
+            self._panels = _in_panels((B.T if transposed else A).astype(quick))
+            self._columns = _padded(self._norms[:, None].astype(quick), PANEL, 1)
 
     def rows(self, W: Array, first: int, out: Array) -> Measured:
         """Merge rows and return what that did to them.
@@ -84,19 +87,17 @@ class FusedSum:
             first: the index of the first of them.
             out: where the merged rows' bits go, [n, columns].
         """
-        left = np.ascontiguousarray(self._left[first : first + W.shape[0]])
-        norms = _norms(left, self._weights)
-        with np.errstate(over="ignore"):
-            bound: Array = (norms * self._unit).astype(self._float)
-        found = np.zeros(5)
-        x, wide = _seen(W, self._source)
-        prior = W.reshape(-1) if self._source == self._target else np.zeros(0, out.dtype)
-        merge_of[self._target](
-            x, wide, self._source, prior, out.reshape(-1), _padded(left, self._float), self._tiles, bound,
-            self._columns, self._slack,
-            (left, norms * self._last_error, self._grids[0], self._right, self._norms, self._grids[1]), found,
+        found = np.zeros(6)
+        job = Job(
+            x=_address(W), out=_address(out), num_rows=W.shape[0], width=W.shape[1],
+            left=_address(self._quick_left[first:]), right=_address(self._panels), num_terms=self._panels.shape[1],
+            bound=_address(self._bound[first:]), columns=_address(self._columns), slack=self._slack,
+            left64=_address(self._left[first:]), last_bound=_address(self._last_bound[first:]),
+            right64=_address(self._right), norms=_address(self._norms), rank=self._left.shape[1],
+            left_bits=self._grids[0], right_bits=self._grids[1], found=_address(found),
         )  # fmt: skip
-        base, update, num_updated, num_changed, is_infinite = found.tolist()
+        _loops().merge(self._source, self._target, job)
+        base, update, num_updated, num_changed, is_infinite, _ = found.tolist()
         return Measured(
             base=base, update=update, num_updated=int(num_updated), num_changed=int(num_changed), finite=not is_infinite
         )
@@ -113,16 +114,10 @@ def convert(x: Array, source: str, target: str) -> Array:
     """Return the bits of stored values in another dtype, each rounded once; every NaN becomes the same quiet NaN."""
     out = np.empty(x.shape, BITS[target])
     if source == "F64":
-        convert_doubles(x.reshape(-1).view(np.float64), out.reshape(-1), _FORMATS[target])
+        _loops().convert_doubles(_FORMATS[target], _address(x), _address(out), x.size)
     else:
-        convert_bits(*_seen(x, _FORMATS[source]), _FORMATS[source], out.reshape(-1), _FORMATS[target])
+        _loops().convert(_FORMATS[source], _FORMATS[target], _address(x), _address(out), x.size)
     return out
-
-
-def _seen(stored: Array, source: int) -> tuple[Array, Array]:
-    """Return stored bits as one row of uint16, and of float32 if they are that."""
-    row = stored.reshape(-1)
-    return row.view(np.uint16), row.view(np.float32) if source == F32 else np.zeros(0, np.float32)
 
 
 def first_not_finite(bits: Array, dtype: str) -> int | None:
@@ -142,8 +137,8 @@ def self_test(targets: Collection[str] = tuple(KNOWN_ANSWERS)) -> None:
         if target in targets and (found := known_answer(target)) != expected:
             raise MergeError(
                 f"this machine's arithmetic fails the self-test of exact-1 for {target} (found {found}, expected "
-                f"{expected}): its handling of denormal numbers is not IEEE 754, or numba compiles wrongly; another "
-                "release of numba may not"
+                f"{expected}): its handling of denormal numbers is not IEEE 754, or lora_build/compiled was compiled "
+                "wrongly; install lora-build again, with another compiler"
             )
 
 
@@ -162,10 +157,10 @@ def known_answer(target: str) -> str:
 def _weights(rank: int) -> Array:
     """Return how often each of R terms is rounded, as a part of sums too, by the loops of `compiled`."""
     term = np.arange(rank)
-    four, place = term // TERMS, term % TERMS
-    in_its_four = 1 + TERMS - np.maximum(place, 1)  # without fused operations: as a product, and in each sum
-    after_it = -(-rank // TERMS) - np.maximum(four, 1)
-    return np.asarray(in_its_four + after_it + 2.0)  # and both factors
+    group, place = term // TERMS, term % TERMS
+    in_its_group = 1 + TERMS - np.maximum(place, 1)  # without fused operations: as a product, and in each sum
+    after_it = -(-rank // TERMS) - np.maximum(group, 1)
+    return np.asarray(in_its_group + after_it + 2.0)  # and both factors
 
 
 def _norms(t: Array, weights: Array) -> Array:
@@ -177,20 +172,29 @@ def _norms(t: Array, weights: Array) -> Array:
     return np.asarray(norms)
 
 
-def _tiled(t: Array, dtype: type) -> Array:
-    """Return t [R, n] tile after tile, each [R, TILE], with zeros behind and below."""
-    num_tiles, terms = -(-t.shape[1] // TILE), -(-max(1, len(t)) // TERMS) * TERMS
-    tiles: Array = np.zeros([num_tiles, terms, TILE], dtype)
-    with np.errstate(over="ignore"):
-        for k, tile in enumerate(tiles):
-            part = t[:, k * TILE : (k + 1) * TILE]
-            tile[: len(t), : part.shape[1]] = part
-    return tiles.reshape(-1)
+def _in_panels(t: Array) -> Array:
+    """Return t [R, n] as panels [n / PANEL, terms, PANEL], with zeros behind and below."""
+    wide = _padded(t, TERMS, PANEL)
+    return np.ascontiguousarray(wide.reshape(len(wide), -1, PANEL).transpose(1, 0, 2))
 
 
-def _padded(t: Array, dtype: type) -> Array:
-    """Return t [n, R] in `dtype` with zeros behind and below, up to multiples of what is taken at a time."""
-    out: Array = np.zeros([-(-max(1, size) // TERMS) * TERMS for size in t.shape], dtype)
-    with np.errstate(over="ignore"):
-        out[: t.shape[0], : t.shape[1]] = t
+def _padded(t: Array, rows: int, columns: int = TERMS) -> Array:
+    """Return t [n, m] with zeros behind and below, up to multiples of what is taken at a time."""
+    out: Array = np.zeros([_up(t.shape[0], rows), _up(t.shape[1], columns)], t.dtype)
+    out[: t.shape[0], : t.shape[1]] = t
     return out
+
+
+def _up(size: int, step: int) -> int:
+    """Return the smallest multiple of `step` that is not below `size`, nor 0."""
+    return -(-max(1, size) // step) * step
+
+
+def _address(array: Array) -> int:
+    """Return where an array's values lie, one after another."""
+    assert array.flags.c_contiguous
+    return array.ctypes.data
+
+
+def _loops() -> Loops:
+    return loops(levels()[0])

@@ -15,19 +15,24 @@ AHEAD = 8  # calls that may wait in a lane: what they hold is all that is in mem
 
 
 class Clock:
-    """The seconds that each stage took, summed over its threads."""
+    """The seconds that each stage took, summed over its threads, without those of stages within it."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._within = threading.local()
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
         """Add the time of a block to a stage; a stage belongs to one thread at a time, or is only nearly right."""
+        others = getattr(self._within, "seconds", 0.0)
+        self._within.seconds = 0.0
         started = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+            took = time.perf_counter() - started
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + took - self._within.seconds
+            self._within.seconds = others + took
 
 
 class Lane:
@@ -50,8 +55,9 @@ class Lane:
     def submit(self, call: Callable[[], None]) -> Future[None]:
         """Have a call made after those before it; raises what an earlier one raised. Any thread may."""
         with self._lock:
-            while len(self._waiting) >= AHEAD:
-                self._waiting.popleft().result()
+            if len(self._waiting) >= AHEAD:
+                with self._clock.time("wait for lanes"):
+                    self._waiting.popleft().result()
             future = self._pool.submit(self._run, call)
             self._waiting.append(future)
             return future

@@ -11,11 +11,10 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Self
 
 from lora_build.buffers import Buffers
-from lora_build.digests import remember
+from lora_build.digests import Sha256, remember, update_both
 from lora_build.errors import LoraBuildError, StorageError
 from lora_build.lanes import Lane
 
@@ -71,9 +70,11 @@ class FileWriter:
         self._path = root / name
         self._size = size_bytes
         self._buffers = buffers
-        self._lanes = hashing, writing
-        self._hash = hashlib.sha256()
+        self._hashing = hashing
+        self._writing = writing
+        self._hash = Sha256()
         self._block = memoryview(b"")
+        self._parts: list[tuple[memoryview, Sha256 | None]] = []  # of the block, and who else is given them
         self._num_gathered = 0
         self._start = 0  # of the block
         self._begun: list[Future[None]] = []
@@ -100,30 +101,46 @@ class FileWriter:
         if fd >= 0:
             os.close(fd)
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append bytes; the caller may change them once this returns."""
+    def write(self, data: bytes | bytearray | memoryview, digest: Sha256 | None = None) -> None:
+        """Append bytes, which the caller may change once this returns.
+
+        Args:
+            data: the bytes.
+            digest: is given the same bytes, by the time that the whole file is written and hashed.
+        """
         view = memoryview(data)
         self._refuse_unless(self._start + self._num_gathered + len(view) <= self._size, "more")
         while view:
             if not self._num_gathered:
                 self._block = self._buffers.take(min(BLOCK_BYTES, self._size - self._start))
             part = view[: len(self._block) - self._num_gathered]
-            self._block[self._num_gathered : self._num_gathered + len(part)] = part
+            place = slice(self._num_gathered, self._num_gathered + len(part))
+            self._block[place] = part
+            self._parts.append((self._block[place], digest))
             self._num_gathered += len(part)
             view = view[len(part) :]
             if self._num_gathered == len(self._block):
                 self._finish_block()
 
     def _finish_block(self) -> None:
-        block, start = self._block, self._start
-        self._block, self._num_gathered, self._start = memoryview(b""), 0, start + len(block)
-        self._begun = [future for future in self._begun if not future.done() or future.exception()]
-        calls = partial(self._hash.update, block), partial(self._put, block, start)
-        for lane, call in zip(self._lanes, calls, strict=True):
-            if lane:
-                self._begun.append(lane.submit(call))
+        block, start, parts = self._block, self._start, self._parts
+        self._block, self._num_gathered, self._start, self._parts = memoryview(b""), 0, start + len(block), []
+        self._do(partial(self._update, parts), self._hashing)
+        self._do(partial(self._put, block, start), self._writing)
+
+    def _update(self, parts: list[tuple[memoryview, Sha256 | None]]) -> None:
+        for part, digest in parts:
+            if digest:
+                update_both(self._hash, digest, part)
             else:
-                call()
+                self._hash.update(part)
+
+    def _do(self, call: Callable[[], None], lane: Lane | None) -> None:
+        self._begun = [future for future in self._begun if not future.done() or future.exception()]
+        if lane:
+            self._begun.append(lane.submit(call))
+        else:
+            call()
 
     def _put(self, block: memoryview, start: int) -> None:
         with disk_errors(self._path):

@@ -20,7 +20,7 @@ from lora_build.digests import HashedFile
 from lora_build.pipeline import prepare
 from lora_build.recipe_check import from_mapping
 
-HEAVY = {"torch", "numba", "numpy", "transformers", "safetensors", "huggingface_hub", "rich", "hydra"}
+HEAVY = {"torch", "numpy", "transformers", "safetensors", "huggingface_hub", "rich", "hydra"}
 MAIN = "import sys; from lora_build.app import main; code = main(); "
 
 

@@ -31,8 +31,8 @@ FLOORS = [
     {"__main__"},
 ]
 ONLY = {"hydra": {"app", "recipe_source"}, "peft": set(), "rich": {"console", "model"}, "yaml": {"recipe_files"}}
-LAZY = {"torch", "transformers", "huggingface_hub", "numpy", "numba"}
-EAGER_NUMPY = {"compiled", "fused", "kernel", "known_answer", "methods._lora_pairs"}
+LAZY = {"torch", "transformers", "huggingface_hub", "numpy"}
+EAGER_NUMPY = {"fused", "kernel", "known_answer", "methods._lora_pairs"}
 EAGER_TORCH = {"arithmetic", "attached", "torch_blocks", "live", "loading", "memory", "model", "peft_numerics"}
 EAGER_TORCH |= {
     "forward_check",
@@ -98,5 +98,5 @@ def test_only_the_runner_knows_hydra_and_nobody_knows_peft() -> None:
 def test_heavy_libraries_are_imported_only_where_they_are_used() -> None:
     for name, tree in modules().items():
         heavy = {i.split(".")[0] for i in imports(tree, eager=True)} & LAZY
-        allowed = {"torch", "numpy"} if name in EAGER_TORCH else {"numpy", "numba"} if name in EAGER_NUMPY else set()
+        allowed = {"torch", "numpy"} if name in EAGER_TORCH else {"numpy"} if name in EAGER_NUMPY else set()
         assert heavy <= allowed, name

@@ -6,15 +6,21 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_demo_builds_from_a_wheel_in_an_empty_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiler", ["", "/nowhere/c++"], ids=["compiled", "without a compiler"])
+def test_the_demo_builds_from_a_wheel_in_an_empty_folder(tmp_path: Path, compiler: str) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
-    subprocess.run([*command, str(tmp_path / "dist"), str(ROOT)], check=True, capture_output=True)
+    subprocess.run([*command, str(tmp_path / "dist"), str(ROOT)], check=True, capture_output=True,
+                   env={**os.environ, "CXX": compiler})  # fmt: skip
     (wheel,) = (tmp_path / "dist").glob("lora_build-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
+    assert wheel.name.endswith("-py3-none-any.whl") == bool(compiler)
+    assert (tmp_path / "site/lora_build/compiled/library.so").exists() != bool(compiler)
     empty = tmp_path / "empty"
     empty.mkdir()
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
@@ -24,6 +30,7 @@ def test_the_demo_builds_from_a_wheel_in_an_empty_folder(tmp_path: Path) -> None
             [sys.executable, "-m", "lora_build", *words], cwd=empty, env=env, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
+        assert ("no compiled loops" in done.stderr) == (bool(compiler) and words[0] == "recipe=demo")
         return done.stdout
 
     assert "demo" in run("list")

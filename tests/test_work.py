@@ -3,6 +3,7 @@
 A second pass over something costs a fifth of a build's time and changes none of its bytes; only a count can notice.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ import torch
 from safetensors.torch import save_file
 
 import lora_build
-from lora_build import compiled, digests, engine, fused, kernel, pipeline, sinks, sources
+from lora_build import digests, engine, fused, kernel, pipeline, sinks, sources
 from lora_build.buffers import Buffers
 from lora_build.kernel import BITS, FusedSum
 from lora_build.recipe_check import from_mapping
@@ -79,7 +80,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
     class Hash:
         def __init__(self, data: bytes = b"", **options: bool) -> None:
             caller = sys._getframe(1)
-            self._by, self._real = f"{caller.f_globals['__name__']}.{caller.f_code.co_name}", sha256(**options)
+            self._by, self._real = caller.f_code.co_qualname, sha256(**options)
             self.update(data)
 
         def update(self, data: Any) -> None:
@@ -90,6 +91,21 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
             return getattr(self._real, name)
 
     monkeypatch.setattr(hashlib, "sha256", Hash)
+
+    class Digest(digests.Sha256):
+        def update(self, data: Any) -> None:
+            super().update(data)
+            done.hashed["alone"] += len(data)
+
+    def update_both(one: Any, other: Any, data: Any) -> None:
+        alone = done.hashed["alone"]
+        digests.update_both(one, other, data)
+        done.hashed["alone"] = alone  # where the processor cannot take both at once
+        done.hashed["both"] += len(data)
+
+    for module in (engine, sinks):
+        monkeypatch.setattr(module, "Sha256", Digest)
+    monkeypatch.setattr(sinks, "update_both", update_both)
 
     class Sum(FusedSum):
         def __init__(self, pairs: Any, *formats: str, transposed: bool) -> None:
@@ -206,14 +222,13 @@ def test_every_byte_is_read_once_hashed_once_written_once_and_every_element_merg
     # the norm lies first in its file, being wider, and last in the output's: it is hashed on the way and read again
     again = 4 * 9_000
     assert only_weights(work.read) == inputs | {(last := sorted(inputs)[2]): inputs[last] + again}
-    assert work.hashed["lora_build.digests.__init__"] == sum(work.read.values()) - again
+    assert work.hashed["HashedFile.__init__"] == sum(work.read.values()) - again
     assert only_weights(work.written) == staged(outputs)
     sidecars = [path for path in (tmp_path / "out").iterdir() if path.suffix != ".safetensors"]
     tensor_bytes = sum(prod(shape) * 2 for shape, _ in shapes(3).values())
-    assert work.hashed["lora_build.engine._write"] == tensor_bytes
-    assert work.hashed["lora_build.sinks.__init__"] == sum(outputs.values()) + sum(
-        path.stat().st_size for path in sidecars
-    )
+    assert work.hashed["both"] == tensor_bytes
+    beside = sum(outputs.values()) - tensor_bytes + sum(path.stat().st_size for path in sidecars)
+    assert work.hashed["alone"] == beside
     # an adapter beside another is measured on the first block: the one alone, the other alone
     per_block = BLOCK // 2 // COLUMNS * COLUMNS
     assert work.elements == {"merged": 3 * (ROWS * COLUMNS + 4 * per_block), "converted": 9_000}
@@ -355,25 +370,19 @@ def test_nearly_every_element_is_decided_in_the_first_pass(
     rng = np.random.default_rng(0)
     W = (rng.standard_normal((256, 1024)) * 0.02).astype(np.float32)
     B, A = rng.standard_normal((256, 16)) * 0.01, rng.standard_normal((16, 1024))
-    unsure = 0
+    unsure = []
 
-    def merge(
-        x: Any, wide: Any, source: Any, prior: Any, out: Any, left: Any, tiles: Any, bound: Any, *rest: Any
-    ) -> None:
-        nonlocal unsure
-        columns, slack, *_ = rest
-        decide = {"BF16": compiled._decide_bf16, "F16": compiled._decide_f16, "F32": compiled._decide_f32}[target]
-        marks, found, none, n = np.zeros(1024, np.uint8), np.zeros(5), np.uint64(0), np.uint64(1024)
-        d = left[:256] @ tiles.reshape(-1, 1024)
-        for i in range(256):
-            before = W[i].view(np.uint32) if target == "F32" else np.zeros(1024, np.uint16)
-            row = np.empty(1024, np.uint32 if target == "F32" else np.uint16)
-            unsure += decide(W[i], d[i], none, columns, none, bound[i], slack, before, none, row, none, n, marks, found)
+    def counted() -> Any:
+        return loops._replace(merge=lambda *words: (loops.merge(*words), unsure.append(in_doubt(words[-1]))))
 
-    monkeypatch.setattr(kernel, "merge_of", dict.fromkeys(kernel.merge_of, merge))
+    def in_doubt(job: Any) -> float:
+        return float(ctypes.cast(job.found, ctypes.POINTER(ctypes.c_double))[5])
+
+    loops = kernel._loops()
+    monkeypatch.setattr(kernel, "_loops", counted)
     FusedSum([(B, A)], "F32", target, transposed=False).rows(W.view(np.uint32), 0, np.empty(W.shape, BITS[target]))
 
-    assert 0 < unsure <= most * W.size
+    assert 0 < sum(unsure) <= most * W.size
 
 
 def make_stack(folder: Path, experts: int, out: int, inner: int) -> torch.Tensor:
@@ -409,22 +418,3 @@ def test_whoever_asks_why_a_value_of_a_stack_is_not_finite_reads_its_factors_onc
         lora_build.build(small.recipe(tmp_path))
     ((name, size),) = weights(tmp_path, "math").items()
     assert work.read[name] <= 2 * size
-
-
-def test_a_build_says_that_the_pass_is_being_compiled_but_not_that_it_is_loaded(tmp_path: Path) -> None:
-    small.make_base(tmp_path / "base")
-    small.make_adapter(tmp_path / "math")
-    code = "import json, sys, lora_build; lora_build.build(json.loads(sys.argv[1]))"
-    said = []
-    for out in ("first", "second"):
-        recipe = json.dumps(small.recipe(tmp_path, output={"dir": str(tmp_path / out)}))
-        done = subprocess.run(
-            [sys.executable, "-c", code, recipe],
-            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "numba")},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        said.append(done.stderr.count("compiling the merge for this machine: some ten seconds, once"))
-
-    assert said == [1, 0]

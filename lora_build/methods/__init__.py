@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from lora_build.compiled import Array
-    from lora_build.kernel import Pair
+    from lora_build.kernel import Array, Pair
 
 
 class BaseModule(Protocol):

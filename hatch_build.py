@@ -1,0 +1,84 @@
+"""Compiles lora_build/compiled when the package is built; where no compiler is found, the package does without it."""
+
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+SOURCES = Path("lora_build/compiled")
+LIBRARY = SOURCES / "library.so"
+# bits have to be the same with every compiler: no products fused into sums, no additions reordered
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fopenmp-simd", "-fvisibility=hidden"]
+FLAGS += ["-fno-exceptions", "-fno-rtti", "-Wall", "-Wextra"]
+LEVELS = {
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"],
+    "avx2": ["-mavx2", "-mfma"],
+    "plain": [],
+}
+SHA = {"x86_64": ["-msha", "-msse4.1"], "aarch64": ["-march=armv8-a+crypto"]}
+
+
+def compile_library(root: Path, to: Path, compiler: list[str], machine: str = platform.machine()) -> None:
+    """Compile the sources below `root` for a kind of processor.
+
+    Raises:
+        OSError: there is no such compiler.
+        subprocess.CalledProcessError: it failed; `stderr` says why.
+    """
+    levels = LEVELS if machine == "x86_64" else {"plain": []}
+    parts = [("merge.cpp", [f"-DLEVEL={level}", *flags]) for level, flags in levels.items()]
+    parts += [("sha256.cpp", SHA.get(machine, [])), ("cpu.cpp", [f'-DSOURCES="{_digest_of_sources(root)}"'])]
+    with tempfile.TemporaryDirectory() as scratch:
+        objects = [str(Path(scratch, f"{k}.o")) for k in range(len(parts))]
+        for target, (name, flags) in zip(objects, parts, strict=True):
+            _run([*compiler, *FLAGS, *flags, "-c", str(root / SOURCES / name), "-o", target])
+        draft = to.with_name(f"{to.name}.{os.getpid()}")  # a library that a process has loaded is never written to
+        _run([*compiler, "-shared", *objects, "-o", str(draft)])
+        draft.replace(to)
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+def _digest_of_sources(root: Path) -> str:
+    """Return what the library has to say that it was compiled of, or it is not used."""
+    spec = importlib.util.spec_from_file_location("compiled", root / SOURCES / "__init__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    compiled = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(compiled)
+    return str(compiled.digest_of_sources())
+
+
+class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
+    """Adds the compiled library to a wheel, or to the source tree that an editable installation uses."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile, or say why not."""
+        compiler = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
+        self._scratch = tempfile.TemporaryDirectory()
+        library = Path(self.root, LIBRARY) if version == "editable" else Path(self._scratch.name, LIBRARY.name)
+        try:
+            compile_library(Path(self.root), library, compiler)
+        except (OSError, subprocess.CalledProcessError) as error:
+            library.unlink(missing_ok=True)
+            why = getattr(error, "stderr", None) or error
+            self.app.display_warning(f"{shlex.join(compiler)} cannot compile lora_build/compiled: {why}")
+            return
+        if version != "editable":
+            build_data["force_include"][str(library)] = str(LIBRARY)
+            build_data["pure_python"] = False
+            build_data["tag"] = f"py3-none-{re.sub('[-.]', '_', sysconfig.get_platform())}"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove what was compiled outside of the source tree."""
+        self._scratch.cleanup()
