@@ -64,20 +64,26 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, or say why not."""
-        compiler = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
         self._scratch = tempfile.TemporaryDirectory()
         library = Path(self.root, LIBRARY) if version == "editable" else Path(self._scratch.name, LIBRARY.name)
-        try:
-            compile_library(Path(self.root), library, compiler)
-        except (OSError, subprocess.CalledProcessError) as error:
+        if not self._compile(library):
             library.unlink(missing_ok=True)
-            why = getattr(error, "stderr", None) or error
-            self.app.display_warning(f"{shlex.join(compiler)} cannot compile lora_build/compiled: {why}")
-            return
-        if version != "editable":
+        elif version != "editable":
             build_data["force_include"][str(library)] = str(LIBRARY)
             build_data["pure_python"] = False
             build_data["tag"] = f"py3-none-{re.sub('[-.]', '_', sysconfig.get_platform())}"
+
+    def _compile(self, library: Path) -> bool:
+        """Try the compiler that was asked for, else Python's own, which may be another machine's, else any."""
+        asked = os.environ.get("CXX")
+        for words in [asked] if asked else [sysconfig.get_config_var("CXX"), "c++", "g++", "clang++"]:
+            try:
+                compile_library(Path(self.root), library, shlex.split(words or "c++"))
+                return True
+            except (OSError, subprocess.CalledProcessError) as error:
+                why = getattr(error, "stderr", None) or error
+                self.app.display_warning(f"{words} cannot compile lora_build/compiled: {why}")
+        return False
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove what was compiled outside of the source tree."""

@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _drop_output()
         code = StorageError.exit_code
     if argv is None:
-        gc.freeze()  # the process ends here; to take numba apart object by object takes 0.2 s
+        gc.freeze()  # the process ends here; to take apart what is loaded, object by object, only takes time
     return code
 
 

@@ -182,7 +182,7 @@ template <Format TARGET> INLINE bool differ(uint32_t now, uint32_t before) {
 
 // ---- Elements in doubt.
 
-// What is merged, and into what; see `merge` in __init__.py.
+// What is merged, and into what; see `Job` in __init__.py.
 struct Job {
   const void* x;
   void* out;
@@ -312,8 +312,9 @@ template <Format SOURCE, Format TARGET> struct Pass {
     for (int64_t p = 0; p < ROWS; p++) result[p][0] = total[p][0], result[p][1] = total[p][1];
   }
 
-  // The bits of a result in doubt of none, from those of a float32 close by to which half a last place was added: the
-  // exact sum is no midpoint then.
+  // A result is cut off from the bits of a float32 to which HALF a last place was added. If this gives the same from
+  // both ends of an interval, it is what each value between them rounds to: none is a midpoint, where half to even and
+  // half up differ.
   static constexpr uint32_t HALF = TARGET == BF16 ? 0x8000 : TARGET == F16 ? 0x1000 : 0;
   static constexpr uint32_t KEPT = TARGET == BF16 ? 0xFFFF0000 : TARGET == F16 ? 0xFFFFE000 : 0xFFFFFFFF;
   static INLINE U cut(U u) {
@@ -355,7 +356,8 @@ template <Format SOURCE, Format TARGET> struct Pass {
     const R v = __builtin_convertvector(w, R) + d;
     const R size = bits<R>((typename V::Mask)(bits<typename V::Mask>(v) & V::MAGNITUDE));
     const R e = fused(size, slack, error);
-    const U high = bits<U>(__builtin_convertvector(v + e, F)) + HALF, low = bits<U>(__builtin_convertvector(v - e, F)) + HALF;
+    const U high = bits<U>(__builtin_convertvector(v + e, F)) + HALF;
+    const U low = bits<U>(__builtin_convertvector(v - e, F)) + HALF;
     const U place = bits<U>(__builtin_convertvector(v, F)) & ABS;
     // an e that is NaN decides nothing, nor one so large that the ends have different signs
     const I bad = (I)(((high ^ low) & KEPT) != 0) | (I)(place - LEAST[TARGET] >= SPAN[TARGET]) |
