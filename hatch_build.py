@@ -1,5 +1,6 @@
 """Compiles lora_build/compiled when the package is built; where no compiler is found, the package does without it."""
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -40,7 +41,7 @@ def compile_library(root: Path, to: Path, compiler: list[str], machine: str = pl
         objects = [str(Path(scratch, f"{k}.o")) for k in range(len(parts))]
         for target, (name, flags) in zip(objects, parts, strict=True):
             _run([*compiler, *FLAGS, *flags, "-c", str(root / SOURCES / name), "-o", target])
-        draft = to.with_name(f"{to.name}.{os.getpid()}")  # a library that a process has loaded is never written to
+        draft = to.with_name(f"{to.stem}.{os.getpid()}.so")  # a library that a process has loaded is never written to
         _run([*compiler, "-shared", *objects, "-o", str(draft)])
         draft.replace(to)
 
@@ -67,7 +68,8 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         self._scratch = tempfile.TemporaryDirectory()
         library = Path(self.root, LIBRARY) if version == "editable" else Path(self._scratch.name, LIBRARY.name)
         if not self._compile(library):
-            library.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what is left of older sources is not used
+                library.unlink()
         elif version != "editable":
             build_data["force_include"][str(library)] = str(LIBRARY)
             build_data["pure_python"] = False
@@ -80,7 +82,7 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
             try:
                 compile_library(Path(self.root), library, shlex.split(words or "c++"))
                 return True
-            except (OSError, subprocess.CalledProcessError) as error:
+            except (OSError, ValueError, subprocess.CalledProcessError) as error:
                 why = getattr(error, "stderr", None) or error
                 self.app.display_warning(f"{words} cannot compile lora_build/compiled: {why}")
         return False

@@ -36,8 +36,11 @@ def round_once(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return float64 values in `dtype`, rounded once, half to even; every NaN becomes the same quiet NaN.
 
     torch casts float64 to bfloat16 and float16 by way of float32, which rounds twice; rounding to odd in float32 first
-    (Boldo & Melquiond, "When double rounding is odd", 2005) makes the second rounding the only one that counts.
+    (Boldo & Melquiond, "When double rounding is odd", 2005) makes the second rounding the only one that counts. Below
+    2**-126 float32 has fewer bits than that needs: bfloat16's multiples of 2**-133 are rounded to as such.
     """
+    is_tiny = (x.abs() < 2.0**-126) & (x != 0) if dtype == torch.bfloat16 else None
+    tiny = x[is_tiny] if is_tiny is not None and bool(is_tiny.any()) else None
     has_nan = bool(torch.isnan(x.sum()))  # inf - inf is taken for one too, harmlessly
     if dtype not in (torch.float64, torch.float32):
         bits = x.contiguous().view(torch.int64)
@@ -47,6 +50,8 @@ def round_once(x: Tensor, dtype: torch.dtype) -> Tensor:
         odd &= ~_LOW
         x = odd.view(torch.float64)
     y = x.to(torch.float32).to(dtype) if dtype != torch.float64 else x
+    if is_tiny is not None and tiny is not None:
+        y[is_tiny] = (torch.round(tiny * 2.0**133) * 2.0**-133).to(torch.float32).to(dtype)
     return torch.where(torch.isnan(y), torch.full((), math.nan, dtype=dtype), y) if has_nan else y
 
 

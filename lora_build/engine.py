@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 _NOT_COMPILED = (
     "no compiled loops here: no C++ compiler was found when lora-build was installed, or it was installed for another "
     "machine or version; torch merges in their place, to the same bytes but some ten times as slowly; install a "
-    "compiler (g++ or clang), then lora-build again"
+    "compiler (g++ or clang), then lora-build again with pip install --force-reinstall --no-cache-dir"
 )
 _AHEAD = 4  # blocks that are read before the first of them is written
 

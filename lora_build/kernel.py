@@ -74,7 +74,8 @@ class FusedSum:
         last = ((rank + 8) * 2.0**-53 + dropped) / weights.min(initial=np.inf)  # of plain norms
         self._last_bound = left_norms * last
         with np.errstate(over="ignore"):
-            self._quick_left = _padded(self._left, ROWS).astype(quick)
+            # blocks begin at any row, and are merged ROWS rows at a time
+            self._quick_left = _padded(np.pad(self._left, ((0, ROWS - 1), (0, 0))), 1).astype(quick)
             self._bound = (left_norms * unit).astype(quick)
             self._panels = _in_panels((B.T if transposed else A).astype(quick))
             self._columns = _padded(self._norms[:, None].astype(quick), PANEL, 1)

@@ -20,9 +20,11 @@ def round_to(x, dtype):
     bits = np.ascontiguousarray(x).view(np.int64)
     odd = (((bits & LOW) + LOW) | bits) & ~LOW
     single = odd.view(np.float64).astype(np.float32).view(np.uint32)
-    return ((single + np.uint32(0x7FFF) + ((single >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(
-        np.uint16
-    )
+    result = (single + np.uint32(0x7FFF) + ((single >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    tiny = np.abs(x) < 2.0**-126  # where float32 has too few bits to round to odd
+    whole = np.rint(np.abs(x[tiny]) * 2.0**133).astype(np.uint32)
+    result[tiny] = whole | (np.signbit(x[tiny]).astype(np.uint32) << np.uint32(15))
+    return result.astype(np.uint16)
 
 
 def on_grid(t, axis, bits):

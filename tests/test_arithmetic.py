@@ -67,6 +67,24 @@ def test_values_beside_the_middle_of_two_neighbours_round_the_right_way(
     assert Fraction(float(rounded)) == nearest(Fraction(value), dtype)
 
 
+@pytest.mark.parametrize("dtype", [*SIXTEEN_BIT, torch.float32])
+def test_subnormal_values_are_rounded_once_as_well(dtype: torch.dtype) -> None:
+    unit = {torch.bfloat16: 2.0**-134, torch.float16: 2.0**-25, torch.float32: 2.0**-150}[dtype]
+    values = [
+        sign * (k + tiny) * unit
+        for k in range(260)
+        for tiny in (0.0, 2.0**-30, -(2.0**-30), 2.0**-40)
+        for sign in (1, -1)
+    ]
+    rounded = round_once(torch.tensor(values, dtype=torch.float64), dtype)
+
+    wrong = [
+        v for v, y in zip(values, rounded.double().tolist(), strict=True) if Fraction(y) != nearest(Fraction(v), dtype)
+    ]
+    assert wrong == []
+    assert torch.equal(torch.signbit(rounded), torch.signbit(torch.tensor(values, dtype=torch.float64)))
+
+
 @pytest.mark.parametrize("dtype", SIXTEEN_BIT)
 @pytest.mark.parametrize("base_scale", [0.0, 0.02, 1.0])
 def test_16_bit_results_are_within_half_an_ulp_and_a_hair_even_on_zero_weights(

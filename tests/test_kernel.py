@@ -9,7 +9,7 @@ import torch
 
 from lora_build import kernel
 from lora_build.arithmetic import DTYPES, LowRankSum, as_stored, round_once
-from lora_build.compiled import TERMS, levels
+from lora_build.compiled import ROWS, TERMS, levels
 from lora_build.kernel import BITS, KNOWN_ANSWERS, FusedSum, convert, first_not_finite, known_answer, self_test, widen
 
 pytestmark = pytest.mark.usefixtures("level")
@@ -129,6 +129,80 @@ def test_a_sum_in_float64_is_not_trusted_to_its_last_bit(target: str) -> None:
     expected = plain(W, pairs, target, transposed=False)
     assert float(expected) == 1
     assert np.array_equal(found, bits(expected))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_each_factor_is_cut_on_the_grids_of_its_own(transposed: bool) -> None:
+    B = torch.tensor([[1 + 2.0**-25, 1.0]], dtype=torch.float64)
+    A = torch.tensor([[1 + 2.0**-26], [-(1 + 2.0**-25 + 2.0**-26)]], dtype=torch.float64)
+
+    found, _ = fused(torch.full((1, 1), 1 + 2.0**-8), [(B, A)], "F32", "BF16", transposed=transposed)
+
+    assert float(torch.from_numpy(found.view(np.int16)).view(torch.bfloat16)) == 1 + 2.0**-7
+
+
+@pytest.mark.parametrize(("target", "W", "update"), [("F16", 65504.0, 20.0), ("BF16", 3.3895e38, 1e36)])
+def test_a_sum_that_rounds_to_infinity_is_not_finite(target: str, W: float, update: float) -> None:
+    pairs = [
+        (torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([[update] * 3, [0.0] * 3], dtype=torch.float64))
+    ]
+    base = torch.full((1, 3), W)
+
+    found, measured = fused(base, pairs, "F32", target, transposed=False)
+
+    assert np.array_equal(found, bits(plain(base, pairs, target, transposed=False)))
+    assert not measured.finite
+
+
+@pytest.mark.parametrize(("target", "digits"), [("BF16", 8), ("F16", 11), ("F32", 24)])
+def test_each_row_and_column_has_a_bound_of_its_own_where_large_terms_cancel_to_a_midpoint(
+    target: str, digits: int
+) -> None:
+    g = np.random.default_rng(0)
+    B, A = g.standard_normal((40, 8)), g.standard_normal((8, 2000))
+    A[4:], B[:, 4:] = -A[:4] * (1 + 2.0**-20 * g.standard_normal((4, 2000))), B[:, :4]
+    A *= 2.0 ** g.integers(0, 18, (1, 2000))
+    B *= 2.0 ** g.integers(-4, 5, (40, 1))
+    A[:, 0], B[0] = 1e-12, 1e-12
+    midpoints = (g.integers(1 << (digits - 1), 1 << digits, (40, 2000)) * 2 + 1) * 2.0 ** (-digits - 3)
+    W = torch.from_numpy(midpoints - B @ A).to(torch.float32)
+    pairs = [(torch.from_numpy(B), torch.from_numpy(A))]
+
+    found, _ = fused(W, pairs, "F32", target, transposed=False)
+
+    assert np.array_equal(found, bits(plain(W, pairs, target, transposed=False)))
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize("rank", [1, 8, 9, 64])
+@pytest.mark.parametrize(("target", "digits"), [("BF16", 8), ("F16", 11)])
+def test_sums_close_to_a_midpoint_are_rounded_right(target: str, digits: int, rank: int, scale: float) -> None:
+    g = np.random.default_rng(1)
+    B, A = g.standard_normal((40, rank)) * scale, g.standard_normal((rank, 3000))
+    midpoints = (g.integers(1 << (digits - 1), 1 << digits, (40, 3000)) * 2 + 1) * 2.0 ** (-digits - 3)
+    W = torch.from_numpy(midpoints - B @ A).to(torch.float32)
+    pairs = [(torch.from_numpy(B), torch.from_numpy(A))]
+
+    found, _ = fused(W, pairs, "F32", target, transposed=False)
+
+    assert np.array_equal(found, bits(plain(W, pairs, target, transposed=False)))
+
+
+def test_what_lies_beside_the_last_column_counts_for_nothing() -> None:
+    pairs = [(torch.tensor([[1e39]], dtype=torch.float64), torch.tensor([[1e-39]], dtype=torch.float64))]
+
+    _, measured = fused(torch.zeros(1, 1, dtype=torch.bfloat16), pairs, "BF16", "BF16", transposed=False)
+
+    assert measured.num_updated <= 1
+
+
+@pytest.mark.parametrize("target", FORMATS)
+def test_a_block_that_begins_at_any_row_has_factors_for_all_rows_that_are_read(target: str) -> None:
+    B, A = factors(11, 5, 3, 1.0)
+    merge = FusedSum([(B.numpy(), A.numpy())], "F32", target, transposed=False)
+
+    for first in range(11):
+        assert len(merge._quick_left[first:]) >= -(-(11 - first) // ROWS) * ROWS
 
 
 @pytest.mark.parametrize(("source", "target"), list(product(FORMATS, FORMATS)))

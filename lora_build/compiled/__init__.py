@@ -28,8 +28,8 @@ class Job(ctypes.Structure):
         out: gets the merged rows' bits.
         num_rows: how many rows they are.
         width: their length.
-        left: a factor of each row [num_rows, num_terms], with zeros below up to a multiple of `ROWS`; float32, for
-            results in float32 float64, like the next one, bound and columns.
+        left: a factor of each row [num_rows, num_terms], and as many more numbers as `ROWS` - 1 rows have, which may be
+            anything; float32, for results in float32 float64, like the next one, bound and columns.
         right: and of each column: for every `PANEL` of them [num_terms, PANEL], with zeros behind.
         num_terms: a multiple of `TERMS`.
         bound: the largest error of an update over the norm of its column's factor, [num_rows].

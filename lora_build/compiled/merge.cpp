@@ -143,16 +143,18 @@ template <class F, class U> INLINE U to_f16(F x) {
   return (U)(((m + 0x0FFF + ((m >> 13) & 1) - BIAS) >> 13) | ((u >> 16) & SIGN16));
 }
 
-// The bits of x in a format, rounded once, half to even; every NaN becomes the same quiet NaN. By way of float32
-// rounded to odd, after which the second rounding is the only one that counts (Boldo & Melquiond, "When double rounding
-// is odd", 2005).
+// The bits of x in a format, rounded once, half to even; every NaN becomes the same quiet NaN; see `round_once` in
+// arithmetic.py.
 template <Format TARGET> uint32_t rounded(double x) {
   if (x != x) return NAN_OF[TARGET];
   if constexpr (TARGET == F32) return bits<uint32_t>((float)x);
   const uint64_t low = 0x1FFFFFFF, u = bits<uint64_t>(x);
   const float odd = (float)bits<double>((((u & low) + low) | u) & ~low);
-  if constexpr (TARGET == BF16) return to_bf16<float, uint32_t>(odd);
   const uint32_t size = bits<uint32_t>(odd) & ABS, sign = (bits<uint32_t>(odd) >> 16) & SIGN16;
+  if constexpr (TARGET == BF16) {
+    if (__builtin_fabs(x) < 0x1p-126) return sign | (uint32_t)__builtin_rint(__builtin_fabs(x) * 0x1p133);
+    return to_bf16<float, uint32_t>(odd);
+  }
   if (LEAST[F16] <= size && size < 0x47800000) return to_f16<float, uint32_t>(odd);
   if (size < LEAST[F16]) return sign | (uint32_t)__builtin_rint((double)bits<float>(size) * 0x1p24);
   return sign | INFINITY_OF[F16];
@@ -187,7 +189,7 @@ struct Job {
   const void* x;
   void* out;
   int64_t num_rows, width;
-  const void *left, *right;  // float or double: [rows, terms]; panel after panel of columns, each [terms, PANEL]
+  const void *left, *right;  // float or double: [rows, terms] and ROWS - 1 more; panels of columns, each [terms, PANEL]
   int64_t num_terms;         // a multiple of TERMS
   const void *bound, *columns;
   double slack;
@@ -229,7 +231,7 @@ struct Grids {
 double exact(double w, const double* left, int64_t left_bits, const double* right, int64_t right_bits, int64_t n) {
   const Grids of_left(left, n, left_bits), of_right(right, n, right_bits);
   double main = 0, first = 0, second = 0;
-  for (int64_t k = 0; k < n; k++) {  // each of the three sums is exact, so their order does not matter
+  for (int64_t k = 0; k < n; k++) {  // no sum rounds as long as float64 has their range, so no order matters
     const double left1 = on_grid(left[k], of_left.first), right1 = on_grid(right[k], of_right.first);
     main += left1 * right1;
     first += on_grid(left[k] - left1, of_left.second) * right1;
@@ -284,7 +286,8 @@ template <Format SOURCE, Format TARGET> struct Pass {
 
   static INLINE R broadcast(Real x) { return x - R{}; }
 
-  // Rows of `left` times two vectors of columns, the first of which is column j.
+  // Rows of `left` times two vectors of columns, the first of which is column j. The order of additions is the one that
+  // `_weights` in kernel.py counts the roundings of.
   static INLINE void products(const Job& job, int64_t row, int64_t j, R (&result)[ROWS][2]) {
     R total[ROWS][2] = {};
     const int64_t terms = job.num_terms;
@@ -352,6 +355,7 @@ template <Format SOURCE, Format TARGET> struct Pass {
     Stored s{};
     if (n == SIZE) s = load<Stored>(from);
     else std::memcpy(&s, from, n * sizeof s[0]);
+    for (int64_t k = n; k < SIZE; k++) d[k] = 0;  // no columns, but 0 times an infinite factor
     const F w = widen(s), change = __builtin_convertvector(d, F);
     const R v = __builtin_convertvector(w, R) + d;
     const R size = bits<R>((typename V::Mask)(bits<typename V::Mask>(v) & V::MAGNITUDE));
@@ -359,7 +363,7 @@ template <Format SOURCE, Format TARGET> struct Pass {
     const U high = bits<U>(__builtin_convertvector(v + e, F)) + HALF;
     const U low = bits<U>(__builtin_convertvector(v - e, F)) + HALF;
     const U place = bits<U>(__builtin_convertvector(v, F)) & ABS;
-    // an e that is NaN decides nothing, nor one so large that the ends have different signs
+    // ends of different signs differ in their signs; an e that is NaN decides nothing either
     const I bad = (I)(((high ^ low) & KEPT) != 0) | (I)(place - LEAST[TARGET] >= SPAN[TARGET]) |
                   ~__builtin_convertvector(e < size, I);
     const U y = cut(high);

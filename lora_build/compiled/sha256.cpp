@@ -36,7 +36,7 @@ alignas(16) constexpr uint32_t K[64] = {
     0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
     0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
 
-// A message so far; see `Sha256` in __init__.py.
+// A message so far; see `Message` in __init__.py.
 struct State {
   uint32_t h[8];
   uint64_t num_bytes;
