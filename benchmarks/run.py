@@ -220,7 +220,7 @@ def machine() -> dict[str, Any]:
     """Return what the figures were measured on."""
     info = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in info if "model name" in line), "")
-    packages = ("lora-build", "numba", "numpy", "torch", "peft", "transformers", "safetensors")
+    packages = ("lora-build", "numpy", "torch", "peft", "transformers", "safetensors")
     python = platform.python_version()
     return {
         "machine": {"cpu": cpu, "cpu_count": os.cpu_count(), "architecture": platform.machine(), "python": python},
