@@ -1,7 +1,7 @@
 // SHA-256 (FIPS 180-4) of the same bytes as parts of two messages, on processors with instructions for it.
 //
-// One message keeps these instructions waiting for their own results; two, taken in turns, take the time of one. The
-// same is done in Linux since 6.18 (sha256_finup_2x, for fs-verity).
+// One message keeps these instructions waiting for their own results; two, taken in turns, take two thirds of the time
+// that they take one after the other. Linux does the same for dm-verity (sha256_finup_2x).
 
 #if defined(__x86_64__) || defined(__aarch64__)
 
