@@ -341,6 +341,14 @@ def test_every_conversion_rounds_once_like_the_plain_statement(source: str, targ
     assert np.array_equal(convert(bits(x), source, target), bits(round_once(x.double(), DTYPES[target])))
 
 
+@pytest.mark.parametrize(("target", "half"), [("BF16", 2.0**-134), ("F16", 2.0**-25), ("F32", 2.0**-150)])
+def test_subnormal_results_are_rounded_once(target: str, half: float) -> None:
+    steps = torch.arange(-260, 260, dtype=torch.float64)
+    x = torch.cat([(steps + tiny) * half for tiny in (0.0, 2.0**-30, -(2.0**-30), 2.0**-40)])
+
+    assert np.array_equal(convert(bits(x), "F64", target), bits(round_once(x, DTYPES[target])))
+
+
 def test_all_values_of_16_bits_are_widened_and_come_back() -> None:
     every = np.arange(1 << 16, dtype=np.uint16)
     for name in ("BF16", "F16"):
