@@ -143,6 +143,13 @@ template <class F, class U> INLINE U to_f16(F x) {
   return (U)(((m + 0x0FFF + ((m >> 13) & 1) - BIAS) >> 13) | ((u >> 16) & SIGN16));
 }
 
+// Half to even; not for NaN. Adding 1/2 rounds to float16's smallest step.
+template <class F, class U> INLINE U to_any_f16(F x) {
+  U m = bits<U>(x) & ABS, small = bits<U>((F)(bits<F>(m) + 0.5f)) - 0x3F000000;
+  U size = m < LEAST[F16] ? small : m < 0x477FF000 ? to_f16<F, U>(bits<F>(m)) : U{} + INFINITY_OF[F16];
+  return (U)(size | ((bits<U>(x) >> 16) & SIGN16));
+}
+
 // The bits of x in a format, rounded once, half to even; every NaN becomes the same quiet NaN; see `round_once` in
 // arithmetic.py.
 template <Format TARGET> uint32_t rounded(double x) {
@@ -339,12 +346,12 @@ template <Format SOURCE, Format TARGET> struct Pass {
     else return of_f16<F, U>(longer(s));
   }
 
+  // What a stored value would be without an update; not for NaN, which is always in doubt.
   static INLINE U unmerged(Stored s, F w) {
-    if constexpr (SOURCE == TARGET && SOURCE == F32) return s;
+    if constexpr (TARGET == F32) return bits<U>(w);
     else if constexpr (SOURCE == TARGET) return longer(s);
-    U before;
-    for (int64_t k = 0; k < SIZE; k++) before[k] = rounded<TARGET>(w[k]);
-    return before;
+    else if constexpr (TARGET == BF16) return to_bf16<F, U>(w);
+    else return to_any_f16<F, U>(w);
   }
 
   // Round W + d for the first n of some elements, the first of which is element k, and return where that may not be
