@@ -167,6 +167,8 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
         elif "=" in word or word.startswith("~"):
             overrides.append(recipe_files.expand_override(word))
         else:
+            if word in _COMMANDS:
+                raise RecipeError(f"'{word}' comes first: lora-build {word} ...")
             hint = did_you_mean(word, _COMMANDS) or f"; to build: lora-build recipe={word}"
             raise RecipeError(f"'{word}' is no command and no KEY=VALUE{hint}")
     return flags, overrides

@@ -53,8 +53,11 @@ class Merger(Protocol):
 
 
 def is_fused(op: Merge, segment: Segment) -> bool:
-    """Whether the compiled pass can merge a segment, and is there."""
-    if not levels():
-        return False
+    """Whether the compiled pass merges a segment."""
+    return bool(levels()) and could_be_fused(op, segment)
+
+
+def could_be_fused(op: Merge, segment: Segment) -> bool:
+    """Whether the compiled pass can merge a segment, if it is there."""
     method = methods()[segment.updates[0].method]
     return {op.dtype, op.source.dtype} <= _FUSED and isinstance(method, LowRank) and method.is_low_rank(segment.updates)

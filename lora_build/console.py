@@ -24,7 +24,7 @@ _VERBS = (("merge", "merged"), ("replace", "replaced"), ("copy", "as they are"))
 _BEYOND = {"DoRA", "KaSA", "OLoRA", "PiSSA"}  # these do more to a weight than to add s·B@A
 # threads of a build, and the stages that each one's time goes to, by the names that the engine gives them
 _STAGES = {
-    "main": ("read", "prepare", "gather", "wait for load", "wait for merge", "wait for lanes"),
+    "main": ("read", "load torch", "prepare", "gather", "wait for load", "wait for merge", "wait for lanes"),
     "pool": ("load", "merge"),
     "lanes": ("hash input", "hash output", "write", "sync"),
 }
@@ -123,9 +123,8 @@ def timing_lines(built: Built) -> list[str]:
     if built.reused:
         return ["timings     nothing was read or written"]
     seconds = dict(built.seconds)
-    lines = [
-        f"timings     {seconds.pop('whole'):.2f} s in all; each line is a thread, or a pool of them, beside the others"
-    ]
+    whole = seconds.pop("whole")
+    lines = [f"timings     {whole:.2f} s once planned; each line is a thread, or a pool of them, beside the others"]
     for thread, stages in _STAGES.items():
         spent = [f"{stage} {seconds[stage]:.2f}" for stage in stages if stage in seconds]
         if spent:

@@ -4,7 +4,6 @@ This thread reads, and gathers what is to be written, in order; a pool merges wh
 read, hash what is written, and write it.
 """
 
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -31,12 +30,6 @@ from lora_build.survival import TensorSurvival, share_of, total
 if TYPE_CHECKING:
     from lora_build.peft_numerics import Deltas
 
-log = logging.getLogger(__name__)
-_NOT_COMPILED = (
-    "no compiled loops here: no C++ compiler was found when lora-build was installed, or it was installed for another "
-    "machine or version; torch merges in their place, to the same bytes but some ten times as slowly; install a "
-    "compiler (g++ or clang), then lora-build again with pip install --force-reinstall --no-cache-dir"
-)
 _AHEAD = 4  # blocks that are read before the first of them is written
 
 Progress = Callable[[int], None]
@@ -88,8 +81,6 @@ def execute(
         VerificationError: an input's bytes are not what its source promised.
         StorageError: the disk failed.
     """
-    if not levels():
-        log.warning(_NOT_COMPILED)
     with ExitStack() as files, ExitStack() as stack:  # files are closed once no thread works on them
         clock = Clock()
         inputs = _Inputs(sources, files, stack.enter_context(Lane("hash input", clock)))
@@ -324,9 +315,10 @@ class _Run:
                 from lora_build.fused import FusedMerger
 
                 return FusedMerger(op, loaded, check=self.check)
-            from lora_build.torch_blocks import TorchMerger
+            with self.clock.time("load torch"):
+                from lora_build.torch_blocks import TorchMerger
 
-            self._start_torch()
+                self._start_torch()
             return TorchMerger(op, loaded, partial(self._rows, op, segment), check=self.check)
 
     def _start_torch(self) -> None:

@@ -1,5 +1,6 @@
 """The straight line: recipe, inputs, plan, files, manifest."""
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -8,7 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_build.blocks import could_be_fused
 from lora_build.checkpoint import INDEX_NAME, Checkpoint, is_tokenizer_file, parse_object
+from lora_build.compiled import problem
 from lora_build.digests import file_digest
 from lora_build.errors import RecipeError, StorageError, VerificationError
 from lora_build.heads import vocab_size
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from lora_build.engine import Held
     from lora_build.forward_inputs import Prompts
 
+log = logging.getLogger(__name__)
+
 _RUNTIME_BYTES = 400_000_000  # Python with torch, and the blocks in flight; measured, rounded up
 
 
@@ -70,6 +75,7 @@ class Built:
         reused: whether it was there already.
         survival: what rounding left of each update; empty for a build that was reused.
         seconds: how long each stage took; stages run beside each other, and `whole` is all of them.
+        notes: what its user should know of the installation.
     """
 
     dir: Path
@@ -77,11 +83,12 @@ class Built:
     reused: bool
     survival: tuple[TensorSurvival, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What its user should know, one line each."""
-        return warnings(self.survival)
+        return (*self.notes, *warnings(self.survival))
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -135,7 +142,10 @@ def build(recipe: Recipe | Mapping[str, Any]) -> Manifest:
     """
     if not isinstance(recipe, Recipe | Mapping):
         raise RecipeError(f"build takes a Recipe or a mapping, found {recipe!r}; load_recipe('NAME') reads one by name")
-    return run(prepare(from_mapping(recipe))).manifest
+    built = run(prepare(from_mapping(recipe)))
+    for note in built.notes:
+        log.warning(note)
+    return built.manifest
 
 
 def _build(prepared: Prepared, sink: DirectorySink, progress: Callable[[int], None]) -> Built:
@@ -160,7 +170,18 @@ def _build(prepared: Prepared, sink: DirectorySink, progress: Callable[[int], No
     sink.write(MANIFEST_NAME, manifest.to_bytes())
     sink.commit()
     seconds = {**done.seconds, "whole": time.perf_counter() - clock}
-    return Built(dir=prepared.target, manifest=manifest, reused=False, survival=done.survival, seconds=seconds)
+    return Built(
+        dir=prepared.target, manifest=manifest, reused=False, survival=done.survival, seconds=seconds,
+        notes=_notes(plan),
+    )  # fmt: skip
+
+
+def _notes(plan: MergePlan) -> tuple[str, ...]:
+    merges = (op for op in plan.operations if isinstance(op, Merge))
+    if plan.repeats_peft or not any(could_be_fused(op, segment) for op in merges for segment in op.segments):
+        return ()
+    found = problem()
+    return (f"no compiled loops, so torch merged, to the same bytes but more slowly: {found}",) if found else ()
 
 
 def _refuse_memory(prepared: Prepared) -> None:

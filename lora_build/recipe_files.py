@@ -76,8 +76,6 @@ def load_recipe_file(folder: Folder, file: Path) -> dict[str, Any]:
     data = expand(data)
     data.setdefault("name", file.stem)
     data["root"] = str(folder.path.parent / data.get("root", ""))
-    if folder.shipped:  # an installed package is no place for builds
-        data["output"] = {"dir": f"{Path.cwd()}/builds/${{recipe.name}}"} | data.get("output", {})
     return {"defaults": defaults, **data}
 
 

@@ -184,6 +184,8 @@ def complete_values(words: str) -> list[str]:
 def to_recipe(config: DictConfig) -> Recipe:
     """Return the recipe of a composed config."""
     data: Any = OmegaConf.to_container(config.recipe, resolve=False, enum_to_str=True)
+    if any(folder.shipped and folder.path.parent == Path(data["root"]) for folder in recipe_files.folders()):
+        data["output"]["dir"] = str(Path.cwd() / Path(data["output"]["dir"]).expanduser())  # not where it is installed
     return from_mapping(data, where=f"recipe '{data['name']}'")
 
 

@@ -163,6 +163,7 @@ def test_the_process_is_left_as_it_was(project, engine):
     ("words", "text"),
     [
         (["pln", "recipe=prod"], "'pln' is no command and no KEY=VALUE; did you mean 'plan'?"),
+        (["recipe=prod", "plan"], "'plan' comes first: lora-build plan ..."),
         (["prod"], "'prod' is no command and no KEY=VALUE; to build: lora-build recipe=prod"),
         (["--jsn"], "unknown option '--jsn'; did you mean '--json'?"),
         (["--experimental-rerun", "x"], "unknown option '--experimental-rerun'"),

@@ -498,7 +498,7 @@ def test_timings_say_where_the_time_of_a_build_went(folder: Path) -> None:
 
     first, second = console.timing_lines(run(prepared)), console.timing_lines(run(prepared))
 
-    assert re.fullmatch(r"timings     \d+\.\d\d s in all; each line is a thread, .*", first[0])
+    assert re.fullmatch(r"timings     \d+\.\d\d s once planned; each line is a thread, .*", first[0])
     assert [line.split()[0] for line in first[1:]] == ["main", "pool", "lanes"]
     for stage in (
         "read",

@@ -9,7 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +38,21 @@ def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(digests, "sha256_loops", lambda: None)
     elif compiled.sha256() is None:
         pytest.skip("this processor has no instructions for SHA-256")
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have nothing compiled."""
+
+    def forget() -> None:
+        for cached in (compiled.levels, compiled.sha256):
+            cached.cache_clear()
+
+    monkeypatch.setattr(compiled, "_load", lambda: "gone")
+    forget()
+    yield
+    monkeypatch.undo()
+    forget()
 
 
 def test_this_machine_has_compiled_loops() -> None:
@@ -115,7 +130,7 @@ def test_a_file_and_the_tensors_in_it_have_the_digests_of_what_was_written(tmp_p
 
 @pytest.mark.parametrize("options", [{}, {"dtype": "float32"}, {"dtype": "float16"}], ids=str)
 def test_a_build_without_compiled_loops_says_so_and_has_the_same_manifest_hash(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, options: dict[str, str]
+    tmp_path: Path, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture, options: dict[str, str]
 ) -> None:
     small.make_base(tmp_path / "base")
     small.make_adapter(tmp_path / "math")
@@ -123,13 +138,11 @@ def test_a_build_without_compiled_loops_says_so_and_has_the_same_manifest_hash(
         lora_build.build(small.recipe(tmp_path, output={"dir": str(tmp_path / "with")}, **options))
     assert "no compiled loops" not in caplog.text
 
-    for module in ("blocks", "engine"):
-        monkeypatch.setattr(f"lora_build.{module}.levels", lambda: ())
-    monkeypatch.setattr(digests, "sha256_loops", lambda: None)
+    request.getfixturevalue("uncompiled")
     with caplog.at_level(logging.WARNING):
         lora_build.build(small.recipe(tmp_path, output={"dir": str(tmp_path / "without")}, **options))
 
-    assert caplog.text.count("no compiled loops here: no C++ compiler was found") == 1
+    assert caplog.text.count("no compiled loops, so torch merged, to the same bytes but more slowly: gone") == 1
     hashes = {read_manifest(tmp_path / name).manifest_hash for name in ("with", "without")}
     assert len(hashes) == 1
 
@@ -139,12 +152,12 @@ def test_a_library_that_was_compiled_of_other_sources_is_not_used(
 ) -> None:
     shutil.copytree(compiled.PATH.parent, tmp_path / "compiled")
     monkeypatch.setattr(compiled, "PATH", tmp_path / "compiled" / compiled.PATH.name)
-    load = compiled.library.__wrapped__
-    assert load() is not None
+    load = compiled._load.__wrapped__
+    assert not isinstance(load(), str)
 
     with (tmp_path / "compiled/merge.cpp").open("a") as file:
         file.write("// other\n")
-    assert load() is None
+    assert load() == f"{compiled.PATH} was compiled of other sources than those beside it"
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x7fELF of some other machine", None], ids=["empty", "foreign", "absent"])
@@ -155,7 +168,22 @@ def test_a_library_that_cannot_be_loaded_is_not_used(
         (tmp_path / "library.so").write_bytes(damage)
     monkeypatch.setattr(compiled, "PATH", tmp_path / "library.so")
 
-    assert compiled.library.__wrapped__() is None
+    found = compiled._load.__wrapped__()
+    assert isinstance(found, str)
+    assert found.startswith(f"{compiled.PATH} {'is missing: ' if damage is None else 'cannot be loaded here ('}")
+    monkeypatch.setattr(compiled, "_load", lambda: found)
+    assert compiled.library() is None
+    assert compiled.problem().startswith(f"{found}; to compile it, with g++ or clang: pip install --no-deps ")
+
+
+def test_a_checkout_is_installed_again_in_place_and_anything_else_from_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert compiled.problem() == ""
+    monkeypatch.setattr(compiled, "_load", lambda: "gone")
+    assert compiled.problem().endswith(f"pip install --no-deps -e {ROOT}")
+    monkeypatch.setattr(compiled, "PATH", tmp_path / "lora_build/compiled/library.so")
+    assert compiled.problem().endswith("pip install --no-deps --force-reinstall --no-cache-dir CHECKOUT")
 
 
 CODE = """

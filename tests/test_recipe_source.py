@@ -158,6 +158,8 @@ def test_a_shipped_recipe_reads_its_own_folder_and_writes_below_the_working_dire
     recipe = load_recipe("demo")
     assert recipe.root == str(REPOSITORY)
     assert recipe.output.dir == f"{project}/builds/demo"
+    assert load_recipe("demo", ["recipe.output.dir=other/place"]).output.dir == f"{project}/other/place"
+    assert load_recipe("demo", ["recipe.output.dir=/other/place"]).output.dir == "/other/place"
 
 
 def test_in_the_checkout_a_shipped_recipe_is_an_own_one(monkeypatch):

@@ -108,15 +108,34 @@ class Loops(NamedTuple):
     convert_doubles: Any
 
 
-@cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled library; None where there is none for this machine, or it was compiled of other sources."""
+    """Return the compiled library; None where `problem` says why there is none."""
+    found = _load()
+    return None if isinstance(found, str) else found
+
+
+def problem() -> str:
+    """Return why nothing compiled is used, and what to do; nothing where it is."""
+    found = _load()
+    if not isinstance(found, str):
+        return ""
+    checkout = PATH.parents[2]
+    where = f"-e {checkout}" if (checkout / "pyproject.toml").exists() else "--force-reinstall --no-cache-dir CHECKOUT"
+    return f"{found}; to compile it, with g++ or clang: pip install --no-deps {where}"
+
+
+@cache
+def _load() -> ctypes.CDLL | str:
+    """Return the library, or why it is not used."""
+    if not PATH.exists():
+        return f"{PATH} is missing: no C++ compiler worked when lora-build was installed, or this copy never was"
     try:
         found = ctypes.CDLL(str(PATH))
         found.sources.restype = ctypes.c_char_p
-        return found if found.sources() == digest_of_sources().encode() else None
-    except (OSError, AttributeError):
-        return None
+        is_ours = found.sources() == digest_of_sources().encode()
+    except (OSError, AttributeError) as error:
+        return f"{PATH} cannot be loaded here ({error})"
+    return found if is_ours else f"{PATH} was compiled of other sources than those beside it"
 
 
 def digest_of_sources() -> str:
