@@ -67,3 +67,18 @@ def test_a_digest_waits_for_what_is_still_in_its_lane(tmp_path: Path) -> None:
         lane.submit(lambda: time.sleep(0.1))
         written.write(b"abc")
         assert written.close().sha256 == sha256(b"abc")
+
+
+def test_a_stage_within_another_counts_for_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(100))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(now)))
+    clock = Clock()
+
+    with clock.time("outer"):  # from 0 to 5
+        for _ in range(2):
+            with clock.time("inner"):
+                pass
+    with clock.time("outer"):
+        pass
+
+    assert clock.seconds == {"outer": 3.0 + 1.0, "inner": 2.0}
