@@ -84,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         gc.set_threshold(_GARBAGE_EVERY)
+        # numpy's BLAS, which merging does not use, starts threads that would turn in circles for a while
+        os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     logging.raiseExceptions = False  # a pipe that `| head` has closed is no reason for a traceback
     as_json = "--json" in words
     for stream in (sys.stdout, sys.stderr):

@@ -205,7 +205,7 @@ class _Run:
         self._put(shard.header, file)
         digests = {
             name: self._write(group, file)
-            for name, group in groupby(self._results(shard), key=lambda result: result[0].name)
+            for name, group in groupby(self._results(shard, file), key=lambda result: result[0].name)
         }
         self.hash_output.submit(partial(self._enter, shard.file, digests))
         self.sync.submit(lambda: self.files.append(file.close()))
@@ -254,11 +254,11 @@ class _Run:
             )
         return data
 
-    def _results(self, shard: Shard) -> Iterator[tuple[Operation, Block]]:
+    def _results(self, shard: Shard, file: FileWriter) -> Iterator[tuple[Operation, Block]]:
         """Yield the blocks of a shard in order, while the pool works on the next ones."""
         waiting: deque[tuple[Operation, Future[Block]]] = deque()
         for operation in shard.operations:
-            for task in self._tasks(operation):
+            for task in self._tasks(operation, file):
                 waiting.append((operation, self.pool.submit(task)))
                 if len(waiting) > (0 if self.plan.repeats_peft else _AHEAD):
                     yield self._next(waiting)
@@ -270,11 +270,11 @@ class _Run:
         with self.clock.time("wait for merge"):
             return done, future.result()
 
-    def _tasks(self, operation: Operation) -> Iterator[Callable[[], Block]]:
-        """Yield what makes the blocks of a tensor, one at least, each with its input already read."""
+    def _tasks(self, operation: Operation, file: FileWriter) -> Iterator[Callable[[], Block]]:
+        """Yield what makes the blocks of a tensor, one at least, each with its input already read and its place."""
         source = operation.source
         if not source.num_elements:
-            yield lambda: Block(data=bytearray())
+            yield partial(Block, data=file.place(0))
         elif isinstance(operation, Merge) and self.plan.repeats_peft:
             block = self._merged_as_peft(operation)
             yield lambda: block
@@ -282,26 +282,32 @@ class _Run:
             num_rows, at = source.num_elements // operation.columns, 0
             measured: set[str] = set()
             for segment in operation.segments:
-                yield from self._unmerged(operation, at, segment.start)
-                yield from self._merged(operation, segment, measured)
+                yield from self._unmerged(operation, at, segment.start, file)
+                yield from self._merged(operation, segment, measured, file)
                 at = segment.stop
-            yield from self._unmerged(operation, at, num_rows)
+            yield from self._unmerged(operation, at, num_rows, file)
         else:
-            yield from self._unmerged(operation, 0, source.num_elements)
+            yield from self._unmerged(operation, 0, source.num_elements, file)
 
-    def _merged(self, op: Merge, segment: Segment, measured: set[str]) -> Iterator[Callable[[], Block]]:
+    def _merged(
+        self, op: Merge, segment: Segment, measured: set[str], file: FileWriter
+    ) -> Iterator[Callable[[], Block]]:
         """Yield what merges the rows of a segment; the first block measures the adapters not `measured` yet."""
         merger, num_rows = self._merger(op, segment), segment.stop - segment.start
-        known = frozenset(measured)
-        measured |= {update.adapter for update in segment.updates}
-        step = max(1, merger.num_elements // op.columns)
-        for first in range(0, num_rows, step):
+        adapters = {update.adapter for update in segment.updates}
+        known, first = frozenset(measured), 0
+        measured |= adapters
+        most, row_bytes = max(1, merger.num_elements // op.columns), op.columns * DTYPE_BYTES[op.dtype]
+        while first < num_rows:
+            # adapters beside others are measured on as many rows wherever in the file these lie
+            to_share = len(adapters) > 1 and not adapters <= known
+            step = most if to_share else min(most, file.num_rows(row_bytes))
             last = min(first + step, num_rows)
             rows = self._rows(op, segment, first, last, self.buffers)
-            out = self.buffers.take((last - first) * op.columns * DTYPE_BYTES[op.dtype])
+            out = file.place((last - first) * row_bytes)
             place = (segment.start + first) * op.columns
             yield partial(self._timed, partial(merger.block, rows, out, first, place=place, measured=known))
-            known = frozenset(measured)
+            known, first = frozenset(measured), last
 
     def _merger(self, op: Merge, segment: Segment) -> Merger:
         loaded: Loaded = [
@@ -345,29 +351,32 @@ class _Run:
         data = self.inputs.factor(op.source)
         return self._timed(partial(merged_as_peft, op, data, self._deltas, check=self.check))
 
-    def _unmerged(self, op: Operation, start: int, stop: int) -> Iterator[Callable[[], Block]]:
+    def _unmerged(self, op: Operation, start: int, stop: int, file: FileWriter) -> Iterator[Callable[[], Block]]:
         """Yield what copies or converts the rows [start, stop) of a merged tensor, or such elements of another one."""
         width = op.columns if isinstance(op, Merge) else 1
-        size = DTYPE_BYTES[op.source.dtype]
-        step = CHUNK_BYTES // size
-        for first in range(start * width, stop * width, step):
-            last = min(first + step, stop * width)
+        size, out_size = DTYPE_BYTES[op.source.dtype], DTYPE_BYTES[op.dtype]
+        first = start * width
+        while first < stop * width:
+            last = min(first + min(CHUNK_BYTES // size, file.num_rows(out_size)), stop * width)
+            out = file.place((last - first) * out_size)
+            is_copy = op.dtype == op.source.dtype
             with self.clock.time("read"):
-                into = self.buffers.take((last - first) * size)
+                into = out if is_copy else self.buffers.take((last - first) * size)
                 data = self.inputs.read(op.source, first * size, last * size, into)
-            if op.dtype == op.source.dtype:
-                yield partial(Block, data=data)
+            if is_copy:
+                yield partial(Block, data=out)
             else:
-                yield partial(self._timed, partial(self._converted, op, data, first))
+                yield partial(self._timed, partial(self._converted, op, data, out, first))
+            first = last
 
-    def _converted(self, op: Operation, data: Data, first: int) -> Block:
-        if op.dtype != "F64" and levels() and not self.plan.repeats_peft:
+    def _converted(self, op: Operation, data: Data, out: memoryview, first: int) -> Block:
+        source, target = op.source.dtype, op.dtype
+        if target != "F64" and levels() and not self.plan.repeats_peft:
             from lora_build.fused import converted
 
-            return converted(data, op.source.dtype, op.dtype, first, check=self.check)
+            return converted(data, source, out, target, first, check=self.check)
         from lora_build.torch_blocks import converted_by_torch
 
-        source, target = op.source.dtype, op.dtype
         return converted_by_torch(data, source, target, first, check=self.check, as_peft=self.plan.repeats_peft)
 
     def _rows(self, op: Merge, segment: Segment, start: int, stop: int, buffers: Buffers | None = None) -> Data:

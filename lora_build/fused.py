@@ -59,13 +59,13 @@ class FusedMerger:
         return FusedSum(pairs, self._op.source.dtype, self._op.dtype, transposed=transposed)
 
 
-def converted(data: Data, source: str, target: str, first: int, *, check: bool) -> Block:
-    """Return elements in another dtype of at most 32 bits, the first of which is element `first`."""
-    x = np.frombuffer(data, BITS[source])
-    y = convert(x, source, target)
+def converted(data: Data, source: str, out: memoryview, target: str, first: int, *, check: bool) -> Block:
+    """Return elements in another dtype of at most 32 bits, made in `out`; the first of them is element `first`."""
+    x, y = np.frombuffer(data, BITS[source]), np.frombuffer(out, BITS[target])
+    convert(x, source, y, target)
     if check and (bad := first_not_finite(y, target)) is not None and first_not_finite(x, source) is None:
         return Block(data=bytearray(), not_finite=first + bad)
-    return Block(data=as_bytes(y))
+    return Block(data=out)
 
 
 def as_bytes(y: Array) -> memoryview:

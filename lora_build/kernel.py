@@ -111,14 +111,12 @@ def widen(stored: Array) -> Array:
     return stored.astype(np.float64)
 
 
-def convert(x: Array, source: str, target: str) -> Array:
-    """Return the bits of stored values in another dtype, each rounded once; every NaN becomes the same quiet NaN."""
-    out = np.empty(x.shape, BITS[target])
+def convert(x: Array, source: str, out: Array, target: str) -> None:
+    """Put the bits of stored values in another dtype into `out`, each rounded once; every NaN as one quiet NaN."""
     if source == "F64":
         _loops().convert_doubles(_FORMATS[target], _address(x), _address(out), x.size)
     else:
         _loops().convert(_FORMATS[source], _FORMATS[target], _address(x), _address(out), x.size)
-    return out
 
 
 def first_not_finite(bits: Array, dtype: str) -> int | None:

@@ -14,6 +14,7 @@ import fcntl
 import logging
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ from lora_build.errors import LoraBuildError, StorageError
 from lora_build.lanes import Lane
 
 log = logging.getLogger(__name__)
-BLOCK_BYTES = 2 << 20
+BLOCK_BYTES = 15 << 17
+_SPARE_BYTES = 1 << 17  # for what runs over a block's end; both together are a huge page
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 _SYNC_FILE_RANGE_WRITE = 2
@@ -44,8 +46,20 @@ class FileRecord:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Some bytes of a file: the first, how many, and their memory, which may be longer."""
+
+    start: int
+    size: int
+    memory: memoryview
+
+
 class FileWriter:
-    """A new file of a known size, hashed and written block by block."""
+    """A new file of a known size, hashed and written block by block.
+
+    Its bytes are best made in the memory that `place` returns, of which they need no copy.
+    """
 
     def __init__(
         self,
@@ -62,7 +76,7 @@ class FileWriter:
             root: the folder that `name` is relative to.
             name: the file's name.
             size_bytes: how much will be written.
-            buffers: where blocks are gathered, of `BLOCK_BYTES`.
+            buffers: memory of `BLOCK_BYTES`, and some more for what runs over a block's end.
             hashing: where to hash, beside the caller; None hashes before a write returns.
             writing: the same for writing.
         """
@@ -73,10 +87,11 @@ class FileWriter:
         self._hashing = hashing
         self._writing = writing
         self._hash = Sha256()
-        self._block = memoryview(b"")
-        self._parts: list[tuple[memoryview, Sha256 | None]] = []  # of the block, and who else is given them
-        self._num_gathered = 0
-        self._start = 0  # of the block
+        self._blocks: deque[_Block] = deque()  # not whole yet
+        self._places: deque[memoryview | None] = deque()  # not written yet; None is no part of a block
+        self._placed = 0  # up to where there are places
+        self._written = 0
+        self._parts: list[tuple[memoryview, Sha256 | None]] = []  # of the first block, and who else is given them
         self._begun: list[Future[None]] = []
         with disk_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,32 +116,68 @@ class FileWriter:
         if fd >= 0:
             os.close(fd)
 
+    def num_rows(self, row_bytes: int) -> int:
+        """Return how many rows of a size, one at least, the next place has to be of to end with a block, or nearly."""
+        at, block = self._next_block()
+        rows = -(-(block.size - at) // row_bytes)
+        return max(1, rows if at + rows * row_bytes <= len(block.memory) else rows - 1)
+
+    def place(self, size_bytes: int) -> memoryview:
+        """Return memory for the next bytes, which are to be made there and handed to `write`, in this order."""
+        self._refuse_unless(self._placed + size_bytes <= self._size, "more")
+        at, block = self._next_block()
+        in_block = at + size_bytes <= len(block.memory)
+        place = block.memory[at : at + size_bytes] if in_block else memoryview(bytearray(size_bytes))
+        self._places.append(place if in_block else None)
+        self._placed += size_bytes
+        while self._blocks[-1].start + self._blocks[-1].size < self._placed:
+            self._add_block()
+        return place
+
+    def _next_block(self) -> tuple[int, _Block]:
+        """Return where in which block the next place begins."""
+        if not self._blocks or self._placed == self._blocks[-1].start + self._blocks[-1].size:
+            self._add_block()
+        return self._placed - self._blocks[-1].start, self._blocks[-1]
+
+    def _add_block(self) -> None:
+        start = self._blocks[-1].start + self._blocks[-1].size if self._blocks else self._written
+        memory = self._buffers.take(self._buffers.size_bytes)
+        self._blocks.append(_Block(start, min(BLOCK_BYTES, self._size - start), memory))
+
     def write(self, data: bytes | bytearray | memoryview, digest: Sha256 | None = None) -> None:
-        """Append bytes, which the caller may change once this returns.
+        """Append bytes.
 
         Args:
-            data: the bytes.
+            data: what `place` returned for them, which then stays as it is; or others of that size, or of any size
+                where no place waits for its bytes, which the caller may change once this returns.
             digest: is given the same bytes, by the time that the whole file is written and hashed.
         """
-        view = memoryview(data)
-        self._refuse_unless(self._start + self._num_gathered + len(view) <= self._size, "more")
+        view, in_place = memoryview(data), False
+        if self._places:
+            in_place = data is self._places.popleft()
+        else:
+            self._refuse_unless(self._placed + len(view) <= self._size, "more")
         while view:
-            if not self._num_gathered:
-                self._block = self._buffers.take(min(BLOCK_BYTES, self._size - self._start))
-            part = view[: len(self._block) - self._num_gathered]
-            place = slice(self._num_gathered, self._num_gathered + len(part))
-            self._block[place] = part
-            self._parts.append((self._block[place], digest))
-            self._num_gathered += len(part)
-            view = view[len(part) :]
-            if self._num_gathered == len(self._block):
+            if not self._blocks:
+                self._add_block()
+            block = self._blocks[0]
+            at = self._written - block.start
+            part = view[: block.size - at]
+            place = block.memory[at : at + len(part)]
+            if not in_place:
+                place[:] = part
+            self._parts.append((place, digest))
+            self._written += len(part)
+            view, in_place = view[len(part) :], False  # what runs over a block's end is copied to the next one
+            if at + len(part) == block.size:
                 self._finish_block()
+        self._placed = max(self._placed, self._written)
 
     def _finish_block(self) -> None:
-        block, start, parts = self._block, self._start, self._parts
-        self._block, self._num_gathered, self._start, self._parts = memoryview(b""), 0, start + len(block), []
+        block, parts, self._parts = self._blocks.popleft(), self._parts, []
         self._do(partial(self._update, parts), self._hashing)
-        self._do(partial(self._put, block, start), self._writing)
+        self._do(partial(self._put, block.memory[: block.size], block.start), self._writing)
 
     def _update(self, parts: list[tuple[memoryview, Sha256 | None]]) -> None:
         for part, digest in parts:
@@ -158,7 +209,7 @@ class FileWriter:
 
     def close(self) -> FileRecord:
         """Sync the file to the disk and return its record."""
-        self._refuse_unless(self._start == self._size, "fewer")
+        self._refuse_unless(self._written == self._size, "fewer")
         for future in self._begun:
             future.result()
         found = "sha256:" + self._hash.hexdigest()
@@ -180,7 +231,7 @@ class DirectorySink:
         """Prepare a fresh staging folder beside `target`; what a killed build left there is removed."""
         self.target = target
         self.staging = target.with_name(f".{target.name}.lora-build.tmp")
-        self._buffers = Buffers(BLOCK_BYTES)
+        self._buffers = Buffers(BLOCK_BYTES + _SPARE_BYTES)
 
     def __enter__(self) -> Self:
         with disk_errors(self.staging):

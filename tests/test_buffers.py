@@ -1,6 +1,11 @@
 """Buffers: memory is handed out again once nobody looks at it, and never before."""
 
+import mmap
+import re
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 
 from lora_build.buffers import Buffers
@@ -20,6 +25,44 @@ def test_memory_begins_where_a_page_does() -> None:
 
     assert [np.frombuffer(memory, np.uint8).ctypes.data % 4096 for memory in held] == [0, 0, 0]
     assert [len(memory) for memory in held] == [10_000, 1, 5_000]
+
+
+def test_large_memory_is_asked_for_in_huge_pages() -> None:
+    buffers = Buffers(2 << 20)
+    held = [buffers.take(2 << 20) for _ in range(3)]
+    starts = [np.frombuffer(memory, np.uint8).ctypes.data for memory in held]
+
+    assert [start % (2 << 20) for start in starts] == [0, 0, 0]
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("this system has no huge pages")
+    assert [is_asked_for(start) for start in starts] == [True, True, True]
+
+
+def is_asked_for(address: int) -> bool:
+    """Whether the system was told that a mapping may have huge pages."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(found[1], 16) <= address < int(found[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return "hg" in line.split()
+    return False
+
+
+def test_a_system_that_cannot_resize_memory_hands_it_out_again_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fixed(mmap.mmap):
+        def resize(self, newsize: int) -> None:
+            super().resize(newsize)
+            raise SystemError("mmap: resizing not available--no mremap()")
+
+    monkeypatch.setattr(mmap, "mmap", Fixed)
+    buffers = Buffers(64)
+    held = buffers.take(64)
+    for _ in range(3):
+        buffers.take(10)
+
+    assert len(buffers._all) == 2
+    assert len(held) == 64
 
 
 def test_memory_is_kept_for_as_long_as_an_array_or_a_tensor_of_it_is_alive() -> None:

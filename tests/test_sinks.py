@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from lora_build.buffers import Buffers
-from lora_build.digests import sha256
+from lora_build.digests import Sha256, sha256
 from lora_build.errors import StorageError
 from lora_build.lanes import AHEAD, Clock, Lane
 from lora_build.sinks import BLOCK_BYTES, FileRecord, FileWriter, _set_direct
@@ -32,6 +33,64 @@ def written(path: Path, data: bytes, *, step: int = 700_001) -> FileRecord:
             file.write(piece)
             piece[:] = bytes(len(piece))
         return file.close()
+
+
+SPARE = 5_000
+
+
+@pytest.mark.parametrize("size", [*SIZES, BLOCK_BYTES + SPARE])
+@pytest.mark.parametrize("row_bytes", [1, 4096, SPARE, SPARE + 1, 600_007, BLOCK_BYTES + SPARE + 1])
+def test_rows_that_are_made_in_their_place_are_the_file(tmp_path: Path, size: int, row_bytes: int) -> None:
+    data, made, digest = DATA[:size], [], Sha256()
+    with (
+        Lane("hash", Clock()) as hashing,
+        Lane("write", Clock()) as writing,
+        FileWriter(tmp_path, "out", size, Buffers(BLOCK_BYTES + SPARE), hashing, writing) as file,
+    ):
+        head = min(size, 107)
+        file.write(data[:head])
+        start = head
+        while start < size or len(made) > 0:
+            if start < size:
+                end = min(size, start + row_bytes * min(file.num_rows(row_bytes), 400_000))
+                made.append((file.place(end - start), data[start:end]))
+                start = end
+            if len(made) == 3 or start == size:  # written later, and filled later still
+                place, content = made.pop(0)
+                place[:] = content
+                file.write(place, digest)
+        record = file.close()
+
+    assert (tmp_path / "out").read_bytes() == data
+    assert record.sha256 == sha256(data)
+    assert digest.hexdigest() == hashlib.sha256(data[head:]).hexdigest()
+
+
+def test_what_is_made_elsewhere_fills_the_place_that_it_was_to_be_made_in(tmp_path: Path) -> None:
+    with FileWriter(tmp_path, "out", 30, Buffers(BLOCK_BYTES + SPARE)) as file:
+        places = [file.place(10), file.place(10), file.place(0), file.place(10)]
+        for place, byte in zip(places, b"ABCD", strict=True):
+            place[:] = bytes([byte]) * len(place)
+        file.write(b"x" * 10)
+        file.write(places[1])
+        file.write(b"")
+        file.write(bytearray(b"y" * 10))
+        file.close()
+
+    assert (tmp_path / "out").read_bytes() == b"x" * 10 + b"B" * 10 + b"y" * 10
+
+
+@pytest.mark.parametrize("start", [0, 1, 107, BLOCK_BYTES - 3000, BLOCK_BYTES - 1])
+@pytest.mark.parametrize("row_bytes", [1, 100, SPARE])
+def test_as_many_rows_as_end_with_a_block_have_their_place_in_it(tmp_path: Path, start: int, row_bytes: int) -> None:
+    buffers = Buffers(BLOCK_BYTES + SPARE)
+    with FileWriter(tmp_path, "out", 2 * BLOCK_BYTES, buffers) as file:
+        file.write(bytes(start))
+        rows = file.num_rows(row_bytes)
+        file.place(rows * row_bytes)
+
+        assert BLOCK_BYTES <= start + rows * row_bytes < BLOCK_BYTES + row_bytes
+        assert None not in file._places
 
 
 @pytest.fixture
@@ -198,6 +257,13 @@ def test_more_or_fewer_bytes_than_announced_are_an_error(tmp_path: Path, size: i
         pytest.raises(StorageError, match=f"out: {found} bytes than the {size} announced"),
     ):
         write(file)
+
+
+def test_a_place_beyond_what_was_announced_is_an_error(tmp_path: Path) -> None:
+    with FileWriter(tmp_path, "out", 5, Buffers(BLOCK_BYTES)) as file:
+        file.place(5)
+        with pytest.raises(StorageError, match="out: more bytes than the 5 announced"):
+            file.place(1)
 
 
 def test_no_failure_leaves_a_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -396,6 +396,9 @@ template <Format SOURCE, Format TARGET> struct Pass {
     for (int64_t p = 0; p < num_rows; p++) {
       const R bound = broadcast(((const Real*)job.bound)[row + p]);
       const int64_t k = (row + p) * job.width + j;
+      // the rows after these, from wherever the thread that read them left them
+      __builtin_prefetch((const char*)job.x + (k + ROWS * job.width) * (SOURCE == F32 ? 4 : 2), 0, 2);
+      __builtin_prefetch((char*)job.out + (k + ROWS * job.width) * (TARGET == F32 ? 4 : 2), 1, 2);
       uint64_t unsure = decide(job, k, WHOLE || n > SIZE ? SIZE : n, d[p][0], bound * first, slack, tally);
       if (WHOLE || n > SIZE)
         unsure |= decide(job, k + SIZE, WHOLE ? SIZE : n - SIZE, d[p][1], bound * second, slack, tally) << SIZE;

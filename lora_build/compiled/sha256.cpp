@@ -1,7 +1,7 @@
 // SHA-256 (FIPS 180-4) of the same bytes as parts of two messages, on processors with instructions for it.
 //
-// One message keeps these instructions waiting for their own results; two, taken in turns, take two thirds of the time
-// that they take one after the other. Linux does the same for dm-verity (sha256_finup_2x).
+// One message keeps these instructions waiting for their own results; two, taken in turns, take little more than half of
+// the time that they take one after the other. Linux does the same for dm-verity (sha256_finup_2x).
 
 #if defined(__x86_64__) || defined(__aarch64__)
 
@@ -15,6 +15,7 @@
 #include <cstring>
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
+#define INLINE __attribute__((always_inline)) inline
 
 namespace {
 
@@ -45,9 +46,26 @@ struct State {
 
 #if defined(__x86_64__)
 
-// Hash as many blocks of each of N messages.
-template <int N> void compress(State* const (&states)[N], const uint8_t* const (&data)[N], size_t num_blocks) {
+// Put the words of a block into w.
+INLINE void load(__m128i (&w)[4], const uint8_t* block) {
   const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
+  for (int k = 0; k < 4; k++) w[k] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i*)(block + 16 * k)), swap);
+}
+
+// Put the words of rounds 4k to 4k + 3 into `to`, with their constants, and make of w what the next rounds need.
+INLINE void take(__m128i (&w)[4], int k, __m128i& to) {
+  to = _mm_add_epi32(w[k % 4], _mm_load_si128((const __m128i*)(K + 4 * k)));
+  if (k < 12) {
+    const __m128i last = w[(k + 3) % 4], before = _mm_alignr_epi8(last, w[(k + 2) % 4], 4);
+    const __m128i sum = _mm_add_epi32(_mm_sha256msg1_epu32(w[k % 4], w[(k + 1) % 4]), before);
+    w[k % 4] = _mm_sha256msg2_epu32(sum, last);
+  }
+}
+
+// Hash as many blocks of each of N messages. While the rounds of a block wait for their own results, the words of the
+// next block are made.
+template <int N> void compress(State* const (&states)[N], const uint8_t* const (&data)[N], size_t num_blocks) {
+  if (!num_blocks) return;
   __m128i s0[N], s1[N];  // ABEF and CDGH
   for (int n = 0; n < N; n++) {
     const __m128i low = _mm_loadu_si128((const __m128i*)states[n]->h);
@@ -56,24 +74,24 @@ template <int N> void compress(State* const (&states)[N], const uint8_t* const (
     s0[n] = _mm_alignr_epi8(cdab, efgh, 8);
     s1[n] = _mm_blend_epi16(efgh, cdab, 0xF0);
   }
+  __m128i w[N][4], ready[2][16][N];  // of this block and of the next one, in turns
+  for (int n = 0; n < N; n++) load(w[n], data[n]);
+#pragma GCC unroll 16
+  for (int k = 0; k < 16; k++)
+    for (int n = 0; n < N; n++) take(w[n], k, ready[0][k][n]);
   for (size_t block = 0; block < num_blocks; block++) {
-    __m128i before0[N], before1[N], w[N][4];
-    for (int n = 0; n < N; n++) {
-      before0[n] = s0[n], before1[n] = s1[n];
-      for (int k = 0; k < 4; k++)
-        w[n][k] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i*)(data[n] + BLOCK * block + 16 * k)), swap);
-    }
+    __m128i before0[N], before1[N];
+    for (int n = 0; n < N; n++) before0[n] = s0[n], before1[n] = s1[n];
+    const __m128i(&now)[16][N] = ready[block % 2];
+    __m128i(&next)[16][N] = ready[(block + 1) % 2];
+    const size_t following = block + 1 < num_blocks ? block + 1 : block;
+    for (int n = 0; n < N; n++) load(w[n], data[n] + BLOCK * following);
 #pragma GCC unroll 16
     for (int k = 0; k < 16; k++) {  // four rounds each
       for (int n = 0; n < N; n++) {
-        const __m128i sum = _mm_add_epi32(w[n][k % 4], _mm_load_si128((const __m128i*)(K + 4 * k)));
-        s1[n] = _mm_sha256rnds2_epu32(s1[n], s0[n], sum);
-        s0[n] = _mm_sha256rnds2_epu32(s0[n], s1[n], _mm_shuffle_epi32(sum, 0x0E));
-        if (k < 12) {
-          const __m128i last = w[n][(k + 3) % 4], before = _mm_alignr_epi8(last, w[n][(k + 2) % 4], 4);
-          const __m128i next = _mm_add_epi32(_mm_sha256msg1_epu32(w[n][k % 4], w[n][(k + 1) % 4]), before);
-          w[n][k % 4] = _mm_sha256msg2_epu32(next, last);
-        }
+        s1[n] = _mm_sha256rnds2_epu32(s1[n], s0[n], now[k][n]);
+        s0[n] = _mm_sha256rnds2_epu32(s0[n], s1[n], _mm_loadl_epi64((const __m128i*)((const uint64_t*)&now[k][n] + 1)));
+        take(w[n], k, next[k][n]);
       }
     }
     for (int n = 0; n < N; n++) {
