@@ -2,7 +2,8 @@
 
 An adapter names modules as they were in memory when it was trained. On disk the same parameter has the same name, or
 one without (or with) the model's leading prefix: gpt2 on the Hub says `h.0...` where memory says `transformer.h.0...`.
-Else transformers renames, fuses or splits what it loads, and its class of the model tells how.
+Else transformers renames, fuses or splits what it loads: of some models it is known how (`experts`), of all others the
+model's class tells.
 """
 
 import difflib
@@ -15,6 +16,7 @@ from typing import Any
 from lora_build.architecture import Architecture, Module, Ties, read_architecture, read_ties
 from lora_build.conversion import UnsupportedConversionError, convert
 from lora_build.errors import SourceError
+from lora_build.experts import known_stack
 from lora_build.parameters import Parameter, Part
 
 __all__ = ["Names", "Parameter", "Part", "Ties", "is_conv1d", "read_ties"]
@@ -35,6 +37,7 @@ class Names:
         self._config = config
         self._shapes = shapes
         self._on_disk = _Index(shapes)
+        self._stacks: dict[str, tuple[Parameter, Module] | None] = {}
         self._model: _Model | None = None
 
     def find(self, parameter: str) -> Parameter | None:
@@ -47,6 +50,8 @@ class Names:
         on_disk = self._on_disk.find(parameter)
         if on_disk and not self._may_be_transposed(on_disk):
             return self._exact(on_disk)
+        if on_disk is None and (known := self._known(parameter)):
+            return known[0]
         model = self._load()
         in_memory = on_disk if on_disk in model.parameters else None if on_disk else model.look_up(parameter)
         if in_memory:
@@ -69,6 +74,8 @@ class Names:
 
     def module(self, parameter: str) -> Module | None:
         """Return what the module of a parameter is, or None where transformers does not know it."""
+        if self._on_disk.find(parameter) is None and (known := self._known(parameter)):
+            return known[1]
         model = self._load()
         name = model.look_up(parameter)
         if name is None and (on_disk := self._on_disk.find(parameter)):
@@ -103,6 +110,11 @@ class Names:
 
     def _exact(self, name: str) -> Parameter:
         return Parameter(name=name, shape=self._shapes[name], parts=(Part(name=name),))
+
+    def _known(self, path: str) -> tuple[Parameter, Module] | None:
+        if path not in self._stacks:
+            self._stacks[path] = known_stack(self._config, self._shapes, path)
+        return self._stacks[path]
 
     def _may_be_transposed(self, name: str) -> bool:
         """Whether a name may mean one tensor on disk and its transpose in memory: stacks of experts may."""

@@ -91,6 +91,9 @@ def touched_by(operation: Operation) -> tuple[str, ...]:
 
 def cut(placed: Sequence[tuple[int, int, Update]]) -> tuple[Segment, ...]:
     """Return segments for updates of the stored rows [start, stop), each cut wherever another one begins or ends."""
+    if len(placed) == 1:  # nearly all
+        ((start, stop, update),) = placed
+        return (Segment(start=start, stop=stop, updates=(update,)),) if start < stop else ()
     waiting = sorted(enumerate(placed), key=lambda item: item[1][0], reverse=True)
     edges = sorted({edge for start, stop, _ in placed for edge in (start, stop)})
     segments: list[Segment] = []

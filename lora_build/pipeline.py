@@ -336,7 +336,9 @@ def memory_bytes(prepared: Prepared) -> int:
     `numerics: peft` works on whole parameters; `engine: memory` holds the model besides, and every adapter; a forward
     check holds one model in float32, the files that it is loaded from, and what the models answer.
     """
-    stream = _RUNTIME_BYTES + max((_factor_bytes(op) for op in prepared.plan.operations), default=0)
+    merges = (op for op in prepared.plan.operations if isinstance(op, Merge))
+    by_factors = {tuple(id(update.factors) for update in op.updates): op for op in merges}  # experts share theirs
+    stream = _RUNTIME_BYTES + max(map(_factor_bytes, by_factors.values()), default=0)
     if prepared.plan.repeats_peft:
         stream += max((_parameter_bytes(op) for op in prepared.plan.operations), default=0)
     if prepared.recipe.engine is Engine.memory:
@@ -371,13 +373,11 @@ def _parameter_bytes(op: Operation) -> int:
     return 4 * 8 * op.source.num_elements * int(max(of_stack, default=1))
 
 
-def _factor_bytes(op: Operation) -> int:
+def _factor_bytes(op: Merge) -> int:
     """Return the memory that the factors of a merge take: as stored, then in float64 in slices, products and parts.
 
     The factors of a stack are loaded whole, but made ready for one of its matrices at a time.
     """
-    if not isinstance(op, Merge):
-        return 0
     loaded = {tensor: update.options.get("experts", 1) for update in op.updates for tensor in update.factors.values()}
     ready = sum(tensor.num_elements // int(experts) for tensor, experts in loaded.items())
     return sum(t.num_bytes for t in loaded) + 6 * 8 * ready

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import small
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 import lora_build
 from lora_build import app
@@ -37,6 +39,21 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def experts(project: Path) -> Path:
+    """The same folder, with a base of three experts that each have matrices of their own, and LoRA on their stack."""
+    base = small.make_base(project / "moe", architectures=["OlmoeForCausalLM"], model_type="olmoe", num_experts=3)
+    stack = "model.layers.0.mlp.experts"
+    tensors = {f"{stack}.{e}.down_proj.weight": small.values(e, 4, 6) for e in range(3)}
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    adapter = small.make_adapter(project / "stacks", target_modules=[], target_parameters=["experts.down_proj"])
+    factors = {"A": small.values(7, 6, 6, dtype=torch.float32), "B": small.values(8, 4, 6, dtype=torch.float32)}
+    named = {f"base_model.model.{stack}.lora_{factor}.weight": values for factor, values in factors.items()}
+    save_file(named, adapter / "adapter_model.safetensors")
+    (project / "recipes" / "stacks.yaml").write_text("base: ./moe\nadapters: {a: ./stacks}\n")
+    return project
+
+
 @pytest.mark.parametrize(
     ("words", "needed"),
     [
@@ -50,12 +67,22 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_command_that_merges_nothing_imports_no_heavy_library(
     project: Path, words: list[str], needed: set[str]
 ) -> None:
+    assert heavy(words) == f"{sorted(needed)} 0\n"
+
+
+def test_a_build_of_expert_stacks_that_are_known_asks_neither_torch_nor_transformers(experts: Path) -> None:
+    assert heavy(["plan", "recipe=stacks"]) == "['hydra'] 0\n"
+    assert heavy(["recipe=stacks"]) == "['hydra', 'numpy'] 0\n"
+    assert len(json.loads((experts / "builds/stacks/lora-build.survival.json").read_text())["tensors"]) == 3
+
+
+def heavy(words: list[str]) -> str:
+    """Return which heavy libraries a command has imported, and its exit code."""
     code = f"{MAIN} print(sorted({HEAVY} & {{*sys.modules}}), code, file=sys.stderr)"
     environment = {**os.environ, "PYTHONPATH": str(Path(lora_build.__file__).parent.parent)}
     command = [sys.executable, "-c", code, *words]
     child = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-
-    assert child.stderr == f"{sorted(needed)} 0\n"
+    return child.stderr
 
 
 def test_a_build_that_is_up_to_date_was_the_case_above(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ FLOORS = [
     {"digests", "kernel", "parameters", "recipe"},
     {"arithmetic", "checkpoint", "conversion", "recipe_check", "sources", "sinks"},
     {"architecture", "methods", "recipe_files"},
+    {"experts"},
     {"adapter", "attached", "forward_inputs", "forward_trace", "loading", "methods._shared", "naming", "operations"},
     {"live", "methods._lora_pairs", "methods._lora_shapes", "methods.trainable_tokens", "replication", "tying"},
     {"blocks", "methods._lora_implied", "methods._lora_merge"},

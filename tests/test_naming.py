@@ -22,6 +22,7 @@ from transformers.core_model_loading import Concatenate, Interleave, PermuteForR
 from lora_build.architecture import Module, read_architecture, untying
 from lora_build.conversion import Conversion, Memory, UnsupportedConversionError, convert
 from lora_build.errors import SourceError
+from lora_build.experts import KNOWN, known_stack
 from lora_build.naming import Names, Parameter, Part, read_ties
 
 ROPE_3D = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 4]}
@@ -308,6 +309,47 @@ def test_each_parameter_is_put_together_from_what_transformers_saved(architectur
     assert set(lost) <= model.tied.keys(), "only what shares another's tensor may have none of its own"
 
 
+@pytest.mark.parametrize("architecture", KNOWN)
+def test_stacks_that_are_known_are_what_transformers_makes_of_the_checkpoint(architecture: str) -> None:
+    model = saved(architecture)
+    asked = model.names._load()
+    assert asked.architecture is not None
+    stacks = [name for name in asked.parameters if ".experts." in name]
+
+    for name in stacks:
+        assert known_stack(model.config, model.shapes, name) == (
+            asked.parameters[name],
+            asked.architecture.module_of(name),
+        )
+    assert {name.rpartition(".")[2] for name in stacks} == KNOWN[architecture].stacks.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost"),
+    [
+        ({"num_experts": 5}, ""),
+        ({"num_local_experts": 5}, ""),
+        ({"architectures": ["LlamaForCausalLM"]}, ""),
+        ({"architectures": None}, ""),
+        ({}, ".experts.3.gate_proj.weight"),
+        ({}, ".experts.3.up_proj.weight"),
+        ({}, ".experts.0.gate_proj.weight"),
+    ],
+)
+def test_stacks_of_which_anything_is_unusual_are_not_known(changes: dict[str, Any], lost: str) -> None:
+    model = saved("Qwen3MoeForCausalLM")
+    path = "model.layers.1.mlp.experts.gate_up_proj"
+    config = {key: value for key, value in model.config.items() if key != "num_local_experts"} | {"num_experts": 4}
+    assert known_stack(config, model.shapes, path)
+    shapes = {name: shape for name, shape in model.shapes.items() if not (lost and name.endswith(lost))}
+
+    assert known_stack(config | changes, shapes, path) is None
+    for unlike in ((3, 3), (20,)):
+        assert known_stack(config, shapes | {"model.layers.1.mlp.experts.2.up_proj.weight": unlike}, path) is None
+    for other in ("layers.1.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.down", f"x.{path}"):
+        assert known_stack(config, model.shapes, other) is None
+
+
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_each_tensor_on_disk_is_found_by_its_own_name(architecture: str) -> None:
     model = saved(architecture)
@@ -545,11 +587,13 @@ def test_a_base_of_many_experts_resolves_in_a_couple_of_seconds() -> None:
     names = Names(config, shapes)
 
     start = time.process_time()
-    found = [names.find(f"model.layers.{layer}.mlp.experts.gate_up_proj") for layer in range(48)]
+    found = [names.find(f"layers.{layer}.mlp.experts.gate_up_proj") for layer in range(48)]
+    known = [names.find(f"model.layers.{layer}.mlp.experts.gate_up_proj") for layer in range(48)]
     near = names.nearest("model.layers.3.mlp.expert.4.gate_proj.weight")
     seconds = time.process_time() - start
 
     assert [(one.shape, len(one.parts)) for one in found if one] == [((128, 1536, 2048), 256)] * 48
+    assert known == found
     assert "model.layers.3.mlp.experts.4.gate_proj.weight" in near
     assert seconds < 10  # 1.5 s on an idle core
 
@@ -622,12 +666,16 @@ def test_a_config_that_makes_no_model_is_one_clear_error(config: dict[str, Any])
         read_architecture(config)
 
 
-def test_neither_torch_nor_transformers_is_imported_while_disk_names_answer() -> None:
+def test_neither_torch_nor_transformers_is_imported_while_disk_names_and_known_stacks_answer() -> None:
     script = """
 import sys
 from lora_build.naming import Names
 names = Names({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}, {"h.0.attn.c_attn.weight": (16, 48)})
 assert names.find("h.0.attn.c_attn.weight") == names.find("transformer.h.0.attn.c_attn.weight") is not None
+shapes = {f"model.layers.0.mlp.experts.{e}.down_proj.weight": (8, 4) for e in range(3)}
+names = Names({"architectures": ["OlmoeForCausalLM"], "model_type": "olmoe", "num_experts": 3}, shapes)
+assert names.find("model.layers.0.mlp.experts.down_proj").shape == (3, 8, 4)
+assert names.module("model.layers.0.mlp.experts.down_proj").is_transposed is False
 assert not {"torch", "transformers"} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", script], check=True)
