@@ -75,10 +75,10 @@ class FusedSum:
         self._last_bound = left_norms * last
         with np.errstate(over="ignore"):
             # blocks begin at any row, and are merged ROWS rows at a time
-            self._quick_left = _padded(np.pad(self._left, ((0, ROWS - 1), (0, 0))), 1).astype(quick)
+            self._quick_left = _padded(self._left, len(self._left) + ROWS - 1, _up(rank, TERMS), quick)
             self._bound = (left_norms * unit).astype(quick)
-            self._panels = _in_panels((B.T if transposed else A).astype(quick))
-            self._columns = _padded(self._norms[:, None].astype(quick), PANEL, 1)
+            self._panels = _in_panels(B.T if transposed else A, quick)
+            self._columns = _padded(self._norms[:, None], _up(len(self._norms), PANEL), 1, quick)
 
     def rows(self, W: Array, first: int, out: Array) -> Measured:
         """Merge rows and return what that did to them.
@@ -171,15 +171,15 @@ def _norms(t: Array, weights: Array) -> Array:
     return np.asarray(norms)
 
 
-def _in_panels(t: Array) -> Array:
-    """Return t [R, n] as panels [n / PANEL, terms, PANEL], with zeros behind and below."""
-    wide = _padded(t, TERMS, PANEL)
+def _in_panels(t: Array, dtype: type) -> Array:
+    """Return t [R, n] as panels [n / PANEL, terms, PANEL] of a dtype, with zeros behind and below."""
+    wide = _padded(t, _up(t.shape[0], TERMS), _up(t.shape[1], PANEL), dtype)
     return np.ascontiguousarray(wide.reshape(len(wide), -1, PANEL).transpose(1, 0, 2))
 
 
-def _padded(t: Array, rows: int, columns: int = TERMS) -> Array:
-    """Return t [n, m] with zeros behind and below, up to multiples of what is taken at a time."""
-    out: Array = np.zeros([_up(t.shape[0], rows), _up(t.shape[1], columns)], t.dtype)
+def _padded(t: Array, num_rows: int, num_columns: int, dtype: type) -> Array:
+    """Return t [n, m] in a dtype, with zeros behind and below."""
+    out: Array = np.zeros((num_rows, num_columns), dtype)
     out[: t.shape[0], : t.shape[1]] = t
     return out
 
