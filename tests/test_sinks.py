@@ -93,6 +93,17 @@ def test_as_many_rows_as_end_with_a_block_have_their_place_in_it(tmp_path: Path,
         assert None not in file._places
 
 
+def test_rows_too_long_to_run_over_a_blocks_end_stop_before_it(tmp_path: Path) -> None:
+    row_bytes = 3 * SPARE
+    with FileWriter(tmp_path, "out", 2 * BLOCK_BYTES, Buffers(BLOCK_BYTES + SPARE)) as file:
+        file.write(bytes(2 * SPARE))
+        rows = file.num_rows(row_bytes)
+        file.place(rows * row_bytes)
+
+        assert rows == (BLOCK_BYTES + SPARE - 2 * SPARE) // row_bytes
+        assert None not in file._places
+
+
 @pytest.fixture
 def writes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
     """Collect the size of each write, and whether it went past the page cache."""
