@@ -58,7 +58,7 @@ def known_stack(
         shapes: of the base's tensors, by their names on disk.
         path: the parameter's in memory, from the model with its head.
     """
-    experts = KNOWN.get(next(iter(config.get("architectures") or ()), ""))
+    experts = next((known for name, known in KNOWN.items() if config.get("architectures") == [name]), None)
     found = re.fullmatch(r"(model\.layers\.\d+)\.mlp\.experts\.(\w+)", path)
     if experts is None or found is None or found[2] not in experts.stacks:
         return None
@@ -67,8 +67,9 @@ def known_stack(
     names = [[f"{root}.{e}.{matrix}.weight" for matrix in matrices] for e in range(num_experts)]
     sizes = {shapes.get(name) for of_expert in names for name in of_expert}
     size = next(iter(sizes), None)
+    counts = [config[key] for key in _COUNTS if key in config]
     # anything unusual is for transformers to explain
-    if {config[key] for key in _COUNTS if key in config} != {num_experts} or len(sizes) != 1 or len(size or ()) != 2:
+    if not counts or any(n != num_experts for n in counts) or len(sizes) != 1 or len(size or ()) != 2:
         return None
     assert size is not None
     out, width = size
