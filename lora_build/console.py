@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 _PLAIN_EVERY_SECONDS = 5.0
 _VERBS = (("merge", "merged"), ("replace", "replaced"), ("copy", "as they are"))
 _BEYOND = {"DoRA", "KaSA", "OLoRA", "PiSSA"}  # these do more to a weight than to add s·B@A
-# threads of a build, and the stages that each one's time goes to, by the names that the engine gives them
+# what the stages of a build wait for, by the names that the engine gives them
 _STAGES = {
-    "main": ("read", "load torch", "prepare", "gather", "wait for load", "wait for merge", "wait for lanes"),
-    "pool": ("load", "merge"),
-    "lanes": ("hash input", "hash output", "write", "sync"),
+    "cores": ("read", "hash input", "load", "load torch", "prepare", "merge", "gather", "hash output"),
+    "disk": ("write", "sync"),
+    "idle": ("wait for load", "wait for merge", "wait for lanes"),
 }
 # what an adapter may hold whole (`Whole.kind`), the word for its line, and what becomes of it
 _WHOLE = (
@@ -119,16 +119,16 @@ def built_lines(built: Built) -> list[str]:
 
 
 def timing_lines(built: Built) -> list[str]:
-    """Return where the time of a build went, by the thread that spent it."""
+    """Return where the time of a build went."""
     if built.reused:
         return ["timings     nothing was read or written"]
     seconds = dict(built.seconds)
     whole = seconds.pop("whole")
-    lines = [f"timings     {whole:.2f} s once planned; each line is a thread, or a pool of them, beside the others"]
-    for thread, stages in _STAGES.items():
+    lines = [f"timings     {whole:.2f} s once planned; below, the seconds of all threads together"]
+    for where, stages in _STAGES.items():
         spent = [f"{stage} {seconds[stage]:.2f}" for stage in stages if stage in seconds]
         if spent:
-            lines.append(f"  {thread:<10}{', '.join(spent)}")
+            lines.append(f"  {where:<10}{', '.join(spent)}")
     return lines
 
 

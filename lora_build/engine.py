@@ -1,13 +1,11 @@
 """The engine: runs a plan shard by shard. In memory at any time: some blocks of a few MB, and the factors they need.
 
-This thread reads, and gathers what is to be written, in order; a pool merges what lies between; lanes hash what is
-read, hash what is written, and write it.
+This thread reads, and gathers what is to be written, in order. Between both a pool merges; lanes of it hash what is
+read, and what is written. This thread takes part in that when it is ahead. Two more write, and sync.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,7 +18,7 @@ from lora_build.checkpoint import DTYPE_BYTES, TensorInfo
 from lora_build.compiled import levels
 from lora_build.digests import CHUNK_BYTES, HashedFile, Sha256
 from lora_build.errors import MergeError
-from lora_build.lanes import Clock, Lane
+from lora_build.lanes import Call, Clock, Lane, Pool, num_cores
 from lora_build.operations import Merge, Operation, Segment, Shard, kind, touched_by
 from lora_build.plan import MergePlan
 from lora_build.sinks import DirectorySink, FileRecord, FileWriter
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
     from lora_build.peft_numerics import Deltas
 
 _AHEAD = 4  # blocks that are read before the first of them is written
+_MOST_THREADS = 6  # one file's SHA-256 keeps pace with no more
 
 Progress = Callable[[int], None]
 """Is told how many more bytes have been written."""
@@ -83,16 +82,15 @@ def execute(
     """
     with ExitStack() as files, ExitStack() as stack:  # files are closed once no thread works on them
         clock = Clock()
-        inputs = _Inputs(sources, files, stack.enter_context(Lane("hash input", clock)))
-        pool = stack.enter_context(ThreadPoolExecutor(_num_workers(), thread_name_prefix="lora-build merge"))
+        pool = stack.enter_context(Pool(num_cores(_MOST_THREADS), clock))
+        inputs = _Inputs(sources, files, pool.lane("hash input"))
         merges = (op for op in plan.operations if isinstance(op, Merge))
         targets = {op.dtype for op in merges if any(is_fused(op, segment) for segment in op.segments)}
         run = _Run(
             plan=plan, inputs=inputs, sink=sink, progress=progress, held=held, clock=clock, stack=stack, opened=files,
-            pool=pool, kernel=pool.submit(_load_kernel, set() if plan.repeats_peft else targets, clock),
-            hash_output=stack.enter_context(Lane("hash output", clock)),
-            write_files=stack.enter_context(Lane("write", clock)),
-            sync=stack.enter_context(Lane("sync", clock)),
+            pool=pool, kernel=pool.submit(partial(_load_kernel, set() if plan.repeats_peft else targets, clock)),
+            hash_output=pool.lane("hash output", urgent=True), write_files=pool.disk_lane("write"),
+            sync=pool.disk_lane("sync"),
         )  # fmt: skip
         for shard in plan.shards:
             run.write_shard(shard)
@@ -115,11 +113,6 @@ def _load_kernel(targets: Collection[str], clock: Clock) -> None:
         from lora_build.kernel import self_test
 
         self_test(targets)
-
-
-def _num_workers() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 4)  # one file's SHA-256 keeps pace with no more
 
 
 class _Inputs:
@@ -179,8 +172,8 @@ class _Run:
     clock: Clock
     stack: ExitStack
     opened: ExitStack
-    pool: ThreadPoolExecutor
-    kernel: Future[None]
+    pool: Pool
+    kernel: Call[None]
     hash_output: Lane
     write_files: Lane
     sync: Lane
@@ -256,7 +249,7 @@ class _Run:
 
     def _results(self, shard: Shard, file: FileWriter) -> Iterator[tuple[Operation, Block]]:
         """Yield the blocks of a shard in order, while the pool works on the next ones."""
-        waiting: deque[tuple[Operation, Future[Block]]] = deque()
+        waiting: deque[tuple[Operation, Call[Block]]] = deque()
         for operation in shard.operations:
             for task in self._tasks(operation, file):
                 waiting.append((operation, self.pool.submit(task)))
@@ -265,10 +258,10 @@ class _Run:
         while waiting:
             yield self._next(waiting)
 
-    def _next(self, waiting: deque[tuple[Operation, Future[Block]]]) -> tuple[Operation, Block]:
-        done, future = waiting.popleft()
+    def _next(self, waiting: deque[tuple[Operation, Call[Block]]]) -> tuple[Operation, Block]:
+        done, merged = waiting.popleft()
         with self.clock.time("wait for merge"):
-            return done, future.result()
+            return done, self.pool.wait_for(merged)
 
     def _tasks(self, operation: Operation, file: FileWriter) -> Iterator[Callable[[], Block]]:
         """Yield what makes the blocks of a tensor, one at least, each with its input already read and its place."""
@@ -315,7 +308,7 @@ class _Run:
             for u in segment.updates
         ]
         with self.clock.time("wait for load"):
-            self.kernel.result()
+            self.pool.wait_for(self.kernel)
         with self.clock.time("prepare"):
             if is_fused(op, segment):
                 from lora_build.fused import FusedMerger

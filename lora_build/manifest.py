@@ -11,18 +11,16 @@ and a newline; docs/manifest.md shows a full example. Nothing in it changes from
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_build.checkpoint import TensorInfo, read_tensors
 from lora_build.digests import HashedFile, sha256
 from lora_build.errors import SourceError, VerificationError
-from lora_build.lanes import Clock, Lane
+from lora_build.lanes import Clock, Pool, num_cores
 from lora_build.operations import Merge, Operation, Segment, kind, touched_by
 from lora_build.sinks import FileRecord
 
@@ -33,7 +31,7 @@ MANIFEST_NAME = "lora-build.manifest.json"
 SURVIVAL_NAME = "lora-build.survival.json"
 PROVENANCE_NAME = "lora-build.provenance.json"
 _OWN_FILES = {MANIFEST_NAME, SURVIVAL_NAME, PROVENANCE_NAME}
-_MOST_FILES = 32  # that `verify` reads at once: each has some 20 MB waiting for its hash
+_MOST_THREADS = 32  # of `verify`, each with a file, some 20 MB of which wait for their hash
 _SCHEMA = "lora-build/manifest/v1"
 
 InputDigests = Mapping[tuple[str, str], FileRecord]
@@ -311,9 +309,11 @@ def verify(directory: Path | str) -> Verified:
         by_file.setdefault(tensor.file, []).append(tensor)
     # the largest first, lest it be hashed alone when all others are done
     order = sorted(manifest.files, key=lambda file: file.size_bytes, reverse=True)
-    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MOST_FILES)) as pool:
-        found = {file: pool.submit(_check_file, root, file, by_file.get(file.path, [])) for file in order}
-    problems = [problem for file in manifest.files for problem in found[file].result()]
+    with Pool(num_cores(_MOST_THREADS), Clock()) as pool:
+        found = {
+            file: pool.submit(partial(_check_file, root, file, by_file.get(file.path, []), pool)) for file in order
+        }
+        problems = [problem for file in manifest.files for problem in pool.wait_for(found[file])]
     problems += [f"{name}: is not in the manifest" for name in strangers(root, manifest)]
     if problems:
         raise VerificationError("\n  ".join((f"{root}: differs from its manifest:", *problems)))
@@ -331,7 +331,7 @@ def strangers(root: Path, manifest: Manifest) -> list[str]:
     return sorted(present - _OWN_FILES - {file.path for file in manifest.files})
 
 
-def _check_file(root: Path, expected: FileRecord, tensors: Sequence[TensorRecord]) -> list[str]:
+def _check_file(root: Path, expected: FileRecord, tensors: Sequence[TensorRecord], pool: Pool) -> list[str]:
     """Return what differs in one file, its tensors named where they can be told apart."""
     path = root / expected.path
     if not path.is_file():
@@ -339,9 +339,8 @@ def _check_file(root: Path, expected: FileRecord, tensors: Sequence[TensorRecord
     if path.stat().st_size != expected.size_bytes:
         return [f"{expected.path}: has {path.stat().st_size} bytes, expected {expected.size_bytes}"]
     problems = []
-    with ExitStack() as stack:
-        lane = stack.enter_context(Lane("hash", Clock())) if tensors else None  # beside the hashes of tensors
-        file = stack.enter_context(HashedFile(path, str(path), lane=lane))
+    lane = pool.lane("hash") if tensors else None  # beside the hashes of tensors
+    with HashedFile(path, str(path), lane=lane) as file:
         if tensors:
             try:
                 problems = _check_tensors(file, expected, tensors)

@@ -16,7 +16,6 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +25,7 @@ from typing import Self
 from lora_build.buffers import Buffers
 from lora_build.digests import Sha256, remember, update_both
 from lora_build.errors import LoraBuildError, StorageError
-from lora_build.lanes import Lane
+from lora_build.lanes import Call, Lane
 
 log = logging.getLogger(__name__)
 BLOCK_BYTES = 15 << 17
@@ -92,7 +91,7 @@ class FileWriter:
         self._placed = 0  # up to where there are places
         self._written = 0
         self._parts: list[tuple[memoryview, Sha256 | None]] = []  # of the first block, and who else is given them
-        self._begun: list[Future[None]] = []
+        self._begun: list[Call[None]] = []
         with disk_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
@@ -187,7 +186,7 @@ class FileWriter:
                 self._hash.update(part)
 
     def _do(self, call: Callable[[], None], lane: Lane | None) -> None:
-        self._begun = [future for future in self._begun if not future.done() or future.exception()]
+        self._begun = [begun for begun in self._begun if not begun.is_done or begun.error]
         if lane:
             self._begun.append(lane.submit(call))
         else:
@@ -210,8 +209,8 @@ class FileWriter:
     def close(self) -> FileRecord:
         """Sync the file to the disk and return its record."""
         self._refuse_unless(self._written == self._size, "fewer")
-        for future in self._begun:
-            future.result()
+        for begun in self._begun:
+            begun.result()
         found = "sha256:" + self._hash.hexdigest()
         with disk_errors(self._path):
             os.fsync(self._fd)

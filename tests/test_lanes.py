@@ -1,72 +1,320 @@
-"""Lanes: calls in order, never too many at once, and no error of one is lost."""
+"""Lanes: calls in order, never too many at once, made by as many threads as there are, and no error of one is lost."""
 
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
 
 from lora_build.buffers import Buffers
 from lora_build.digests import HashedFile, sha256
-from lora_build.lanes import AHEAD, Clock, Lane
+from lora_build.lanes import AHEAD, Call, Clock, Lane, Pool
 from lora_build.sinks import BLOCK_BYTES, FileWriter
+
+ENOUGH = 10.0  # seconds, for what takes none unless it never comes
 
 
 def fail() -> None:
     raise OSError("broken")
 
 
-def test_calls_are_made_in_order_and_their_time_is_counted() -> None:
-    clock, made = Clock(), []
-    with Lane("stage", clock) as lane:
+def nothing() -> None:
+    pass
+
+
+def own_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("lora-build")]
+
+
+@pytest.fixture(params=[1, 2, 4])
+def pool(request: pytest.FixtureRequest) -> Pool:
+    """A pool of one thread, the test's, and of more; the test enters it."""
+    return Pool(request.param, Clock())
+
+
+LANES: list[Callable[[Pool], Lane]] = [
+    lambda pool: pool.lane("stage"),
+    lambda pool: pool.lane("stage", urgent=True),
+    lambda pool: pool.disk_lane("stage"),
+]
+lanes = pytest.mark.parametrize("new_lane", LANES, ids=["lane", "urgent", "disk"])
+
+
+@lanes
+def test_calls_are_made_in_order_one_at_a_time_and_their_time_is_counted(
+    pool: Pool, new_lane: Callable[[Pool], Lane]
+) -> None:
+    made: list[int] = []
+    running: list[int] = []
+
+    def call(i: int) -> None:
+        running.append(i)
+        time.sleep(0.0005)
+        assert running == [i]
+        running.clear()
+        made.append(i)
+
+    with pool:
+        lane = new_lane(pool)
         for i in range(50):
-            lane.submit(lambda i=i: made.append(i))  # type: ignore[misc]
+            lane.submit(lambda i=i: call(i))  # type: ignore[misc]
         lane.drain()
 
     assert made == list(range(50))
-    assert clock.seconds["stage"] > 0
+    assert pool._clock.seconds["stage"] > 0
 
 
-def test_whoever_hands_a_lane_too_many_calls_waits() -> None:
+def test_two_lanes_and_single_calls_are_all_made_in_their_order(pool: Pool) -> None:
+    made: dict[str, list[int]] = {"one": [], "other": [], "disk": []}
+    with pool:
+        by_name = {"one": pool.lane("one"), "other": pool.lane("other", urgent=True), "disk": pool.disk_lane("disk")}
+        singles = []
+        for i in range(100):
+            for name, lane in by_name.items():
+                lane.submit(lambda i=i, name=name: made[name].append(i))  # type: ignore[misc]
+            singles.append(pool.submit(lambda i=i: i * i))  # type: ignore[misc]
+        assert [pool.wait_for(single) for single in singles] == [i * i for i in range(100)]
+        for lane in by_name.values():
+            lane.drain()
+
+    assert list(made.values()) == [list(range(100))] * 3
+
+
+def test_single_calls_may_hand_calls_to_a_lane_and_wait_for_it(pool: Pool) -> None:
+    made: list[int] = []
+    with pool:
+        lane = pool.lane("stage")
+
+        def single() -> int:
+            for _ in range(3 * AHEAD):
+                lane.submit(lambda: made.append(1))
+            lane.drain()
+            return len(made)
+
+        found = [pool.submit(single) for _ in range(8)]
+        assert [pool.wait_for(call) >= 3 * AHEAD for call in found] == [True] * 8
+
+    assert len(made) == 8 * 3 * AHEAD
+
+
+@lanes
+def test_whoever_hands_a_lane_too_many_calls_waits(new_lane: Callable[[Pool], Lane]) -> None:
     opened = threading.Event()
-    with Lane("stage", Clock()) as lane:
+    with Pool(2, Clock()) as pool:
+        lane = new_lane(pool)
         for _ in range(AHEAD):
-            lane.submit(lambda: opened.wait(10) and None)
+            lane.submit(lambda: opened.wait(ENOUGH) and None)
         threading.Timer(0.1, opened.set).start()
-        lane.submit(lambda: None)
+        lane.submit(nothing)
 
         assert opened.is_set()
 
 
-def test_an_error_is_raised_once_too_many_calls_follow_it_and_the_lane_ends() -> None:
-    with Lane("stage", Clock()) as lane:
-        for call in (fail, *[lambda: None] * (AHEAD - 1)):
+def test_who_waits_makes_what_it_waits_for_where_there_is_no_other_thread() -> None:
+    makers: list[int] = []
+    with Pool(1, Clock()) as pool:
+        lane = pool.lane("stage")
+        assert own_threads() == []
+        for _ in range(AHEAD + 1):
+            lane.submit(lambda: makers.append(threading.get_ident()))
+        assert len(makers) == 1
+        assert lane.submit(nothing).result() is None
+        assert pool.wait_for(pool.submit(threading.get_ident)) == threading.get_ident()
+
+    assert set(makers) == {threading.get_ident()}
+
+
+def test_who_waits_for_one_call_makes_others_meanwhile() -> None:
+    begun, opened = threading.Event(), threading.Event()
+    makers: list[int] = []
+
+    def wait() -> None:
+        begun.set()
+        assert opened.wait(ENOUGH)
+
+    def end() -> None:
+        makers.append(threading.get_ident())
+        opened.set()
+
+    with Pool(2, Clock()) as pool:
+        waiting = pool.submit(wait)
+        assert begun.wait(ENOUGH)
+        pool.submit(end)
+        pool.wait_for(waiting)
+
+    assert makers == [threading.get_ident()]
+
+
+def test_what_waits_within_a_lock_makes_no_single_call_meanwhile() -> None:
+    begun, opened = threading.Event(), threading.Event()
+    lock = threading.Lock()
+    makers: list[int] = []
+
+    def wait() -> None:
+        begun.set()
+        assert opened.wait(ENOUGH)
+
+    def single() -> None:
+        with lock:
+            makers.append(threading.get_ident())
+
+    with Pool(2, Clock()) as pool:
+        lane = pool.lane("stage")
+        lane.submit(wait)
+        assert begun.wait(ENOUGH)
+        held = pool.submit(single)
+        threading.Timer(0.1, opened.set).start()
+        with lock:
+            lane.drain()
+        pool.wait_for(held)
+
+    assert len(makers) == 1
+
+
+def test_what_is_urgent_is_made_before_single_calls_and_the_rest_after_them() -> None:
+    made: list[str] = []
+    with Pool(1, Clock()) as pool:
+        for lane in (pool.lane("later"), pool.lane("urgent", urgent=True)):
+            for _ in range(2):
+                lane.submit(lambda name=lane._stage: made.append(name))  # type: ignore[misc]
+        single = pool.submit(lambda: made.append("single"))
+        last = pool.submit(lambda: made.append("single"))
+        pool.wait_for(last)
+        assert single.is_done
+        assert made == ["urgent", "urgent", "single", "single"]
+
+
+@lanes
+def test_an_error_is_raised_by_a_call_handed_over_later_and_the_pool_ends(
+    pool: Pool, new_lane: Callable[[Pool], Lane]
+) -> None:
+    def hand_over(lane: Lane) -> None:
+        for call in (fail, *[nothing] * AHEAD):
             lane.submit(call)
-        with pytest.raises(OSError, match="broken"):
-            lane.submit(lambda: None)
+
+    with pool, pytest.raises(OSError, match="broken"):
+        hand_over(new_lane(pool))
+    assert own_threads() == []
 
 
-def test_an_error_is_raised_when_a_lane_is_drained_and_calls_after_it_are_made() -> None:
+@lanes
+def test_an_error_is_raised_when_a_lane_is_drained_and_calls_after_it_are_made(
+    pool: Pool, new_lane: Callable[[Pool], Lane]
+) -> None:
     made: list[int] = []
-    with Lane("stage", Clock()) as lane:
-        lane.submit(fail)
+    with pool:
+        lane = new_lane(pool)
+        failing = lane.submit(fail)
         lane.submit(lambda: made.append(1))
         with pytest.raises(OSError, match="broken"):
             lane.drain()
         lane.drain()
+        with pytest.raises(OSError, match="broken"):
+            failing.result()
 
     assert made == [1]
 
 
-def test_a_digest_waits_for_what_is_still_in_its_lane(tmp_path: Path) -> None:
+def test_the_error_of_a_single_call_is_raised_by_who_waits_for_it(pool: Pool) -> None:
+    with pool:
+        with pytest.raises(OSError, match="broken"):
+            pool.wait_for(pool.submit(fail))
+        assert pool.wait_for(pool.submit(lambda: 1)) == 1
+
+
+def test_an_interruption_ends_who_waits_at_once_whatever_it_waits_for() -> None:
+    opened, begun = threading.Event(), threading.Event()
+
+    def interrupt() -> None:
+        opened.set()
+        raise KeyboardInterrupt
+
+    def wait() -> None:
+        begun.set()
+        assert opened.wait(ENOUGH)
+        time.sleep(0.2)
+
+    with Pool(2, Clock()) as pool:
+        waiting = pool.submit(wait)
+        assert begun.wait(ENOUGH)
+        pool.lane("stage").submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pool.wait_for(waiting)
+        assert not waiting.is_done
+
+
+def test_a_pool_that_ends_early_makes_no_more_calls_and_frees_who_waits_for_them() -> None:
+    opened, begun, closing = threading.Event(), threading.Event(), threading.Event()
+    made: list[int] = []
+    found: list[type[BaseException]] = []
+
+    def wait() -> None:
+        begun.set()
+        assert opened.wait(ENOUGH)
+
+    def close(call: Call[None]) -> None:
+        closing.set()
+        try:
+            call.result()
+        except CancelledError as error:
+            found.append(type(error))
+
+    pool = Pool(2, Clock())
+    lane, sync = pool.lane("stage"), pool.disk_lane("sync")
+    with pool:
+        lane.submit(wait)
+        assert begun.wait(ENOUGH)
+        last = lane.submit(lambda: made.append(1))
+        sync.submit(lambda: close(last))
+        assert closing.wait(ENOUGH)
+        pool.submit(lambda: made.append(2))
+        threading.Timer(0.1, opened.set).start()
+
+    assert opened.is_set()
+    assert made == []
+    assert found == [CancelledError]
+    assert own_threads() == []
+
+
+def test_a_pool_that_ends_early_lets_a_call_that_nobody_may_ever_make_hold_up_nobody() -> None:
+    pool = Pool(1, Clock())
+    lane, sync = pool.lane("stage"), pool.disk_lane("sync")
+    with pool:
+        taken = lane.submit(nothing)
+        pool._cores.take(single=True)  # as by a thread that is interrupted before it makes it
+        closing = sync.submit(taken.result)
+
+    assert isinstance(closing.error, CancelledError)
+    assert own_threads() == []
+
+
+def test_a_call_that_was_made_holds_nothing_of_what_it_needed(pool: Pool) -> None:
+    memory = bytearray(5)
+    with pool:
+        lane = pool.lane("stage")
+        view = memoryview(memory)
+        calls = [lane.submit(lambda view=view: None), pool.submit(lambda view=view: None)]  # type: ignore[misc]
+        del view
+        for call in calls:
+            pool.wait_for(call)
+        memory.extend(b"more")  # which Python refuses while somebody looks at it
+
+    assert len(memory) == 9
+
+
+def test_a_digest_waits_for_what_is_still_in_its_lane(pool: Pool, tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(b"abc")
-    with Lane("stage", Clock()) as lane, FileWriter(tmp_path, "out", 3, Buffers(BLOCK_BYTES), lane) as written:
-        lane.submit(lambda: time.sleep(0.1))
-        with HashedFile(tmp_path / "in", "in", None, lane) as read:
-            assert read.finish() == sha256(b"abc")
-        lane.submit(lambda: time.sleep(0.1))
-        written.write(b"abc")
-        assert written.close().sha256 == sha256(b"abc")
+    with pool:
+        lane = pool.lane("stage")
+        with FileWriter(tmp_path, "out", 3, Buffers(BLOCK_BYTES), lane) as written:
+            lane.submit(lambda: time.sleep(0.1))
+            with HashedFile(tmp_path / "in", "in", None, lane) as read:
+                assert read.finish() == sha256(b"abc")
+            lane.submit(lambda: time.sleep(0.1))
+            written.write(b"abc")
+            assert written.close().sha256 == sha256(b"abc")
 
 
 def test_a_stage_within_another_counts_for_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:

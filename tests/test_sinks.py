@@ -14,7 +14,7 @@ import pytest
 from lora_build.buffers import Buffers
 from lora_build.digests import Sha256, sha256
 from lora_build.errors import StorageError
-from lora_build.lanes import AHEAD, Clock, Lane
+from lora_build.lanes import AHEAD, Clock, Lane, Pool
 from lora_build.sinks import BLOCK_BYTES, FileRecord, FileWriter, _set_direct
 
 DATA = np.random.default_rng(0).integers(0, 256, 4 * BLOCK_BYTES, np.uint8).tobytes()
@@ -24,9 +24,10 @@ SIZES = [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 3 * BLOCK_BYTES + 
 def written(path: Path, data: bytes, *, step: int = 700_001) -> FileRecord:
     """Write a file in pieces that fit no block, each of which is overwritten at once."""
     with (
-        Lane("hash", Clock()) as hashing,
-        Lane("write", Clock()) as writing,
-        FileWriter(path.parent, path.name, len(data), Buffers(BLOCK_BYTES), hashing, writing) as file,
+        Pool(2, Clock()) as pool,
+        FileWriter(
+            path.parent, path.name, len(data), Buffers(BLOCK_BYTES), pool.lane("hash"), pool.disk_lane("write")
+        ) as file,
     ):
         for at in range(0, len(data), step):
             piece = bytearray(data[at : at + step])
@@ -43,9 +44,10 @@ SPARE = 5_000
 def test_rows_that_are_made_in_their_place_are_the_file(tmp_path: Path, size: int, row_bytes: int) -> None:
     data, made, digest = DATA[:size], [], Sha256()
     with (
-        Lane("hash", Clock()) as hashing,
-        Lane("write", Clock()) as writing,
-        FileWriter(tmp_path, "out", size, Buffers(BLOCK_BYTES + SPARE), hashing, writing) as file,
+        Pool(2, Clock()) as pool,
+        FileWriter(
+            tmp_path, "out", size, Buffers(BLOCK_BYTES + SPARE), pool.lane("hash"), pool.disk_lane("write")
+        ) as file,
     ):
         head = min(size, 107)
         file.write(data[:head])
@@ -315,9 +317,10 @@ def test_a_file_is_closed_once_even_if_that_fails(tmp_path: Path, monkeypatch: p
 
 def test_a_writer_keeps_nothing_of_the_blocks_that_are_done(tmp_path: Path) -> None:
     with (
-        Lane("hash", Clock()) as hashing,
-        Lane("write", Clock()) as writing,
-        FileWriter(tmp_path, "out", 40 * BLOCK_BYTES, Buffers(BLOCK_BYTES), hashing, writing) as file,
+        Pool(2, Clock()) as pool,
+        FileWriter(
+            tmp_path, "out", 40 * BLOCK_BYTES, Buffers(BLOCK_BYTES), pool.lane("hash"), pool.disk_lane("write")
+        ) as file,
     ):
         for _ in range(40):
             file.write(bytes(BLOCK_BYTES))
