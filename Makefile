@@ -29,6 +29,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/run.py --no-peers --dtype float32
 	$(BIN)/python benchmarks/run.py --no-peers --single
 	$(BIN)/python benchmarks/run.py --no-peers --preset 0.1B 0.5B 1B-moe 3B
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/commands.py
 	$(BIN)/python benchmarks/goals.py
 

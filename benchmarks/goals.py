@@ -14,7 +14,7 @@ from big import merged_parameters
 from run import HERE
 
 DOCS = HERE.parent / "docs" / "performance.md"
-CASES = ("1B-r16", "1B-r64", "1B-r16-float32", "1B-r16-single", "commands", "8B-in-1GB")
+CASES = ("1B-r16", "1B-r64", "1B-r16-float32", "1B-r16-single", "memory", "commands", "8B-in-1GB")
 
 
 def load(stem: str) -> dict[str, Any]:

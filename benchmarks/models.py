@@ -48,10 +48,18 @@ def base_bytes(shape: Shape) -> int:
 
 def make_base(folder: Path, shape: Shape) -> None:
     """Write a base in bfloat16."""
+    write_base(folder, _config(shape), list(_tensors(shape)), shape.shards)
+
+
+def write_base(
+    folder: Path, config: dict[str, Any], tensors: list[tuple[str, tuple[int, ...]]], shards: int = 1
+) -> None:
+    """Write a config and tensors in bfloat16, in about so many files of one size."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(_config(shape), indent=2) + "\n")
-    limit, files, size = base_bytes(shape) // shape.shards + 1, [[]], 0  # type: ignore[var-annotated]
-    for name, sizes in _tensors(shape):
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    total = sum(2 * int(np.prod(sizes)) for _, sizes in tensors)
+    limit, files, size = total // shards + 1, [[]], 0  # type: ignore[var-annotated]
+    for name, sizes in tensors:
         num_bytes = 2 * int(np.prod(sizes))
         if files[-1] and size + num_bytes > limit:
             files.append([])
@@ -59,44 +67,42 @@ def make_base(folder: Path, shape: Shape) -> None:
         files[-1].append((name, sizes))
         size += num_bytes
     weight_map, values = {}, _Values()
-    for number, tensors in enumerate(files, 1):
+    for number, in_file in enumerate(files, 1):
         file = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        weight_map |= dict.fromkeys((name for name, _ in tensors), file)
+        weight_map |= dict.fromkeys((name for name, _ in in_file), file)
         with (folder / file).open("wb") as out:
-            out.write(_header([(name, "BF16", sizes, 2) for name, sizes in sorted(tensors)]))
-            for _, sizes in sorted(tensors):
+            out.write(_header([(name, "BF16", sizes, 2) for name, sizes in sorted(in_file)]))
+            for _, sizes in sorted(in_file):
                 for piece in values.bfloat16(int(np.prod(sizes)), is_norm=len(sizes) == 1):
                     out.write(piece)
     if len(files) > 1:
-        index = {"metadata": {"total_size": base_bytes(shape)}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def make_adapter(folder: Path, shape: Shape, rank: int) -> None:
     """Write a LoRA in float32, on every projection of a dense base, on those of attention in a mixture of experts."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(rank)
-    targets = [name for name, _ in projections(shape, 0) if "experts" not in name]
     tensors = []
     for layer in range(shape.layers):
         for name, (out, inner) in projections(shape, layer):
             if "experts" not in name:
-                key = f"base_model.model.{name.removesuffix('.weight')}"
-                tensors.append((f"{key}.lora_A.weight", (rng.standard_normal((rank, inner)) * 0.02)))
-                tensors.append((f"{key}.lora_B.weight", (rng.standard_normal((out, rank)) * 0.01)))
-    tensors.sort(key=lambda item: item[0])
-    with (folder / "adapter_model.safetensors").open("wb") as out_file:
-        out_file.write(_header([(name, "F32", t.shape, 4) for name, t in tensors]))
-        for _, t in tensors:
-            out_file.write(t.astype(np.float32).tobytes())
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None,
-        "r": rank,
-        "lora_alpha": 2 * rank,
-        "target_modules": sorted({name.split(".")[-2] for name in targets}),
-    }
+                module = name.removesuffix(".weight")
+                tensors += [(f"{module}.lora_A.weight", (rank, inner)), (f"{module}.lora_B.weight", (out, rank))]
+    targets = sorted({name.split(".")[-3] for name, _ in tensors})
+    write_adapter(folder, rank, {"target_modules": targets}, tensors)
+
+
+def write_adapter(folder: Path, rank: int, config: dict[str, Any], tensors: list[tuple[str, tuple[int, ...]]]) -> None:
+    """Write a LoRA in float32: its config, and normal deviates for its factors, named without `base_model.model`."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(rank)
+    made = sorted((f"base_model.model.{name}", shape, 0.02 if "_A" in name else 0.01) for name, shape in tensors)
+    with (folder / "adapter_model.safetensors").open("wb") as file:
+        file.write(_header([(name, "F32", shape, 4) for name, shape, _ in made]))
+        for _, shape, scale in made:
+            file.write((rng.standard_normal(shape, np.float32) * np.float32(scale)).tobytes())
+    of_peft = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None}
+    config = of_peft | {"r": rank, "lora_alpha": 2 * rank} | config
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -59,17 +59,12 @@ class Call(Generic[T]):
         self._value: T
         self._pool, self._rank, self._lane = pool, rank, lane
         self._call: Callable[[], T] | None = call
-        self._made = threading.Lock()  # held until it is
-        self._made.acquire()
+        self._waiters: list[_Sleeper] = []
 
     def result(self) -> T:
         """Return what it returned, or raise what it raised; until it is made, calls of lanes are made here."""
         self._pool._help_until(self, single=False)
         return self._result()
-
-    def _settle(self, value: T, error: BaseException | None) -> None:
-        self._value, self.error, self.is_done = value, error, True
-        self._made.release()
 
     def _result(self) -> T:
         if self.error is not None:
@@ -77,12 +72,27 @@ class Call(Generic[T]):
         return self._value
 
 
+class _Sleeper:
+    """A thread that has nothing to do, and whether it might make single calls."""
+
+    def __init__(self, *, single: bool) -> None:
+        self.single = single
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def sleep(self) -> None:
+        self._lock.acquire()
+
+    def wake(self) -> None:
+        self._lock.release()
+
+
 class _Bench:
-    """Calls that may be made at once, and the locks that wake the threads that have none to make."""
+    """Calls that may be made at once, and threads that have none to make, each of which is woken once."""
 
     def __init__(self) -> None:
         self.ready: tuple[deque[Call[Any]], ...] = (deque(), deque(), deque())  # by rank
-        self.asleep: list[threading.Lock] = []
+        self.asleep: list[_Sleeper] = []
 
     def add(self, call: Call[Any]) -> None:
         self.ready[call._rank].append(call)
@@ -95,8 +105,17 @@ class _Bench:
         return None
 
     def wake(self) -> None:
-        if self.asleep and any(self.ready):
-            self.asleep.pop().release()
+        """Wake a thread for a call that is ready, if there are both."""
+        for rank, calls in enumerate(self.ready):
+            for sleeper in self.asleep if calls else ():
+                if sleeper.single or rank != _SINGLE:
+                    self.rouse(sleeper)
+                    return
+
+    def rouse(self, sleeper: _Sleeper) -> None:
+        if sleeper in self.asleep:
+            self.asleep.remove(sleeper)
+            sleeper.wake()
 
 
 class Pool:
@@ -121,12 +140,11 @@ class Pool:
         """Cancel the calls that are not made yet, and wait for those that are being made."""
         with self._lock:
             self._closed = True
-            for call in self._unmade:
-                call._settle(None, CancelledError())
-            self._unmade.clear()
+            for call in [*self._unmade]:
+                self._settle(call, None, CancelledError())
             for bench in self._benches:
-                for lock in bench.asleep:
-                    lock.release()
+                for sleeper in [*bench.asleep]:
+                    bench.rouse(sleeper)
         for thread in self._threads:
             thread.join()
 
@@ -163,30 +181,40 @@ class Pool:
         thread.start()
 
     def _work(self, bench: _Bench) -> None:
-        wake = threading.Lock()
-        wake.acquire()
+        sleeper = _Sleeper(single=True)
         while not self._closed:
             with self._lock:
                 call = bench.take(single=True)
                 if call is None and not self._closed:
-                    bench.asleep.append(wake)
+                    bench.asleep.append(sleeper)
             if call is not None:
                 self._make(call)
             elif not self._closed:
-                wake.acquire()
+                sleeper.sleep()
 
     def _help_until(self, wanted: Call[Any], *, single: bool) -> None:
+        sleeper = _Sleeper(single=single)
         while True:
             with self._lock:
-                call = None if wanted.is_done else self._cores.take(single=single)
-                if call is None:
+                if wanted.is_done:
                     self._cores.wake()  # for what a call made here has let begin
-                    break
+                    return
+                call = self._cores.take(single=single)
+                if call is None:
+                    self._cores.asleep.append(sleeper)
+                    wanted._waiters.append(sleeper)
+            if call is None:
+                sleeper.sleep()
+                continue
             self._make(call)
             if call.error is not None and not isinstance(call.error, Exception):
                 raise call.error  # Ctrl-C, which comes to whatever this thread does
-        with wanted._made:
-            pass
+
+    def _settle(self, call: Call[Any], value: Any, error: BaseException | None) -> None:
+        self._unmade.remove(call)
+        call._value, call.error, call.is_done = value, error, True
+        for waiter in call._waiters:
+            self._cores.rouse(waiter)
 
     def _make(self, call: Call[Any]) -> None:
         function, call._call, value, error = call._call, None, None, None
@@ -197,8 +225,7 @@ class Pool:
         function = None  # and what it holds, before anybody hears that it is done with
         with self._lock:
             if call in self._unmade:
-                self._unmade.remove(call)
-                call._settle(value, error)
+                self._settle(call, value, error)
                 if call._lane:
                     call._lane._go_on()
 

@@ -147,6 +147,32 @@ def test_who_waits_for_one_call_makes_others_meanwhile() -> None:
     assert makers == [threading.get_ident()]
 
 
+def test_who_waits_with_nothing_to_do_is_woken_for_what_comes_up() -> None:
+    asleep, opened = threading.Event(), threading.Event()
+    makers: list[int] = []
+
+    def lane_call() -> None:
+        makers.append(threading.get_ident())
+        opened.set()
+
+    with Pool(2, Clock()) as pool:
+        lane = pool.lane("stage")
+
+        def single() -> None:
+            assert asleep.wait(ENOUGH)
+            time.sleep(0.1)
+            lane.submit(lane_call)
+            assert opened.wait(ENOUGH)
+
+        begun = pool.submit(single)
+        while any(pool._cores.ready):
+            time.sleep(0.001)
+        asleep.set()
+        pool.wait_for(begun)
+
+    assert makers == [threading.get_ident()]
+
+
 def test_what_waits_within_a_lock_makes_no_single_call_meanwhile() -> None:
     begun, opened = threading.Event(), threading.Event()
     lock = threading.Lock()
