@@ -101,7 +101,9 @@ class _Bench:
     def take(self, *, single: bool) -> Call[Any] | None:
         for rank, calls in enumerate(self.ready):
             if calls and (single or rank != _SINGLE):
-                return calls.popleft()
+                call = calls.popleft()
+                self.wake()  # another thread for what is left
+                return call
         return None
 
     def wake(self) -> None:
@@ -152,7 +154,7 @@ class Pool:
         """Have a call made by a thread that is free."""
         single = Call(self, call, _SINGLE)
         with self._lock:
-            self._unmade.add(single)
+            self._expect(single)
             self._cores.add(single)
         return single
 
@@ -210,6 +212,11 @@ class Pool:
             if call.error is not None and not isinstance(call.error, Exception):
                 raise call.error  # Ctrl-C, which comes to whatever this thread does
 
+    def _expect(self, call: Call[Any]) -> None:
+        if self._closed:
+            raise CancelledError
+        self._unmade.add(call)
+
     def _settle(self, call: Call[Any], value: Any, error: BaseException | None) -> None:
         self._unmade.remove(call)
         call._value, call.error, call.is_done = value, error, True
@@ -264,8 +271,8 @@ class Lane:
             first = self._forget()
             if first is not None and len(self._last) >= AHEAD:
                 return first
+            self._pool._expect(call)
             self._last.append(call)
-            self._pool._unmade.add(call)
             if self._is_busy:
                 self._queue.append(call)
             else:

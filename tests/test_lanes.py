@@ -1,9 +1,14 @@
 """Lanes: calls in order, never too many at once, made by as many threads as there are, and no error of one is lost."""
 
+import contextlib
+import random
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -97,6 +102,82 @@ def test_single_calls_may_hand_calls_to_a_lane_and_wait_for_it(pool: Pool) -> No
         assert [pool.wait_for(call) >= 3 * AHEAD for call in found] == [True] * 8
 
     assert len(made) == 8 * 3 * AHEAD
+
+
+SEEDS = 300
+
+
+def any_program(seed: int) -> None:
+    """Run calls of all kinds in a pool of some threads, some of which hand on or wait for others; end early or not."""
+    rng = random.Random(seed)
+    pool, guard, num_given = Pool(rng.choice([1, 2, 3, 6]), Clock()), threading.Lock(), [0, 0, 0]
+    lanes = [pool.lane("urgent", urgent=True), pool.lane("later"), pool.disk_lane("disk")]
+    made: list[list[int]] = [[], [], []]
+    naps = [rng.random() < 0.1 for _ in range(1000)]
+
+    def call(k: int, i: int) -> None:
+        if naps[i]:
+            time.sleep(0.0002)
+        made[k].append(i)
+
+    def put(k: int) -> Call[None]:
+        with guard:
+            i, num_given[k] = num_given[k], num_given[k] + 1
+            return lanes[k].submit(lambda: call(k, i))
+
+    def several(count: int) -> int:
+        for _ in range(count):
+            put(1)
+        return count
+
+    begun, singles, ends_early = [], deque[Call[int]](), rng.random() < 0.3
+    with pool, contextlib.suppress(KeyError):
+        sync = pool.disk_lane("sync")
+        for _ in range(rng.randrange(60)):
+            kind = rng.randrange(5)
+            if kind < 3:
+                begun.append(put(kind))
+            elif kind == 3:
+                singles.append(pool.submit(partial(several, rng.randrange(6))))
+            elif begun:
+                sync.submit(begun[-1].result)
+            if len(singles) > 4:
+                pool.wait_for(singles.popleft())
+            if ends_early and rng.random() < 0.03:
+                raise KeyError
+        for single in singles:
+            pool.wait_for(single)
+        for lane in (*lanes, sync):
+            lane.drain()
+        assert made == [list(range(count)) for count in num_given]
+        assert not pool._unmade
+
+
+def test_no_program_of_calls_hangs_or_loses_one_however_threads_take_turns() -> None:
+    before, done = sys.getswitchinterval(), []
+
+    def run_all() -> None:
+        for seed in range(SEEDS):
+            any_program(seed)
+            done.append(seed)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        runner = threading.Thread(target=run_all, daemon=True)
+        runner.start()
+        runner.join(10 * ENOUGH)
+    finally:
+        sys.setswitchinterval(before)
+    assert len(done) == SEEDS, f"hangs or fails at seed {len(done)}"
+    assert own_threads() == []
+
+
+def test_a_pool_that_has_ended_takes_no_calls(pool: Pool) -> None:
+    with pool:
+        lane = pool.lane("stage")
+    for hand_over in (lane.submit, pool.submit):
+        with pytest.raises(CancelledError):
+            hand_over(nothing)
 
 
 @lanes
