@@ -187,7 +187,7 @@ class Pool:
         while not self._closed:
             with self._lock:
                 call = bench.take(single=True)
-                if call is None and not self._closed:
+                if call is None:
                     bench.asleep.append(sleeper)
             if call is not None:
                 self._make(call)

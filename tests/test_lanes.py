@@ -1,6 +1,7 @@
 """Lanes: calls in order, never too many at once, made by as many threads as there are, and no error of one is lost."""
 
 import contextlib
+import os
 import random
 import sys
 import threading
@@ -15,7 +16,7 @@ import pytest
 
 from lora_build.buffers import Buffers
 from lora_build.digests import HashedFile, sha256
-from lora_build.lanes import AHEAD, Call, Clock, Lane, Pool
+from lora_build.lanes import AHEAD, Call, Clock, Lane, Pool, num_cores
 from lora_build.sinks import BLOCK_BYTES, FileWriter
 
 ENOUGH = 10.0  # seconds, for what takes none unless it never comes
@@ -27,6 +28,17 @@ def fail() -> None:
 
 def nothing() -> None:
     pass
+
+
+def waited(event: threading.Event) -> None:
+    assert event.wait(ENOUGH)
+
+
+def until(happens: Callable[[], bool]) -> None:
+    end = time.monotonic() + ENOUGH
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def own_threads() -> list[str]:
@@ -213,7 +225,7 @@ def test_who_waits_for_one_call_makes_others_meanwhile() -> None:
 
     def wait() -> None:
         begun.set()
-        assert opened.wait(ENOUGH)
+        waited(opened)
 
     def end() -> None:
         makers.append(threading.get_ident())
@@ -221,7 +233,7 @@ def test_who_waits_for_one_call_makes_others_meanwhile() -> None:
 
     with Pool(2, Clock()) as pool:
         waiting = pool.submit(wait)
-        assert begun.wait(ENOUGH)
+        waited(begun)
         pool.submit(end)
         pool.wait_for(waiting)
 
@@ -240,18 +252,70 @@ def test_who_waits_with_nothing_to_do_is_woken_for_what_comes_up() -> None:
         lane = pool.lane("stage")
 
         def single() -> None:
-            assert asleep.wait(ENOUGH)
+            waited(asleep)
             time.sleep(0.1)
             lane.submit(lane_call)
-            assert opened.wait(ENOUGH)
+            waited(opened)
 
         begun = pool.submit(single)
-        while any(pool._cores.ready):
-            time.sleep(0.001)
+        until(lambda: not any(pool._cores.ready))
         asleep.set()
         pool.wait_for(begun)
 
     assert makers == [threading.get_ident()]
+
+
+def test_a_call_that_is_left_when_another_one_is_taken_is_made_by_who_waits_for_it() -> None:
+    opened, made = threading.Event(), threading.Event()
+    with Pool(2, Clock()) as pool:
+        lane = pool.lane("stage")
+        lane.submit(lambda: waited(opened))
+        until(lambda: not any(pool._cores.ready))  # the other thread makes it
+        second = lane.submit(made.set)
+        single = pool.submit(lambda: waited(made))  # taken before the second one, which it waits for
+        threading.Timer(0.05, opened.set).start()
+        second.result()
+        pool.wait_for(single)
+
+
+def test_a_single_call_wakes_a_thread_that_may_make_it() -> None:
+    free, begin, made = threading.Event(), threading.Event(), threading.Event()
+
+    def hand_on() -> None:
+        waited(begin)
+        pool.submit(made.set)
+        waited(made)
+
+    def let_begin() -> None:
+        until(lambda: len(pool._cores.asleep) == 1)  # the test's thread, which waits for a lane
+        free.set()
+        until(lambda: len(pool._cores.asleep) == 2)
+        begin.set()
+
+    with Pool(3, Clock()) as pool:
+        pool.submit(lambda: waited(free))
+        lane = pool.lane("stage")
+        handing = lane.submit(hand_on)
+        until(lambda: not any(pool._cores.ready))
+        threading.Thread(target=let_begin).start()
+        handing.result()
+
+
+def test_who_stops_waiting_leaves_nothing_that_nobody_knows_of() -> None:
+    opened, made = threading.Event(), threading.Event()
+
+    def let_end() -> None:
+        opened.set()
+        until(lambda: bool(pool._cores.asleep))
+
+    with Pool(2, Clock()) as pool:
+        single = pool.submit(lambda: waited(opened))
+        until(lambda: not any(pool._cores.ready))
+        lane = pool.lane("stage")
+        lane.submit(let_end)
+        lane.submit(made.set)
+        pool.wait_for(single)
+        waited(made)
 
 
 def test_what_waits_within_a_lock_makes_no_single_call_meanwhile() -> None:
@@ -261,7 +325,7 @@ def test_what_waits_within_a_lock_makes_no_single_call_meanwhile() -> None:
 
     def wait() -> None:
         begun.set()
-        assert opened.wait(ENOUGH)
+        waited(opened)
 
     def single() -> None:
         with lock:
@@ -270,7 +334,7 @@ def test_what_waits_within_a_lock_makes_no_single_call_meanwhile() -> None:
     with Pool(2, Clock()) as pool:
         lane = pool.lane("stage")
         lane.submit(wait)
-        assert begun.wait(ENOUGH)
+        waited(begun)
         held = pool.submit(single)
         threading.Timer(0.1, opened.set).start()
         with lock:
@@ -340,12 +404,12 @@ def test_an_interruption_ends_who_waits_at_once_whatever_it_waits_for() -> None:
 
     def wait() -> None:
         begun.set()
-        assert opened.wait(ENOUGH)
+        waited(opened)
         time.sleep(0.2)
 
     with Pool(2, Clock()) as pool:
         waiting = pool.submit(wait)
-        assert begun.wait(ENOUGH)
+        waited(begun)
         pool.lane("stage").submit(interrupt)
         with pytest.raises(KeyboardInterrupt):
             pool.wait_for(waiting)
@@ -359,7 +423,7 @@ def test_a_pool_that_ends_early_makes_no_more_calls_and_frees_who_waits_for_them
 
     def wait() -> None:
         begun.set()
-        assert opened.wait(ENOUGH)
+        waited(opened)
 
     def close(call: Call[None]) -> None:
         closing.set()
@@ -372,10 +436,10 @@ def test_a_pool_that_ends_early_makes_no_more_calls_and_frees_who_waits_for_them
     lane, sync = pool.lane("stage"), pool.disk_lane("sync")
     with pool:
         lane.submit(wait)
-        assert begun.wait(ENOUGH)
+        waited(begun)
         last = lane.submit(lambda: made.append(1))
         sync.submit(lambda: close(last))
-        assert closing.wait(ENOUGH)
+        waited(closing)
         pool.submit(lambda: made.append(2))
         threading.Timer(0.1, opened.set).start()
 
@@ -422,6 +486,11 @@ def test_a_digest_waits_for_what_is_still_in_its_lane(pool: Pool, tmp_path: Path
             lane.submit(lambda: time.sleep(0.1))
             written.write(b"abc")
             assert written.close().sha256 == sha256(b"abc")
+
+
+def test_a_limit_is_one_of_the_cores_that_are_used() -> None:
+    assert num_cores(1) == 1
+    assert 1 <= num_cores(4096) <= (os.cpu_count() or 1)
 
 
 def test_a_stage_within_another_counts_for_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
