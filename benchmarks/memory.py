@@ -117,7 +117,7 @@ def main() -> None:
             with ProcessPoolExecutor(1) as pool:  # a child's peak memory starts from that of the process that forks it
                 pool.submit(make, base, adapter).result()
             command = [*run.OURS, run.write_recipe(base, adapter, out)]
-            runs = [run.measure(command, out) for _ in range(options.rounds)]
+            runs = [run.measure(command, out, memory=True) for _ in range(options.rounds)]
             size = (adapter / "adapter_model.safetensors").stat().st_size
             peak = max(figures["peak_anonymous_bytes"] for figures in runs)
             report["measured"][case] = {"adapter_bytes": size, "runs": runs}

@@ -3,6 +3,7 @@
     python benchmarks/run.py [--preset 1B ...] [--rank 16 ...] [--dtype keep ...] [--single] [--rounds 3] [--no-peers]
 
 Each tool is a whole process, in interleaved rounds, page cache warm; machines are noisy, so read medians and ratios.
+The first round is not timed: it warms the cache, and has its memory looked at, which takes some of the time of a core.
 The floor is our own pipeline with each merge made a copy (`floor.py`). Bases and adapters are made here (`models.py`).
 peft runs with this Python; mergekit and axolotl where `MERGEKIT` names a `mergekit-yaml` and `AXOLOTL` a Python with
 axolotl. Writes a JSON, and for the 1 B case the README's chart, into benchmarks/results; prints the goals.
@@ -80,8 +81,8 @@ def write_recipe(base: Path, adapter: Path, out: Path, dtype: str = "keep") -> s
     return "recipe=bench"
 
 
-def measure(command: list[str], out: Path) -> dict[str, float]:
-    """Return the wall and processor seconds and the peak memory of one process; its output is removed."""
+def measure(command: list[str], out: Path, *, memory: bool) -> dict[str, float]:
+    """Return the wall and processor seconds of one process, or its peak memory; its output is removed."""
     for path in (out, out.with_name("mergekit-cache")):
         shutil.rmtree(path, ignore_errors=True)
     started = time.perf_counter()
@@ -89,24 +90,23 @@ def measure(command: list[str], out: Path) -> dict[str, float]:
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=out.parent)
         watch = threading.Thread(target=_watch, args=(process.pid, anonymous))
-        watch.start()
+        if memory:
+            watch.start()
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - started
-        watch.join()
+        if memory:
+            watch.join()
         if status:
             log.seek(0)
             sys.exit(f"failed: {' '.join(command)}\n{log.read().decode()[-2000:]}")
     shutil.rmtree(out)
-    return {
-        "wall_s": wall,
-        "cpu_s": usage.ru_utime + usage.ru_stime,
-        "peak_anonymous_bytes": anonymous[0],
-        "peak_bytes": usage.ru_maxrss * 1024,
-    }
+    if memory:
+        return {"peak_anonymous_bytes": anonymous[0], "peak_bytes": usage.ru_maxrss * 1024}
+    return {"wall_s": wall, "cpu_s": usage.ru_utime + usage.ru_stime}
 
 
 def _watch(pid: int, peak: list[int]) -> None:
-    """Keep the largest memory of a process that is no page of a file; looked at seldom, which slows it down."""
+    """Keep the largest memory of a process that is no page of a file."""
     page = os.sysconf("SC_PAGE_SIZE")
     while True:
         try:
@@ -116,7 +116,7 @@ def _watch(pid: int, peak: list[int]) -> None:
         if not resident:
             return
         peak[0] = max(peak[0], (resident - shared) * page)
-        time.sleep(0.05)
+        time.sleep(0.01)
 
 
 def run_case(folder: Path, preset: str, rank: int, dtype: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -131,19 +131,13 @@ def run_case(folder: Path, preset: str, rank: int, dtype: str, options: argparse
         if not adapter.exists():
             pool.submit(models.make_adapter, adapter, shape, rank).result()
     words = commands(base, adapter, out, dtype, peers=options.peers)
+    peaks = {tool: measure(command, out, memory=True) for tool, command in words.items()}
     runs: dict[str, list[dict[str, float]]] = {tool: [] for tool in words}
-    for number in range(options.rounds + 1):
+    for _ in range(options.rounds):
         for tool, command in words.items():
-            if number or tool in (
-                "cp -r",
-                "floor",
-                "lora-build",
-                "one core",
-            ):  # a first round warms caches and counts for nothing
-                figures = measure(command, out)
-                if number:
-                    runs[tool].append(figures)
+            runs[tool].append(measure(command, out, memory=False))
     medians = {tool: {key: statistics.median(r[key] for r in rs) for key in rs[0]} for tool, rs in runs.items()}
+    medians = {tool: figures | peaks[tool] for tool, figures in medians.items()}
     ours = medians["lora-build"]["wall_s"]
     return {
         "case": {"preset": preset, "rank": rank, "dtype": dtype, "single_file": shape.shards == 1},
