@@ -2,16 +2,17 @@
 
 import logging
 import os
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_build.blocks import could_be_fused
+from lora_build.blocks import could_be_fused, is_fused
 from lora_build.checkpoint import INDEX_NAME, Checkpoint, is_tokenizer_file, parse_object
-from lora_build.compiled import problem
+from lora_build.compiled import levels, problem
 from lora_build.digests import file_digest
 from lora_build.errors import RecipeError, StorageError, VerificationError
 from lora_build.heads import vocab_size
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_RUNTIME_BYTES = 400_000_000  # Python with torch, and the blocks in flight; measured, rounded up
+_RUNTIME_BYTES = 110_000_000  # Python with numpy, and the blocks in flight; measured, rounded up
+_TORCH_BYTES = 290_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,14 +333,15 @@ def free_bytes_for(prepared: Prepared) -> int:
 
 
 def memory_bytes(prepared: Prepared) -> int:
-    """Return an estimate of the memory that a build takes: torch, blocks, and the factors of its largest merge.
+    """Return an estimate of the memory that a build takes: blocks, factors of its largest merge, torch if it is used.
 
     `numerics: peft` works on whole parameters; `engine: memory` holds the model besides, and every adapter; a forward
     check holds one model in float32, the files that it is loaded from, and what the models answer.
     """
     merges = (op for op in prepared.plan.operations if isinstance(op, Merge))
     by_factors = {tuple(id(update.factors) for update in op.updates): op for op in merges}  # experts share theirs
-    stream = _RUNTIME_BYTES + max(map(_factor_bytes, by_factors.values()), default=0)
+    runtime = _RUNTIME_BYTES + _TORCH_BYTES * _uses_torch(prepared, by_factors.values())
+    stream = runtime + max(map(_factor_bytes, by_factors.values()), default=0)
     if prepared.plan.repeats_peft:
         stream += max((_parameter_bytes(op) for op in prepared.plan.operations), default=0)
     if prepared.recipe.engine is Engine.memory:
@@ -346,7 +349,20 @@ def memory_bytes(prepared: Prepared) -> int:
     if prepared.recipe.checks.forward is None:
         return stream
     loaded = sum(4 * op.source.num_elements + op.source.num_bytes for op in prepared.plan.operations)
-    return max(stream, _RUNTIME_BYTES + loaded + _adapter_bytes(prepared) + _answer_bytes(prepared))
+    return max(stream, runtime + loaded + _adapter_bytes(prepared) + _answer_bytes(prepared))
+
+
+def _uses_torch(prepared: Prepared, merges: Iterable[Merge]) -> bool:
+    """Whether a build computes with torch, or planning had transformers import it."""
+    plan, recipe = prepared.plan, prepared.recipe
+    return (
+        "torch" in sys.modules
+        or plan.repeats_peft
+        or recipe.engine is Engine.memory
+        or recipe.checks.forward is not None
+        or not all(is_fused(op, segment) for op in merges for segment in op.segments)
+        or any(op.dtype != op.source.dtype and (op.dtype == "F64" or not levels()) for op in plan.operations)
+    )
 
 
 def _answer_bytes(prepared: Prepared) -> int:
