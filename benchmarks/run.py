@@ -3,7 +3,7 @@
     python benchmarks/run.py [--preset 1B ...] [--rank 16 ...] [--dtype keep ...] [--single] [--rounds 3] [--no-peers]
 
 Each tool is a whole process, in interleaved rounds, page cache warm; machines are noisy, so read medians and ratios.
-The first round is not timed: it warms the cache, and has its memory looked at, which takes some of the time of a core.
+The first round is not timed: it warms the cache, and has its memory looked at, which disturbs no time that is taken.
 The floor is our own pipeline with each merge made a copy (`floor.py`). Bases and adapters are made here (`models.py`).
 peft runs with this Python; mergekit and axolotl where `MERGEKIT` names a `mergekit-yaml` and `AXOLOTL` a Python with
 axolotl. Writes a JSON, and for the 1 B case the README's chart, into benchmarks/results; prints the goals.
