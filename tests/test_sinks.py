@@ -258,6 +258,25 @@ def test_a_digest_waits_for_every_block_to_be_hashed(tmp_path: Path, monkeypatch
     assert written(tmp_path / "out", DATA).sha256 == sha256(DATA)
 
 
+def test_a_file_that_missed_a_block_is_not_closed_as_if_it_were_whole_whoever_was_told_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        Pool(1, Clock()) as pool,
+        FileWriter(
+            tmp_path, "out", 2 * BLOCK_BYTES, Buffers(BLOCK_BYTES), None, writing := pool.disk_lane("write")
+        ) as file,
+    ):
+        with monkeypatch.context() as patch:
+            failing(patch, errno.EIO, when=lambda *_: True)
+            file.write(DATA[:BLOCK_BYTES])
+            with pytest.raises(StorageError):
+                writing.drain()
+        file.write(DATA[:BLOCK_BYTES])
+        with pytest.raises(StorageError, match="out: Input/output error"):
+            file.close()
+
+
 @pytest.mark.usefixtures("unremembered")
 @pytest.mark.parametrize(("size", "more", "found"), [(5, 1, "more"), (0, 1, "more"), (5, -1, "fewer")])
 def test_more_or_fewer_bytes_than_announced_are_an_error(tmp_path: Path, size: int, more: int, found: str) -> None:
