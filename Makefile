@@ -50,7 +50,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install "pip>=25.1"
 
-$(VENV)/run.stamp: $(VENV)/bin/python pyproject.toml constraints.txt hatch_build.py $(wildcard lora_build/compiled/*.cpp)
+$(VENV)/run.stamp: $(VENV)/bin/python pyproject.toml constraints.txt hatch_build.py $(wildcard lora_build/_native/*.cpp)
 	$(PIP) install --constraint constraints.txt --editable .
 	touch $@
 

@@ -1,4 +1,4 @@
-"""Compiles lora_build/compiled when the package is built; where no compiler is found, the package does without it."""
+"""Compiles lora_build/_native when the package is built; where no compiler is found, the package does without it."""
 
 import contextlib
 import importlib.util
@@ -14,7 +14,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES = Path("lora_build/compiled")
+SOURCES = Path("lora_build/_native")
 LIBRARY = SOURCES / "library.so"
 # bits have to be the same with every compiler: no products fused into sums, no additions reordered
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fopenmp-simd", "-fvisibility=hidden"]
@@ -84,7 +84,7 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
                 return True
             except (OSError, ValueError, subprocess.CalledProcessError) as error:
                 why = getattr(error, "stderr", None) or error
-                self.app.display_warning(f"{words} cannot compile lora_build/compiled: {why}")
+                self.app.display_warning(f"{words} cannot compile lora_build/_native: {why}")
         return False
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:

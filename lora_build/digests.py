@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from lora_build.compiled import Message
-from lora_build.compiled import sha256 as sha256_loops
+from lora_build._native import Message
+from lora_build._native import sha256 as sha256_loops
 from lora_build.errors import SourceError, VerificationError
 from lora_build.lanes import Lane
 

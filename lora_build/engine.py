@@ -12,10 +12,10 @@ from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from lora_build._native import levels
 from lora_build.blocks import Block, Data, Loaded, Merger, is_fused
 from lora_build.buffers import Buffers
 from lora_build.checkpoint import DTYPE_BYTES, TensorInfo
-from lora_build.compiled import levels
 from lora_build.digests import CHUNK_BYTES, HashedFile, Sha256
 from lora_build.errors import MergeError
 from lora_build.lanes import Call, Clock, Lane, Pool, num_cores

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_build.compiled import BF16, F16, F32, F64, PANEL, ROWS, TERMS, Job, Loops, levels, loops
+from lora_build._native import BF16, F16, F32, F64, PANEL, ROWS, TERMS, Job, Loops, levels, loops
 from lora_build.errors import MergeError
 from lora_build.known_answer import merges
 from lora_build.survival import Measured
@@ -136,7 +136,7 @@ def self_test(targets: Collection[str] = tuple(KNOWN_ANSWERS)) -> None:
         if target in targets and (found := known_answer(target)) != expected:
             raise MergeError(
                 f"this machine's arithmetic fails the self-test of exact-1 for {target} (found {found}, expected "
-                f"{expected}): its handling of denormal numbers is not IEEE 754, or lora_build/compiled was compiled "
+                f"{expected}): its handling of denormal numbers is not IEEE 754, or lora_build/_native was compiled "
                 "wrongly; install lora-build again, with another compiler"
             )
 

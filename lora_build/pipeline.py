@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_build._native import levels, problem
 from lora_build.blocks import could_be_fused, is_fused
 from lora_build.checkpoint import INDEX_NAME, Checkpoint, is_tokenizer_file, parse_object
-from lora_build.compiled import levels, problem
 from lora_build.digests import file_digest
 from lora_build.errors import RecipeError, StorageError, VerificationError
 from lora_build.heads import vocab_size

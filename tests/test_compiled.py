@@ -16,7 +16,8 @@ import pytest
 import small
 
 import lora_build
-from lora_build import compiled, digests, sinks
+from lora_build import _native as compiled
+from lora_build import digests, sinks
 from lora_build.buffers import Buffers
 from lora_build.digests import Sha256, update_both
 from lora_build.manifest import read_manifest
@@ -182,13 +183,14 @@ def test_a_checkout_is_installed_again_in_place_and_anything_else_from_one(
     assert compiled.problem() == ""
     monkeypatch.setattr(compiled, "_load", lambda: "gone")
     assert compiled.problem().endswith(f"pip install --no-deps -e {ROOT}")
-    monkeypatch.setattr(compiled, "PATH", tmp_path / "lora_build/compiled/library.so")
+    monkeypatch.setattr(compiled, "PATH", tmp_path / "lora_build/_native/library.so")
     assert compiled.problem().endswith("pip install --no-deps --force-reinstall --no-cache-dir CHECKOUT")
 
 
 CODE = """
 import hashlib, platform, random
-from lora_build import compiled, digests, kernel
+from lora_build import digests, kernel
+from lora_build import _native as compiled
 kernel.self_test()
 data, one, other = random.Random(0).randbytes(99_999), digests.Sha256(), digests.Sha256()
 one.update(data[:77])
@@ -213,7 +215,7 @@ def compile_library() -> Callable[..., None]:
 def package(tmp_path: Path) -> Path:
     """Return where the library of a copy of the package belongs."""
     shutil.copytree(ROOT / "lora_build", tmp_path / "lora_build", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    return tmp_path / "lora_build/compiled/library.so"
+    return tmp_path / "lora_build/_native/library.so"
 
 
 def test_another_compiler_gives_the_same_known_answers(tmp_path: Path, compile_library: Callable[..., None]) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lora_build import kernel
+from lora_build._native import ROWS, TERMS, levels
 from lora_build.arithmetic import DTYPES, LowRankSum, as_stored, round_once
-from lora_build.compiled import ROWS, TERMS, levels
 from lora_build.kernel import BITS, KNOWN_ANSWERS, FusedSum, convert, first_not_finite, known_answer, self_test, widen
 
 pytestmark = pytest.mark.usefixtures("level")

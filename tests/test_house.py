@@ -1,0 +1,137 @@
+"""The rules of the house (docs/how-it-works.md): which room may use which, and what every room looks like."""
+
+import ast
+import functools
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lora_build
+
+PACKAGE = Path(lora_build.__file__).parent
+# from the bottom; a package imports only from packages in rows above its own
+FLOORS = (
+    ("_native", "errors", "_version", "dtypes"),
+    ("recipe", "files", "numerics"),
+    ("methods", "models"),
+    ("planning",),
+    ("engine",),
+    ("wrapper",),
+    ("proof",),
+    ("scores",),
+    ("pipeline",),
+    ("pages",),
+    ("sweep",),
+    ("cli",),
+    ("__main__",),
+)
+ONLY = {
+    "hydra": ("cli", "recipe"),
+    "torch": ("wrapper", "proof.forward", "engine.backends"),  # where it is imported at once
+    "transformers": (),  # nowhere at once
+    "peft": (),
+}
+ANYWHERE = ("hydra", "peft")  # for these, an import within a function counts too
+MOST_LINES, FEWEST_LINES = 350, 0
+
+
+@functools.cache
+def modules() -> dict[str, ast.Module]:
+    """Return every module of the package by its name below it, without the package's own face."""
+    found = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in sorted(PACKAGE.rglob("*.py"))}
+    return {n.removesuffix(".__init__"): ast.parse(p.read_text()) for n, p in found.items() if n != "__init__"}
+
+
+def imports(tree: ast.AST, *, at_once: bool = False) -> Iterator[tuple[str, str]]:
+    """Yield (module, name) of what is imported, those for type checkers left out; only the module's level if `at_once`."""
+    for node in ast.iter_child_nodes(tree):
+        match node:
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                continue
+            case ast.FunctionDef() if at_once:
+                continue
+            case ast.Import(names=names):
+                yield from ((alias.name, "") for alias in names)
+            case ast.ImportFrom(module=str(module), names=names):
+                yield from ((module, alias.name) for alias in names)
+        yield from imports(node, at_once=at_once)
+
+
+def room(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def test_every_module_stands_in_a_room_that_the_plan_knows() -> None:
+    assert {room(name) for name in modules()} <= {name for floor in FLOORS for name in floor}
+
+
+def test_a_room_uses_only_rooms_below_it() -> None:
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    wrong = []
+    for name, tree in modules().items():
+        for module, what in imports(tree):
+            if module == "lora_build" and what not in floor:
+                continue  # the face: the version
+            if room(module) != "lora_build":
+                continue
+            other = room(f"{module}.{what}".removeprefix("lora_build."))
+            if other != room(name) and floor[other] >= floor[room(name)]:
+                wrong.append(f"{name} imports {module}.{what}")
+    assert wrong == []
+
+
+def test_no_room_uses_the_private_names_of_another() -> None:
+    wrong = [
+        f"{name} imports {module}.{what}"
+        for name, tree in modules().items()
+        for module, what in imports(tree)
+        if module.startswith("lora_build.")
+        and room(module.removeprefix("lora_build.")) != room(name)
+        and any(part.startswith("_") for part in (*module.split(".")[2:], what))
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("library", ONLY)
+def test_a_library_is_imported_only_where_the_plan_says(library: str) -> None:
+    users = {
+        name
+        for name, tree in modules().items()
+        if any(room(module) == library for module, _ in imports(tree, at_once=library not in ANYWHERE))
+    }
+    allowed = ONLY[library]
+    assert [name for name in sorted(users) if not name.startswith(allowed)] == [] if allowed else users == set()
+
+
+def test_each_room_says_what_it_is_for() -> None:
+    rooms = [name for name in modules() if (PACKAGE / name.replace(".", "/")).is_dir()]
+    assert len(rooms) >= 10
+    assert [name for name in rooms if not ast.get_docstring(modules()[name])] == []
+
+
+def test_no_room_bears_the_name_of_a_public_function() -> None:
+    for found in pkgutil.walk_packages(lora_build.__path__, "lora_build."):
+        if not found.name.endswith(("__main__", ".library")):  # the compiled loops are no module
+            importlib.import_module(found.name)
+    for name in lora_build.__all__:
+        value = getattr(lora_build, name)
+        assert callable(value) or isinstance(value, str), name
+
+
+def test_no_module_is_so_long_that_nobody_reads_it() -> None:
+    lines = {name: len(path.read_text().splitlines()) for name, path in
+             ((p.relative_to(PACKAGE).as_posix(), p) for p in PACKAGE.rglob("*.py"))}  # fmt: skip
+    assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
+
+
+def test_no_class_is_so_long_that_nobody_reads_it() -> None:
+    long = [
+        f"{name}.{node.name}"
+        for name, tree in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and (node.end_lineno or 0) - node.lineno >= 200
+    ]
+    assert long == []
