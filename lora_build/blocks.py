@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lora_build._native import levels
-from lora_build.checkpoint import TensorInfo
+from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.methods import LowRank, Update, methods
 from lora_build.operations import Merge, Segment
 from lora_build.survival import Measured, Share

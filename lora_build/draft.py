@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lora_build.adapter import Adapter, Parts, sort_tensors
-from lora_build.checkpoint import DTYPE_BYTES, Checkpoint, TensorInfo
+from lora_build.files.formats.adapter import Adapter, Parts, sort_tensors
+from lora_build.files.formats.checkpoint import DTYPE_BYTES, Checkpoint, TensorInfo
 from lora_build.layout import Layout, is_plain
 from lora_build.methods import Layer, Method, Update, methods, unmergeable
 from lora_build.methods.trainable_tokens import TrainableTokens, replacement

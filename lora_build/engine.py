@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 from lora_build._native import levels
 from lora_build.blocks import Block, Data, Loaded, Merger, is_fused
-from lora_build.buffers import Buffers
-from lora_build.checkpoint import DTYPE_BYTES, TensorInfo
-from lora_build.digests import CHUNK_BYTES, HashedFile, Sha256
 from lora_build.errors import MergeError
-from lora_build.lanes import Call, Clock, Lane, Pool, num_cores
+from lora_build.files.buffers import Buffers
+from lora_build.files.executor import Call, Clock, Lane, Pool, num_cores
+from lora_build.files.formats.checkpoint import DTYPE_BYTES, TensorInfo
+from lora_build.files.hashing import CHUNK_BYTES, HashedFile, Sha256
+from lora_build.files.sources import Source, open_hashed
+from lora_build.files.targets import DirectorySink, FileRecord, FileWriter
 from lora_build.operations import Merge, Operation, Segment, Shard, kind, touched_by
 from lora_build.plan import MergePlan
-from lora_build.sinks import DirectorySink, FileRecord, FileWriter
-from lora_build.sources import Source, open_hashed
 from lora_build.survival import TensorSurvival, share_of, total
 
 if TYPE_CHECKING:

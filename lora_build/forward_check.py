@@ -27,8 +27,9 @@ from torch import Tensor, nn
 
 from lora_build.architecture import FAULTS, class_and_config, quiet
 from lora_build.arithmetic import DTYPES
-from lora_build.checkpoint import INDEX_NAME, parse_object
 from lora_build.errors import SourceError, VerificationError
+from lora_build.files.formats.checkpoint import INDEX_NAME, parse_object
+from lora_build.files.sources import HubSource, LocalSource, Source
 from lora_build.forward_inputs import Prompts, Question, questions, read_prompts
 from lora_build.forward_trace import Trace, Traced, blocks, half_ulps
 from lora_build.forward_weights import strays
@@ -40,7 +41,6 @@ from lora_build.naming import Names
 from lora_build.origin import Origin, reopen
 from lora_build.recipe import Numerics, Recipe, selected
 from lora_build.replication import COUNTS
-from lora_build.sources import HubSource, LocalSource, Source
 
 _NOISE = 16.0  # the activations are rounded too, several times for each weight
 _FLOOR = 2.0**-20  # of the largest logit

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_build.architecture import Architecture, read_architecture, read_ties
-from lora_build.checkpoint import TensorInfo
 from lora_build.errors import SourceError
+from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.tying import same_parameter
 
 _TASKS = {

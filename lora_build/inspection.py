@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_build.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, Parts, open_adapter, sort_tensors
-from lora_build.checkpoint import TensorInfo
-from lora_build.digests import HashedFile
 from lora_build.draft import FLOATS
 from lora_build.errors import PlanError
+from lora_build.files.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, Parts, open_adapter, sort_tensors
+from lora_build.files.formats.checkpoint import TensorInfo
+from lora_build.files.hashing import HashedFile
+from lora_build.files.sources import Source, open_hashed, sizes
 from lora_build.methods import Layer, Measurable, Update, methods, unmergeable
 from lora_build.methods._lora_implied import Implied
 from lora_build.methods.trainable_tokens import token_indices
@@ -28,7 +29,6 @@ from lora_build.plan import MergePlan, make_plan
 from lora_build.recipe import AdapterSpec, BaseSpec, Recipe, is_local
 from lora_build.recipe_check import expand
 from lora_build.resolve import open_source, resolve, split_reference
-from lora_build.sources import Source, open_hashed, sizes
 
 # adapter_config.json: keys that make a LoRA another one, and what its authors call it
 _VARIANTS = {

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lora_build.adapter import Adapter
-from lora_build.checkpoint import Checkpoint, TensorInfo
 from lora_build.errors import PlanError
+from lora_build.files.formats.adapter import Adapter
+from lora_build.files.formats.checkpoint import Checkpoint, TensorInfo
 from lora_build.heads import head_of, vocab_size, vocabulary_changes
 from lora_build.naming import Names, Parameter, Part, is_conv1d
 from lora_build.recipe import Tied

@@ -11,7 +11,7 @@ from torch import nn
 
 from lora_build.architecture import FAULTS, class_and_config, quiet
 from lora_build.errors import SourceError
-from lora_build.sources import Source
+from lora_build.files.sources import Source
 
 
 def load_model(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:

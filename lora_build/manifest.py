@@ -17,12 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_build.checkpoint import TensorInfo, read_tensors
-from lora_build.digests import HashedFile, sha256
 from lora_build.errors import SourceError, VerificationError
-from lora_build.lanes import Clock, Pool, num_cores
+from lora_build.files.executor import Clock, Pool, num_cores
+from lora_build.files.formats.checkpoint import TensorInfo, read_tensors
+from lora_build.files.hashing import HashedFile, sha256
+from lora_build.files.targets import FileRecord
 from lora_build.operations import Merge, Operation, Segment, kind, touched_by
-from lora_build.sinks import FileRecord
 
 if TYPE_CHECKING:
     from lora_build.plan import MergePlan  # what verifies a build need not know how it is planned

@@ -19,12 +19,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from lora_build.adapter import Adapter, open_adapter
 from lora_build.arithmetic import self_test
 from lora_build.attached import NOTHING, Applied, Attached
-from lora_build.checkpoint import TensorInfo
 from lora_build.draft import make_draft
 from lora_build.errors import PlanError, RecipeError, did_you_mean
+from lora_build.files.formats.adapter import Adapter, open_adapter
+from lora_build.files.formats.checkpoint import TensorInfo
+from lora_build.files.sources import Source, sizes
 from lora_build.live import TORCH_DTYPES, LiveModel, Place, check_finite, merged
 from lora_build.methods import Update, methods
 from lora_build.methods._lora_forward import without_offsets
@@ -32,7 +33,6 @@ from lora_build.operations import Merge, Operation
 from lora_build.parameters import Part
 from lora_build.recipe import AdapterSpec, Packing, Recipe, Tied
 from lora_build.resolve import digests_of, open_source, split_reference
-from lora_build.sources import Source, sizes
 
 _Loaded = tuple[Update, Mapping[str, Tensor]]
 _Path = str | os.PathLike[str]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
-from lora_build.checkpoint import DTYPE_BYTES, WEIGHTS_NAME, TensorInfo, file_order, format_header
+from lora_build.files.formats.checkpoint import DTYPE_BYTES, WEIGHTS_NAME, TensorInfo, file_order, format_header
 from lora_build.methods import Update
 
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_build.checkpoint import INDEX_NAME
 from lora_build.errors import SourceError, VerificationError
+from lora_build.files.formats.checkpoint import INDEX_NAME
+from lora_build.files.sources import Source, digest
 from lora_build.manifest import PROVENANCE_NAME, Manifest
 from lora_build.provenance import Recorded, read
 from lora_build.recipe import Numerics, Recipe, Tied, is_local, resolve_path, selected
 from lora_build.recipe_check import from_mapping
 from lora_build.resolve import resolve
-from lora_build.sources import Source, digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

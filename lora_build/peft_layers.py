@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lora_build.adapter import Adapter
+from lora_build.files.formats.adapter import Adapter
 from lora_build.methods import Layer, Update
 from lora_build.methods._shared import by_pattern
 from lora_build.operations import Segment

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from lora_build._native import levels, problem
 from lora_build.blocks import could_be_fused, is_fused
-from lora_build.checkpoint import INDEX_NAME, Checkpoint, is_tokenizer_file, parse_object
-from lora_build.digests import file_digest
 from lora_build.errors import RecipeError, StorageError, VerificationError
+from lora_build.files.formats.checkpoint import INDEX_NAME, Checkpoint, is_tokenizer_file, parse_object
+from lora_build.files.hashing import file_digest
+from lora_build.files.sources import LocalSource, Source, digest, read_whole
+from lora_build.files.targets import DirectorySink, FileRecord, free_bytes, lock
 from lora_build.heads import vocab_size
 from lora_build.manifest import (
     MANIFEST_NAME,
@@ -35,8 +37,6 @@ from lora_build.provenance import to_bytes as provenance_bytes
 from lora_build.recipe import Engine, Exist, Recipe, resolve_path
 from lora_build.recipe_check import from_mapping
 from lora_build.resolve import resolve
-from lora_build.sinks import DirectorySink, FileRecord, free_bytes, lock
-from lora_build.sources import LocalSource, Source, digest, read_whole
 from lora_build.survival import TensorSurvival, warnings
 from lora_build.survival import to_bytes as survival_bytes
 

@@ -9,11 +9,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lora_build.adapter import CONFIG_NAME, Adapter
-from lora_build.adapter import WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
-from lora_build.checkpoint import INDEX_NAME, WEIGHTS_NAME, Checkpoint, format_index, is_tokenizer_file, patch_json
 from lora_build.draft import make_draft
 from lora_build.errors import PlanError
+from lora_build.files.formats.adapter import CONFIG_NAME, Adapter
+from lora_build.files.formats.adapter import WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
+from lora_build.files.formats.checkpoint import (
+    INDEX_NAME,
+    WEIGHTS_NAME,
+    Checkpoint,
+    format_index,
+    is_tokenizer_file,
+    patch_json,
+)
 from lora_build.operations import Merge, Operation, Shard, kind, lay_out, output_bytes
 from lora_build.recipe import DType, Numerics, Recipe, parse_size
 

@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_build.adapter import Adapter
-from lora_build.checkpoint import TensorInfo
 from lora_build.errors import PlanError
+from lora_build.files.formats.adapter import Adapter
+from lora_build.files.formats.checkpoint import TensorInfo
 
 _LAYER = re.compile(r"(?P<stack>(?:.+\.)?(?:layers|encoder\.layer|h))\.(?P<number>\d+)\.(?P<rest>.+)")
 COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from lora_build.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, open_adapter, sort_tensors
-from lora_build.checkpoint import DTYPE_BYTES, Checkpoint, TensorInfo, is_tokenizer_file, open_checkpoint
-from lora_build.digests import CHUNK_BYTES
 from lora_build.errors import LoraBuildError, PlanError, SourceError, did_you_mean
+from lora_build.files.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, open_adapter, sort_tensors
+from lora_build.files.formats.checkpoint import DTYPE_BYTES, Checkpoint, TensorInfo, is_tokenizer_file, open_checkpoint
+from lora_build.files.hashing import CHUNK_BYTES
+from lora_build.files.sources import Source, open_hub, open_local, sizes
 from lora_build.methods import methods
 from lora_build.plan import Inputs
 from lora_build.recipe import AdapterSpec, BaseSpec, Recipe, is_local, resolve_path, selected
 from lora_build.recipe_check import check_adapter, refuse
-from lora_build.sources import Source, open_hub, open_local, sizes
 
 _Opened = TypeVar("_Opened", Checkpoint, Adapter)
 

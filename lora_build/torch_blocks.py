@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lora_build.arithmetic import DTYPES, all_finite, as_stored, round_once
 from lora_build.blocks import Block, Data, Loaded
-from lora_build.checkpoint import TensorInfo
+from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.fused import as_bytes
 from lora_build.methods import MergeRows, methods
 from lora_build.operations import Merge

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lora_build.adapter import Adapter, Parts
 from lora_build.architecture import Ties, read_ties, untying
 from lora_build.errors import SourceError
+from lora_build.files.formats.adapter import Adapter, Parts
 from lora_build.naming import Names
 
 _EMBEDDING_LEAVES = ("lora_embedding_A", "lora_embedding_B")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lora_build.buffers import Buffers
+from lora_build.files.buffers import Buffers
 
 
 def test_memory_that_nobody_looks_at_is_handed_out_again() -> None:

@@ -17,7 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 import lora_build
-from lora_build import console, kernel, lanes, sinks, survival
+from lora_build import console, kernel, survival
+from lora_build.files import executor as lanes
+from lora_build.files import targets as sinks
 from lora_build.manifest import MANIFEST_NAME, SURVIVAL_NAME, read_manifest
 from lora_build.pipeline import prepare, run
 from lora_build.recipe_check import from_mapping
@@ -195,7 +197,8 @@ def test_without_safe_merge_the_bits_are_the_same_and_bad_values_pass(folder: Pa
 
 KILLED = """
 import json, os, signal, sys
-from lora_build import engine, pipeline, sinks
+from lora_build import engine, pipeline
+from lora_build.files import targets as sinks
 from lora_build.recipe_check import from_mapping
 stop, steps = int(sys.argv[2]), 0
 def step():

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from lora_build.checkpoint import file_order, format_header, patch_json, read_tensors
 from lora_build.errors import SourceError
+from lora_build.files.formats.checkpoint import file_order, format_header, patch_json, read_tensors
 
 TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
          "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,

@@ -17,9 +17,10 @@ import small
 
 import lora_build
 from lora_build import _native as compiled
-from lora_build import digests, sinks
-from lora_build.buffers import Buffers
-from lora_build.digests import Sha256, update_both
+from lora_build.files import hashing as digests
+from lora_build.files import targets as sinks
+from lora_build.files.buffers import Buffers
+from lora_build.files.hashing import Sha256, update_both
 from lora_build.manifest import read_manifest
 
 ROOT = Path(__file__).parent.parent
@@ -189,7 +190,8 @@ def test_a_checkout_is_installed_again_in_place_and_anything_else_from_one(
 
 CODE = """
 import hashlib, platform, random
-from lora_build import digests, kernel
+from lora_build import kernel
+from lora_build.files import hashing as digests
 from lora_build import _native as compiled
 kernel.self_test()
 data, one, other = random.Random(0).randbytes(99_999), digests.Sha256(), digests.Sha256()

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import lora_build
-from lora_build.checkpoint import TensorInfo
 from lora_build.errors import LoraBuildError
+from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.methods import Layer, Update, methods
 from lora_build.operations import cut
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_build import digests
-from lora_build.digests import HashedFile, file_digest, git_sha1, sha256
 from lora_build.errors import SourceError, VerificationError
+from lora_build.files import hashing as digests
+from lora_build.files.hashing import HashedFile, file_digest, git_sha1, sha256
 
 DATA = random.Random(0).randbytes(50_000)
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 import lora_build
 from lora_build import app
-from lora_build.checkpoint import is_tokenizer_file
-from lora_build.digests import sha256
 from lora_build.errors import RecipeError, SourceError, VerificationError
+from lora_build.files.formats.checkpoint import is_tokenizer_file
+from lora_build.files.hashing import sha256
 from lora_build.forward_check import check_build
 from lora_build.forward_inputs import Prompts, questions
 from lora_build.forward_trace import Trace, half_ulps

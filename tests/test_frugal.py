@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 
 import lora_build
 from lora_build import app
-from lora_build.checkpoint import format_index
-from lora_build.digests import HashedFile
+from lora_build.files.formats.checkpoint import format_index
+from lora_build.files.hashing import HashedFile
 from lora_build.pipeline import prepare
 from lora_build.recipe_check import from_mapping
 
@@ -116,7 +116,11 @@ def test_a_command_line_is_composed_once_unless_it_speaks_of_hydra(
 
 
 def test_a_plan_reads_each_header_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = _count(monkeypatch, "lora_build.checkpoint.read_tensors", also="lora_build.adapter.read_tensors")
+    read = _count(
+        monkeypatch,
+        "lora_build.files.formats.checkpoint.read_tensors",
+        also="lora_build.files.formats.adapter.read_tensors",
+    )
 
     prepare(from_mapping(small.recipe(project)))
 
@@ -142,7 +146,7 @@ def test_a_plan_writes_each_header_and_its_index_once_however_often_they_are_ask
 def test_verify_reads_a_file_in_chunks_however_small_its_tensors(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = _count(monkeypatch, "lora_build.digests.HashedFile._pread")
+    read = _count(monkeypatch, "lora_build.files.hashing.HashedFile._pread")
 
     assert lora_build.verify(project / "out").num_tensors == 3
 

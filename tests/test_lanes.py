@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_build.buffers import Buffers
-from lora_build.digests import HashedFile, sha256
-from lora_build.lanes import AHEAD, Call, Clock, Lane, Pool, num_cores
-from lora_build.sinks import BLOCK_BYTES, FileWriter
+from lora_build.files.buffers import Buffers
+from lora_build.files.executor import AHEAD, Call, Clock, Lane, Pool, num_cores
+from lora_build.files.hashing import HashedFile, sha256
+from lora_build.files.targets import BLOCK_BYTES, FileWriter
 
 ENOUGH = 10.0  # seconds, for what takes none unless it never comes
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import lora_build
-from lora_build.checkpoint import TensorInfo
+from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.methods import Layer, methods
 from lora_build.peft_layers import as_in_peft
 from lora_build.peft_numerics import Deltas, merge

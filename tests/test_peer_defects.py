@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lora_build
-from lora_build import sinks
+from lora_build.files import targets as sinks
 from lora_build.manifest import read_manifest
 from lora_build.pipeline import prepare, run
 from lora_build.recipe_check import from_mapping

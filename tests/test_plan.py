@@ -11,11 +11,11 @@ import small
 import torch
 
 import lora_build
+from lora_build.files.targets import FileRecord
 from lora_build.manifest import build_key
 from lora_build.operations import Merge, kind
 from lora_build.pipeline import prepare
 from lora_build.recipe_check import from_mapping
-from lora_build.sinks import FileRecord
 
 
 @pytest.fixture

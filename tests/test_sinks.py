@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_build.buffers import Buffers
-from lora_build.digests import Sha256, sha256
 from lora_build.errors import StorageError
-from lora_build.lanes import AHEAD, Clock, Lane, Pool
-from lora_build.sinks import BLOCK_BYTES, FileRecord, FileWriter, _set_direct
+from lora_build.files.buffers import Buffers
+from lora_build.files.executor import AHEAD, Clock, Lane, Pool
+from lora_build.files.hashing import Sha256, sha256
+from lora_build.files.targets import BLOCK_BYTES, FileRecord, FileWriter, _set_direct
 
 DATA = np.random.default_rng(0).integers(0, 256, 4 * BLOCK_BYTES, np.uint8).tobytes()
 SIZES = [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 3 * BLOCK_BYTES + 4097]
@@ -194,7 +194,7 @@ def test_a_write_that_takes_a_part_is_followed_by_one_of_the_rest(
 
 @pytest.fixture
 def unremembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_build.sinks.remember", lambda *_: pytest.fail("remembered"))
+    monkeypatch.setattr("lora_build.files.targets.remember", lambda *_: pytest.fail("remembered"))
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, number: int, *, when: Callable[[int, int], bool]) -> list[int]:
@@ -326,7 +326,7 @@ def test_a_file_is_closed_once_even_if_that_fails(tmp_path: Path, monkeypatch: p
     file.write(b"abc")
     number = file._fd
     with monkeypatch.context() as patch:
-        patch.setattr("lora_build.sinks.remember", lambda *_: None)
+        patch.setattr("lora_build.files.targets.remember", lambda *_: None)
         patch.setattr(os, "close", close)
         with pytest.raises(StorageError, match="out: Input/output error"), file:
             file.close()

@@ -24,8 +24,11 @@ import torch
 from safetensors.torch import save_file
 
 import lora_build
-from lora_build import digests, engine, fused, kernel, pipeline, sinks, sources
-from lora_build.buffers import Buffers
+from lora_build import engine, fused, kernel, pipeline
+from lora_build.files import hashing as digests
+from lora_build.files import sources
+from lora_build.files import targets as sinks
+from lora_build.files.buffers import Buffers
 from lora_build.kernel import BITS, FusedSum
 from lora_build.recipe_check import from_mapping
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from lora_build.checkpoint import TensorInfo
 from lora_build.errors import did_you_mean
+from lora_build.files.formats.checkpoint import TensorInfo
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_build.checkpoint import TensorInfo
+from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.methods import Layer
 from lora_build.methods._shared import by_pattern
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_build.checkpoint import TensorInfo
+from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.methods import BaseModule, Call, Layer, MergeRows, ReadRows, Update
 from lora_build.methods._lora_implied import implied_base
 from lora_build.methods._lora_shapes import Fit, fit_matrix, fit_stacks, is_target_parameter

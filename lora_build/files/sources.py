@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from lora_build.digests import HashedFile, check, file_digest
 from lora_build.errors import LoraBuildError, SourceError, StorageError
-from lora_build.lanes import Lane
+from lora_build.files.executor import Lane
+from lora_build.files.hashing import HashedFile, check, file_digest
 
 _MAX_DEPTH = 2  # chat_templates/x.jinja; deeper folders are other people's
 

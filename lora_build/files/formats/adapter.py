@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_build.checkpoint import Reader, TensorInfo, is_tokenizer_file, parse_object, read_tensors
 from lora_build.errors import SourceError
+from lora_build.files.formats.checkpoint import Reader, TensorInfo, is_tokenizer_file, parse_object, read_tensors
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"

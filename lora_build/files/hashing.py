@@ -20,7 +20,7 @@ from typing import Any, Self
 from lora_build._native import Message
 from lora_build._native import sha256 as sha256_loops
 from lora_build.errors import SourceError, VerificationError
-from lora_build.lanes import Lane
+from lora_build.files.executor import Lane
 
 CHUNK_BYTES = 2 << 20  # what several threads work on in turn while it is in a shared cache
 _SETTLED_SECONDS = 2.0

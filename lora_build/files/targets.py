@@ -22,10 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from lora_build.buffers import Buffers
-from lora_build.digests import Sha256, remember, update_both
 from lora_build.errors import LoraBuildError, StorageError
-from lora_build.lanes import Call, Lane
+from lora_build.files.buffers import Buffers
+from lora_build.files.executor import Call, Lane
+from lora_build.files.hashing import Sha256, remember, update_both
 
 log = logging.getLogger(__name__)
 BLOCK_BYTES = 15 << 17

@@ -1,0 +1,1 @@
+"""Formats: what is in a safetensors file, a checkpoint's folder, an adapter's folder."""
