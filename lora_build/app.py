@@ -28,8 +28,8 @@ from lora_build.errors import (
     VerificationError,
     did_you_mean,
 )  # fmt: skip
+from lora_build.numerics.survival import json_numbers
 from lora_build.recipe import Recipe
-from lora_build.survival import json_numbers
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

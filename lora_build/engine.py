@@ -21,9 +21,9 @@ from lora_build.files.formats.checkpoint import DTYPE_BYTES, TensorInfo
 from lora_build.files.hashing import CHUNK_BYTES, HashedFile, Sha256
 from lora_build.files.sources import Source, open_hashed
 from lora_build.files.targets import DirectorySink, FileRecord, FileWriter
+from lora_build.numerics.survival import TensorSurvival, share_of, total
 from lora_build.operations import Merge, Operation, Segment, Shard, kind, touched_by
 from lora_build.plan import MergePlan
-from lora_build.survival import TensorSurvival, share_of, total
 
 if TYPE_CHECKING:
     from lora_build.peft_numerics import Deltas
@@ -110,7 +110,7 @@ def _load_kernel(targets: Collection[str], clock: Clock) -> None:
     if not targets:
         return
     with clock.time("load"):
-        from lora_build.kernel import self_test
+        from lora_build.numerics.exact_compiled import self_test
 
         self_test(targets)
 
@@ -322,7 +322,7 @@ class _Run:
 
     def _start_torch(self) -> None:
         """Keep torch to one thread and put its arithmetic to the test, once."""
-        from lora_build.arithmetic import self_test
+        from lora_build.numerics.exact import self_test
         from lora_build.torch_blocks import one_thread
 
         if not self._uses_torch:
@@ -382,7 +382,7 @@ class _Run:
     def _explain(self, op: Operation, block: Block) -> str:
         """Return which element is not finite, and whose fault it is."""
         from lora_build.fused import bits_of
-        from lora_build.kernel import first_not_finite
+        from lora_build.numerics.exact_compiled import first_not_finite
 
         assert block.not_finite is not None
         where = f"safe_merge: {op.name}{_index(block.not_finite, op.source.shape)}"

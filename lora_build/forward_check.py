@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from lora_build.architecture import FAULTS, class_and_config, quiet
-from lora_build.arithmetic import DTYPES
 from lora_build.errors import SourceError, VerificationError
 from lora_build.files.formats.checkpoint import INDEX_NAME, parse_object
 from lora_build.files.sources import HubSource, LocalSource, Source
@@ -38,6 +37,7 @@ from lora_build.loading import folder_of, load_model
 from lora_build.manifest import Manifest, TensorRecord, read_manifest, verify
 from lora_build.model import LoraModel
 from lora_build.naming import Names
+from lora_build.numerics.exact import DTYPES
 from lora_build.origin import Origin, reopen
 from lora_build.recipe import Numerics, Recipe, selected
 from lora_build.replication import COUNTS

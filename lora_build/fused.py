@@ -5,10 +5,10 @@ import numpy as np
 from lora_build.blocks import Block, Data, Loaded
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.files.hashing import CHUNK_BYTES
-from lora_build.kernel import BITS, Array, FusedSum, convert, first_not_finite
 from lora_build.methods import LowRank, Update, methods
+from lora_build.numerics.exact_compiled import BITS, Array, FusedSum, convert, first_not_finite
+from lora_build.numerics.survival import Measured, Share, share_of
 from lora_build.operations import Merge
-from lora_build.survival import Measured, Share, share_of
 
 _NUMBERS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # `kernel.widen`
 

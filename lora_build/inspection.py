@@ -334,7 +334,7 @@ def _adapted(file: HashedFile, read: _Read, module: str, parameter: str) -> Adap
 
 
 def _norm(file: HashedFile, method: Measurable, update: Update) -> float | None:
-    from lora_build.arithmetic import DTYPES
+    from lora_build.numerics.exact import DTYPES
 
     if any(tensor.dtype not in DTYPES for tensor in update.factors.values()):
         return None
@@ -346,7 +346,7 @@ def _load(file: HashedFile, tensor: TensorInfo) -> Any:
     """Return a tensor's values, a `torch.Tensor`."""
     import torch
 
-    from lora_build.arithmetic import DTYPES
+    from lora_build.numerics.exact import DTYPES
 
     data = file.read(tensor.start, tensor.end)
     flat = torch.frombuffer(data, dtype=DTYPES[tensor.dtype]) if data else torch.empty(0, dtype=DTYPES[tensor.dtype])
@@ -357,7 +357,7 @@ def _not_finite(file: HashedFile, adapter: Adapter) -> Iterator[str]:
     """Yield a line for each tensor that holds a NaN or an infinity."""
     import torch
 
-    from lora_build.arithmetic import DTYPES
+    from lora_build.numerics.exact import DTYPES
 
     for tensor in sorted(adapter.tensors.values(), key=lambda t: t.start):
         if tensor.dtype not in DTYPES:

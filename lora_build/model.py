@@ -19,7 +19,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from lora_build.arithmetic import self_test
 from lora_build.attached import NOTHING, Applied, Attached
 from lora_build.draft import make_draft
 from lora_build.errors import PlanError, RecipeError, did_you_mean
@@ -29,6 +28,7 @@ from lora_build.files.sources import Source, sizes
 from lora_build.live import TORCH_DTYPES, LiveModel, Place, check_finite, merged
 from lora_build.methods import Update, methods
 from lora_build.methods._lora_forward import without_offsets
+from lora_build.numerics.exact import self_test
 from lora_build.operations import Merge, Operation
 from lora_build.parameters import Part
 from lora_build.recipe import AdapterSpec, Packing, Recipe, Tied

@@ -29,6 +29,8 @@ from lora_build.manifest import (
     read_manifest,
     strangers,
 )  # fmt: skip
+from lora_build.numerics.survival import TensorSurvival, warnings
+from lora_build.numerics.survival import to_bytes as survival_bytes
 from lora_build.operations import Merge, Operation
 from lora_build.plan import MergePlan, make_plan
 from lora_build.provenance import Run, root_above
@@ -37,8 +39,6 @@ from lora_build.provenance import to_bytes as provenance_bytes
 from lora_build.recipe import Engine, Exist, Recipe, resolve_path
 from lora_build.recipe_check import from_mapping
 from lora_build.resolve import resolve
-from lora_build.survival import TensorSurvival, warnings
-from lora_build.survival import to_bytes as survival_bytes
 
 if TYPE_CHECKING:
     from lora_build.engine import Held

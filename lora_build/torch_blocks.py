@@ -6,15 +6,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from lora_build.arithmetic import DTYPES, all_finite, as_stored, round_once
 from lora_build.blocks import Block, Data, Loaded
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.fused import as_bytes
 from lora_build.methods import MergeRows, methods
+from lora_build.numerics.exact import DTYPES, all_finite, as_stored, round_once
+from lora_build.numerics.survival import Measured, share_of, total
 from lora_build.operations import Merge
 from lora_build.peft_numerics import Deltas
 from lora_build.peft_numerics import merge as merge_as_peft
-from lora_build.survival import Measured, share_of, total
 
 ReadBytes = Callable[[int, int], Data]
 """Reads the stored rows [start, end) of a segment."""

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lora_build.arithmetic import LowRankSum, all_finite, known_answer, round_once, self_test
 from lora_build.methods import Update
 from lora_build.methods.lora import METHOD
+from lora_build.numerics.exact import LowRankSum, all_finite, known_answer, round_once, self_test
 
 SIXTEEN_BIT = [torch.bfloat16, torch.float16]
 HERE = Path(__file__).parent
@@ -157,7 +157,7 @@ def test_numpy_merges_to_the_same_bits() -> None:
 )
 def test_the_known_answer_is_the_same_on_other_code_paths_of_the_libraries(setting: str) -> None:
     name, _, value = setting.partition("=")
-    code = "from lora_build.arithmetic import known_answer; print(known_answer())"
+    code = "from lora_build.numerics.exact import known_answer; print(known_answer())"
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, name: value}, capture_output=True, text=True)
 
     assert done.stdout.strip() == known_answer()

@@ -17,10 +17,12 @@ import torch
 from safetensors.torch import load_file
 
 import lora_build
-from lora_build import console, kernel, survival
+from lora_build import console
 from lora_build.files import executor as lanes
 from lora_build.files import targets as sinks
 from lora_build.manifest import MANIFEST_NAME, SURVIVAL_NAME, read_manifest
+from lora_build.numerics import exact_compiled as kernel
+from lora_build.numerics import survival
 from lora_build.pipeline import prepare, run
 from lora_build.recipe_check import from_mapping
 

@@ -190,7 +190,7 @@ def test_a_checkout_is_installed_again_in_place_and_anything_else_from_one(
 
 CODE = """
 import hashlib, platform, random
-from lora_build import kernel
+from lora_build.numerics import exact_compiled as kernel
 from lora_build.files import hashing as digests
 from lora_build import _native as compiled
 kernel.self_test()

@@ -8,10 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from lora_build import kernel
 from lora_build._native import ROWS, TERMS, levels
-from lora_build.arithmetic import DTYPES, LowRankSum, as_stored, round_once
-from lora_build.kernel import BITS, KNOWN_ANSWERS, FusedSum, convert, first_not_finite, known_answer, self_test, widen
+from lora_build.numerics import exact_compiled as kernel
+from lora_build.numerics.exact import DTYPES, LowRankSum, as_stored, round_once
+from lora_build.numerics.exact_compiled import (
+    BITS,
+    KNOWN_ANSWERS,
+    FusedSum,
+    convert,
+    first_not_finite,
+    known_answer,
+    self_test,
+    widen,
+)
 
 pytestmark = pytest.mark.usefixtures("level")
 FORMATS = ("BF16", "F16", "F32")

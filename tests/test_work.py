@@ -24,12 +24,13 @@ import torch
 from safetensors.torch import save_file
 
 import lora_build
-from lora_build import engine, fused, kernel, pipeline
+from lora_build import engine, fused, pipeline
 from lora_build.files import hashing as digests
 from lora_build.files import sources
 from lora_build.files import targets as sinks
 from lora_build.files.buffers import Buffers
-from lora_build.kernel import BITS, FusedSum
+from lora_build.numerics import exact_compiled as kernel
+from lora_build.numerics.exact_compiled import BITS, FusedSum
 from lora_build.recipe_check import from_mapping
 
 ROWS, COLUMNS, RANK = 96, 640, 8

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from lora_build.kernel import Array, Pair
+    from lora_build.numerics.exact_compiled import Array, Pair
 
 
 class BaseModule(Protocol):

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_build.kernel import widen
 from lora_build.methods import Update
+from lora_build.numerics.exact_compiled import widen
 
 Array = NDArray[Any]
 Pair = tuple[Array, Array]

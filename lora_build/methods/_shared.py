@@ -147,7 +147,7 @@ def fold_kernel(t: "Tensor", b: "Tensor") -> "Tensor":
     With a left factor [out, r] it makes a kernel [out, in·...]: the CP form of `peft/tuners/loha/layer.py`
     HadaWeightCP and `peft/tuners/lokr/layer.py` make_weight_cp.
     """
-    from lora_build.arithmetic import ExactProduct
+    from lora_build.numerics.exact import ExactProduct
 
     flat = t.flatten(2).transpose(1, 2)  # [i, kernel, j]
     folded = ExactProduct(flat.reshape(-1, t.shape[1]), b).all()
@@ -158,7 +158,7 @@ def add_dense(deltas: "Sequence[Callable[[slice], Tensor]]", dtype: "torch.dtype
     """Return what adds matrices to W, each given for any of its stored rows; their order changes no bit."""
     import torch
 
-    from lora_build.arithmetic import round_once, tree_sum
+    from lora_build.numerics.exact import round_once, tree_sum
 
     def rows(W: "Tensor", first: int) -> "tuple[Tensor, Tensor]":
         addends = torch.stack([delta(slice(first, first + len(W))) for delta in deltas], dim=-1)

@@ -105,7 +105,7 @@ class AdaLora:
         self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
     ) -> MergeRows:
         """Return the exact sum of all low-rank updates of one parameter, rounded once."""
-        from lora_build.arithmetic import LowRankSum
+        from lora_build.numerics.exact import LowRankSum
 
         pairs = []
         for update, factors in updates:

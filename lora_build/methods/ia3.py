@@ -84,7 +84,7 @@ class IA3:
         """Return W times every l, in float64 and rounded once; the order of the adapters changes no bit."""
         import torch
 
-        from lora_build.arithmetic import round_once
+        from lora_build.numerics.exact import round_once
 
         by_row, by_column = [], []
         for update, factors in updates:

@@ -106,7 +106,7 @@ def _expected(shape: tuple[int, ...], rank: int, has_cores: bool) -> list[dict[s
 
 
 def _delta(update: Update, factors: "Mapping[str, Tensor]") -> "Callable[[slice], Tensor]":
-    from lora_build.arithmetic import ExactProduct
+    from lora_build.numerics.exact import ExactProduct
 
     products = []
     for i in "12":

@@ -173,7 +173,7 @@ def _rows(
 
 def _full(name: str, factors: "Mapping[str, Tensor]") -> "Tensor":
     """Return w1 or w2 in float64, multiplied out; in CP form w2 is [ok, jn·...]."""
-    from lora_build.arithmetic import ExactProduct
+    from lora_build.numerics.exact import ExactProduct
 
     if name in factors:
         return factors[name].double()

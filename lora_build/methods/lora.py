@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from lora_build.kernel import Array, Pair
+    from lora_build.numerics.exact_compiled import Array, Pair
 
 _MAX_RANK = 16_384
 _EMBEDDING = ("lora_embedding_A", "lora_embedding_B")

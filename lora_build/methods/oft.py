@@ -101,7 +101,7 @@ class OFT:
         Inputs pass through the adapters in the recipe's order, as in peft's forward, so the last one is next to W;
         peft's merge takes them the other way round and gives another model.
         """
-        from lora_build.arithmetic import round_once
+        from lora_build.numerics.exact import round_once
 
         _check_rows(updates)
         turns = []
@@ -143,7 +143,7 @@ def _check_rows(updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]") -> Non
 
 def _turn(W: "Tensor", turns: "Sequence[Tensor]", first: int) -> "Tensor":
     """Return the columns of W, the first of which is column `first`, times block-diagonal matrices [blocks, b, b]."""
-    from lora_build.arithmetic import ExactProduct
+    from lora_build.numerics.exact import ExactProduct
 
     for blocks in turns:
         size = blocks.shape[1]
@@ -177,7 +177,7 @@ def _project(upper: "Tensor", eps: float) -> "Tensor":
     """
     import torch
 
-    from lora_build.arithmetic import tree_sum
+    from lora_build.numerics.exact import tree_sum
 
     limit = eps / math.sqrt(len(upper))
     norm = torch.sqrt(2 * tree_sum(upper * upper))[:, None]
@@ -191,7 +191,7 @@ def _neumann(Q: "Tensor", terms: int) -> "Tensor":
     """
     import torch
 
-    from lora_build.arithmetic import ExactProduct
+    from lora_build.numerics.exact import ExactProduct
 
     R = torch.eye(len(Q), dtype=torch.float64)
     if terms == 1:

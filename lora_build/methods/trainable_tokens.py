@@ -65,7 +65,7 @@ class TrainableTokens:
         """Return the replacement of rows, each rounded once; no two updates replace the same one."""
         import torch
 
-        from lora_build.arithmetic import round_once
+        from lora_build.numerics.exact import round_once
 
         trained: dict[int, Tensor] = {}
         for update, factors in updates:

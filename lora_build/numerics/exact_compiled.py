@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from lora_build._native import BF16, F16, F32, F64, PANEL, ROWS, TERMS, Job, Loops, levels, loops
 from lora_build.errors import MergeError
-from lora_build.known_answer import merges
-from lora_build.survival import Measured
+from lora_build.numerics.known_answers import merges
+from lora_build.numerics.survival import Measured
 
 Array = NDArray[Any]
 Pair = tuple[Array, Array]

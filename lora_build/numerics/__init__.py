@@ -1,0 +1,1 @@
+"""Numbers: the exact sum and its one rounding, in plain torch and in compiled loops, and what rounding left."""
