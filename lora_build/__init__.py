@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lora_build.manifest import Manifest, Verified, verify
     from lora_build.model import LoraModel
     from lora_build.pipeline import build
-    from lora_build.recipe import Recipe
+    from lora_build.recipe.schema import Recipe
 
 __all__ = [
     "ForwardReport", "Inspection", "LoraBuildError", "LoraModel", "Manifest", "MergeError", "PlanError", "Recipe",
@@ -40,7 +40,7 @@ __all__ = [
 
 _HOMES = {
     "build": "pipeline", "load_recipe": "app", "verify": "manifest", "Manifest": "manifest", "Verified": "manifest",
-    "Recipe": "recipe", "inspect": "inspection", "Inspection": "inspection", "LoraModel": "model",
+    "Recipe": "recipe.schema", "inspect": "inspection", "Inspection": "inspection", "LoraModel": "model",
     "ForwardReport": "forward_check", "verify_forward": "forward_check",
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_build import __version__, recipe_files, sweep
+from lora_build import __version__, sweep
 from lora_build.errors import (
     LoraBuildError,
     PlanError,
@@ -29,7 +29,8 @@ from lora_build.errors import (
     did_you_mean,
 )  # fmt: skip
 from lora_build.numerics.survival import json_numbers
-from lora_build.recipe import Recipe
+from lora_build.recipe import files as recipe_files
+from lora_build.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -74,7 +75,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: there is no such recipe, or it or an override is wrong.
     """
-    from lora_build import recipe_source
+    from lora_build.recipe import compose as recipe_source
 
     return recipe_source.compose(name, overrides)
 
@@ -178,7 +179,7 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _compose(command: str, flags: list[str], overrides: list[str], *, as_json: bool, timings: bool) -> int:
     """Let Hydra compose. One recipe is worked on afterwards, the points of a sweep as Hydra hands them out."""
-    from lora_build import recipe_source
+    from lora_build.recipe import compose as recipe_source
 
     if not flags and not any(text.lstrip("+~").startswith(("hydra", "sweep")) for text in overrides):
         recipe_source.check_overrides(overrides)
@@ -219,7 +220,7 @@ def _job(command: str, folder: Path, single: list["DictConfig"], config: "DictCo
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from lora_build import recipe_source
+    from lora_build.recipe import compose as recipe_source
 
     job = HydraConfig.get()
     if job.mode != RunMode.MULTIRUN:
@@ -253,7 +254,8 @@ def _point(command: str, recipe: Recipe, *, progressbar: bool) -> dict[str, Any]
 
 
 def _run_single(command: str, config: "DictConfig", *, as_json: bool, timings: bool) -> int:
-    from lora_build import console, pipeline, recipe_source
+    from lora_build import console, pipeline
+    from lora_build.recipe import compose as recipe_source
 
     recipe = recipe_source.to_recipe(config)
     if command == "plan":
@@ -401,7 +403,7 @@ def _list(words: Sequence[str], *, as_json: bool) -> int:
 
 def _complete(words: Sequence[str]) -> int:
     """Answer TAB, or print the lines that a shell needs to ask."""
-    from lora_build import recipe_source
+    from lora_build.recipe import compose as recipe_source
 
     request = [word for word in words if word not in ("-sc", "--shell-completion")]
     if len(request) != 1 or not re.fullmatch(r"(install|uninstall|query)=(bash|fish|zsh)", request[0]):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from lora_build.numerics.survival import by_adapter, describe_norm
 from lora_build.operations import Copy, Merge, Operation, kind, output_bytes, touched_by
 from lora_build.pipeline import Built, Prepared, free_bytes_for, memory_bytes
-from lora_build.recipe_files import label
+from lora_build.recipe.files import label
 
 if TYPE_CHECKING:
     from lora_build.forward_check import ForwardReport

@@ -12,7 +12,7 @@ from lora_build.methods.trainable_tokens import TrainableTokens, replacement
 from lora_build.operations import Copy, Merge, Operation, cut
 from lora_build.parameters import Parameter, Part
 from lora_build.peft_layers import as_in_peft, check_whole, dtypes_in_peft, refuse_adapter
-from lora_build.recipe import DType, Numerics, Recipe
+from lora_build.recipe.schema import DType, Numerics, Recipe
 from lora_build.replication import replication_of
 from lora_build.tying import same_parameter
 

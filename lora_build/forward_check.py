@@ -39,7 +39,7 @@ from lora_build.model import LoraModel
 from lora_build.naming import Names
 from lora_build.numerics.exact import DTYPES
 from lora_build.origin import Origin, reopen
-from lora_build.recipe import Numerics, Recipe, selected
+from lora_build.recipe.schema import Numerics, Recipe, selected
 from lora_build.replication import COUNTS
 
 _NOISE = 16.0  # the activations are rounded too, several times for each weight

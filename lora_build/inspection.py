@@ -26,8 +26,8 @@ from lora_build.methods._lora_implied import Implied
 from lora_build.methods.trainable_tokens import token_indices
 from lora_build.operations import Merge, Operation, kind
 from lora_build.plan import MergePlan, make_plan
-from lora_build.recipe import AdapterSpec, BaseSpec, Recipe, is_local
-from lora_build.recipe_check import expand
+from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe, is_local
+from lora_build.recipe.validate import expand
 from lora_build.resolve import open_source, resolve, split_reference
 
 # adapter_config.json: keys that make a LoRA another one, and what its authors call it

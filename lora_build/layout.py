@@ -13,7 +13,7 @@ from lora_build.files.formats.adapter import Adapter
 from lora_build.files.formats.checkpoint import Checkpoint, TensorInfo
 from lora_build.heads import head_of, vocab_size, vocabulary_changes
 from lora_build.naming import Names, Parameter, Part, is_conv1d
-from lora_build.recipe import Tied
+from lora_build.recipe.schema import Tied
 from lora_build.replication import replicate
 from lora_build.tying import Knots
 

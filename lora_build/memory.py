@@ -20,7 +20,7 @@ from lora_build.loading import folder_of, load_model
 from lora_build.numerics.exact import DTYPES
 from lora_build.operations import Operation
 from lora_build.plan import MergePlan
-from lora_build.recipe import DType, Numerics, Recipe, selected
+from lora_build.recipe.schema import DType, Numerics, Recipe, selected
 
 _HARMLESS = frozenset(("dtype", "tie_word_embeddings", "torch_dtype"))
 

@@ -31,7 +31,7 @@ from lora_build.methods._lora_forward import without_offsets
 from lora_build.numerics.exact import self_test
 from lora_build.operations import Merge, Operation
 from lora_build.parameters import Part
-from lora_build.recipe import AdapterSpec, Packing, Recipe, Tied
+from lora_build.recipe.schema import AdapterSpec, Packing, Recipe, Tied
 from lora_build.resolve import digests_of, open_source, split_reference
 
 _Loaded = tuple[Update, Mapping[str, Tensor]]

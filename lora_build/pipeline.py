@@ -36,8 +36,8 @@ from lora_build.plan import MergePlan, make_plan
 from lora_build.provenance import Run, root_above
 from lora_build.provenance import read as read_provenance
 from lora_build.provenance import to_bytes as provenance_bytes
-from lora_build.recipe import Engine, Exist, Recipe, resolve_path
-from lora_build.recipe_check import from_mapping
+from lora_build.recipe.schema import Engine, Exist, Recipe, resolve_path
+from lora_build.recipe.validate import from_mapping
 from lora_build.resolve import resolve
 
 if TYPE_CHECKING:

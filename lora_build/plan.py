@@ -22,7 +22,7 @@ from lora_build.files.formats.checkpoint import (
     patch_json,
 )
 from lora_build.operations import Merge, Operation, Shard, kind, lay_out, output_bytes
-from lora_build.recipe import DType, Numerics, Recipe, parse_size
+from lora_build.recipe.schema import DType, Numerics, Recipe, parse_size
 
 # what arithmetic.py and peft_numerics.py compute; another id means that bits may differ
 NUMERICS = {Numerics.exact: "exact-1", Numerics.peft: "peft-0.21"}

@@ -18,8 +18,8 @@ from lora_build.files.hashing import CHUNK_BYTES
 from lora_build.files.sources import Source, open_hub, open_local, sizes
 from lora_build.methods import methods
 from lora_build.plan import Inputs
-from lora_build.recipe import AdapterSpec, BaseSpec, Recipe, is_local, resolve_path, selected
-from lora_build.recipe_check import check_adapter, refuse
+from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe, is_local, resolve_path, selected
+from lora_build.recipe.validate import check_adapter, refuse
 
 _Opened = TypeVar("_Opened", Checkpoint, Adapter)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_build.errors import LoraBuildError
-from lora_build.recipe import Recipe, point_name, resolve_path
-from lora_build.recipe_files import label
+from lora_build.recipe.files import label
+from lora_build.recipe.schema import Recipe, point_name, resolve_path
 
 UNEXPECTED = 70  # the exit code of a bug of ours: EX_SOFTWARE of sysexits.h
 

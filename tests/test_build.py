@@ -24,7 +24,7 @@ from lora_build.manifest import MANIFEST_NAME, SURVIVAL_NAME, read_manifest
 from lora_build.numerics import exact_compiled as kernel
 from lora_build.numerics import survival
 from lora_build.pipeline import prepare, run
-from lora_build.recipe_check import from_mapping
+from lora_build.recipe.validate import from_mapping
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ KILLED = """
 import json, os, signal, sys
 from lora_build import engine, pipeline
 from lora_build.files import targets as sinks
-from lora_build.recipe_check import from_mapping
+from lora_build.recipe.validate import from_mapping
 stop, steps = int(sys.argv[2]), 0
 def step():
     global steps

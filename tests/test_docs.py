@@ -30,13 +30,14 @@ from transformers.pytorch_utils import Conv1D
 
 import lora_build
 import lora_build.methods
-from lora_build import app, recipe_files
+from lora_build import app
 from lora_build.errors import LoraBuildError
 from lora_build.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, canonical_json, read_manifest
 from lora_build.methods import Update
 from lora_build.pipeline import prepare
-from lora_build.recipe import AdapterSpec, ForwardSpec, Recipe
-from lora_build.recipe_check import from_mapping
+from lora_build.recipe import files as recipe_files
+from lora_build.recipe.schema import AdapterSpec, ForwardSpec, Recipe
+from lora_build.recipe.validate import from_mapping
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(DOCS.glob("*.md"))

@@ -26,7 +26,7 @@ from lora_build.forward_trace import Trace, half_ulps
 from lora_build.manifest import MANIFEST_NAME, PROVENANCE_NAME, read_manifest
 from lora_build.origin import reopen
 from lora_build.pipeline import prepare
-from lora_build.recipe_check import from_mapping
+from lora_build.recipe.validate import from_mapping
 
 LAYER = "model.layers.1.self_attn.v_proj"
 LLAMA = PicoBase(arch="llama", dtype="bfloat16")

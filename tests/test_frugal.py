@@ -20,7 +20,7 @@ from lora_build import app
 from lora_build.files.formats.checkpoint import format_index
 from lora_build.files.hashing import HashedFile
 from lora_build.pipeline import prepare
-from lora_build.recipe_check import from_mapping
+from lora_build.recipe.validate import from_mapping
 
 HEAVY = {"torch", "numpy", "transformers", "safetensors", "huggingface_hub", "rich", "hydra"}
 MAIN = "import sys; from lora_build.app import main; code = main(); "

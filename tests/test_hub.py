@@ -42,7 +42,7 @@ class Client:
         code = (
             "import json, sys, lora_build\n"
             "from lora_build import pipeline\n"
-            "from lora_build.recipe_check import from_mapping\n"
+            "from lora_build.recipe.validate import from_mapping\n"
             "try:\n"
             "    prepared = pipeline.prepare(from_mapping(json.loads(sys.argv[1])))\n"
             "    print(pipeline.run(prepared).manifest.manifest_hash if sys.argv[2] == 'build' else prepared.plan.num_bytes)\n"

@@ -17,7 +17,7 @@ from lora_build import engine
 from lora_build.errors import MergeError, PlanError
 from lora_build.manifest import PROVENANCE_NAME
 from lora_build.pipeline import memory_bytes, prepare
-from lora_build.recipe_check import from_mapping
+from lora_build.recipe.validate import from_mapping
 
 DORA = (("use_dora", True),)
 RSLORA = (("use_rslora", True),)

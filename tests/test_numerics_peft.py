@@ -30,7 +30,7 @@ from lora_build.methods import Layer, methods
 from lora_build.peft_layers import as_in_peft
 from lora_build.peft_numerics import Deltas, merge
 from lora_build.pipeline import memory_bytes, prepare
-from lora_build.recipe_check import from_mapping
+from lora_build.recipe.validate import from_mapping
 
 Tensors = Mapping[str, Tensor]
 DTYPES = ("bfloat16", "float16", "float32")

@@ -28,7 +28,7 @@ import lora_build
 from lora_build.files import targets as sinks
 from lora_build.manifest import read_manifest
 from lora_build.pipeline import prepare, run
-from lora_build.recipe_check import from_mapping
+from lora_build.recipe.validate import from_mapping
 
 PREFIX = "base_model.model."
 Q0, Q1 = (f"{module}.weight" for module in small.MODULES)

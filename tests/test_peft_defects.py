@@ -27,7 +27,7 @@ from torch import Tensor
 import lora_build
 from lora_build.operations import kind
 from lora_build.pipeline import prepare
-from lora_build.recipe_check import from_mapping
+from lora_build.recipe.validate import from_mapping
 
 PREFIX = "base_model.model."
 VOCAB = 64

@@ -15,7 +15,7 @@ from lora_build.files.targets import FileRecord
 from lora_build.manifest import build_key
 from lora_build.operations import Merge, kind
 from lora_build.pipeline import prepare
-from lora_build.recipe_check import from_mapping
+from lora_build.recipe.validate import from_mapping
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_a_plan_says_of_every_tensor_what_happens_to_it(folder: Path) -> None:
 
 def test_planning_a_llama_imports_neither_torch_nor_transformers(folder: Path) -> None:
     code = (
-        "import sys, json; from lora_build import pipeline; from lora_build.recipe_check import from_mapping;"
+        "import sys, json; from lora_build import pipeline; from lora_build.recipe.validate import from_mapping;"
         "pipeline.prepare(from_mapping(json.loads(sys.argv[1])));"
         "print([m for m in ('torch', 'transformers', 'hydra', 'peft', 'rich') if m in sys.modules])"
     )

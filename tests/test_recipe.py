@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from lora_build.errors import RecipeError
-from lora_build.recipe import DType, Recipe, is_local, parse_size, point_name, resolve_path, selected
-from lora_build.recipe_check import check_recipe, expand, from_mapping
+from lora_build.recipe.schema import DType, Recipe, is_local, parse_size, point_name, resolve_path, selected
+from lora_build.recipe.validate import check_recipe, expand, from_mapping
 
 
 def make(**changes):

@@ -11,9 +11,9 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from lora_build import recipe_files
 from lora_build.app import load_recipe
 from lora_build.errors import LoraBuildError, RecipeError
+from lora_build.recipe import files as recipe_files
 
 REPOSITORY = Path(__file__).parent.parent
 VERSION_BASE = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}

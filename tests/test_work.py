@@ -31,7 +31,7 @@ from lora_build.files import targets as sinks
 from lora_build.files.buffers import Buffers
 from lora_build.numerics import exact_compiled as kernel
 from lora_build.numerics.exact_compiled import BITS, FusedSum
-from lora_build.recipe_check import from_mapping
+from lora_build.recipe.validate import from_mapping
 
 ROWS, COLUMNS, RANK = 96, 640, 8
 MOST_BUFFERS = 2 * 6 + 3 * 9  # blocks read ahead with their results, and what lanes have before them

@@ -17,10 +17,10 @@ from typing import Any
 import yaml
 
 from lora_build.errors import RecipeError
-from lora_build.recipe import flatten
-from lora_build.recipe_check import check_adapter, check_recipe, expand, refuse
+from lora_build.recipe.schema import flatten
+from lora_build.recipe.validate import check_adapter, check_recipe, expand, refuse
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parent.parent
 _MAX_SIZE_BYTES = 2**20
 _PARTS = ("adapter", "sweep")  # folders of recipes/ that hold no recipes
 

@@ -32,10 +32,10 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_build import recipe_files
 from lora_build.errors import LoraBuildError, RecipeError, did_you_mean
-from lora_build.recipe import Combine, DType, Engine, Exist, Numerics, Recipe, Tied
-from lora_build.recipe_check import check_recipe, from_mapping, refuse
+from lora_build.recipe import files as recipe_files
+from lora_build.recipe.schema import Combine, DType, Engine, Exist, Numerics, Recipe, Tied
+from lora_build.recipe.validate import check_recipe, from_mapping, refuse
 
 _VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}
 _CONF = str(recipe_files.beside_package("conf"))

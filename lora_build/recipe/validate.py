@@ -20,7 +20,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_build.errors import RecipeError, did_you_mean
-from lora_build.recipe import (
+from lora_build.recipe.schema import (
     AdapterSpec,
     BaseSpec,
     ChecksSpec,

@@ -1,0 +1,1 @@
+"""Recipes: what a user wrote, from files and command lines to one checked value."""
