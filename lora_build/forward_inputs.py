@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_build.architecture import quiet
 from lora_build.errors import RecipeError, SourceError
+from lora_build.models.architecture import quiet
 
 LENGTHS = (5, 11, 17, 26)
 _DECODER_LENGTH = 7

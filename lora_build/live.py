@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from lora_build.errors import MergeError
 from lora_build.files.formats.checkpoint import WEIGHTS_NAME, Checkpoint, TensorInfo
 from lora_build.methods import methods
-from lora_build.naming import Names
+from lora_build.models.names import Names
+from lora_build.models.parameters import Part
 from lora_build.numerics.exact import DTYPES, all_finite, round_once
 from lora_build.operations import Merge, Operation
-from lora_build.parameters import Part
 
 _BLOCK_ELEMENTS = 1 << 18
 _NAMES = {dtype: name for name, dtype in DTYPES.items()} | {

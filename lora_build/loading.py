@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_build.architecture import FAULTS, class_and_config, quiet
 from lora_build.errors import SourceError
 from lora_build.files.sources import Source
+from lora_build.models.architecture import FAULTS, class_and_config, quiet
 
 
 def load_model(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_build.architecture import class_and_config
 from lora_build.engine import Held
 from lora_build.errors import PlanError, SourceError
 from lora_build.files.formats.checkpoint import INDEX_NAME, Checkpoint
@@ -17,6 +16,7 @@ from lora_build.files.sources import Source
 from lora_build.forward_check import attach
 from lora_build.live import LiveModel
 from lora_build.loading import folder_of, load_model
+from lora_build.models.architecture import class_and_config
 from lora_build.numerics.exact import DTYPES
 from lora_build.operations import Operation
 from lora_build.plan import MergePlan

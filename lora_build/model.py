@@ -28,9 +28,9 @@ from lora_build.files.sources import Source, sizes
 from lora_build.live import TORCH_DTYPES, LiveModel, Place, check_finite, merged
 from lora_build.methods import Update, methods
 from lora_build.methods._lora_forward import without_offsets
+from lora_build.models.parameters import Part
 from lora_build.numerics.exact import self_test
 from lora_build.operations import Merge, Operation
-from lora_build.parameters import Part
 from lora_build.recipe.schema import AdapterSpec, Packing, Recipe, Tied
 from lora_build.resolve import digests_of, open_source, split_reference
 

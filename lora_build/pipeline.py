@@ -17,7 +17,6 @@ from lora_build.files.formats.checkpoint import INDEX_NAME, Checkpoint, is_token
 from lora_build.files.hashing import file_digest
 from lora_build.files.sources import LocalSource, Source, digest, read_whole
 from lora_build.files.targets import DirectorySink, FileRecord, free_bytes, lock
-from lora_build.heads import vocab_size
 from lora_build.manifest import (
     MANIFEST_NAME,
     PROVENANCE_NAME,
@@ -29,6 +28,7 @@ from lora_build.manifest import (
     read_manifest,
     strangers,
 )  # fmt: skip
+from lora_build.models.heads import vocab_size
 from lora_build.numerics.survival import TensorSurvival, warnings
 from lora_build.numerics.survival import to_bytes as survival_bytes
 from lora_build.operations import Merge, Operation

@@ -19,11 +19,11 @@ import transformers
 from safetensors.torch import load_file
 from transformers.core_model_loading import Concatenate, Interleave, PermuteForRope, Transpose
 
-from lora_build.architecture import Module, read_architecture, untying
-from lora_build.conversion import Conversion, Memory, UnsupportedConversionError, convert
 from lora_build.errors import SourceError
-from lora_build.experts import KNOWN, known_stack
-from lora_build.naming import Names, Parameter, Part, read_ties
+from lora_build.models.architecture import Module, read_architecture, untying
+from lora_build.models.conversion import Conversion, Memory, UnsupportedConversionError, convert
+from lora_build.models.experts import KNOWN, known_stack
+from lora_build.models.names import Names, Parameter, Part, read_ties
 
 ROPE_3D = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 4]}
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -672,7 +672,7 @@ def test_a_config_that_makes_no_model_is_one_clear_error(config: dict[str, Any])
 def test_neither_torch_nor_transformers_is_imported_while_disk_names_and_known_stacks_answer() -> None:
     script = """
 import sys
-from lora_build.naming import Names
+from lora_build.models.names import Names
 names = Names({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}, {"h.0.attn.c_attn.weight": (16, 48)})
 assert names.find("h.0.attn.c_attn.weight") == names.find("transformer.h.0.attn.c_attn.weight") is not None
 shapes = {f"model.layers.0.mlp.experts.{e}.down_proj.weight": (8, 4) for e in range(3)}

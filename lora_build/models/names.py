@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lora_build.architecture import Architecture, Module, Ties, read_architecture, read_ties
-from lora_build.conversion import UnsupportedConversionError, convert
 from lora_build.errors import SourceError
-from lora_build.experts import known_stack
-from lora_build.parameters import Parameter, Part
+from lora_build.models.architecture import Architecture, Module, Ties, read_architecture, read_ties
+from lora_build.models.conversion import UnsupportedConversionError, convert
+from lora_build.models.experts import known_stack
+from lora_build.models.parameters import Parameter, Part
 
 __all__ = ["Names", "Parameter", "Part", "Ties", "is_conv1d", "read_ties"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import count, takewhile
 from typing import Any
 
-from lora_build.architecture import Module
-from lora_build.parameters import Parameter, Part
+from lora_build.models.architecture import Module
+from lora_build.models.parameters import Parameter, Part
 
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 

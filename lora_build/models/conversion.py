@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any
 
-from lora_build.parameters import Parameter, Part
+from lora_build.models.parameters import Parameter, Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lora_build.architecture import Ties, read_ties, untying
 from lora_build.errors import SourceError
 from lora_build.files.formats.adapter import Adapter, Parts
-from lora_build.naming import Names
+from lora_build.models.architecture import Ties, read_ties, untying
+from lora_build.models.names import Names
 
 _EMBEDDING_LEAVES = ("lora_embedding_A", "lora_embedding_B")
 _HEAD_LEAVES = ("lora_A.weight", "lora_B.weight")

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_build.conversion import Conversion, Memory
 from lora_build.errors import SourceError
+from lora_build.models.conversion import Conversion, Memory
 
 _KERNELS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 

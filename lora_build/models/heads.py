@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_build.architecture import Architecture, read_architecture, read_ties
 from lora_build.errors import SourceError
 from lora_build.files.formats.checkpoint import TensorInfo
-from lora_build.tying import same_parameter
+from lora_build.models.architecture import Architecture, read_architecture, read_ties
+from lora_build.models.tied_weights import same_parameter
 
 _TASKS = {
     "SEQ_CLS": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
