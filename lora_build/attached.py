@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lora_build.methods import Call
+from lora_build.methods.interface import Call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from lora_build._native import levels
 from lora_build.files.formats.checkpoint import TensorInfo
-from lora_build.methods import LowRank, Update, methods
+from lora_build.methods.interface import LowRank, Update, methods
 from lora_build.numerics.survival import Measured, Share
 from lora_build.operations import Merge, Segment
 

@@ -7,7 +7,7 @@ from typing import Any
 from lora_build.files.formats.adapter import Adapter, Parts, sort_tensors
 from lora_build.files.formats.checkpoint import DTYPE_BYTES, Checkpoint, TensorInfo
 from lora_build.layout import Layout, is_plain
-from lora_build.methods import Layer, Method, Update, methods, unmergeable
+from lora_build.methods.interface import Layer, Method, Update, methods, unmergeable
 from lora_build.methods.trainable_tokens import TrainableTokens, replacement
 from lora_build.models.layer_replication import replication_of
 from lora_build.models.parameters import Parameter, Part

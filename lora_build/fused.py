@@ -5,7 +5,7 @@ import numpy as np
 from lora_build.blocks import Block, Data, Loaded
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.files.hashing import CHUNK_BYTES
-from lora_build.methods import LowRank, Update, methods
+from lora_build.methods.interface import LowRank, Update, methods
 from lora_build.numerics.exact_compiled import BITS, Array, FusedSum, convert, first_not_finite
 from lora_build.numerics.survival import Measured, Share, share_of
 from lora_build.operations import Merge

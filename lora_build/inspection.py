@@ -21,8 +21,8 @@ from lora_build.files.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter,
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.files.hashing import HashedFile
 from lora_build.files.sources import Source, open_hashed, sizes
-from lora_build.methods import Layer, Measurable, Update, methods, unmergeable
-from lora_build.methods._lora_implied import Implied
+from lora_build.methods.interface import Layer, Measurable, Update, methods, unmergeable
+from lora_build.methods.lora.implied import Implied
 from lora_build.methods.trainable_tokens import token_indices
 from lora_build.operations import Merge, Operation, kind
 from lora_build.plan import MergePlan, make_plan

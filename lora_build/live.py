@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lora_build.errors import MergeError
 from lora_build.files.formats.checkpoint import WEIGHTS_NAME, Checkpoint, TensorInfo
-from lora_build.methods import methods
+from lora_build.methods.interface import methods
 from lora_build.models.names import Names
 from lora_build.models.parameters import Part
 from lora_build.numerics.exact import DTYPES, all_finite, round_once

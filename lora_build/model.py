@@ -26,8 +26,8 @@ from lora_build.files.formats.adapter import Adapter, open_adapter
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.files.sources import Source, sizes
 from lora_build.live import TORCH_DTYPES, LiveModel, Place, check_finite, merged
-from lora_build.methods import Update, methods
-from lora_build.methods._lora_forward import without_offsets
+from lora_build.methods.interface import Update, methods
+from lora_build.methods.lora.forward import without_offsets
 from lora_build.models.parameters import Part
 from lora_build.numerics.exact import self_test
 from lora_build.operations import Merge, Operation

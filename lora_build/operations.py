@@ -6,7 +6,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from lora_build.files.formats.checkpoint import DTYPE_BYTES, WEIGHTS_NAME, TensorInfo, file_order, format_header
-from lora_build.methods import Update
+from lora_build.methods.interface import Update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

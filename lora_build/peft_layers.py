@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from lora_build.files.formats.adapter import Adapter
-from lora_build.methods import Layer, Update
-from lora_build.methods._shared import by_pattern
+from lora_build.methods.interface import Layer, Update
+from lora_build.methods.shared import by_pattern
 from lora_build.operations import Segment
 
 _REPEATED = ("LORA", "TRAINABLE_TOKENS")

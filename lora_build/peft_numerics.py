@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lora_build.files.formats.checkpoint import TensorInfo
-from lora_build.methods import Update
+from lora_build.methods.interface import Update
 
 # layers and variants that cast a delta to the base's dtype before they add it, whatever safe_merge says
 _CASTING = {"Embedding", "MultiheadAttention", "ParamWrapper", "bdlora", "mica"}

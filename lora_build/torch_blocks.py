@@ -9,7 +9,7 @@ from torch import Tensor
 from lora_build.blocks import Block, Data, Loaded
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.fused import as_bytes
-from lora_build.methods import MergeRows, methods
+from lora_build.methods.interface import MergeRows, methods
 from lora_build.numerics.exact import DTYPES, all_finite, as_stored, round_once
 from lora_build.numerics.survival import Measured, share_of, total
 from lora_build.operations import Merge

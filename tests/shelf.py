@@ -32,7 +32,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbed
 from transformers.pytorch_utils import Conv1D
 
 from lora_build.files.formats.checkpoint import TensorInfo
-from lora_build.methods import Layer, Update, methods
+from lora_build.methods.interface import Layer, Update, methods
 
 Tensors = Mapping[str, Tensor]
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lora_build.methods import Update
-from lora_build.methods.lora import METHOD
+from lora_build.methods.interface import Update
+from lora_build.methods.lora.method import METHOD
 from lora_build.numerics.exact import LowRankSum, all_finite, known_answer, round_once, self_test
 
 SIXTEEN_BIT = [torch.bfloat16, torch.float16]

@@ -29,11 +29,11 @@ from test_layers import FLOORS
 from transformers.pytorch_utils import Conv1D
 
 import lora_build
-import lora_build.methods
+import lora_build.methods.interface
 from lora_build import app
 from lora_build.errors import LoraBuildError
 from lora_build.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, canonical_json, read_manifest
-from lora_build.methods import Update
+from lora_build.methods.interface import Update
 from lora_build.pipeline import prepare
 from lora_build.recipe import files as recipe_files
 from lora_build.recipe.schema import AdapterSpec, ForwardSpec, Recipe
@@ -315,14 +315,14 @@ def hira(tmp_path: Path) -> Iterator[None]:
     folder = tmp_path / "methods"
     folder.mkdir()
     (folder / "hira.py").write_text(code, encoding="utf-8")
-    lora_build.methods.__path__.append(str(folder))
+    lora_build.methods.interface.__path__.append(str(folder))
     importlib.invalidate_caches()
-    lora_build.methods.methods.cache_clear()
+    lora_build.methods.interface.methods.cache_clear()
     yield
-    lora_build.methods.__path__.remove(str(folder))
-    sys.modules.pop("lora_build.methods.hira", None)
-    vars(lora_build.methods).pop("hira", None)
-    lora_build.methods.methods.cache_clear()
+    lora_build.methods.interface.__path__.remove(str(folder))
+    sys.modules.pop("lora_build.methods.interface.hira", None)
+    vars(lora_build.methods.interface).pop("hira", None)
+    lora_build.methods.interface.methods.cache_clear()
 
 
 TARGETS = {
@@ -384,7 +384,9 @@ def test_the_method_of_the_document_honours_rows_and_storage() -> None:
 
     def merge(stored: torch.Tensor, **changes: Any) -> torch.Tensor:
         pairs = [(dataclasses.replace(update, **changes), {"A": A, "B": B})]
-        rows = lora_build.methods.methods()["HIRA"].merger(pairs, torch.float32, lambda start, end: stored[start:end])
+        rows = lora_build.methods.interface.methods()["HIRA"].merger(
+            pairs, torch.float32, lambda start, end: stored[start:end]
+        )
         return torch.cat([rows(stored[i : i + 2], i)[0] for i in range(0, len(stored), 2)])
 
     whole = merge(W)
@@ -405,8 +407,8 @@ def test_the_method_of_the_document_gives_beside_the_weight_what_it_merges() -> 
 
     for layer, transposed in ((module, False), (crossed, True)):
         updates = [dataclasses.replace(update, transposed=transposed, scale=scale) for scale in (0.5, -1.0)]
-        call = lora_build.methods.Call(module=layer, input=x, base=layer.forward)
-        y = lora_build.methods.methods()["HIRA"].forward([(u, {"A": A, "B": B}) for u in updates], call)
+        call = lora_build.methods.interface.Call(module=layer, input=x, base=layer.forward)
+        y = lora_build.methods.interface.methods()["HIRA"].forward([(u, {"A": A, "B": B}) for u in updates], call)
         assert torch.allclose(y, x @ after.T + module.bias, atol=1e-5)
 
 

@@ -18,9 +18,9 @@ from shelf import CASES, CROSSED, LINEAR, Cases, Saved, Shelf, Tensors, base, in
 from torch import Tensor, nn
 
 from lora_build.errors import MergeError
-from lora_build.methods import Call, Update, methods
-from lora_build.methods._lora_forward import without_offsets
-from lora_build.methods._shared import through
+from lora_build.methods.interface import Call, Update, methods
+from lora_build.methods.lora.forward import without_offsets
+from lora_build.methods.shared import through
 from lora_build.methods.trainable_tokens import replacement
 
 Pairs = Sequence[tuple[Update, Tensors]]

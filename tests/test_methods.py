@@ -39,7 +39,7 @@ from shelf import (
 )
 from torch import Tensor, nn
 
-from lora_build.methods import Layer, methods
+from lora_build.methods.interface import Layer, methods
 
 Array = Any
 
@@ -316,7 +316,7 @@ def test_the_order_of_rotations_is_the_recipes_and_is_said_to_matter(shelf: Call
 DIGEST = """
 import hashlib, sys
 import torch
-from lora_build.methods import methods
+from lora_build.methods.interface import methods
 
 def digest(inputs):
     found = hashlib.sha256()

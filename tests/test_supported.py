@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 import lora_build
 from lora_build.errors import LoraBuildError
-from lora_build.methods import methods
+from lora_build.methods.interface import methods
 
 PAGE = Path(__file__).parent.parent / "docs/supported.md"
 MERGED, TRAINED, AS_PEFT, REFUSED, IMPOSSIBLE, WRONG = "merged", "as trained", "as peft", "refused", "-", "wrong"

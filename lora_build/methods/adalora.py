@@ -10,8 +10,8 @@ a layer was pruned to; peft takes init_r for an alpha that is not positive.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods import Call, Layer, MergeRows, ReadRows, Update
-from lora_build.methods._shared import (
+from lora_build.methods.interface import Call, Layer, MergeRows, ReadRows, Update
+from lora_build.methods.shared import (
     HARMLESS,
     add_outputs,
     as_matrix,

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods import Call, Layer, MergeRows, ReadRows, Update
-from lora_build.methods._shared import (
+from lora_build.methods.interface import Call, Layer, MergeRows, ReadRows, Update
+from lora_build.methods.shared import (
     HARMLESS,
     along_channels,
     check_module,

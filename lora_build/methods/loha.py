@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods import Call, Layer, MergeRows, ReadRows, Update
-from lora_build.methods._shared import (
+from lora_build.methods.interface import Call, Layer, MergeRows, ReadRows, Update
+from lora_build.methods.shared import (
     HARMLESS,
     add_dense,
     add_outputs,

@@ -9,8 +9,8 @@ Shapes: W [V, d], rows [n, d] for the n token indices of the config.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods import Call, Layer, MergeRows, ReadRows, Update
-from lora_build.methods._shared import through, unknown_keys
+from lora_build.methods.interface import Call, Layer, MergeRows, ReadRows, Update
+from lora_build.methods.shared import through, unknown_keys
 
 if TYPE_CHECKING:
     import torch

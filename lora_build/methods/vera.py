@@ -10,8 +10,8 @@ rows; λ_d [r], λ_b [out].
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods import Call, Layer, MergeRows, ReadRows, Update
-from lora_build.methods._shared import (
+from lora_build.methods.interface import Call, Layer, MergeRows, ReadRows, Update
+from lora_build.methods.shared import (
     HARMLESS,
     add_outputs,
     check_module,

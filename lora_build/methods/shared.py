@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods import Call, Layer, MergeRows, Update
+from lora_build.methods.interface import Call, Layer, MergeRows, Update
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_build.methods import Update
+from lora_build.methods.interface import Update
 from lora_build.numerics.exact_compiled import widen
 
 Array = NDArray[Any]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lora_build.methods import MergeRows, ReadRows, Update
-from lora_build.methods._lora_pairs import pair, turned
+from lora_build.methods.interface import MergeRows, ReadRows, Update
+from lora_build.methods.lora.pairs import pair, turned
 from lora_build.numerics.exact import ExactProduct, LowRankSum, as_stored, round_once, tree_sum
 
 _NORM_ROWS = 64  # rows whose squares are added by halves before the groups are added in turn

@@ -10,9 +10,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from lora_build.methods import Call, Update
-from lora_build.methods._lora_merge import offset_of
-from lora_build.methods._shared import along_channels, is_crossed, stored_factors, through
+from lora_build.methods.interface import Call, Update
+from lora_build.methods.lora.merge import offset_of
+from lora_build.methods.shared import along_channels, is_crossed, stored_factors, through
 
 Loaded = tuple[Update, Mapping[str, Tensor]]
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_build.files.formats.checkpoint import TensorInfo
-from lora_build.methods import BaseModule, Call, Layer, MergeRows, ReadRows, Update
-from lora_build.methods._lora_implied import implied_base
-from lora_build.methods._lora_shapes import Fit, fit_matrix, fit_stacks, is_target_parameter
-from lora_build.methods._shared import by_pattern, check_pattern, is_number, unknown_keys
+from lora_build.methods.interface import BaseModule, Call, Layer, MergeRows, ReadRows, Update
+from lora_build.methods.lora.implied import implied_base
+from lora_build.methods.lora.shapes import Fit, fit_matrix, fit_stacks, is_target_parameter
+from lora_build.methods.shared import by_pattern, check_pattern, is_number, unknown_keys
 
 if TYPE_CHECKING:
     import torch
@@ -174,7 +174,7 @@ class Lora:
 
     def norms(self, update: Update, factors: "Mapping[str, Tensor]") -> tuple[float, ...]:
         """Return ‖s·B@A‖, Frobenius, without DoRA's magnitudes: of the matrix, or of each one of a stack."""
-        from lora_build.methods._lora_merge import norms
+        from lora_build.methods.lora.merge import norms
 
         return norms(update, factors)
 
@@ -184,7 +184,7 @@ class Lora:
 
     def low_rank(self, updates: "Sequence[tuple[Update, Mapping[str, Array]]]") -> "tuple[list[Pair], bool]":
         """Return all updates of one matrix as pairs (B, A) in float64."""
-        from lora_build.methods._lora_pairs import pair, turned
+        from lora_build.methods.lora.pairs import pair, turned
 
         return turned([update for update, _ in updates], [pair(update, factors) for update, factors in updates])
 
@@ -192,13 +192,13 @@ class Lora:
         self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
     ) -> MergeRows:
         """Return the exact sum of all low-rank updates of one matrix, rounded once; with DoRA, their composition."""
-        from lora_build.methods._lora_merge import merger
+        from lora_build.methods.lora.merge import merger
 
         return merger(updates, dtype, read)
 
     def forward(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
         """Return the output plus s·B(A(x)) of each adapter; with DoRA, their composition."""
-        from lora_build.methods._lora_forward import forward
+        from lora_build.methods.lora.forward import forward
 
         return forward(updates, call)
 

@@ -1,0 +1,225 @@
+"""The merge methods: one file each, found by its `METHOD`; the next one is one new file in this folder.
+
+A method says at plan time (no torch) which tensors of an adapter it consumes and what it will do to which parameter,
+and at run time gives a function that merges rows, and what a module gives with the adapters beside its weight.
+`docs/adding-a-method.md` walks through one.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from lora_build.errors import did_you_mean
+from lora_build.files.formats.checkpoint import TensorInfo
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from lora_build.numerics.exact_compiled import Array, Pair
+
+
+class BaseModule(Protocol):
+    """The module of the base that an adapter has factors for, as it is in memory."""
+
+    def shape(self, parameter: str) -> tuple[int, ...] | None:
+        """Return the shape of a parameter of the module, such as `weight`; None if it has none of this name.
+
+        An expert stack is [E, ., .], whatever its files hold.
+        """
+
+    @property
+    def kind(self) -> str | None:
+        """Return Conv1D where matrices are stored [in, out], Linear for any other class, None where nobody knows."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Return what else its class fixes: `dilation`, `groups`, `parameters` in order, `is_transposed` of experts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A module that an adapter has factors for.
+
+    Attributes:
+        adapter: the adapter's name in the recipe.
+        module: its path in memory, which `rank_pattern` and `alpha_pattern` are matched against.
+        config: the adapter's adapter_config.json.
+        adapter_weight: the recipe's weight of the adapter.
+        factors: leaf to tensor.
+        base: what the base has there.
+        wrapped: whether it lies inside another adapted module (its key has `.base_layer.` in it).
+        shared: tensors that belong to the adapter as a whole, by the end of their key.
+        expert_packing: how the factors of expert stacks are packed, `peft` or `unsloth`.
+    """
+
+    adapter: str
+    module: str
+    config: Mapping[str, Any]
+    adapter_weight: float
+    factors: Mapping[str, TensorInfo]
+    base: BaseModule
+    wrapped: bool = False
+    shared: Mapping[str, TensorInfo] = field(default_factory=dict)
+    expert_packing: str = "peft"
+
+    @property
+    def where(self) -> str:
+        """How messages name it: `adapters.math: model.layers.0.self_attn.q_proj`."""
+        return f"adapters.{self.adapter}: {self.module}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What one adapter does to one parameter, or to some rows of it.
+
+    A parameter is a matrix [out, in] (a kernel [out, in, ...] counts as [out, in·...], a vector [n] as [n, 1]), or a
+    stack of matrices [E, ., .].
+
+    Attributes:
+        adapter: its name in the recipe.
+        method: PEFT's name of the method.
+        scale: weight in the recipe x the method's own scaling.
+        factors: the tensors it needs, by role.
+        options: further constants of the method; whole numbers, text, booleans and lists of them.
+        transposed: whether the stored matrix is [in, out].
+        ordered: whether the result depends on the order of the adapters.
+        exact: whether the bits are the same on every machine.
+        whole: whether it needs all rows of the stored matrix at once.
+        stacked: whether the parameter is a stack and the factors hold all its matrices.
+        expert: which of them the stored matrix is; set by the plan.
+        rows: which of the parameter's rows (its columns, if transposed) the stored rows are; None means all, in order;
+            set by the plan.
+    """
+
+    adapter: str
+    method: str
+    scale: float
+    factors: Mapping[str, TensorInfo]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    transposed: bool = False
+    ordered: bool = False
+    exact: bool = True
+    whole: bool = False
+    stacked: bool = False
+    expert: int | None = None
+    rows: Sequence[int] | None = None
+
+
+ReadRows = Callable[[int, int], "Tensor"]
+"""Reads the base's stored rows [start, end) of what is merged, [end - start, columns] in its dtype; any thread may."""
+
+
+class MergeRows(Protocol):
+    """Merges a block of stored rows, `W` [n, columns] beginning at row `first`; a vector comes as [n, 1].
+
+    Returns the merged rows in the output's dtype and the change before rounding in float64. The bits must not depend on
+    how the rows are cut into blocks, nor on the order of the adapters unless their updates say that they are `ordered`.
+    """
+
+    def __call__(self, W: "Tensor", first: int) -> "tuple[Tensor, Tensor]":
+        """Return (merged, change)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of a base module that has a weight: Linear, Conv1D, Embedding or a convolution.
+
+    Attributes:
+        module: the module of the base; never changed.
+        input: what it was called with; token ids of an Embedding.
+        base: the module's own forward.
+    """
+
+    module: "torch.nn.Module"
+    input: "Tensor"
+    base: Callable[["Tensor"], "Tensor"]
+
+
+class Method(Protocol):
+    """One way of adapting a weight."""
+
+    peft_type: str
+    reference: str
+    leaves: tuple[str, ...]
+
+    def check_config(self, config: Mapping[str, Any]) -> list[str]:
+        """Return what in an adapter_config.json keeps the adapter from being merged, one line each."""
+
+    def updates(self, layer: Layer) -> tuple[dict[str, Update], list[str]]:
+        """Return what happens to the module's parameters, by their names in it, and what is wrong, one line each."""
+
+    def merger(
+        self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
+    ) -> MergeRows:
+        """Return what merges the stored rows of one matrix: all its updates, factors loaded, in the recipe's order."""
+
+    def forward(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
+        """Return the module's output with all updates of its weight (and bias) applied, in the order given, unmerged.
+
+        It shares no mathematics with the merge beyond the paper's formula, so that each proves the other. It computes
+        as peft does: in the dtype of the factors, which are on the input's device, and returns the base output's dtype.
+        """
+
+
+@runtime_checkable
+class LowRank(Protocol):
+    """A method whose updates can be sums of products, which the engine merges in one compiled pass, without torch."""
+
+    def is_low_rank(self, updates: "Sequence[Update]") -> bool:
+        """Whether all updates of one stored matrix come to such a sum."""
+
+    def low_rank(self, updates: "Sequence[tuple[Update, Mapping[str, Array]]]") -> "tuple[list[Pair], bool]":
+        """Return the updates as pairs (B [out, r], A [r, in]), and whether the stored matrix is [in, out].
+
+        Factors come as numpy holds stored values (`kernel.widen`), the pairs are float64 with the scale in B. The bits
+        of the sum are those of `merger`.
+        """
+
+
+@runtime_checkable
+class Measurable(Protocol):
+    """A method whose updates can be described and measured without their base."""
+
+    def implied(self, layer: Layer) -> BaseModule:
+        """Return the module that a layer's factors fit, whatever base the layer has."""
+
+    def settings(self, layer: Layer, parameter: str) -> tuple[int, float]:
+        """Return the rank and the alpha that the config has for a parameter of the module."""
+
+    def norms(self, update: Update, factors: "Mapping[str, Tensor]") -> tuple[float, ...]:
+        """Return the Frobenius norm of what an update adds: one number, or one for each matrix of a stack."""
+
+
+@cache
+def methods() -> Mapping[str, Method]:
+    """Return every method by PEFT's name for it."""
+    room = importlib.import_module("lora_build.methods")
+    names = (f"{found.name}.method" if found.ispkg else found.name for found in pkgutil.iter_modules(room.__path__))
+    found = (getattr(importlib.import_module(f"{room.__name__}.{name}"), "METHOD", None) for name in names)
+    return {method.peft_type: method for method in found if method is not None}
+
+
+_PROMPTS = "it adds virtual tokens to the input and changes no weight"
+_NO_WEIGHTS = {
+    "PROMPT_TUNING": _PROMPTS,
+    "MULTITASK_PROMPT_TUNING": _PROMPTS,
+    "P_TUNING": _PROMPTS,
+    "PREFIX_TUNING": "it adds keys and values to the attention and changes no weight",
+    "CPT": _PROMPTS,
+    "CARTRIDGE": "it adds keys and values to the attention and changes no weight",
+    "ADAPTION_PROMPT": "it adds prompts to the attention and changes no weight",
+    "XLORA": "it mixes adapters by the input, so no weight can hold it",
+    "POLY": "it mixes adapters by the task at run time, so no weight can hold it",
+    "LILY": "it routes by the input, so no weight can hold it",
+}
+
+
+def unmergeable(peft_type: str) -> str:
+    """Return why adapters of a type cannot be merged, for a message."""
+    if reason := _NO_WEIGHTS.get(peft_type):
+        return f"cannot be merged: {reason}"
+    return f"cannot be merged; known: {', '.join(sorted(methods()))}{did_you_mean(peft_type, methods())}"
