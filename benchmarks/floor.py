@@ -10,8 +10,8 @@ from typing import Any
 import lora_build.engine
 import lora_build.pipeline
 from lora_build.app import main
-from lora_build.operations import Copy, Merge, Operation, Shard
-from lora_build.plan import MergePlan
+from lora_build.planning.operations import Copy, Merge, Operation, Shard
+from lora_build.planning.plan import MergePlan
 
 
 def copied(op: Operation) -> Operation:

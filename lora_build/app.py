@@ -344,7 +344,8 @@ def _verify_words(words: Sequence[str]) -> tuple[list[str], dict[str, Any] | Non
 
 
 def _inspect(words: Sequence[str], *, as_json: bool) -> int:
-    from lora_build import console, inspection
+    from lora_build import console
+    from lora_build.planning import inspection
 
     adapter, base = _inspect_words(words)
     found = inspection.inspect(adapter, base)

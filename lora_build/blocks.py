@@ -8,7 +8,7 @@ from lora_build._native import levels
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.methods.interface import LowRank, Update, methods
 from lora_build.numerics.survival import Measured, Share
-from lora_build.operations import Merge, Segment
+from lora_build.planning.operations import Merge, Segment
 
 _NOTHING = Measured()
 _FUSED = {"F32", "F16", "BF16"}

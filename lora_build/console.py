@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from lora_build.numerics.survival import by_adapter, describe_norm
-from lora_build.operations import Copy, Merge, Operation, kind, output_bytes, touched_by
 from lora_build.pipeline import Built, Prepared, free_bytes_for, memory_bytes
+from lora_build.planning.operations import Copy, Merge, Operation, kind, output_bytes, touched_by
 from lora_build.recipe.files import label
 
 if TYPE_CHECKING:
     from lora_build.forward_check import ForwardReport
-    from lora_build.inspection import Adapted, Fit, Inspection
+    from lora_build.planning.inspection import Adapted, Fit, Inspection
 
 _PLAIN_EVERY_SECONDS = 5.0
 _VERBS = (("merge", "merged"), ("replace", "replaced"), ("copy", "as they are"))

@@ -22,8 +22,8 @@ from lora_build.files.hashing import CHUNK_BYTES, HashedFile, Sha256
 from lora_build.files.sources import Source, open_hashed
 from lora_build.files.targets import DirectorySink, FileRecord, FileWriter
 from lora_build.numerics.survival import TensorSurvival, share_of, total
-from lora_build.operations import Merge, Operation, Segment, Shard, kind, touched_by
-from lora_build.plan import MergePlan
+from lora_build.planning.operations import Merge, Operation, Segment, Shard, kind, touched_by
+from lora_build.planning.plan import MergePlan
 
 if TYPE_CHECKING:
     from lora_build.peft_numerics import Deltas

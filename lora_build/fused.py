@@ -8,7 +8,7 @@ from lora_build.files.hashing import CHUNK_BYTES
 from lora_build.methods.interface import LowRank, Update, methods
 from lora_build.numerics.exact_compiled import BITS, Array, FusedSum, convert, first_not_finite
 from lora_build.numerics.survival import Measured, Share, share_of
-from lora_build.operations import Merge
+from lora_build.planning.operations import Merge
 
 _NUMBERS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # `kernel.widen`
 

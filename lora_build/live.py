@@ -18,7 +18,7 @@ from lora_build.methods.interface import methods
 from lora_build.models.names import Names
 from lora_build.models.parameters import Part
 from lora_build.numerics.exact import DTYPES, all_finite, round_once
-from lora_build.operations import Merge, Operation
+from lora_build.planning.operations import Merge, Operation
 
 _BLOCK_ELEMENTS = 1 << 18
 _NAMES = {dtype: name for name, dtype in DTYPES.items()} | {

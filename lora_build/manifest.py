@@ -22,10 +22,10 @@ from lora_build.files.executor import Clock, Pool, num_cores
 from lora_build.files.formats.checkpoint import TensorInfo, read_tensors
 from lora_build.files.hashing import HashedFile, sha256
 from lora_build.files.targets import FileRecord
-from lora_build.operations import Merge, Operation, Segment, kind, touched_by
+from lora_build.planning.operations import Merge, Operation, Segment, kind, touched_by
 
 if TYPE_CHECKING:
-    from lora_build.plan import MergePlan  # what verifies a build need not know how it is planned
+    from lora_build.planning.plan import MergePlan  # what verifies a build need not know how it is planned
 
 MANIFEST_NAME = "lora-build.manifest.json"
 SURVIVAL_NAME = "lora-build.survival.json"

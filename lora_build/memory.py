@@ -18,8 +18,8 @@ from lora_build.live import LiveModel
 from lora_build.loading import folder_of, load_model
 from lora_build.models.architecture import class_and_config
 from lora_build.numerics.exact import DTYPES
-from lora_build.operations import Operation
-from lora_build.plan import MergePlan
+from lora_build.planning.operations import Operation
+from lora_build.planning.plan import MergePlan
 from lora_build.recipe.schema import DType, Numerics, Recipe, selected
 
 _HARMLESS = frozenset(("dtype", "tie_word_embeddings", "torch_dtype"))

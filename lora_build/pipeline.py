@@ -31,14 +31,14 @@ from lora_build.manifest import (
 from lora_build.models.heads import vocab_size
 from lora_build.numerics.survival import TensorSurvival, warnings
 from lora_build.numerics.survival import to_bytes as survival_bytes
-from lora_build.operations import Merge, Operation
-from lora_build.plan import MergePlan, make_plan
+from lora_build.planning.operations import Merge, Operation
+from lora_build.planning.plan import MergePlan, make_plan
+from lora_build.planning.resolve import resolve
 from lora_build.provenance import Run, root_above
 from lora_build.provenance import read as read_provenance
 from lora_build.provenance import to_bytes as provenance_bytes
 from lora_build.recipe.schema import Engine, Exist, Recipe, resolve_path
 from lora_build.recipe.validate import from_mapping
-from lora_build.resolve import resolve
 
 if TYPE_CHECKING:
     from lora_build.engine import Held

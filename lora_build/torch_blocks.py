@@ -12,9 +12,9 @@ from lora_build.fused import as_bytes
 from lora_build.methods.interface import MergeRows, methods
 from lora_build.numerics.exact import DTYPES, all_finite, as_stored, round_once
 from lora_build.numerics.survival import Measured, share_of, total
-from lora_build.operations import Merge
 from lora_build.peft_numerics import Deltas
 from lora_build.peft_numerics import merge as merge_as_peft
+from lora_build.planning.operations import Merge
 
 ReadBytes = Callable[[int, int], Data]
 """Reads the stored rows [start, end) of a segment."""

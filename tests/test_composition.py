@@ -18,7 +18,7 @@ import lora_build
 from lora_build.errors import LoraBuildError
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.methods.interface import Layer, Update, methods
-from lora_build.operations import cut
+from lora_build.planning.operations import cut
 
 Q0 = "model.layers.0.self_attn.q_proj.weight"
 

@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lora_build
-from lora_build import app, inspection
-from lora_build.inspection import Adapted, Inspection
+from lora_build import app
+from lora_build.planning import inspection
+from lora_build.planning.inspection import Adapted, Inspection
 
 PREFIX = "base_model.model."
 LLAMA = PicoBase(arch="llama")
@@ -438,7 +439,7 @@ def test_a_folder_of_the_name_is_meant_before_a_repository(folder: Path) -> None
 
 
 def test_describing_without_weights_needs_no_torch() -> None:
-    code = "import sys, lora_build.inspection; sys.exit('torch' in sys.modules)"
+    code = "import sys, lora_build.planning.inspection; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lora_build
-from lora_build.operations import kind
 from lora_build.pipeline import prepare
+from lora_build.planning.operations import kind
 from lora_build.recipe.validate import from_mapping
 
 PREFIX = "base_model.model."

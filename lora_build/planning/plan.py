@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lora_build.draft import make_draft
 from lora_build.errors import PlanError
 from lora_build.files.formats.adapter import CONFIG_NAME, Adapter
 from lora_build.files.formats.adapter import WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
@@ -21,7 +20,8 @@ from lora_build.files.formats.checkpoint import (
     is_tokenizer_file,
     patch_json,
 )
-from lora_build.operations import Merge, Operation, Shard, kind, lay_out, output_bytes
+from lora_build.planning.operations import Merge, Operation, Shard, kind, lay_out, output_bytes
+from lora_build.planning.planner import make_draft
 from lora_build.recipe.schema import DType, Numerics, Recipe, parse_size
 
 # what arithmetic.py and peft_numerics.py compute; another id means that bits may differ

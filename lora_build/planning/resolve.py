@@ -17,7 +17,7 @@ from lora_build.files.formats.checkpoint import DTYPE_BYTES, Checkpoint, TensorI
 from lora_build.files.hashing import CHUNK_BYTES
 from lora_build.files.sources import Source, open_hub, open_local, sizes
 from lora_build.methods.interface import methods
-from lora_build.plan import Inputs
+from lora_build.planning.plan import Inputs
 from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe, is_local, resolve_path, selected
 from lora_build.recipe.validate import check_adapter, refuse
 

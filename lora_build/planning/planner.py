@@ -6,14 +6,14 @@ from typing import Any
 
 from lora_build.files.formats.adapter import Adapter, Parts, sort_tensors
 from lora_build.files.formats.checkpoint import DTYPE_BYTES, Checkpoint, TensorInfo
-from lora_build.layout import Layout, is_plain
 from lora_build.methods.interface import Layer, Method, Update, methods, unmergeable
 from lora_build.methods.trainable_tokens import TrainableTokens, replacement
 from lora_build.models.layer_replication import replication_of
 from lora_build.models.parameters import Parameter, Part
 from lora_build.models.tied_weights import same_parameter
-from lora_build.operations import Copy, Merge, Operation, cut
-from lora_build.peft_layers import as_in_peft, check_whole, dtypes_in_peft, refuse_adapter
+from lora_build.planning.layout import Layout, is_plain
+from lora_build.planning.operations import Copy, Merge, Operation, cut
+from lora_build.planning.peft_compat import as_in_peft, check_whole, dtypes_in_peft, refuse_adapter
 from lora_build.recipe.schema import DType, Numerics, Recipe
 
 FLOATS = {"F64", "F32", "F16", "BF16"}

@@ -12,7 +12,7 @@ from typing import Any
 from lora_build.files.formats.adapter import Adapter
 from lora_build.methods.interface import Layer, Update
 from lora_build.methods.shared import by_pattern
-from lora_build.operations import Segment
+from lora_build.planning.operations import Segment
 
 _REPEATED = ("LORA", "TRAINABLE_TOKENS")
 _INSTEAD = "set numerics: exact"

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_build.draft import FLOATS
 from lora_build.errors import PlanError
 from lora_build.files.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, Parts, open_adapter, sort_tensors
 from lora_build.files.formats.checkpoint import TensorInfo
@@ -24,11 +23,12 @@ from lora_build.files.sources import Source, open_hashed, sizes
 from lora_build.methods.interface import Layer, Measurable, Update, methods, unmergeable
 from lora_build.methods.lora.implied import Implied
 from lora_build.methods.trainable_tokens import token_indices
-from lora_build.operations import Merge, Operation, kind
-from lora_build.plan import MergePlan, make_plan
+from lora_build.planning.operations import Merge, Operation, kind
+from lora_build.planning.plan import MergePlan, make_plan
+from lora_build.planning.planner import FLOATS
+from lora_build.planning.resolve import open_source, resolve, split_reference
 from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe, is_local
 from lora_build.recipe.validate import expand
-from lora_build.resolve import open_source, resolve, split_reference
 
 # adapter_config.json: keys that make a LoRA another one, and what its authors call it
 _VARIANTS = {

@@ -1,0 +1,1 @@
+"""Planning: what will be done, decided from headers and configs alone, without torch."""
