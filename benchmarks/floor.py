@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from typing import Any
 
-import lora_build.engine
+import lora_build.engine.execute
 import lora_build.pipeline
 from lora_build.app import main
 from lora_build.planning.operations import Copy, Merge, Operation, Shard
@@ -25,6 +25,6 @@ def make_plan(*inputs: Any, real: Any = lora_build.pipeline.make_plan) -> MergeP
 
 
 if __name__ == "__main__":
-    lora_build.engine._refuse_a_copy = lambda plan, survival: None
+    lora_build.engine.execute._refuse_a_copy = lambda plan, survival: None
     lora_build.pipeline.make_plan = make_plan
     sys.exit(main())

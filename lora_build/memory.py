@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_build.engine import Held
+from lora_build.engine.execute import Held
 from lora_build.errors import PlanError, SourceError
 from lora_build.files.formats.checkpoint import INDEX_NAME, Checkpoint
 from lora_build.files.sources import Source

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_build._native import levels, problem
-from lora_build.blocks import could_be_fused, is_fused
+from lora_build.engine.blocks import could_be_fused, is_fused
 from lora_build.errors import RecipeError, StorageError, VerificationError
 from lora_build.files.formats.checkpoint import INDEX_NAME, Checkpoint, is_tokenizer_file, parse_object
 from lora_build.files.hashing import file_digest
@@ -41,7 +41,7 @@ from lora_build.recipe.schema import Engine, Exist, Recipe, resolve_path
 from lora_build.recipe.validate import from_mapping
 
 if TYPE_CHECKING:
-    from lora_build.engine import Held
+    from lora_build.engine.execute import Held
     from lora_build.forward_inputs import Prompts
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def build(recipe: Recipe | Mapping[str, Any]) -> Manifest:
 
 
 def _build(prepared: Prepared, sink: DirectorySink, progress: Callable[[int], None]) -> Built:
-    from lora_build.engine import execute  # the compiled pass, or torch, which planning does without
+    from lora_build.engine.execute import execute  # the compiled pass, or torch, which planning does without
 
     started, clock = datetime.now(UTC), time.perf_counter()
     plan, sources = prepared.plan, prepared.sources

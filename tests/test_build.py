@@ -199,7 +199,8 @@ def test_without_safe_merge_the_bits_are_the_same_and_bad_values_pass(folder: Pa
 
 KILLED = """
 import json, os, signal, sys
-from lora_build import engine, pipeline
+from lora_build import pipeline
+from lora_build.engine import execute as engine
 from lora_build.files import targets as sinks
 from lora_build.recipe.validate import from_mapping
 stop, steps = int(sys.argv[2]), 0

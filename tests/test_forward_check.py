@@ -672,7 +672,7 @@ def test_a_check_changes_no_byte_and_is_recorded(zoo: Zoo, tmp_path: Path) -> No
 def test_a_check_that_fails_leaves_the_target_as_it_was(
     zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lora_build.fused import FusedMerger
+    from lora_build.engine.backends.compiled import FusedMerger
 
     before = lora_build.build(recipe(zoo, LLAMA, tmp_path / "out", PicoAdapter(seed=3)))
     merge = FusedMerger.block

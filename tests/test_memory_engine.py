@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from pico import PicoAdapter, PicoBase, Zoo, quiet
 
 import lora_build
-from lora_build import engine
+from lora_build.engine import execute as engine
 from lora_build.errors import MergeError, PlanError
 from lora_build.manifest import PROVENANCE_NAME
 from lora_build.pipeline import memory_bytes, prepare

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import lora_build
+from lora_build.engine.backends.peft import Deltas, merge
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.methods.interface import Layer, methods
-from lora_build.peft_numerics import Deltas, merge
 from lora_build.pipeline import memory_bytes, prepare
 from lora_build.planning.peft_compat import as_in_peft
 from lora_build.recipe.validate import from_mapping

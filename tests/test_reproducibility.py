@@ -150,8 +150,8 @@ def test_the_order_of_adapters_changes_nothing_in_a_process_of_its_own(
 def test_blocks_of_any_size_give_the_same_bytes(
     wide: Path, reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora_build.fused.FusedMerger.num_elements", 5000)
-    monkeypatch.setattr("lora_build.engine.CHUNK_BYTES", 3000)
+    monkeypatch.setattr("lora_build.engine.backends.compiled.FusedMerger.num_elements", 5000)
+    monkeypatch.setattr("lora_build.engine.execute.CHUNK_BYTES", 3000)
     recipe = {
         "base": str(wide / "base"),
         "adapters": {n: str(wide / n) for n in ("one", "two")},

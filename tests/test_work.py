@@ -24,7 +24,9 @@ import torch
 from safetensors.torch import save_file
 
 import lora_build
-from lora_build import engine, fused, pipeline
+from lora_build import pipeline
+from lora_build.engine import execute as engine
+from lora_build.engine.backends import compiled as fused
 from lora_build.files import hashing as digests
 from lora_build.files import sources
 from lora_build.files import targets as sinks

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lora_build.blocks import Block, Data, Loaded
+from lora_build.engine.blocks import Block, Data, Loaded
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.files.hashing import CHUNK_BYTES
 from lora_build.methods.interface import LowRank, Update, methods

@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from lora_build._native import levels
-from lora_build.blocks import Block, Data, Loaded, Merger, is_fused
+from lora_build.engine.blocks import Block, Data, Loaded, Merger, is_fused
 from lora_build.errors import MergeError
 from lora_build.files.buffers import Buffers
 from lora_build.files.executor import Call, Clock, Lane, Pool, num_cores
@@ -26,7 +26,7 @@ from lora_build.planning.operations import Merge, Operation, Segment, Shard, kin
 from lora_build.planning.plan import MergePlan
 
 if TYPE_CHECKING:
-    from lora_build.peft_numerics import Deltas
+    from lora_build.engine.backends.peft import Deltas
 
 _AHEAD = 4  # blocks that are read before the first of them is written
 _MOST_THREADS = 6  # one file's SHA-256 keeps pace with no more
@@ -311,19 +311,19 @@ class _Run:
             self.pool.wait_for(self.kernel)
         with self.clock.time("prepare"):
             if is_fused(op, segment):
-                from lora_build.fused import FusedMerger
+                from lora_build.engine.backends.compiled import FusedMerger
 
                 return FusedMerger(op, loaded, check=self.check)
             with self.clock.time("load torch"):
-                from lora_build.torch_blocks import TorchMerger
+                from lora_build.engine.backends.torch import TorchMerger
 
                 self._start_torch()
             return TorchMerger(op, loaded, partial(self._rows, op, segment), check=self.check)
 
     def _start_torch(self) -> None:
         """Keep torch to one thread and put its arithmetic to the test, once."""
+        from lora_build.engine.backends.torch import one_thread
         from lora_build.numerics.exact import self_test
-        from lora_build.torch_blocks import one_thread
 
         if not self._uses_torch:
             self.stack.enter_context(one_thread())
@@ -335,8 +335,8 @@ class _Run:
             return task()
 
     def _merged_as_peft(self, op: Merge) -> Block:
-        from lora_build.peft_numerics import Deltas
-        from lora_build.torch_blocks import as_tensor, merged_as_peft
+        from lora_build.engine.backends.peft import Deltas
+        from lora_build.engine.backends.torch import as_tensor, merged_as_peft
 
         if self._deltas is None:
             num_kept = 2 * len(self.plan.input_files)
@@ -365,10 +365,10 @@ class _Run:
     def _converted(self, op: Operation, data: Data, out: memoryview, first: int) -> Block:
         source, target = op.source.dtype, op.dtype
         if target != "F64" and levels() and not self.plan.repeats_peft:
-            from lora_build.fused import converted
+            from lora_build.engine.backends.compiled import converted
 
             return converted(data, source, out, target, first, check=self.check)
-        from lora_build.torch_blocks import converted_by_torch
+        from lora_build.engine.backends.torch import converted_by_torch
 
         return converted_by_torch(data, source, target, first, check=self.check, as_peft=self.plan.repeats_peft)
 
@@ -381,7 +381,7 @@ class _Run:
 
     def _explain(self, op: Operation, block: Block) -> str:
         """Return which element is not finite, and whose fault it is."""
-        from lora_build.fused import bits_of
+        from lora_build.engine.backends.compiled import bits_of
         from lora_build.numerics.exact_compiled import first_not_finite
 
         assert block.not_finite is not None

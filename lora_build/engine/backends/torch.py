@@ -6,14 +6,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from lora_build.blocks import Block, Data, Loaded
+from lora_build.engine.backends.compiled import as_bytes
+from lora_build.engine.backends.peft import Deltas
+from lora_build.engine.backends.peft import merge as merge_as_peft
+from lora_build.engine.blocks import Block, Data, Loaded
 from lora_build.files.formats.checkpoint import TensorInfo
-from lora_build.fused import as_bytes
 from lora_build.methods.interface import MergeRows, methods
 from lora_build.numerics.exact import DTYPES, all_finite, as_stored, round_once
 from lora_build.numerics.survival import Measured, share_of, total
-from lora_build.peft_numerics import Deltas
-from lora_build.peft_numerics import merge as merge_as_peft
 from lora_build.planning.operations import Merge
 
 ReadBytes = Callable[[int, int], Data]

@@ -1,0 +1,1 @@
+"""The engine: does what a plan says, block by block."""

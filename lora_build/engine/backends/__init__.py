@@ -1,0 +1,1 @@
+"""Backends: what merges a block of rows; the compiled loops, torch, and peft's own operations."""
