@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from lora_build.app import load_recipe
     from lora_build.forward_check import ForwardReport, verify_forward
     from lora_build.manifest import Manifest, Verified, verify
-    from lora_build.model import LoraModel
     from lora_build.pipeline import build
     from lora_build.planning.inspection import Inspection, inspect
     from lora_build.recipe.schema import Recipe
+    from lora_build.wrapper.model import LoraModel
 
 __all__ = [
     "ForwardReport", "Inspection", "LoraBuildError", "LoraModel", "Manifest", "MergeError", "PlanError", "Recipe",
@@ -40,7 +40,7 @@ __all__ = [
 
 _HOMES = {
     "build": "pipeline", "load_recipe": "app", "verify": "manifest", "Manifest": "manifest", "Verified": "manifest",
-    "Recipe": "recipe.schema", "inspect": "planning.inspection", "Inspection": "planning.inspection", "LoraModel": "model",
+    "Recipe": "recipe.schema", "inspect": "planning.inspection", "Inspection": "planning.inspection", "LoraModel": "wrapper.model",
     "ForwardReport": "forward_check", "verify_forward": "forward_check",
 }  # fmt: skip
 

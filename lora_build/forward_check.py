@@ -31,9 +31,7 @@ from lora_build.files.sources import HubSource, LocalSource, Source
 from lora_build.forward_inputs import Prompts, Question, questions, read_prompts
 from lora_build.forward_trace import Trace, Traced, blocks, half_ulps
 from lora_build.forward_weights import strays
-from lora_build.loading import folder_of, load_model
 from lora_build.manifest import Manifest, TensorRecord, read_manifest, verify
-from lora_build.model import LoraModel
 from lora_build.models.architecture import FAULTS, class_and_config, quiet
 from lora_build.models.heads import vocab_size
 from lora_build.models.layer_replication import COUNTS
@@ -41,6 +39,8 @@ from lora_build.models.names import Names
 from lora_build.numerics.exact import DTYPES
 from lora_build.origin import Origin, reopen
 from lora_build.recipe.schema import Numerics, Recipe, selected
+from lora_build.wrapper.loading import folder_of, load_model
+from lora_build.wrapper.model import LoraModel
 
 _NOISE = 16.0  # the activations are rounded too, several times for each weight
 _FLOOR = 2.0**-20  # of the largest logit

@@ -442,7 +442,7 @@ def test_a_merge_that_is_wrong_in_memory_too_is_found(
     zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the engine and the live merge share cannot hide: the forward has other mathematics."""
-    from lora_build import live
+    from lora_build.wrapper import live_model as live
 
     merged = live.merged
 
@@ -454,7 +454,7 @@ def test_a_merge_that_is_wrong_in_memory_too_is_found(
     lora_build.build(recipe(zoo, LLAMA, out))
     before, after = weights(zoo, LLAMA, out, f"{LAYER}.weight")
     forge(out, **{f"{LAYER}.weight": 2 * after - before})
-    monkeypatch.setattr("lora_build.model.merged", doubled)
+    monkeypatch.setattr("lora_build.wrapper.model.merged", doubled)
 
     with pytest.raises(VerificationError, match=rf"once they are merged in float32.*; first in {LAYER}, "):
         lora_build.verify_forward(out)

@@ -34,8 +34,8 @@ from torch import Tensor, nn
 
 import lora_build
 from lora_build import LoraModel
-from lora_build.attached import Applied, Attached
 from lora_build.errors import MergeError, PlanError, RecipeError, SourceError
+from lora_build.wrapper.hooks import Applied, Attached
 
 LLAMA = PicoBase(arch="llama")
 BF16 = PicoBase(arch="llama", dtype="bfloat16")

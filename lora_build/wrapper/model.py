@@ -19,12 +19,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from lora_build.attached import NOTHING, Applied, Attached
 from lora_build.errors import PlanError, RecipeError, did_you_mean
 from lora_build.files.formats.adapter import Adapter, open_adapter
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.files.sources import Source, sizes
-from lora_build.live import TORCH_DTYPES, LiveModel, Place, check_finite, merged
 from lora_build.methods.interface import Update, methods
 from lora_build.methods.lora.forward import without_offsets
 from lora_build.models.parameters import Part
@@ -33,6 +31,8 @@ from lora_build.planning.operations import Merge, Operation
 from lora_build.planning.planner import make_draft
 from lora_build.planning.resolve import digests_of, open_source, split_reference
 from lora_build.recipe.schema import AdapterSpec, Packing, Recipe, Tied
+from lora_build.wrapper.hooks import NOTHING, Applied, Attached
+from lora_build.wrapper.live_model import TORCH_DTYPES, LiveModel, Place, check_finite, merged
 
 _Loaded = tuple[Update, Mapping[str, Tensor]]
 _Path = str | os.PathLike[str]

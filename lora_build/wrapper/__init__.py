@@ -1,0 +1,1 @@
+"""The wrapper: adapters on a live model, applied unmerged, merged, and taken off again."""
