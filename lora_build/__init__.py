@@ -25,10 +25,10 @@ from lora_build.errors import (
 
 if TYPE_CHECKING:
     from lora_build.app import load_recipe
-    from lora_build.forward_check import ForwardReport, verify_forward
-    from lora_build.manifest import Manifest, Verified, verify
     from lora_build.pipeline import build
     from lora_build.planning.inspection import Inspection, inspect
+    from lora_build.proof.forward.check import ForwardReport, verify_forward
+    from lora_build.proof.manifest import Manifest, Verified, verify
     from lora_build.recipe.schema import Recipe
     from lora_build.wrapper.model import LoraModel
 
@@ -39,9 +39,9 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "build": "pipeline", "load_recipe": "app", "verify": "manifest", "Manifest": "manifest", "Verified": "manifest",
+    "build": "pipeline", "load_recipe": "app", "verify": "proof.manifest", "Manifest": "proof.manifest", "Verified": "proof.manifest",
     "Recipe": "recipe.schema", "inspect": "planning.inspection", "Inspection": "planning.inspection", "LoraModel": "wrapper.model",
-    "ForwardReport": "forward_check", "verify_forward": "forward_check",
+    "ForwardReport": "proof.forward.check", "verify_forward": "proof.forward.check",
 }  # fmt: skip
 
 

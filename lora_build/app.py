@@ -276,7 +276,7 @@ def _build(recipe: Recipe, *, progressbar: bool) -> "Built":
 
 
 def _verify(words: Sequence[str], *, as_json: bool) -> int:
-    from lora_build import manifest
+    from lora_build.proof import manifest
 
     folders, forward = _verify_words(words)
     results: list[dict[str, Any]] = []
@@ -303,7 +303,8 @@ def _verify(words: Sequence[str], *, as_json: bool) -> int:
 
 def _verify_forward(folder: Path, forward: dict[str, Any], result: dict[str, Any]) -> list[str]:
     """Return the lines of a forward check, which goes into the result."""
-    from lora_build import console, forward_check
+    from lora_build import console
+    from lora_build.proof.forward import check as forward_check
 
     report = forward_check.check_build(folder, forward["prompts"], forward["seed"])
     result["forward"] = console.forward_json(report)

@@ -16,8 +16,8 @@ from lora_build.planning.operations import Copy, Merge, Operation, kind, output_
 from lora_build.recipe.files import label
 
 if TYPE_CHECKING:
-    from lora_build.forward_check import ForwardReport
     from lora_build.planning.inspection import Adapted, Fit, Inspection
+    from lora_build.proof.forward.check import ForwardReport
 
 _PLAIN_EVERY_SECONDS = 5.0
 _VERBS = (("merge", "merged"), ("replace", "replaced"), ("copy", "as they are"))

@@ -17,7 +17,13 @@ from lora_build.files.formats.checkpoint import INDEX_NAME, Checkpoint, is_token
 from lora_build.files.hashing import file_digest
 from lora_build.files.sources import LocalSource, Source, digest, read_whole
 from lora_build.files.targets import DirectorySink, FileRecord, free_bytes, lock
-from lora_build.manifest import (
+from lora_build.models.heads import vocab_size
+from lora_build.numerics.survival import TensorSurvival, warnings
+from lora_build.numerics.survival import to_bytes as survival_bytes
+from lora_build.planning.operations import Merge, Operation
+from lora_build.planning.plan import MergePlan, make_plan
+from lora_build.planning.resolve import resolve
+from lora_build.proof.manifest import (
     MANIFEST_NAME,
     PROVENANCE_NAME,
     SURVIVAL_NAME,
@@ -28,21 +34,15 @@ from lora_build.manifest import (
     read_manifest,
     strangers,
 )  # fmt: skip
-from lora_build.models.heads import vocab_size
-from lora_build.numerics.survival import TensorSurvival, warnings
-from lora_build.numerics.survival import to_bytes as survival_bytes
-from lora_build.planning.operations import Merge, Operation
-from lora_build.planning.plan import MergePlan, make_plan
-from lora_build.planning.resolve import resolve
-from lora_build.provenance import Run, root_above
-from lora_build.provenance import read as read_provenance
-from lora_build.provenance import to_bytes as provenance_bytes
+from lora_build.proof.provenance import Run, root_above
+from lora_build.proof.provenance import read as read_provenance
+from lora_build.proof.provenance import to_bytes as provenance_bytes
 from lora_build.recipe.schema import Engine, Exist, Recipe, resolve_path
 from lora_build.recipe.validate import from_mapping
 
 if TYPE_CHECKING:
     from lora_build.engine.execute import Held
-    from lora_build.forward_inputs import Prompts
+    from lora_build.proof.forward.inputs import Prompts
 
 log = logging.getLogger(__name__)
 
@@ -187,13 +187,13 @@ def _notes(plan: MergePlan) -> tuple[str, ...]:
 
 
 def _refuse_memory(prepared: Prepared) -> None:
-    from lora_build.memory import refuse
+    from lora_build.proof.memory import refuse
 
     refuse(prepared.recipe, prepared.base, prepared.plan)
 
 
 def _refuse_check(prepared: Prepared) -> None:
-    from lora_build.forward_check import refuse
+    from lora_build.proof.forward.check import refuse
 
     _prompts(prepared.recipe)
     plan = prepared.plan
@@ -206,7 +206,7 @@ def _held(prepared: Prepared) -> "Held | None":
     """Return where a model in memory has the output's tensors, if one is to be built that way."""
     if prepared.recipe.engine is Engine.stream:
         return None
-    from lora_build.memory import merge_in_memory
+    from lora_build.proof.memory import merge_in_memory
 
     return merge_in_memory(prepared.recipe, prepared.base, prepared.plan, prepared.sources)
 
@@ -220,8 +220,8 @@ def _check(prepared: Prepared, folder: Path, manifest: Manifest) -> dict[str, An
     wanted = _wanted_checks(prepared.recipe)
     if not wanted:
         return {}
-    from lora_build.forward_check import compare  # torch and transformers
-    from lora_build.origin import Origin
+    from lora_build.proof.forward.check import compare  # torch and transformers
+    from lora_build.proof.reopen import Origin
 
     recipe = prepared.recipe
     origin = Origin(
@@ -235,7 +235,7 @@ def _check(prepared: Prepared, folder: Path, manifest: Manifest) -> dict[str, An
 
 def _prompts(recipe: Recipe) -> "Prompts":
     """Return what the forward check asks."""
-    from lora_build.forward_inputs import Prompts, read_prompts
+    from lora_build.proof.forward.inputs import Prompts, read_prompts
 
     spec = recipe.checks.forward
     assert spec is not None
@@ -367,7 +367,7 @@ def _uses_torch(prepared: Prepared, merges: Iterable[Merge]) -> bool:
 
 def _answer_bytes(prepared: Prepared) -> int:
     """Return the memory that the answers of a forward check take: five times in float32, some in float64 besides."""
-    from lora_build.forward_inputs import LENGTHS
+    from lora_build.proof.forward.inputs import LENGTHS
 
     texts = _prompts(prepared.recipe).texts
     num_tokens = sum(LENGTHS) if texts is None else sum(len(text.encode()) for text in texts) // 3

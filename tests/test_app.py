@@ -47,7 +47,8 @@ def project(tmp_path, monkeypatch):
 @pytest.fixture
 def engine(monkeypatch):
     """A fake engine: records the recipes that it is given, fails as the recipe's description says."""
-    from lora_build import console, manifest, pipeline
+    from lora_build import console, pipeline
+    from lora_build.proof import manifest
 
     errors = {"bad": PlanError(["lora_A has no base"]), "merge": MergeError("not finite"), "full": StorageError("full")}
     fake = SimpleNamespace(recipes=[], progress=[])

@@ -20,10 +20,10 @@ import lora_build
 from lora_build import console
 from lora_build.files import executor as lanes
 from lora_build.files import targets as sinks
-from lora_build.manifest import MANIFEST_NAME, SURVIVAL_NAME, read_manifest
 from lora_build.numerics import exact_compiled as kernel
 from lora_build.numerics import survival
 from lora_build.pipeline import prepare, run
+from lora_build.proof.manifest import MANIFEST_NAME, SURVIVAL_NAME, read_manifest
 from lora_build.recipe.validate import from_mapping
 
 

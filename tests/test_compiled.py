@@ -21,7 +21,7 @@ from lora_build.files import hashing as digests
 from lora_build.files import targets as sinks
 from lora_build.files.buffers import Buffers
 from lora_build.files.hashing import Sha256, update_both
-from lora_build.manifest import read_manifest
+from lora_build.proof.manifest import read_manifest
 
 ROOT = Path(__file__).parent.parent
 DATA = random.Random(0).randbytes(3_000_000)

@@ -32,9 +32,9 @@ import lora_build
 import lora_build.methods.interface
 from lora_build import app
 from lora_build.errors import LoraBuildError
-from lora_build.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, canonical_json, read_manifest
 from lora_build.methods.interface import Update
 from lora_build.pipeline import prepare
+from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, canonical_json, read_manifest
 from lora_build.recipe import files as recipe_files
 from lora_build.recipe.schema import AdapterSpec, ForwardSpec, Recipe
 from lora_build.recipe.validate import from_mapping

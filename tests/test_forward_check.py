@@ -20,12 +20,12 @@ from lora_build import app
 from lora_build.errors import RecipeError, SourceError, VerificationError
 from lora_build.files.formats.checkpoint import is_tokenizer_file
 from lora_build.files.hashing import sha256
-from lora_build.forward_check import check_build
-from lora_build.forward_inputs import Prompts, questions
-from lora_build.forward_trace import Trace, half_ulps
-from lora_build.manifest import MANIFEST_NAME, PROVENANCE_NAME, read_manifest
-from lora_build.origin import reopen
 from lora_build.pipeline import prepare
+from lora_build.proof.forward.check import check_build
+from lora_build.proof.forward.inputs import Prompts, questions
+from lora_build.proof.forward.trace import Trace, half_ulps
+from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, read_manifest
+from lora_build.proof.reopen import reopen
 from lora_build.recipe.validate import from_mapping
 
 LAYER = "model.layers.1.self_attn.v_proj"
@@ -309,7 +309,7 @@ def test_weights_are_measured_in_blocks_of_any_size(zoo: Zoo, tmp_path: Path, mo
     before, _ = weights(zoo, LLAMA, tmp_path / "out", f"{LAYER}.weight")
     forge(tmp_path / "out", **{f"{LAYER}.weight": before})
     whole = check_build(tmp_path / "out")
-    monkeypatch.setattr("lora_build.forward_trace._BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr("lora_build.proof.forward.trace._BLOCK_ELEMENTS", 100)
     rand, sizes = torch.rand, set()
     monkeypatch.setattr(torch, "rand", lambda size, **more: sizes.add(size.numel()) or rand(size, **more))
     report = check_build(tmp_path / "out")
@@ -693,7 +693,7 @@ def test_a_check_that_fails_leaves_the_target_as_it_was(
 def test_a_build_that_is_there_unchecked_is_checked_and_one_that_passed_is_not_run_again(
     zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lora_build import forward_check
+    from lora_build.proof.forward import check as forward_check
 
     runs: list[Path] = []
     compare = forward_check.compare

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lora_build
-from lora_build.manifest import MANIFEST_NAME, Manifest, canonical_json
+from lora_build.proof.manifest import MANIFEST_NAME, Manifest, canonical_json
 
 
 @pytest.fixture

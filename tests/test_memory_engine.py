@@ -15,8 +15,8 @@ from pico import PicoAdapter, PicoBase, Zoo, quiet
 import lora_build
 from lora_build.engine import execute as engine
 from lora_build.errors import MergeError, PlanError
-from lora_build.manifest import PROVENANCE_NAME
 from lora_build.pipeline import memory_bytes, prepare
+from lora_build.proof.manifest import PROVENANCE_NAME
 from lora_build.recipe.validate import from_mapping
 
 DORA = (("use_dora", True),)
@@ -98,7 +98,7 @@ def test_the_tensors_that_are_written_are_those_of_the_model(
 ) -> None:
     """All of them are read from it, and one that is not what the files give stops the build."""
     base, asked = PicoBase(dtype="bfloat16"), []
-    from lora_build import memory
+    from lora_build.proof import memory
 
     merge = memory.merge_in_memory
 

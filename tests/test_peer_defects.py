@@ -26,8 +26,8 @@ from torch import Tensor
 
 import lora_build
 from lora_build.files import targets as sinks
-from lora_build.manifest import read_manifest
 from lora_build.pipeline import prepare, run
+from lora_build.proof.manifest import read_manifest
 from lora_build.recipe.validate import from_mapping
 
 PREFIX = "base_model.model."

@@ -12,9 +12,9 @@ import torch
 
 import lora_build
 from lora_build.files.targets import FileRecord
-from lora_build.manifest import build_key
 from lora_build.pipeline import prepare
 from lora_build.planning.operations import Merge, kind
+from lora_build.proof.manifest import build_key
 from lora_build.recipe.validate import from_mapping
 
 

@@ -12,9 +12,9 @@ from typing import Any
 from lora_build.errors import SourceError, VerificationError
 from lora_build.files.formats.checkpoint import INDEX_NAME
 from lora_build.files.sources import Source, digest
-from lora_build.manifest import PROVENANCE_NAME, Manifest
 from lora_build.planning.resolve import resolve
-from lora_build.provenance import Recorded, read
+from lora_build.proof.manifest import PROVENANCE_NAME, Manifest
+from lora_build.proof.provenance import Recorded, read
 from lora_build.recipe.schema import Numerics, Recipe, Tied, is_local, resolve_path, selected
 from lora_build.recipe.validate import from_mapping
 

@@ -13,11 +13,11 @@ from lora_build.engine.execute import Held
 from lora_build.errors import PlanError, SourceError
 from lora_build.files.formats.checkpoint import INDEX_NAME, Checkpoint
 from lora_build.files.sources import Source
-from lora_build.forward_check import attach
 from lora_build.models.architecture import class_and_config
 from lora_build.numerics.exact import DTYPES
 from lora_build.planning.operations import Operation
 from lora_build.planning.plan import MergePlan
+from lora_build.proof.forward.check import attach
 from lora_build.recipe.schema import DType, Numerics, Recipe, selected
 from lora_build.wrapper.live_model import LiveModel
 from lora_build.wrapper.loading import folder_of, load_model

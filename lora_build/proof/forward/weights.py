@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lora_build.files.formats.checkpoint import TensorInfo, open_checkpoint
 from lora_build.files.sources import Source, open_local, sizes
-from lora_build.forward_trace import blocks, half_ulps
 from lora_build.numerics.exact import DTYPES
+from lora_build.proof.forward.trace import blocks, half_ulps
 from lora_build.wrapper.live_model import LiveModel
 
 _FLOAT32_ULP = 2.0**-23  # of a value; half of it is what float32 may have moved it by

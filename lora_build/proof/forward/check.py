@@ -28,16 +28,16 @@ from torch import Tensor, nn
 from lora_build.errors import SourceError, VerificationError
 from lora_build.files.formats.checkpoint import INDEX_NAME, parse_object
 from lora_build.files.sources import HubSource, LocalSource, Source
-from lora_build.forward_inputs import Prompts, Question, questions, read_prompts
-from lora_build.forward_trace import Trace, Traced, blocks, half_ulps
-from lora_build.forward_weights import strays
-from lora_build.manifest import Manifest, TensorRecord, read_manifest, verify
 from lora_build.models.architecture import FAULTS, class_and_config, quiet
 from lora_build.models.heads import vocab_size
 from lora_build.models.layer_replication import COUNTS
 from lora_build.models.names import Names
 from lora_build.numerics.exact import DTYPES
-from lora_build.origin import Origin, reopen
+from lora_build.proof.forward.inputs import Prompts, Question, questions, read_prompts
+from lora_build.proof.forward.trace import Trace, Traced, blocks, half_ulps
+from lora_build.proof.forward.weights import strays
+from lora_build.proof.manifest import Manifest, TensorRecord, read_manifest, verify
+from lora_build.proof.reopen import Origin, reopen
 from lora_build.recipe.schema import Numerics, Recipe, selected
 from lora_build.wrapper.loading import folder_of, load_model
 from lora_build.wrapper.model import LoraModel

@@ -1,0 +1,1 @@
+"""Proof: the manifest beside a build, and what holds the build to it."""
