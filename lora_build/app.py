@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_build import __version__, sweep
+from lora_build import __version__
 from lora_build.errors import (
     LoraBuildError,
     PlanError,
@@ -31,6 +31,7 @@ from lora_build.errors import (
 from lora_build.numerics.survival import json_numbers
 from lora_build.recipe import files as recipe_files
 from lora_build.recipe.schema import Recipe
+from lora_build.sweep import points as sweep
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

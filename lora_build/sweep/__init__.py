@@ -1,0 +1,1 @@
+"""Sweeps: one recipe or several, built at many points."""
