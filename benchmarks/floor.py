@@ -9,7 +9,7 @@ from typing import Any
 
 import lora_build.engine.execute
 import lora_build.pipeline
-from lora_build.app import main
+from lora_build.cli.main import main
 from lora_build.planning.operations import Copy, Merge, Operation, Shard
 from lora_build.planning.plan import MergePlan
 

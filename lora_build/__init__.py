@@ -24,7 +24,7 @@ from lora_build.errors import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from lora_build.app import load_recipe
+    from lora_build.cli.main import load_recipe
     from lora_build.pipeline import build
     from lora_build.planning.inspection import Inspection, inspect
     from lora_build.proof.forward.check import ForwardReport, verify_forward
@@ -39,7 +39,7 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "build": "pipeline", "load_recipe": "app", "verify": "proof.manifest", "Manifest": "proof.manifest", "Verified": "proof.manifest",
+    "build": "pipeline", "load_recipe": "cli.main", "verify": "proof.manifest", "Manifest": "proof.manifest", "Verified": "proof.manifest",
     "Recipe": "recipe.schema", "inspect": "planning.inspection", "Inspection": "planning.inspection", "LoraModel": "wrapper.model",
     "ForwardReport": "proof.forward.check", "verify_forward": "proof.forward.check",
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 import sys
 
-from lora_build.app import main
+from lora_build.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lora_build import app
+from lora_build.cli import main as app
 from lora_build.errors import MergeError, PlanError, StorageError, VerificationError
 
 REPOSITORY = Path(__file__).parent.parent
@@ -47,7 +47,8 @@ def project(tmp_path, monkeypatch):
 @pytest.fixture
 def engine(monkeypatch):
     """A fake engine: records the recipes that it is given, fails as the recipe's description says."""
-    from lora_build import console, pipeline
+    from lora_build import pipeline
+    from lora_build.cli import console
     from lora_build.proof import manifest
 
     errors = {"bad": PlanError(["lora_A has no base"]), "merge": MergeError("not finite"), "full": StorageError("full")}
@@ -346,7 +347,7 @@ def process(code, *words, **options):
     return subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True, **options)
 
 
-MAIN = "import sys; from lora_build.app import main; code = main(); "
+MAIN = "import sys; from lora_build.cli.main import main; code = main(); "
 
 
 def test_help_list_and_tab_import_no_torch_and_no_engine(project):

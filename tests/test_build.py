@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import lora_build
-from lora_build import console
+from lora_build.cli import console
 from lora_build.files import executor as lanes
 from lora_build.files import targets as sinks
 from lora_build.numerics import exact_compiled as kernel

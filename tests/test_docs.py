@@ -30,7 +30,7 @@ from transformers.pytorch_utils import Conv1D
 
 import lora_build
 import lora_build.methods.interface
-from lora_build import app
+from lora_build.cli import main as app
 from lora_build.errors import LoraBuildError
 from lora_build.methods.interface import Update
 from lora_build.pipeline import prepare

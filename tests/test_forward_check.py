@@ -16,7 +16,7 @@ from pico import PicoAdapter, PicoBase, Zoo, quiet
 from safetensors.torch import load_file, save_file
 
 import lora_build
-from lora_build import app
+from lora_build.cli import main as app
 from lora_build.errors import RecipeError, SourceError, VerificationError
 from lora_build.files.formats.checkpoint import is_tokenizer_file
 from lora_build.files.hashing import sha256

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import lora_build
-from lora_build import app
+from lora_build.cli import main as app
 from lora_build.files.formats.checkpoint import format_index
 from lora_build.files.hashing import HashedFile
 from lora_build.pipeline import prepare
 from lora_build.recipe.validate import from_mapping
 
 HEAVY = {"torch", "numpy", "transformers", "safetensors", "huggingface_hub", "rich", "hydra"}
-MAIN = "import sys; from lora_build.app import main; code = main(); "
+MAIN = "import sys; from lora_build.cli.main import main; code = main(); "
 
 
 @pytest.fixture

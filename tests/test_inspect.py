@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lora_build
-from lora_build import app
+from lora_build.cli import main as app
 from lora_build.planning import inspection
 from lora_build.planning.inspection import Adapted, Inspection
 

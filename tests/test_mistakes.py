@@ -8,7 +8,7 @@ import pytest
 import small
 import torch
 
-from lora_build.app import main
+from lora_build.cli.main import main
 
 RECIPE = "base: ./base\nadapters: {math: ./math}\noutput: {dir: ./out}\n"
 Q_PROJ = "model.layers.0.self_attn.q_proj"

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import lora_build
-from lora_build.app import main
+from lora_build.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

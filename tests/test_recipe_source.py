@@ -11,7 +11,7 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from lora_build.app import load_recipe
+from lora_build.cli.main import load_recipe
 from lora_build.errors import LoraBuildError, RecipeError
 from lora_build.recipe import files as recipe_files
 

@@ -8,14 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from lora_build import app
+from lora_build.cli import main as app
 from lora_build.errors import PlanError
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """Three adapters, and an engine that makes folders; a description makes it fail."""
-    from lora_build import console, pipeline
+    from lora_build import pipeline
+    from lora_build.cli import console
 
     monkeypatch.delenv("LORA_BUILD_RECIPES", raising=False)
     monkeypatch.chdir(tmp_path)

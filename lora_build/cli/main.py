@@ -242,7 +242,8 @@ def _job(command: str, folder: Path, single: list["DictConfig"], config: "DictCo
 
 
 def _point(command: str, recipe: Recipe, *, progressbar: bool) -> dict[str, Any]:
-    from lora_build import console, pipeline
+    from lora_build import pipeline
+    from lora_build.cli import console
 
     if command == "plan":
         return {"plan": console.plan_json(pipeline.prepare(recipe))}
@@ -255,7 +256,8 @@ def _point(command: str, recipe: Recipe, *, progressbar: bool) -> dict[str, Any]
 
 
 def _run_single(command: str, config: "DictConfig", *, as_json: bool, timings: bool) -> int:
-    from lora_build import console, pipeline
+    from lora_build import pipeline
+    from lora_build.cli import console
     from lora_build.recipe import compose as recipe_source
 
     recipe = recipe_source.to_recipe(config)
@@ -269,7 +271,8 @@ def _run_single(command: str, config: "DictConfig", *, as_json: bool, timings: b
 
 
 def _build(recipe: Recipe, *, progressbar: bool) -> "Built":
-    from lora_build import console, pipeline
+    from lora_build import pipeline
+    from lora_build.cli import console
 
     plan = pipeline.prepare(recipe)
     with console.progress(progressbar, plan.num_bytes_written) as advance:
@@ -304,7 +307,7 @@ def _verify(words: Sequence[str], *, as_json: bool) -> int:
 
 def _verify_forward(folder: Path, forward: dict[str, Any], result: dict[str, Any]) -> list[str]:
     """Return the lines of a forward check, which goes into the result."""
-    from lora_build import console
+    from lora_build.cli import console
     from lora_build.proof.forward import check as forward_check
 
     report = forward_check.check_build(folder, forward["prompts"], forward["seed"])
@@ -346,7 +349,7 @@ def _verify_words(words: Sequence[str]) -> tuple[list[str], dict[str, Any] | Non
 
 
 def _inspect(words: Sequence[str], *, as_json: bool) -> int:
-    from lora_build import console
+    from lora_build.cli import console
     from lora_build.planning import inspection
 
     adapter, base = _inspect_words(words)
