@@ -39,10 +39,18 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "build": "pipeline", "load_recipe": "cli.main", "verify": "proof.manifest", "Manifest": "proof.manifest", "Verified": "proof.manifest",
-    "Recipe": "recipe.schema", "inspect": "planning.inspection", "Inspection": "planning.inspection", "LoraModel": "wrapper.model",
-    "ForwardReport": "proof.forward.check", "verify_forward": "proof.forward.check",
-}  # fmt: skip
+    "build": "pipeline",
+    "load_recipe": "cli.main",
+    "verify": "proof.manifest",
+    "Manifest": "proof.manifest",
+    "Verified": "proof.manifest",
+    "Recipe": "recipe.schema",
+    "inspect": "planning.inspection",
+    "Inspection": "planning.inspection",
+    "LoraModel": "wrapper.model",
+    "ForwardReport": "proof.forward.check",
+    "verify_forward": "proof.forward.check",
+}
 
 
 def __getattr__(name: str) -> Any:

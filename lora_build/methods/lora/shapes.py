@@ -179,6 +179,7 @@ def _stack_names(layer: Layer) -> list[str]:
 
 
 def is_target_parameter(layer: Layer, parameter: str) -> bool:
+    """Whether `target_parameters` names a parameter of the module, which peft then wraps by itself."""
     path = f".{layer.module}.{parameter}"
     return any(path.endswith(f".{target}") for target in layer.config.get("target_parameters") or ())
 

@@ -1,0 +1,384 @@
+"""The command line: commands, messages, exit codes. The engine is a fake; only what needs a process gets one."""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lora_build.cli import main as app
+from lora_build.errors import MergeError, PlanError, StorageError, VerificationError
+
+REPOSITORY = Path(__file__).parent.parent.parent
+
+
+@dataclass
+class Verified:
+    manifest_hash: str = "sha256:abc"
+    num_files: int = 3
+    num_tensors: int = 2
+    num_bytes: int = 10
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.delenv("LORA_BUILD_RECIPES", raising=False)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes" / "team").mkdir(parents=True)
+    (tmp_path / "recipes" / "prod.yaml").write_text(
+        "base: ./llama\nadapters: {math: ./math, code: ./code}\ndescription: math and code\n"
+    )
+    (tmp_path / "recipes" / "team" / "chat.yaml").write_text("defaults: [/recipe/prod, _self_]\n")
+    handlers = list(logging.getLogger().handlers)
+    yield tmp_path
+    logging.getLogger().handlers = handlers  # Hydra configures logging; the next test has other streams
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """A fake engine: records the recipes that it is given, fails as the recipe's description says."""
+    from lora_build import pipeline
+    from lora_build.cli import console
+    from lora_build.proof import manifest
+
+    errors = {"bad": PlanError(["lora_A has no base"]), "merge": MergeError("not finite"), "full": StorageError("full")}
+    fake = SimpleNamespace(recipes=[], progress=[])
+
+    def prepare(recipe):
+        fake.recipes.append(recipe)
+        if recipe.description == "ctrl-c":
+            raise KeyboardInterrupt
+        if recipe.description in errors:
+            raise errors[recipe.description]
+        return SimpleNamespace(num_bytes_written=10, recipe=recipe)
+
+    def run(plan, *, progress=None):
+        progress(10)
+        return SimpleNamespace(
+            manifest=SimpleNamespace(manifest_hash="sha256:abc"), dir=Path(plan.recipe.name), reused=False, warnings=()
+        )
+
+    def verify(directory):
+        if directory.name == "broken":
+            raise VerificationError("model.safetensors differs")
+        return Verified()
+
+    def bar(enabled, total_bytes):
+        fake.progress.append((enabled, total_bytes))
+        return contextlib.nullcontext(lambda count: None)
+
+    monkeypatch.setattr(pipeline, "prepare", prepare)
+    monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(manifest, "verify", verify)
+    monkeypatch.setattr(console, "progress", bar)
+    monkeypatch.setattr(console, "print_plan", lambda plan: print("PLAN", plan.recipe.name))
+    monkeypatch.setattr(console, "plan_json", lambda plan: {"plan": plan.recipe.name})
+    monkeypatch.setattr(console, "print_built", lambda built, timings: print("BUILT", built.dir, "TIMED" * timings))
+    monkeypatch.setattr(console, "built_json", lambda built: {"dir": str(built.dir)})
+    return fake
+
+
+def message(capsys, *words):
+    """The one message of a command line that a user got wrong."""
+    assert app.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("lora-build: ")
+    assert "Traceback" not in err
+    return err.removeprefix("lora-build: ").rstrip()
+
+
+def test_a_recipe_is_built_and_nothing_else_is_left(project, engine, capsys):
+    before = sorted(project.rglob("*"))
+    assert app.main(["recipe=prod"]) == 0
+    assert capsys.readouterr() == ("BUILT prod \n", "")
+    assert engine.recipes[0].base.source == "./llama"
+    assert engine.progress == [(True, 10)]
+    assert sorted(project.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "out"),
+    [
+        (["build", "recipe=prod"], "BUILT prod \n"),
+        (["recipe=prod", "--timings"], "BUILT prod TIMED\n"),
+        (["plan", "recipe=team/chat"], "PLAN chat\n"),
+        (["recipe=prod", "recipe.name=x"], "BUILT x \n"),
+        (["recipe=prod", "--json"], '{\n  "dir": "prod"\n}\n'),
+        (["plan", "--json", "recipe=prod"], '{\n  "plan": "prod"\n}\n'),
+    ],
+)
+def test_commands_print_their_result(project, engine, capsys, words, out):
+    assert app.main(words) == 0
+    assert capsys.readouterr() == (out, "")
+
+
+@pytest.mark.parametrize("words", [["progressbar=false"], ["--json"]])
+def test_the_progress_bar_can_be_off(project, engine, words):
+    assert app.main(["recipe=prod", *words]) == 0
+    assert engine.progress == [(False, 10)]
+
+
+def test_a_base_may_be_overridden_by_its_source_alone(project, engine):
+    assert app.main(["recipe=prod", "recipe.base=./other"]) == 0
+    assert engine.recipes[0].base.source == "./other"
+
+
+@pytest.mark.parametrize(("error", "code"), [("bad", 2), ("merge", 1), ("full", 4)])
+def test_an_engine_s_error_is_one_message_and_its_exit_code(project, engine, capsys, error, code):
+    assert app.main(["recipe=prod", f"recipe.description={error}", "--json"]) == code
+    out, err = capsys.readouterr()
+    assert err.startswith("lora-build: ")
+    assert json.loads(out)["exit_code"] == code
+    assert json.loads(out)["error"] in err
+
+
+def test_an_interrupt_is_said_in_one_line(project, engine, capsys):
+    assert app.main(["recipe=prod", "recipe.description=ctrl-c"]) == 130
+    assert capsys.readouterr().err == "lora-build: interrupted\n"
+
+
+def test_hydra_full_error_asks_for_the_traceback(project, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(app.RecipeError):
+        app.main(["recipe=prdo"])
+
+
+def test_the_process_is_left_as_it_was(project, engine):
+    environment, arguments = dict(os.environ), list(sys.argv)
+    app.main(["recipe=prod"])
+    app.main(["recipe=prdo"])
+    assert (dict(os.environ), sys.argv) == (environment, arguments)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["pln", "recipe=prod"], "'pln' is no command and no KEY=VALUE; did you mean 'plan'?"),
+        (["recipe=prod", "plan"], "'plan' comes first: lora-build plan ..."),
+        (["prod"], "'prod' is no command and no KEY=VALUE; to build: lora-build recipe=prod"),
+        (["--jsn"], "unknown option '--jsn'; did you mean '--json'?"),
+        (["--experimental-rerun", "x"], "unknown option '--experimental-rerun'"),
+        (["list", "recipe=prod"], "list takes nothing more, found 'recipe=prod'"),
+        (["verify"], "verify takes the folders of builds"),
+        (["verify", "--deep", "x"], "verify takes the folders of builds"),
+        (["-sc"], "for TAB in bash"),
+        (["plan", "recipe=prod", "--timings"], "--timings is of a build, not of plan"),
+        (["-m", "recipe=prod", "--timings"], "--timings is of one build; a sweep, --cfg and --info have none"),
+        (["-m", "--cfg", "job", "recipe=prod"], "-m runs a sweep; it does not go with --cfg or --info"),
+        (["progressbar=false"],
+         "which recipe? lora-build recipe=NAME\n  recipes: demo, prod, team/chat\n  looked in recipes"),
+        (["recipe=prdo"],
+         "no recipe 'prdo'; did you mean 'prod'?\n  recipes: demo, prod, team/chat\n  looked in recipes"),
+        (["recipe=recipes/prod.yaml"], "no recipe 'recipes/prod.yaml'; did you mean 'prod'?"),
+        (["sweep=grid"], "no sweep 'grid'"),
+        (["recipe=[prod,team/chat]"],
+         "recipe: expected one name, found a list; -m recipe=a,b takes one after the other"),
+        (["recipe=null"], "recipe: expected a name, found nothing"),
+        (["recipe=prod", "sweep=null"], "sweep: expected a name, found nothing"),
+        (["recpie=prod"], "recpie: unknown key; did you mean 'recipe'?"),
+        (["recipe=prod", "dtype=float32"], "dtype: unknown key; did you mean 'recipe.dtype'?"),
+        (["recipe=prod", "recipe.dtyp=float32"], "recipe.dtyp: unknown key; did you mean 'dtype'?"),
+        (["recipe=prod", "+recipe.dtyp=float32"], "recipe.dtyp: unknown key; did you mean 'dtype'?"),
+        (["recipe=prod", "recipe.dtype=fp8"],
+         "recipe.dtype: expected one of keep, float32, bfloat16, float16, found 'fp8'"),
+        (["recipe=prod", "recipe.base.revision=1.10"],
+         "found the float 1.1; put what you wrote in quotes: 'recipe.base.revision=\"1.10\"'"),
+        (["recipe=prod", "recipe.base.revision=7e12345"], "found the float inf; put what you wrote in quotes"),
+        (["recipe=prod", "recipe.base={source: ./x, revision: 12}"],
+         "recipe.base.revision: expected text, found the int 12"),
+        (["-m", "recipe=prod", "recipe.base.revision=1.10,abc"],
+         "recipe.base.revision: expected text, found the float 1.1"),
+        (["recipe=prod", "recipe.name=${oc.env:HOME}"],
+         "recipe.name: '${oc.env:HOME}' may refer only to the recipe's own keys"),
+        (["recipe=prod", "recipe.adapters.mth.weight=1"], "adapter 'mth' has no source; did you mean 'math'?"),
+        (["recipe=prod", "recipe.adapters.math.wieght=1"],
+         "recipe.adapters.math.wieght: unknown key; did you mean 'weight'?"),
+        (["recipe=prod", "recipe.adapters=[math]"],
+         "recipe.adapters: choose some with recipe.adapter_names=[...], add one with"),
+        (["recipe=prod", "recipe.adapter_names=[mth]"],
+         "recipe 'prod': adapter_names: no adapter 'mth'; did you mean 'math'?"),
+        (["recipe=prod", "recipe.adapter_names=math"],
+         "recipe.adapter_names: expected a list of names or null, found 'math'"),
+        (["recipe=prod", "recipe.adapters.math.weight=0,1"],
+         "'recipe.adapters.math.weight=0,1' has several values: -m builds each"),
+        (["recipe=prod", "recipe.adapters.math.weight=range(0,2)"], "has several values: -m builds each of them"),
+        (["recipe=prod", "recipe.base.source=~/x"],
+         "cannot read 'recipe.base.source=~/x': token recognition error at: '~'\n  special"),
+        (["recipe=prod", "~recipe.adapters.chat"],
+         "Could not delete from config. 'recipe.adapters.chat' does not exist."),
+        (["recipe=prod", "recipe/adapter=math"], "To append to your default list use +recipe/adapter=math"),
+        (["recipe=prod", "hydra/launcher=slurm"], "no 'hydra/launcher/slurm'; is the plugin that brings it installed?"),
+        (["-m", "recipe=prod", "recipe.name=glob(*)"], "ConfigLoader is not set"),
+        (["recipe=prod", "hydra.foo=1"], "Could not override 'hydra.foo'.\n  Key 'foo' not in 'HydraConf'"),
+        (["recipe=prod", "progressbar=maybe"],
+         "Error merging override progressbar=maybe\n  Value 'maybe' is not a valid bool"),
+    ],
+)  # fmt: skip
+def test_a_mistake_on_the_command_line_is_one_message(project, capsys, words, text):
+    assert text in message(capsys, *words)
+
+
+def test_a_directory_without_recipes_says_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("LORA_BUILD_RECIPES", raising=False)
+    monkeypatch.chdir(tmp_path)
+    text = message(capsys, "recipe=prod")
+    assert text.endswith(f"there is no folder recipes/ in {tmp_path} or above; write recipes/NAME.yaml")
+
+
+def test_all_mistakes_on_the_command_line_are_named_at_once(project, capsys):
+    text = message(capsys, "recipe=prod", "recipe.dtype=fp8", "recipe.nme=x", "recpie=x")
+    assert text.splitlines()[0] == "command line: 3 problems"
+
+
+def test_help_names_every_command_and_works_everywhere(project, capsys):
+    assert app.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"lora-build {command}" in text for command in ("recipe=", "plan", "verify", "list"))
+    assert max(map(len, text.splitlines())) <= 120
+    assert app.main(["plan", "-h", "recipe=nope"]) == 0
+    assert capsys.readouterr().out == text
+    assert app.main([]) == 2
+    assert capsys.readouterr() == ("", text)
+
+
+def test_version_is_ours(capsys):
+    assert app.main(["--version"]) == 0
+    assert re.fullmatch(r"lora-build \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_list_shows_recipes_by_folder_even_a_broken_one(project, capsys):
+    (project / "recipes" / "broken.yaml").write_text("a: [")
+    assert app.main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(project / "recipes")
+    assert lines[1].startswith("  broken     (recipes/broken.yaml: not valid YAML")
+    assert lines[2:5] == ["  prod       math and code", "  team/chat", "shipped with lora-build"]
+    assert lines[5].startswith("  demo")
+
+
+def test_list_as_json_names_folder_and_description(project, capsys):
+    assert app.main(["list", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["recipes"]
+    assert [(row["name"], row["shipped"]) for row in rows] == [("prod", False), ("team/chat", False), ("demo", True)]
+    assert (rows[0]["description"], rows[0]["folder"]) == ("math and code", str(project / "recipes"))
+
+
+def test_verify_checks_every_folder_and_exits_with_the_first_failure(project, engine, capsys):
+    assert app.main(["verify", "a", "broken", "b"]) == 3
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [f"{name}: ok, 3 files, 2 tensors, 10 bytes, sha256:abc" for name in "ab"]
+    assert err == "lora-build: model.safetensors differs\n"
+
+
+def test_verify_as_json_gives_each_folder(project, engine, capsys):
+    assert app.main(["verify", "a", "broken", "--json"]) == 3
+    builds = json.loads(capsys.readouterr().out)["builds"]
+    assert builds[0] == {
+        "dir": "a", "exit_code": 0, "manifest_hash": "sha256:abc", "num_bytes": 10, "num_files": 3, "num_tensors": 2,
+    }  # fmt: skip
+    assert builds[1] == {"dir": "broken", "exit_code": 3, "error": "model.safetensors differs"}
+
+
+@pytest.mark.parametrize("words", [["--cfg", "job"], ["--cfg=job"], ["-c", "job", "-p", "recipe"]])
+def test_cfg_prints_the_composed_recipe(project, engine, capsys, words):
+    assert app.main(["recipe=prod", *words, "recipe.dtype=float32"]) == 0
+    assert "dtype: float32" in capsys.readouterr().out
+    assert engine.recipes == []
+
+
+def test_cfg_of_a_package_that_is_not_there_is_an_error(project, capsys):
+    assert app.main(["recipe=prod", "--cfg", "job", "-p", "nope"]) == 2
+    assert "package 'nope' not found" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--info", "defaults-tree"], ["--info"], ["-i", "searchpath"]])
+def test_info_says_where_a_recipe_comes_from(project, capsys, words):
+    assert app.main([*words, "recipe=team/chat"]) == 0
+    text = capsys.readouterr().out
+    assert "recipe/prod" in text or f"recipes://{project}/recipes" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("pl", ["plan"]),
+        ("plan ", ["hydra", "recipe=", "sweep="]),
+        ("plan rec", ["recipe="]),
+        ("recipe=", ["recipe=prod", "recipe=team/chat"]),
+        ("plan --json -m recipe=te", ["recipe=team/chat"]),
+        ("recipe=prod recipe.dty", ["recipe.dtype="]),
+        ("recipe=prod recipe.tied=", ["recipe.tied=untie", "recipe.tied=peft", "recipe.tied=error"]),
+        ("recipe=nope recipe.dty", []),
+        ("verify ", []),
+    ],
+)
+def test_tab_completes(project, monkeypatch, capsys, line, words):
+    monkeypatch.setenv("COMP_LINE", f"lora-build {line}")
+    assert app.main(["-sc", "query=bash"]) == 0
+    assert capsys.readouterr().out.split() == words
+
+
+def test_tab_stays_silent_over_a_broken_recipe(project, monkeypatch, capsys):
+    (project / "recipes" / "broken.yaml").write_text("a: [")
+    monkeypatch.setenv("COMP_LINE", "lora-build recipe=broken recipe.d")
+    assert app.main(["-sc", "query=bash"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_tab_can_be_installed(capsys):
+    assert app.main(["-sc", "install=bash"]) == 0
+    assert "hydra_bash_completion" in capsys.readouterr().out
+
+
+def process(code, *words, **options):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", code, *words]
+    return subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True, **options)
+
+
+MAIN = "import sys; from lora_build.cli.main import main; code = main(); "
+
+
+def test_help_list_and_tab_import_no_torch_and_no_engine(project):
+    heavy = {"torch", "transformers", "safetensors", "huggingface_hub", "rich", "lora_build.pipeline"}
+    for words, more in ((["--help"], {"hydra"}), (["list"], {"hydra"}), (["-sc", "query=bash"], set())):
+        child = process(f"{MAIN} sys.exit(str(sorted({heavy | more} & {{*sys.modules}})))", *words)
+        assert child.communicate()[1] == "[]\n"
+
+
+def test_a_broken_pipe_is_quiet(project):
+    code = f"import time; time.sleep(0.3); {MAIN} sys.exit(code)"
+    child = process(code, "list", "--json", cwd=project)
+    child.stdout.close()
+    assert child.stderr.read() == ""
+    assert child.wait() == 141
+    child.stderr.close()
+
+
+def test_ctrl_c_ends_a_process_with_130_and_no_traceback(project):
+    code = f"""
+import time
+from lora_build import pipeline
+def prepare(recipe):
+    print("ready", flush=True)
+    time.sleep(60)
+pipeline.prepare = prepare
+{MAIN}
+sys.exit(code)"""
+    child = process(code, "recipe=prod", cwd=project)
+    assert child.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    assert child.communicate()[1] == "lora-build: interrupted\n"
+    assert child.returncode == 130

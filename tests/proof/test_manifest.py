@@ -1,0 +1,151 @@
+"""The manifest and its check: every digest follows from the content, and every change is found and named."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from makers import small
+
+import lora_build
+from lora_build.proof.manifest import MANIFEST_NAME, Manifest, canonical_json
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    small.make_base(tmp_path / "base", shards=True)
+    small.make_adapter(tmp_path / "math")
+    lora_build.build(small.recipe(tmp_path))
+    return tmp_path / "out"
+
+
+def complaint(folder: Path) -> str:
+    with pytest.raises(lora_build.VerificationError) as caught:
+        lora_build.verify(folder)
+    assert caught.value.exit_code == 3
+    return str(caught.value)
+
+
+def test_the_manifest_hash_is_what_sha256sum_prints(built: Path) -> None:
+    data = (built / MANIFEST_NAME).read_bytes()
+
+    assert lora_build.verify(built).manifest_hash == "sha256:" + hashlib.sha256(data).hexdigest()
+    assert Manifest.from_bytes(data).to_bytes() == data
+
+
+def test_every_digest_can_be_computed_by_hand(built: Path) -> None:
+    document = json.loads((built / MANIFEST_NAME).read_text())
+
+    def digest(value: object) -> str:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+    assert document["build_key"] == digest(document["plan"])
+    assert document["output_digest"] == digest([[f["path"], f["size"], f["sha256"]] for f in document["files"]])
+    assert document["weights_digest"] == digest(
+        [[t["name"], t["dtype"], t["shape"], t["sha256"]] for t in document["tensors"]]
+    )
+    for file in document["files"]:
+        assert file["sha256"] == "sha256:" + hashlib.sha256((built / file["path"]).read_bytes()).hexdigest()
+
+
+def test_the_manifest_holds_no_path_time_or_float(built: Path) -> None:
+    text = (built / MANIFEST_NAME).read_text()
+
+    assert str(built.parent) not in text
+    assert canonical_json(json.loads(text)).decode() + "\n" == text
+
+
+def test_one_flipped_bit_is_found_and_its_tensor_named(built: Path) -> None:
+    path = built / "model-00002-of-00002.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+    message = complaint(built)
+    assert "model-00002-of-00002.safetensors: tensor model.layers.1.self_attn.q_proj.weight" in message
+    assert "model-00001" not in message
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json: is missing"),
+        (lambda d: (d / "tokenizer.json").write_text("[]"), "tokenizer.json: its bytes have sha256:"),
+        (lambda d: (d / "config.json").write_text("{}"), "config.json: has 2 bytes"),
+        (lambda d: (d / "model.bin").write_text("x"), "model.bin: is not in the manifest"),
+        (lambda d: (d / "link").symlink_to("/nowhere"), "link: is not in the manifest"),
+        (lambda d: (d / MANIFEST_NAME).write_text("{}"), "is not a manifest"),
+        (lambda d: (d / MANIFEST_NAME).write_text((d / MANIFEST_NAME).read_text().replace("BF16", "F16")), "was edited"),
+    ],
+)  # fmt: skip
+def test_every_other_change_is_found(built: Path, damage: object, said: str) -> None:
+    damage(built)  # type: ignore[operator]
+
+    assert said in complaint(built)
+
+
+@pytest.mark.parametrize("file", ["nowhere.safetensors", "../base/model.safetensors"])
+def test_a_manifest_made_up_to_check_nothing_is_refused(built: Path, file: str) -> None:
+    manifest = Manifest.from_bytes((built / MANIFEST_NAME).read_bytes())
+    tensors = tuple(dataclasses.replace(t, file=file, sha256="sha256:00") for t in manifest.tensors)
+    files = manifest.files
+    if file.startswith(".."):
+        files = (*files, dataclasses.replace(files[0], path=file))
+    (built / MANIFEST_NAME).write_bytes(dataclasses.replace(manifest, tensors=tensors, files=files).to_bytes())
+
+    assert "files outside of the build, or tensors of files that it does not list" in complaint(built)
+
+
+def test_all_differences_come_at_once(built: Path) -> None:
+    (built / "tokenizer.json").unlink()
+    (built / "extra").write_text("x")
+
+    assert complaint(built).count("\n") == 2
+
+
+def test_a_directory_that_was_never_built_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(lora_build.SourceError, match="not a build of lora-build"):
+        lora_build.verify(tmp_path)
+
+
+def test_a_build_may_be_moved_and_touched(built: Path, tmp_path: Path) -> None:
+    moved = built.rename(tmp_path / "elsewhere")
+    os.utime(moved / "config.json", (0, 0))
+
+    lora_build.verify(moved)
+
+
+def test_names_and_order_of_adapters_do_not_change_the_manifest(tmp_path: Path) -> None:
+    small.make_base(tmp_path / "base")
+    small.make_adapter(tmp_path / "one")
+    small.make_adapter(tmp_path / "two", seed=90)
+    first = lora_build.build(small.recipe(tmp_path, "one", "two"))
+    swapped = {"x": str(tmp_path / "two"), "y": str(tmp_path / "one")}
+    second = lora_build.build(small.recipe(tmp_path, adapters=swapped, output={"dir": str(tmp_path / "swapped")}))
+
+    assert first.manifest_hash == second.manifest_hash
+
+
+def test_floats_do_not_get_into_canonical_json() -> None:
+    with pytest.raises(AssertionError):
+        canonical_json({"a": [1.0]})
+
+
+@given(
+    st.recursive(
+        st.integers(-(2**53), 2**53) | st.booleans() | st.none() | st.text(),
+        lambda x: st.lists(x) | st.dictionaries(st.text(), x),
+    )
+)
+def test_canonical_json_is_read_back_as_it_was(value: object) -> None:
+    try:
+        data = canonical_json(value)
+    except UnicodeEncodeError:  # lone surrogates have no UTF-8
+        return
+    assert json.loads(data) == value
+    assert canonical_json(json.loads(data)) == data

@@ -1,0 +1,521 @@
+"""Builds end to end: all or nothing, at most once, and what is written is what the manifest says."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from makers import small
+from safetensors.torch import load_file
+
+import lora_build
+from lora_build.cli import console
+from lora_build.files import executor as lanes
+from lora_build.files import targets as sinks
+from lora_build.numerics import exact_compiled as kernel
+from lora_build.numerics import survival
+from lora_build.pipeline import prepare, run
+from lora_build.proof.manifest import MANIFEST_NAME, SURVIVAL_NAME, read_manifest
+from lora_build.recipe.validate import from_mapping
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    small.make_base(tmp_path / "base")
+    small.make_adapter(tmp_path / "math")
+    return tmp_path
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_build_leaves_the_checkpoint_and_its_proof_and_nothing_else(folder: Path) -> None:
+    before = listing(folder)
+    manifest = lora_build.build(small.recipe(folder))
+
+    assert listing(folder) == sorted([*before, "out"])
+    assert listing(folder / "out") == [
+        "config.json", "lora-build.manifest.json", "lora-build.provenance.json", "lora-build.survival.json",
+        "model.safetensors", "tokenizer.json",
+    ]  # fmt: skip
+    assert lora_build.verify(folder / "out").manifest_hash == manifest.manifest_hash
+
+
+def test_a_second_build_is_up_to_date_and_touches_nothing(folder: Path) -> None:
+    lora_build.build(small.recipe(folder))
+    before = (folder / "out/model.safetensors").stat()
+    again = run(prepare(from_mapping(small.recipe(folder))))
+
+    assert again.reused
+    assert (folder / "out/model.safetensors").stat() == before
+
+
+def test_a_changed_adapter_at_the_same_path_is_built_anew(folder: Path) -> None:
+    first = lora_build.build(small.recipe(folder))
+    small.edit(folder / "math", lora_B__weight=small.values(77, 8, 2, dtype=torch.float32))
+    second = run(prepare(from_mapping(small.recipe(folder))))
+
+    assert not second.reused
+    assert second.manifest.weights_digest != first.weights_digest
+    assert lora_build.verify(folder / "out").manifest_hash == second.manifest.manifest_hash
+
+
+@pytest.mark.parametrize("option", [{"dtype": "float32"}, {"safe_merge": False}, {"output": {"max_shard_size": "1KB"}}])
+def test_every_option_that_may_change_the_output_changes_the_build_key(folder: Path, option: dict[str, object]) -> None:
+    first = lora_build.build(small.recipe(folder))
+    changed = small.recipe(folder) | option
+    changed["output"] = {"dir": str(folder / "other")} | dict(option.get("output", {}))  # type: ignore[call-overload]
+
+    assert lora_build.build(changed).build_key != first.build_key
+
+
+def test_shards_change_the_output_digest_but_not_the_weights_digest(folder: Path) -> None:
+    first = lora_build.build(small.recipe(folder))
+    second = lora_build.build(small.recipe(folder, output={"dir": str(folder / "two"), "max_shard_size": "0.1KB"}))
+
+    assert len(list((folder / "two").glob("model-*-of-00003.safetensors"))) == 3
+    assert first.weights_digest == second.weights_digest
+    assert first.output_digest != second.output_digest
+
+
+def test_a_damaged_output_is_built_anew(folder: Path) -> None:
+    lora_build.build(small.recipe(folder))
+    (folder / "out/model.safetensors").write_bytes(b"short")
+    lora_build.build(small.recipe(folder))
+
+    assert lora_build.verify(folder / "out").num_tensors == 3
+
+
+def test_an_output_with_one_flipped_bit_is_not_called_up_to_date(folder: Path) -> None:
+    lora_build.build(small.recipe(folder))
+    path = folder / "out/model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+    assert not run(prepare(from_mapping(small.recipe(folder)))).reused
+    lora_build.verify(folder / "out")
+
+
+def test_the_survival_of_an_update_to_zeros_is_valid_json(folder: Path) -> None:
+    for module in small.MODULES:
+        small.edit(folder / "base", **{f"{module}.weight": torch.zeros(8, 6, dtype=torch.bfloat16)})
+    built = run(prepare(from_mapping(small.recipe(folder))))
+
+    text = (folder / "out" / SURVIVAL_NAME).read_text()
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(name))["adapters"][0]["relative_norm"] is None
+    assert built.survival[0].base_norm == 0
+
+
+def test_one_size_written_in_two_ways_is_one_build(folder: Path) -> None:
+    first, second = (
+        lora_build.build(small.recipe(folder, output={"dir": str(folder / f"out{i}"), "max_shard_size": size}))
+        for i, size in enumerate(("1KB", "0.001MB"))
+    )
+    assert first.manifest_hash == second.manifest_hash
+
+
+def test_somebody_elses_directory_is_left_alone(folder: Path) -> None:
+    (folder / "out").mkdir()
+    (folder / "out/thesis.txt").write_text("mine")
+
+    for exist in ("reuse", "overwrite"):
+        with pytest.raises(lora_build.RecipeError, match="is no build of lora-build"):
+            lora_build.build(small.recipe(folder, output={"dir": str(folder / "out"), "exist": exist}))
+    assert (folder / "out/thesis.txt").read_text() == "mine"
+
+
+def test_exist_fail_refuses_a_build_that_is_there(folder: Path) -> None:
+    lora_build.build(small.recipe(folder))
+
+    with pytest.raises(lora_build.RecipeError, match="exist: fail"):
+        lora_build.build(small.recipe(folder, output={"dir": str(folder / "out"), "exist": "fail"}))
+
+
+def test_exist_overwrite_builds_again(folder: Path) -> None:
+    lora_build.build(small.recipe(folder))
+    recipe = small.recipe(folder, output={"dir": str(folder / "out"), "exist": "overwrite"})
+
+    assert not run(prepare(from_mapping(recipe))).reused
+
+
+def test_an_empty_directory_may_be_built_into(folder: Path) -> None:
+    (folder / "out").mkdir()
+    lora_build.build(small.recipe(folder))
+
+    assert (folder / "out" / MANIFEST_NAME).is_file()
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_safe_merge_names_the_adapter_the_tensor_and_the_index_of_a_bad_value(folder: Path, poison: float) -> None:
+    bad = small.values(1, 8, 2, dtype=torch.float32)
+    bad[3, 1] = poison
+    small.edit(folder / "math", lora_B__weight=bad)
+
+    with pytest.raises(lora_build.MergeError) as caught:
+        lora_build.build(small.recipe(folder))
+    message = str(caught.value)
+    assert "model.layers.0.self_attn.q_proj.weight[3, 0] is not finite" in message
+    assert "adapter math has a NaN or infinity in B" in message
+    assert "lora_B.weight[3, 1]" in message
+    assert listing(folder) == ["base", "math"]
+
+
+def test_safe_merge_finds_an_overflow_of_the_output_dtype(tmp_path: Path) -> None:
+    small.make_base(tmp_path / "base", dtype=torch.float16)
+    small.make_adapter(tmp_path / "math", scale=1e6)
+
+    with pytest.raises(lora_build.MergeError, match="exceeds F16"):
+        lora_build.build(small.recipe(tmp_path))
+    assert listing(tmp_path) == ["base", "math"]
+
+
+def test_safe_merge_finds_a_conversion_that_overflows(folder: Path) -> None:
+    small.edit(folder / "base", **{"model.norm.weight": torch.full((6,), 1e30, dtype=torch.bfloat16)})
+
+    with pytest.raises(lora_build.MergeError, match=r"model.norm.weight\[0\] does not fit F16"):
+        lora_build.build(small.recipe(folder, dtype="float16"))
+
+
+def test_without_safe_merge_the_bits_are_the_same_and_bad_values_pass(folder: Path) -> None:
+    checked = lora_build.build(small.recipe(folder))
+    unchecked = lora_build.build(small.recipe(folder, safe_merge=False, output={"dir": str(folder / "two")}))
+    assert checked.weights_digest == unchecked.weights_digest
+
+    small.edit(folder / "math", lora_B__weight=torch.full((8, 2), float("nan")))
+    lora_build.build(small.recipe(folder, safe_merge=False))
+    merged = load_file(folder / "out/model.safetensors")
+    assert torch.isnan(merged[f"{small.MODULES[0]}.weight"]).all()
+
+
+KILLED = """
+import json, os, signal, sys
+from lora_build import pipeline
+from lora_build.engine import execute as engine
+from lora_build.files import targets as sinks
+from lora_build.recipe.validate import from_mapping
+stop, steps = int(sys.argv[2]), 0
+def step():
+    global steps
+    steps += 1
+    if steps == stop:
+        os.kill(os.getpid(), signal.SIGKILL)
+for owner, name in [(sinks.FileWriter, "write"), (sinks.FileWriter, "close"), (sinks, "_sync_folder"), (sinks, "_exchange")]:
+    def wrapped(*a, _real=getattr(owner, name), **k):
+        step()
+        result = _real(*a, **k)
+        step()
+        return result
+    setattr(owner, name, wrapped)
+pipeline.build(from_mapping(json.loads(sys.argv[1])))
+print(steps)
+"""
+
+
+def killed_at(folder: Path, step: int) -> subprocess.CompletedProcess[str]:
+    recipe = json.dumps(small.recipe(folder, output={"dir": str(folder / "out"), "exist": "overwrite"}))
+    return subprocess.run([sys.executable, "-c", KILLED, recipe, str(step)], capture_output=True, text=True)
+
+
+def test_a_build_killed_at_any_step_leaves_the_target_absent_or_whole(folder: Path) -> None:
+    steps = int(killed_at(folder, -1).stdout)
+    whole = read_manifest(folder / "out").manifest_hash
+    assert steps > 20
+    for step in (1, 4, steps // 2, steps - 3, steps - 1, steps):
+        sinks.shutil.rmtree(folder / "out", ignore_errors=True)
+        assert killed_at(folder, step).returncode == -signal.SIGKILL
+        if (folder / "out").exists():
+            assert lora_build.verify(folder / "out").manifest_hash == whole
+        else:
+            assert lora_build.build(small.recipe(folder)).manifest_hash == whole
+    lora_build.build(small.recipe(folder))
+    assert lora_build.verify(folder / "out").manifest_hash == whole
+
+
+def test_a_kill_while_an_old_build_is_replaced_leaves_one_of_the_two(folder: Path) -> None:
+    old = lora_build.build(small.recipe(folder)).manifest_hash
+    small.edit(folder / "math", lora_B__weight=small.values(5, 8, 2, dtype=torch.float32))
+    for step in (1, 6, 14):
+        assert killed_at(folder, step).returncode == -signal.SIGKILL
+        assert lora_build.verify(folder / "out").manifest_hash == old
+    new = lora_build.build(small.recipe(folder)).manifest_hash
+
+    assert new != old
+    assert [n for n in listing(folder) if "lora-build" in n] == []
+
+
+def test_ctrl_c_leaves_nothing_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sinks.FileWriter, "close", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        lora_build.build(small.recipe(folder))
+    assert listing(folder) == ["base", "math"]
+
+
+def test_an_error_leaves_files_open_for_as_long_as_another_thread_syncs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number closed twice may by then be that of somebody else's file."""
+    small.make_base(tmp_path / "base", shards=True)
+    small.make_adapter(tmp_path / "math")
+    syncing, failed = threading.Event(), []
+
+    def watched(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(fd: int) -> None:
+            try:
+                if name == "fsync" and Path(f"/proc/self/fd/{fd}").readlink().suffix == ".safetensors":
+                    syncing.set()
+                    time.sleep(0.2)
+                real(fd)
+            except OSError as error:
+                failed.append(error)
+
+        monkeypatch.setattr(os, name, call)
+
+    prepared = prepare(from_mapping(small.recipe(tmp_path)))
+    num_bytes = 0
+
+    def interrupt(count: int) -> None:
+        nonlocal num_bytes
+        num_bytes += count
+        if num_bytes == prepared.num_bytes_written:
+            assert syncing.wait(10)
+            raise KeyboardInterrupt
+
+    for name in ("close", "fsync"):
+        watched(name)
+    with pytest.raises(KeyboardInterrupt):
+        run(prepared, progress=interrupt)
+    assert failed == []
+    assert listing(tmp_path) == ["base", "math"]
+
+
+@pytest.mark.parametrize("stage", ["hash input", "hash output", "write", "sync"])
+def test_an_error_in_any_lane_ends_the_build_and_leaves_nothing_behind(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    def fail(self: lanes.Lane, call: object, real: Callable[..., None] = lanes.Lane._run) -> None:
+        if self._stage == stage:
+            raise MemoryError(stage)
+        real(self, call)
+
+    monkeypatch.setattr(lanes.Lane, "_run", fail)
+    with pytest.raises(MemoryError, match=stage):
+        lora_build.build(small.recipe(folder))
+    assert listing(folder) == ["base", "math"]
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("lora-build")]
+
+
+def test_a_machine_that_fails_the_self_test_builds_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(kernel.KNOWN_ANSWERS, "BF16", "0" * 16)
+
+    with pytest.raises(lora_build.MergeError, match="fails the self-test of exact-1 for BF16"):
+        lora_build.build(small.recipe(folder))
+    assert listing(folder) == ["base", "math"]
+
+
+def test_a_full_disk_is_found_before_the_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_build.pipeline.free_bytes", lambda _: 10)
+
+    with pytest.raises(lora_build.StorageError, match=r"needs .* free some space") as caught:
+        lora_build.build(small.recipe(folder))
+    assert caught.value.exit_code == 4
+    assert listing(folder) == ["base", "math"]
+
+
+def test_a_disk_that_fills_up_is_reported_and_cleaned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.pwrite
+
+    def full(fd: int, data: bytes, start: int) -> int:
+        if Path(f"/proc/self/fd/{fd}").readlink().suffix == ".lock":
+            return real(fd, data, start)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sinks.os, "pwrite", full)
+    with pytest.raises(lora_build.StorageError, match="No space left on device; free some space"):
+        lora_build.build(small.recipe(folder))
+    assert [n for n in listing(folder) if n not in ("base", "math")] == []
+
+
+def test_a_second_build_of_one_target_waits_for_the_first(folder: Path) -> None:
+    with sinks.lock(folder / "out"):
+        code = "import json, sys, lora_build; lora_build.build(json.loads(sys.argv[1])); print('built')"
+        recipe = json.dumps(small.recipe(folder))
+        other = subprocess.Popen(
+            [sys.executable, "-c", code, recipe], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert other.stderr is not None
+        assert f"waiting for another build of {folder / 'out'} (process {os.getpid()})" in other.stderr.readline()
+        assert not (folder / "out").exists()
+    assert other.communicate(timeout=60)[0] == "built\n"
+
+
+def test_an_input_that_changes_during_the_build_is_refused(folder: Path) -> None:
+    def touch(_: int) -> None:
+        os.utime(folder / "base/model.safetensors", ns=(time.time_ns(), 12345))
+
+    with pytest.raises(lora_build.VerificationError, match="changed while it was read"):
+        run(prepare(from_mapping(small.recipe(folder))), progress=touch)
+    assert listing(folder) == ["base", "math"]
+
+
+def test_progress_adds_up_to_the_bytes_that_the_plan_announces(folder: Path) -> None:
+    prepared = prepare(from_mapping(small.recipe(folder)))
+    told: list[int] = []
+    built = run(prepared, progress=told.append)
+
+    assert sum(told) == prepared.num_bytes_written == sum(f.size_bytes for f in built.manifest.files)
+
+
+def test_survival_is_measured_for_each_merged_tensor(folder: Path) -> None:
+    built = run(prepare(from_mapping(small.recipe(folder))))
+    base = load_file(folder / "base/model.safetensors")
+    merged = load_file(folder / "out/model.safetensors")
+
+    assert [t.name for t in built.survival] == [f"{m}.weight" for m in small.MODULES]
+    for tensor in built.survival:
+        W = base[tensor.name].double()
+        adapter = load_file(folder / "math/adapter_model.safetensors")
+        key = f"base_model.model.{tensor.name.removesuffix('.weight')}"
+        delta = 2 * adapter[f"{key}.lora_B.weight"].double() @ adapter[f"{key}.lora_A.weight"].double()
+        assert tensor.base_norm == pytest.approx(float(W.norm()), rel=1e-5)
+        assert tensor.update_norm == pytest.approx(float(delta.norm()), rel=1e-5)
+        assert tensor.num_changed == int((merged[tensor.name] != base[tensor.name]).sum())
+        assert tensor.num_updated == int((delta != 0).sum())
+    report = json.loads((folder / "out" / SURVIVAL_NAME).read_text())
+    assert report["adapters"][0]["adapter"] == "math"
+    assert len(report["tensors"]) == 2
+
+
+def test_an_adapter_that_rounding_swallows_is_warned_about(folder: Path) -> None:
+    small.make_adapter(folder / "faint", scale=2e-4)
+    built = run(prepare(from_mapping(small.recipe(folder, "faint"))))
+
+    (warning,) = built.warnings
+    assert "adapter faint barely survives rounding" in warning
+    assert survival.by_adapter(built.survival)[0].changed < 0.1
+
+
+def test_an_adapter_that_vanishes_beside_another_is_warned_about_by_name(folder: Path) -> None:
+    small.make_adapter(folder / "faint", seed=70, scale=1e-7)
+    built = run(prepare(from_mapping(small.recipe(folder, "math", "faint"))))
+
+    (warning,) = built.warnings
+    assert "adapter faint barely survives rounding" in warning
+    faint, math = survival.by_adapter(built.survival)
+    assert faint.relative_norm is not None
+    assert math.relative_norm is not None
+    assert faint.relative_norm < 1e-5 * math.relative_norm
+    assert math.changed > 0.5
+
+
+def test_the_share_of_an_adapter_beside_others_is_what_leaving_it_out_changes(folder: Path) -> None:
+    small.make_adapter(folder / "other", seed=70)
+    both = run(prepare(from_mapping(small.recipe(folder, "math", "other"))))
+    merged = load_file(folder / "out/model.safetensors")
+    lora_build.build(small.recipe(folder, "other", output={"dir": str(folder / "rest")}))
+    rest = load_file(folder / "rest/model.safetensors")
+
+    for tensor in both.survival:
+        share = next(share for share in tensor.shares if share.adapter == "math")
+        assert share.num_changed == int((merged[tensor.name] != rest[tensor.name]).sum())
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-9])
+def test_a_build_that_turns_out_equal_to_its_base_is_refused(folder: Path, scale: float) -> None:
+    small.make_adapter(folder / "nothing", scale=scale)
+
+    with pytest.raises(lora_build.MergeError, match="the output would equal the base: no stored value changed"):
+        lora_build.build(small.recipe(folder, "nothing"))
+    assert listing(folder) == ["base", "math", "nothing"]
+
+
+def test_files_of_ones_own_in_a_build_keep_it_from_being_replaced(folder: Path) -> None:
+    lora_build.build(small.recipe(folder))
+    (folder / "out/README.md").write_text("my model card")
+
+    for exist in ("reuse", "overwrite"):
+        with pytest.raises(lora_build.RecipeError, match=r"did not write \(README.md\); move them away"):
+            lora_build.build(small.recipe(folder, dtype="float32", output={"dir": str(folder / "out"), "exist": exist}))
+    assert (folder / "out/README.md").read_text() == "my model card"
+
+
+def test_a_write_protected_build_is_replaced_and_leaves_nothing(folder: Path) -> None:
+    lora_build.build(small.recipe(folder))
+    (folder / "out").chmod(0o555)
+    lora_build.build(small.recipe(folder, dtype="float32"))
+
+    assert listing(folder) == ["base", "math", "out"]
+
+
+def test_a_target_below_a_file_is_refused_when_planning(folder: Path) -> None:
+    (folder / "afile").write_text("x")
+
+    with pytest.raises(lora_build.RecipeError, match="afile is a file"):
+        prepare(from_mapping(small.recipe(folder, output={"dir": str(folder / "afile/out")})))
+
+
+def test_a_recipe_changed_in_python_is_checked_again(folder: Path) -> None:
+    recipe = from_mapping(small.recipe(folder))
+    recipe.adapter_names = ["mth"]
+
+    with pytest.raises(lora_build.RecipeError, match="no adapter 'mth'; did you mean 'math'"):
+        lora_build.build(recipe)
+    with pytest.raises(lora_build.RecipeError, match=r"load_recipe\('NAME'\)"):
+        lora_build.build("prod")  # type: ignore[arg-type]
+
+
+def test_provenance_names_sources_and_no_path_of_this_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    recipe = {"base": "./base", "adapters": {"math": "./math"}, "output": {"dir": "./out"}}
+    manifest = lora_build.build(recipe)
+    text = (folder / "out/lora-build.provenance.json").read_text()
+    statement = json.loads(text)
+
+    assert str(folder) not in text
+    assert statement["predicateType"] == "https://slsa.dev/provenance/v1"
+    assert {s["name"] for s in statement["subject"]} == {f.path for f in manifest.files}
+    uris = {d["uri"] for d in statement["predicate"]["buildDefinition"]["resolvedDependencies"]}
+    assert {"./base/model.safetensors", "./math/adapter_config.json"} <= uris
+
+
+def test_the_library_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lora_build.build(small.recipe(folder))
+    lora_build.verify(folder / "out")
+
+    assert capfd.readouterr() == ("", "")
+
+
+def test_timings_say_where_the_time_of_a_build_went(folder: Path) -> None:
+    prepared = prepare(from_mapping(small.recipe(folder)))
+
+    first, second = console.timing_lines(run(prepared)), console.timing_lines(run(prepared))
+
+    assert re.fullmatch(r"timings     \d+\.\d\d s once planned; below, the seconds of all threads together", first[0])
+    assert [line.split()[0] for line in first[1:]] == ["cores", "disk", "idle"]
+    for stage in (
+        "read",
+        "gather",
+        "write",
+        "wait for merge",
+        "load",
+        "merge",
+        "hash input",
+        "hash output",
+        "sync",
+    ):
+        assert re.search(rf"\b{stage} \d+\.\d\d", "\n".join(first)), stage
+    assert second == ["timings     nothing was read or written"]
