@@ -37,11 +37,10 @@ from lora_build.proof.manifest import (
 from lora_build.proof.provenance import Run, root_above
 from lora_build.proof.provenance import read as read_provenance
 from lora_build.proof.provenance import to_bytes as provenance_bytes
-from lora_build.recipe.schema import Engine, Exist, Recipe, resolve_path
+from lora_build.recipe.schema import Exist, Recipe, resolve_path
 from lora_build.recipe.validate import from_mapping
 
 if TYPE_CHECKING:
-    from lora_build.engine.execute import Held
     from lora_build.proof.forward.inputs import Prompts
 
 log = logging.getLogger(__name__)
@@ -106,8 +105,6 @@ def prepare(recipe: Recipe) -> Prepared:
     prepared = Prepared(recipe=recipe, sources=resolved.sources, plan=plan, target=target, base=resolved.inputs.base)
     if _wanted_checks(recipe):
         _refuse_check(prepared)
-    if recipe.engine is Engine.memory:
-        _refuse_memory(prepared)
     if _check_target(prepared) is None:
         _check_space(prepared)
     return prepared
@@ -162,7 +159,7 @@ def _build(prepared: Prepared, sink: DirectorySink, progress: Callable[[int], No
     for name, data in (*texts.items(), *copied):
         files.append(sink.write(name, data))
         progress(len(data))
-    done = execute(plan, sources, sink, progress, _held(prepared))
+    done = execute(plan, sources, sink, progress)
     inputs = {**small, **done.inputs}
     manifest = make_manifest(plan, inputs, (*files, *done.files), done.tensors)
     sink.write(SURVIVAL_NAME, survival_bytes(done.survival))
@@ -186,12 +183,6 @@ def _notes(plan: MergePlan) -> tuple[str, ...]:
     return (f"no compiled loops, so torch merged, to the same bytes but more slowly: {found}",) if found else ()
 
 
-def _refuse_memory(prepared: Prepared) -> None:
-    from lora_build.proof.memory import refuse
-
-    refuse(prepared.recipe, prepared.base, prepared.plan)
-
-
 def _refuse_check(prepared: Prepared) -> None:
     from lora_build.proof.forward.check import refuse
 
@@ -200,15 +191,6 @@ def _refuse_check(prepared: Prepared) -> None:
     refuse(prepared.base.config, parse_object(plan.config.decode(), "config.json"))
     if prepared.recipe.checks.forward.prompts and not any(map(is_tokenizer_file, plan.side_files)):
         raise RecipeError("checks.forward.prompts: the build has no tokenizer that could read them; leave them out")
-
-
-def _held(prepared: Prepared) -> "Held | None":
-    """Return where a model in memory has the output's tensors, if one is to be built that way."""
-    if prepared.recipe.engine is Engine.stream:
-        return None
-    from lora_build.proof.memory import merge_in_memory
-
-    return merge_in_memory(prepared.recipe, prepared.base, prepared.plan, prepared.sources)
 
 
 def _check(prepared: Prepared, folder: Path, manifest: Manifest) -> dict[str, Any]:
@@ -335,8 +317,8 @@ def free_bytes_for(prepared: Prepared) -> int:
 def memory_bytes(prepared: Prepared) -> int:
     """Return an estimate of the memory that a build takes: blocks, factors of its largest merge, torch if it is used.
 
-    `numerics: peft` works on whole parameters; `engine: memory` holds the model besides, and every adapter; a forward
-    check holds one model in float32, the files that it is loaded from, and what the models answer.
+    `numerics: peft` works on whole parameters; a forward check holds one model in float32, the files that it is loaded
+    from, and what the models answer.
     """
     merges = (op for op in prepared.plan.operations if isinstance(op, Merge))
     by_factors = {tuple(id(update.factors) for update in op.updates): op for op in merges}  # experts share theirs
@@ -344,8 +326,6 @@ def memory_bytes(prepared: Prepared) -> int:
     stream = runtime + max(map(_factor_bytes, by_factors.values()), default=0)
     if prepared.plan.repeats_peft:
         stream += max((_parameter_bytes(op) for op in prepared.plan.operations), default=0)
-    if prepared.recipe.engine is Engine.memory:
-        stream += sum(tensor.num_bytes for tensor in prepared.base.tensors.values()) + _adapter_bytes(prepared)
     if prepared.recipe.checks.forward is None:
         return stream
     loaded = sum(4 * op.source.num_elements + op.source.num_bytes for op in prepared.plan.operations)
@@ -358,7 +338,6 @@ def _uses_torch(prepared: Prepared, merges: Iterable[Merge]) -> bool:
     return (
         "torch" in sys.modules
         or plan.repeats_peft
-        or recipe.engine is Engine.memory
         or recipe.checks.forward is not None
         or not all(is_fused(op, segment) for op in merges for segment in op.segments)
         or any(op.dtype != op.source.dtype and (op.dtype == "F64" or not levels()) for op in plan.operations)

@@ -35,10 +35,6 @@ Progress = Callable[[int], None]
 """Is told how many more bytes have been written."""
 
 
-Held = Callable[[Operation], memoryview | None]
-"""Returns the bytes of an output tensor of a model in memory, None if the model does not hold it."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Executed:
     """What a plan's execution wrote and read.
@@ -63,7 +59,6 @@ def execute(
     sources: Mapping[str, Source],
     sink: DirectorySink,
     progress: Progress,
-    held: Held | None = None,
 ) -> Executed:
     """Write the plan's weight files, each tensor once, and say what was written and read.
 
@@ -72,8 +67,6 @@ def execute(
         sources: where its inputs are.
         sink: where its output goes.
         progress: is told of bytes written.
-        held: a merged model in memory, whose tensors are written; each is merged here all the same, for its survival,
-            and has to be the same.
 
     Raises:
         MergeError: `safe_merge` found a value that is not finite, or this machine's arithmetic fails the self-test.
@@ -87,7 +80,7 @@ def execute(
         merges = (op for op in plan.operations if isinstance(op, Merge))
         targets = {op.dtype for op in merges if any(is_fused(op, segment) for segment in op.segments)}
         run = _Run(
-            plan=plan, inputs=inputs, sink=sink, progress=progress, held=held, clock=clock, stack=stack, opened=files,
+            plan=plan, inputs=inputs, sink=sink, progress=progress, clock=clock, stack=stack, opened=files,
             pool=pool, kernel=pool.submit(partial(_load_kernel, set() if plan.repeats_peft else targets, clock)),
             hash_output=pool.lane("hash output", urgent=True), write_files=pool.disk_lane("write"),
             sync=pool.disk_lane("sync"),
@@ -168,7 +161,6 @@ class _Run:
     inputs: _Inputs
     sink: DirectorySink
     progress: Progress
-    held: Held | None
     clock: Clock
     stack: ExitStack
     opened: ExitStack
@@ -181,7 +173,6 @@ class _Run:
     tensors: dict[str, tuple[str, str]] = field(default_factory=dict)
     survival: list[TensorSurvival] = field(default_factory=list)
     buffers: Buffers = field(default_factory=lambda: Buffers(2 * CHUNK_BYTES))  # a merged block of float32
-    _in_memory: memoryview | None = None
     _deltas: "Deltas | None" = None
     _uses_torch: bool = False
 
@@ -216,13 +207,11 @@ class _Run:
 
     def _write(self, results: Iterator[tuple[Operation, Block]], file: FileWriter) -> Sha256:
         """Write the blocks of one tensor and return what will have its digest."""
-        digest, blocks, num_bytes, operation = Sha256(), [], 0, None
+        digest, blocks, operation = Sha256(), [], None
         for operation, block in results:
             if block.not_finite is not None:
                 raise MergeError(self._explain(operation, block))
-            data = block.data if self.held is None else self._from_memory(operation, block, num_bytes)
-            num_bytes += len(data)
-            self._put(data, file, digest)
+            self._put(block.data, file, digest)
             blocks.append(replace(block, data=bytearray()))
         assert operation is not None
         if isinstance(operation, Merge):
@@ -231,21 +220,6 @@ class _Run:
 
     def _enter(self, file: str, digests: Mapping[str, Sha256]) -> None:
         self.tensors.update({name: (file, "sha256:" + digest.hexdigest()) for name, digest in digests.items()})
-
-    def _from_memory(self, operation: Operation, block: Block, start: int) -> bytearray | memoryview:
-        """Return the bytes of a block as the model in memory has them, or the block's own where it has not got them."""
-        assert self.held is not None
-        if start == 0:
-            self._in_memory = self.held(operation)
-        if self._in_memory is None:
-            return block.data
-        data = self._in_memory[start : start + len(block.data)]
-        if data != block.data:
-            raise MergeError(
-                f"engine: memory: {operation.name} of the model in memory is not what its files and the adapters give; "
-                "this is a bug, and engine: stream builds without it"
-            )
-        return data
 
     def _results(self, shard: Shard, file: FileWriter) -> Iterator[tuple[Operation, Block]]:
         """Yield the blocks of a shard in order, while the pool works on the next ones."""
