@@ -114,13 +114,20 @@ class ForwardSpec:
 
 
 @dataclass
-class ChecksSpec:
-    """What a build must pass before its output is published; `forward` is a `ForwardSpec`, or None for no such check.
+class WrapperSpec:
+    """A comparison of the built tensors, byte by byte, with those of a live model that `LoraModel` merged."""
 
-    It has no type because OmegaConf sets no key of a typed null, as an override of `checks.forward.seed` does.
+
+@dataclass
+class ChecksSpec:
+    """What a build must pass before its output is published; None for no such check.
+
+    `forward` is a `ForwardSpec`, `wrapper` a `WrapperSpec`. They have no type because OmegaConf sets no key of a typed
+    null, as an override of `checks.forward.seed` does.
     """
 
     forward: Any = None
+    wrapper: Any = None
 
 
 @dataclass

@@ -27,10 +27,13 @@ from lora_build.recipe.schema import (
     ForwardSpec,
     Packing,
     Recipe,
+    WrapperSpec,
     flatten,
     is_local,
     parse_size,
 )  # fmt: skip
+
+_CHECKS: dict[str, Any] = {"forward": ForwardSpec, "wrapper": WrapperSpec}  # which ChecksSpec has no types for
 
 
 def from_mapping(mapping: Mapping[str, Any] | Recipe, *, where: str = "recipe") -> Recipe:
@@ -55,8 +58,9 @@ def from_mapping(mapping: Mapping[str, Any] | Recipe, *, where: str = "recipe") 
     refuse(where, _check_whole(found))
     recipe: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), found))
     recipe.adapters = {name: _adapter(spec) for name, spec in found["adapters"].items()}
-    if (forward := found["checks"]["forward"]) is not None:
-        recipe.checks.forward = ForwardSpec(**forward)
+    for name, kind in _CHECKS.items():
+        if (spec := found["checks"][name]) is not None:
+            setattr(recipe.checks, name, kind(**spec))
     return typing.cast("Recipe", recipe)
 
 
@@ -118,13 +122,15 @@ def _check_keys(value: object, kind: Any, path: str) -> Iterator[str]:
     if not isinstance(value, Mapping):
         yield _expected(path, "a mapping of keys to values", value)
         return
-    known = typing.get_type_hints(kind) | ({"forward": ForwardSpec | None} if kind is ChecksSpec else {})
+    known = typing.get_type_hints(kind) | (
+        {name: spec | None for name, spec in _CHECKS.items()} if kind is ChecksSpec else {}
+    )
     for key, item in value.items():
         inner = f"{path}.{key}" if path else str(key)
         if key in known:
             yield from _check(item, known[key], inner)
         else:
-            hint = did_you_mean(str(key), known) or f"; known are {', '.join(known)}"
+            hint = did_you_mean(str(key), known) or (f"; known are {', '.join(known)}" if known else "; it has none")
             yield f"{inner}: unknown key{hint}"
 
 

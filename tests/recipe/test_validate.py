@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 from lora_build.errors import RecipeError
-from lora_build.recipe.schema import DType, Recipe, is_local, parse_size, point_name, resolve_path, selected
+from lora_build.recipe.schema import (
+    DType,
+    ForwardSpec,
+    Recipe,
+    WrapperSpec,
+    is_local,
+    parse_size,
+    point_name,
+    resolve_path,
+    selected,
+)  # fmt: skip
 from lora_build.recipe.validate import check_recipe, expand, from_mapping
 
 
@@ -50,6 +60,12 @@ def test_a_list_of_sources_becomes_a_mapping_named_after_their_last_parts():
 def test_expanding_twice_changes_nothing():
     once = expand({"base": "a/b", "adapters": ["./x", {"source": "./y"}]})
     assert expand(once) == once
+
+
+def test_a_check_is_there_where_it_has_a_mapping_even_an_empty_one():
+    recipe = make(checks={"forward": {"seed": 3}, "wrapper": {}})
+    assert (recipe.checks.forward, recipe.checks.wrapper) == (ForwardSpec(seed=3), WrapperSpec())
+    assert (make().checks.forward, make(checks={"wrapper": None}).checks.wrapper) == (None, None)
 
 
 def test_null_removes_an_adapter():
@@ -124,6 +140,9 @@ def test_references_to_the_recipe_are_followed():
         ({"adapter_names": [1]}, "adapter_names[0]: expected text, found the int 1"),
         ({"adapter_names": ["mth"]}, "adapter_names: no adapter 'mth'; did you mean 'math'?"),
         ({"adapter_names": ["math", "math"]}, "adapter_names: 'math' is there 2 times"),
+        ({"checks": {"forwrd": {}}}, "checks.forwrd: unknown key; did you mean 'forward'?"),
+        ({"checks": {"wrapper": {"seed": 1}}}, "checks.wrapper.seed: unknown key; it has none"),
+        ({"checks": {"wrapper": True}}, "checks.wrapper: expected a mapping of keys to values, found the bool True"),
     ],
 )
 def test_a_mistake_is_named_with_its_place_and_its_remedy(changes, message):
