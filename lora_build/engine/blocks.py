@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lora_build._native import levels
+from lora_build.dtypes import MERGEABLE
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.methods.interface import LowRank, Update, methods
 from lora_build.numerics.survival import Measured, Share
 from lora_build.planning.operations import Merge, Segment
 
 _NOTHING = Measured()
-_FUSED = {"F32", "F16", "BF16"}
 
 Data = bytearray | memoryview
 Loaded = Sequence[tuple[Update, dict[str, tuple[TensorInfo, Data]]]]
@@ -60,4 +60,6 @@ def is_fused(op: Merge, segment: Segment) -> bool:
 def could_be_fused(op: Merge, segment: Segment) -> bool:
     """Whether the compiled pass can merge a segment, if it is there."""
     method = methods()[segment.updates[0].method]
-    return {op.dtype, op.source.dtype} <= _FUSED and isinstance(method, LowRank) and method.is_low_rank(segment.updates)
+    return (
+        {op.dtype, op.source.dtype} <= MERGEABLE and isinstance(method, LowRank) and method.is_low_rank(segment.updates)
+    )

@@ -13,11 +13,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from lora_build._native import levels
+from lora_build.dtypes import num_bytes
 from lora_build.engine.blocks import Block, Data, Loaded, Merger, is_fused
 from lora_build.errors import MergeError
 from lora_build.files.buffers import Buffers
 from lora_build.files.executor import Call, Clock, Lane, Pool, num_cores
-from lora_build.files.formats.checkpoint import DTYPE_BYTES, TensorInfo
+from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.files.hashing import CHUNK_BYTES, HashedFile, Sha256
 from lora_build.files.sources import Source, open_hashed
 from lora_build.files.targets import DirectorySink, FileRecord, FileWriter
@@ -264,7 +265,7 @@ class _Run:
         adapters = {update.adapter for update in segment.updates}
         known, first = frozenset(measured), 0
         measured |= adapters
-        most, row_bytes = max(1, merger.num_elements // op.columns), op.columns * DTYPE_BYTES[op.dtype]
+        most, row_bytes = max(1, merger.num_elements // op.columns), op.columns * num_bytes(op.dtype)
         while first < num_rows:
             # adapters beside others are measured on as many rows wherever in the file these lie
             to_share = len(adapters) > 1 and not adapters <= known
@@ -321,7 +322,7 @@ class _Run:
     def _unmerged(self, op: Operation, start: int, stop: int, file: FileWriter) -> Iterator[Callable[[], Block]]:
         """Yield what copies or converts the rows [start, stop) of a merged tensor, or such elements of another one."""
         width = op.columns if isinstance(op, Merge) else 1
-        size, out_size = DTYPE_BYTES[op.source.dtype], DTYPE_BYTES[op.dtype]
+        size, out_size = num_bytes(op.source.dtype), num_bytes(op.dtype)
         first = start * width
         while first < stop * width:
             last = min(first + min(CHUNK_BYTES // size, file.num_rows(out_size)), stop * width)
@@ -348,7 +349,7 @@ class _Run:
 
     def _rows(self, op: Merge, segment: Segment, start: int, stop: int, buffers: Buffers | None = None) -> Data:
         """Return the source's rows [start, stop) of a segment; other threads than this one have no buffers."""
-        width = op.columns * DTYPE_BYTES[op.source.dtype]
+        width = op.columns * num_bytes(op.source.dtype)
         with self.clock.time("read"):
             into = buffers.take((stop - start) * width) if buffers else None
             return self.inputs.read(op.source, (segment.start + start) * width, (segment.start + stop) * width, into)

@@ -27,7 +27,6 @@ from torch.nn.functional import pad
 from lora_build.errors import MergeError
 from lora_build.numerics.known_answers import merges
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _LOW = (1 << 29) - 1  # the mantissa bits that float64 has and float32 lacks
 _KNOWN_ANSWER = "4af4ee310d751a0e"
 

@@ -1,4 +1,4 @@
-"""`exact-1` in one compiled pass over stored bytes: W + Σ B@A, rounded once, bit for bit what `arithmetic` gives.
+"""`exact-1` in one compiled pass over stored bytes: W + Σ B@A, rounded once, bit for bit what `exact` gives.
 
 Nearly every element is decided without the exact sum (Ziv, "Fast evaluation of elementary mathematical functions with
 correctly rounded last bit", 1991): the update is computed in plain float32 (float64 for a float32 result) beside a
@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_build._native import BF16, F16, F32, F64, PANEL, ROWS, TERMS, Job, Loops, levels, loops
+from lora_build._native import PANEL, ROWS, TERMS, Job, Loops, levels, loops
+from lora_build.dtypes import STORED_DTYPES
 from lora_build.errors import MergeError
 from lora_build.numerics.known_answers import merges
 from lora_build.numerics.survival import Measured
@@ -34,14 +35,11 @@ Array = NDArray[Any]
 Pair = tuple[Array, Array]
 """B [out, r] with weight and scaling folded in, A [r, in], float64."""
 
-BITS = {"F64": np.uint64, "F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
 KNOWN_ANSWERS = {
     "BF16": "9e5147f817030823",
     "F16": "dd2f3f94d69e28bf",
     "F32": "33fb0fc5bede1bab",
-}  # of arithmetic.py too, which a test holds to them
-
-_FORMATS = {"BF16": BF16, "F16": F16, "F32": F32, "F64": F64}
+}  # of `exact` too, which a test holds to them
 
 
 class FusedSum:
@@ -63,7 +61,7 @@ class FusedSum:
         bits = 53 - math.ceil(math.log2(2 * max(1, rank)))
         # B gets the finer grid in either storage, so that both have the same bits
         b_bits, a_bits = (bits + 1) // 2, bits - (bits + 1) // 2
-        self._source, self._target = _FORMATS[source], _FORMATS[target]
+        self._source, self._target = _format(source), _format(target)
         self._grids = (a_bits, b_bits) if transposed else (b_bits, a_bits)
         quick, unit = (np.float64, 2.0**-53) if target == "F32" else (np.float32, 2.0**-24)
         dropped = 5 * max(1, rank) * 2.0**-bits
@@ -114,15 +112,15 @@ def widen(stored: Array) -> Array:
 def convert(x: Array, source: str, out: Array, target: str) -> None:
     """Put the bits of stored values in another dtype into `out`, each rounded once; every NaN as one quiet NaN."""
     if source == "F64":
-        _loops().convert_doubles(_FORMATS[target], _address(x), _address(out), x.size)
+        _loops().convert_doubles(_format(target), _address(x), _address(out), x.size)
     else:
-        _loops().convert(_FORMATS[source], _FORMATS[target], _address(x), _address(out), x.size)
+        _loops().convert(_format(source), _format(target), _address(x), _address(out), x.size)
 
 
 def first_not_finite(bits: Array, dtype: str) -> int | None:
     """Return the place of the first NaN or infinity among stored values, None if there is none."""
-    infinity = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000, "F64": 0x7FF0000000000000}[dtype]
-    bad = (bits.reshape(-1) & bits.dtype.type(infinity)) == bits.dtype.type(infinity)
+    infinity = bits.dtype.type(STORED_DTYPES[dtype].infinity)
+    bad = (bits.reshape(-1) & infinity) == infinity
     return int(bad.argmax()) if bad.any() else None
 
 
@@ -147,7 +145,7 @@ def known_answer(target: str) -> str:
     for W, B, A in merges():
         for transposed in (False, True):
             rows = np.ascontiguousarray(W.T if transposed else W).view(np.uint32)
-            merged = np.empty(rows.shape, BITS[target])
+            merged = np.empty(rows.shape, STORED_DTYPES[target].bits)
             FusedSum([(B, A)], "F32", target, transposed=transposed).rows(rows, 0, merged)
             digest.update(merged.tobytes())
     return digest.hexdigest()[:16]
@@ -193,6 +191,12 @@ def _address(array: Array) -> int:
     """Return where an array's values lie, one after another."""
     assert array.flags.c_contiguous
     return array.ctypes.data
+
+
+def _format(dtype: str) -> int:
+    number = STORED_DTYPES[dtype].loops_format
+    assert number is not None, f"the loops do not have {dtype}"
+    return number
 
 
 def _loops() -> Loops:

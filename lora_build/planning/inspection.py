@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lora_build.dtypes import FLOATS, torch_dtype
 from lora_build.errors import PlanError
 from lora_build.files.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, Parts, open_adapter, sort_tensors
 from lora_build.files.formats.checkpoint import TensorInfo
@@ -25,7 +26,6 @@ from lora_build.methods.lora.implied import Implied
 from lora_build.methods.trainable_tokens import token_indices
 from lora_build.planning.operations import Merge, Operation, kind
 from lora_build.planning.plan import MergePlan, make_plan
-from lora_build.planning.planner import FLOATS
 from lora_build.planning.resolve import open_source, resolve, split_reference
 from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe, is_local
 from lora_build.recipe.validate import expand
@@ -334,9 +334,7 @@ def _adapted(file: HashedFile, read: _Read, module: str, parameter: str) -> Adap
 
 
 def _norm(file: HashedFile, method: Measurable, update: Update) -> float | None:
-    from lora_build.numerics.exact import DTYPES
-
-    if any(tensor.dtype not in DTYPES for tensor in update.factors.values()):
+    if any(tensor.dtype not in FLOATS for tensor in update.factors.values()):
         return None
     norm = math.hypot(*method.norms(update, {role: _load(file, tensor) for role, tensor in update.factors.items()}))
     return norm if math.isfinite(norm) else None
@@ -346,10 +344,9 @@ def _load(file: HashedFile, tensor: TensorInfo) -> Any:
     """Return a tensor's values, a `torch.Tensor`."""
     import torch
 
-    from lora_build.numerics.exact import DTYPES
-
     data = file.read(tensor.start, tensor.end)
-    flat = torch.frombuffer(data, dtype=DTYPES[tensor.dtype]) if data else torch.empty(0, dtype=DTYPES[tensor.dtype])
+    dtype = torch_dtype(tensor.dtype)
+    flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
     return flat.reshape(tensor.shape)
 
 
@@ -357,15 +354,13 @@ def _not_finite(file: HashedFile, adapter: Adapter) -> Iterator[str]:
     """Yield a line for each tensor that holds a NaN or an infinity."""
     import torch
 
-    from lora_build.numerics.exact import DTYPES
-
     for tensor in sorted(adapter.tensors.values(), key=lambda t: t.start):
-        if tensor.dtype not in DTYPES:
+        if tensor.dtype not in FLOATS:
             continue
         bad: list[tuple[int, float]] = []  # the first one of each chunk
         count = at = 0
         for data in file.chunks(tensor.start, tensor.end):
-            x = torch.frombuffer(data, dtype=DTYPES[tensor.dtype])
+            x = torch.frombuffer(data, dtype=torch_dtype(tensor.dtype))
             places = (~torch.isfinite(x)).nonzero().flatten()
             bad += [(at + int(place), float(x[place])) for place in places[:1]]
             count += len(places)

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
-from lora_build.files.formats.checkpoint import DTYPE_BYTES, WEIGHTS_NAME, TensorInfo, file_order, format_header
+from lora_build.dtypes import num_bytes
+from lora_build.files.formats.checkpoint import WEIGHTS_NAME, TensorInfo, file_order, format_header
 from lora_build.methods.interface import Update
 
 
@@ -69,7 +70,7 @@ class Shard:
 
 def output_bytes(operation: Operation) -> int:
     """Return the bytes of an output tensor's data."""
-    return operation.source.num_elements * DTYPE_BYTES[operation.dtype]
+    return operation.source.num_elements * num_bytes(operation.dtype)
 
 
 def kind(operation: Operation) -> str:

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lora_build.dtypes import FLOATS, MERGEABLE, named, num_bytes
 from lora_build.files.formats.adapter import Adapter, Parts, sort_tensors
-from lora_build.files.formats.checkpoint import DTYPE_BYTES, Checkpoint, TensorInfo
+from lora_build.files.formats.checkpoint import Checkpoint, TensorInfo
 from lora_build.methods.interface import Layer, Method, Update, methods, unmergeable
 from lora_build.methods.trainable_tokens import TrainableTokens, replacement
 from lora_build.models.layer_replication import replication_of
@@ -14,11 +15,7 @@ from lora_build.models.tied_weights import same_parameter
 from lora_build.planning.layout import Layout, is_plain
 from lora_build.planning.operations import Copy, Merge, Operation, cut
 from lora_build.planning.peft_compat import as_in_peft, check_whole, dtypes_in_peft, refuse_adapter
-from lora_build.recipe.schema import DType, Numerics, Recipe
-
-FLOATS = {"F64", "F32", "F16", "BF16"}
-_MERGEABLE = {"F32", "F16", "BF16"}
-_DTYPE_NAMES = {DType.float32: "F32", DType.float16: "F16", DType.bfloat16: "BF16"}
+from lora_build.recipe.schema import Numerics, Recipe
 
 
 @dataclass
@@ -75,7 +72,7 @@ class Draft:
             self._take_dtypes_of_peft()
 
     def _take_dtypes_of_peft(self) -> None:
-        dtypes, wanted = self.layout.dtypes, _DTYPE_NAMES.get(self.recipe.dtype)
+        dtypes, wanted = self.layout.dtypes, named(self.recipe.dtype.value)
         floats = {name: dtypes[name] for name in self.layout.sources if dtypes[name] in FLOATS}
         self._in_peft, problems = dtypes_in_peft(wanted, floats, self.layout.names.in_float32)
         self.issues += problems
@@ -317,7 +314,7 @@ class Draft:
             return
         self.placed.setdefault(name, []).append((start, stop, update))
         for tensor in (self.layout.sources[name], *update.factors.values()):
-            if tensor.dtype not in _MERGEABLE and not (tensor.dtype == "F64" and tensor.source != "base"):
+            if tensor.dtype not in MERGEABLE and not (tensor.dtype == "F64" and tensor.source != "base"):
                 self.issues.append(f"{tensor.source}: {tensor.name} is {tensor.dtype}; merging needs F32, F16 or BF16")
 
     def _find(self, adapter: Adapter, parameter: str) -> Parameter | None:
@@ -376,7 +373,7 @@ class Draft:
     def _operation(self, name: str) -> Operation:
         source = self.layout.sources[name]
         stored = self.layout.dtypes.get(name, source.dtype)
-        wanted = _DTYPE_NAMES.get(self.recipe.dtype)
+        wanted = named(self.recipe.dtype.value)
         if wanted and stored.startswith("F8"):
             self.issues.append(f"base: {name} is {stored}; such a base cannot be converted, set dtype: keep")
         dtype = self._in_peft.get(name, wanted if wanted and stored in FLOATS else stored)
@@ -447,7 +444,7 @@ def _rows_of(tensor: TensorInfo, expert: int | None, rows: range) -> TensorInfo:
     """Return some rows of a tensor, or of one matrix of a stack, as a tensor."""
     num_rows = tensor.shape[0] if expert is None else tensor.shape[1]
     inner = tensor.shape[1:] if expert is None else tensor.shape[2:]
-    width = DTYPE_BYTES[tensor.dtype]
+    width = num_bytes(tensor.dtype)
     for size in inner:
         width *= size
     first = (expert or 0) * num_rows + rows.start

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from lora_build.dtypes import num_bytes
 from lora_build.errors import LoraBuildError, PlanError, SourceError, did_you_mean
 from lora_build.files.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, open_adapter, sort_tensors
-from lora_build.files.formats.checkpoint import DTYPE_BYTES, Checkpoint, TensorInfo, is_tokenizer_file, open_checkpoint
+from lora_build.files.formats.checkpoint import Checkpoint, TensorInfo, is_tokenizer_file, open_checkpoint
 from lora_build.files.hashing import CHUNK_BYTES
 from lora_build.files.sources import Source, open_hub, open_local, sizes
 from lora_build.methods.interface import methods
@@ -149,5 +150,5 @@ def _data_digest(source: Source, tensor: TensorInfo) -> str:
 def _transpose_digest(source: Source, tensor: TensorInfo) -> str:
     import numpy as np
 
-    data = np.frombuffer(source.read(tensor.file, tensor.start, tensor.end), dtype=f"V{DTYPE_BYTES[tensor.dtype]}")
+    data = np.frombuffer(source.read(tensor.file, tensor.start, tensor.end), dtype=f"V{num_bytes(tensor.dtype)}")
     return "sha256:" + hashlib.sha256(data.reshape(tensor.shape).T.tobytes()).hexdigest()

@@ -12,20 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_build.dtypes import FLOATS, name_of, torch_dtype
 from lora_build.errors import MergeError
 from lora_build.files.formats.checkpoint import WEIGHTS_NAME, Checkpoint, TensorInfo
 from lora_build.methods.interface import methods
 from lora_build.models.names import Names
 from lora_build.models.parameters import Part
-from lora_build.numerics.exact import DTYPES, all_finite, round_once
+from lora_build.numerics.exact import all_finite, round_once
 from lora_build.planning.operations import Merge, Operation
 
 _BLOCK_ELEMENTS = 1 << 18
-_NAMES = {dtype: name for name, dtype in DTYPES.items()} | {
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64",
-}  # fmt: skip
-TORCH_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 Load = Callable[[TensorInfo], Tensor]
 """Returns a tensor of an adapter."""
@@ -85,7 +81,7 @@ class LiveModel:
     def dtype(self, name: str) -> str:
         """Return the dtype that a disk tensor has by now: a model may have been converted since."""
         places = self.places(name)
-        return _NAMES[self.tensor(places[0].parameter).dtype] if places else self.checkpoint.tensors[name].dtype
+        return name_of(self.tensor(places[0].parameter).dtype) if places else self.checkpoint.tensors[name].dtype
 
     def module(self, parameter: str) -> tuple[nn.Module, str]:
         """Return the module of a parameter, and the parameter's name in it."""
@@ -144,7 +140,7 @@ def merged(operation: Operation, W: Tensor, load: Load) -> Tensor:
         W: the base's values; not used where an adapter replaces them.
         load: reads tensors of adapters.
     """
-    dtype = DTYPES.get(operation.dtype)
+    dtype = torch_dtype(operation.dtype) if operation.dtype in FLOATS else None
     W = W.cpu() if operation.source.source == "base" else load(operation.source)
     if not isinstance(operation, Merge):
         return W if W.dtype == dtype or dtype is None else round_once(W.to(torch.float64), dtype)
@@ -215,6 +211,6 @@ def _on_disk(model: nn.Module) -> Mapping[str, Tensor]:
 
 def _info(name: str, tensor: Tensor) -> TensorInfo:
     return TensorInfo(
-        source="base", file=WEIGHTS_NAME, name=name, dtype=_NAMES[tensor.dtype], shape=tuple(tensor.shape),
+        source="base", file=WEIGHTS_NAME, name=name, dtype=name_of(tensor.dtype), shape=tuple(tensor.shape),
         start=0, end=tensor.numel() * tensor.element_size(),
     )  # fmt: skip

@@ -19,6 +19,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from lora_build.dtypes import torch_dtype
 from lora_build.errors import PlanError, RecipeError, did_you_mean
 from lora_build.files.formats.adapter import Adapter, open_adapter
 from lora_build.files.formats.checkpoint import TensorInfo
@@ -32,7 +33,7 @@ from lora_build.planning.planner import make_draft
 from lora_build.planning.resolve import digests_of, open_source, split_reference
 from lora_build.recipe.schema import AdapterSpec, Packing, Recipe, Tied
 from lora_build.wrapper.hooks import NOTHING, Applied, Attached
-from lora_build.wrapper.live_model import TORCH_DTYPES, LiveModel, Place, check_finite, merged
+from lora_build.wrapper.live_model import LiveModel, Place, check_finite, merged
 
 _Loaded = tuple[Update, Mapping[str, Tensor]]
 _Path = str | os.PathLike[str]
@@ -72,7 +73,7 @@ class _Opened:
         """Return a tensor as it is in the file."""
         if tensor not in self.tensors:
             data = bytearray(self.source.read(tensor.file, tensor.start, tensor.end))
-            values = torch.frombuffer(data, dtype=TORCH_DTYPES[tensor.dtype]) if data else torch.empty(0)
+            values = torch.frombuffer(data, dtype=torch_dtype(tensor.dtype)) if data else torch.empty(0)
             self.tensors[tensor] = values.reshape(tensor.shape)
         return self.tensors[tensor]
 

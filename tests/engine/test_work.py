@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 
 import lora_build
 from lora_build import pipeline
+from lora_build.dtypes import STORED_DTYPES
 from lora_build.engine import execute as engine
 from lora_build.engine.backends import compiled as fused
 from lora_build.files import hashing as digests
@@ -32,7 +33,7 @@ from lora_build.files import sources
 from lora_build.files import targets as sinks
 from lora_build.files.buffers import Buffers
 from lora_build.numerics import exact_compiled as kernel
-from lora_build.numerics.exact_compiled import BITS, FusedSum
+from lora_build.numerics.exact_compiled import FusedSum
 from lora_build.recipe.validate import from_mapping
 
 ROWS, COLUMNS, RANK = 96, 640, 8
@@ -397,7 +398,9 @@ def test_nearly_every_element_is_decided_in_the_first_pass(
 
     loops = kernel._loops()
     monkeypatch.setattr(kernel, "_loops", counted)
-    FusedSum([(B, A)], "F32", target, transposed=False).rows(W.view(np.uint32), 0, np.empty(W.shape, BITS[target]))
+    FusedSum([(B, A)], "F32", target, transposed=False).rows(
+        W.view(np.uint32), 0, np.empty(W.shape, STORED_DTYPES[target].bits)
+    )
 
     assert 0 < sum(unsure) <= most * W.size
 

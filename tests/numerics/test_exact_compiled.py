@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from lora_build._native import ROWS, TERMS, levels
+from lora_build.dtypes import FLOATS, STORED_DTYPES, torch_dtype
 from lora_build.numerics import exact_compiled as kernel
-from lora_build.numerics.exact import DTYPES, LowRankSum, as_stored, round_once
+from lora_build.numerics.exact import LowRankSum, as_stored, round_once
 from lora_build.numerics.exact_compiled import (
-    BITS,
     KNOWN_ANSWERS,
     FusedSum,
     convert,
@@ -48,14 +48,14 @@ def factors(out: int, inner: int, rank: int, scale: float, seed: int = 0) -> tup
 
 def weights(out: int, inner: int, std: float, source: str, seed: int = 1) -> torch.Tensor:
     g = torch.Generator().manual_seed(seed)
-    return (torch.randn(out, inner, generator=g, dtype=torch.float64) * std).to(DTYPES[source])
+    return (torch.randn(out, inner, generator=g, dtype=torch.float64) * std).to(torch_dtype(source))
 
 
 def fused(
     W: torch.Tensor, pairs: list[tuple[torch.Tensor, torch.Tensor]], source: str, target: str, *, transposed: bool
 ) -> tuple[np.ndarray, "kernel.Measured"]:
     stored = np.ascontiguousarray(bits(W))
-    y = np.empty(stored.shape, BITS[target])
+    y = np.empty(stored.shape, STORED_DTYPES[target].bits)
     found = FusedSum([(B.numpy(), A.numpy()) for B, A in pairs], source, target, transposed=transposed).rows(
         stored, 0, y
     )
@@ -65,7 +65,7 @@ def fused(
 def plain(
     W: torch.Tensor, pairs: list[tuple[torch.Tensor, torch.Tensor]], target: str, *, transposed: bool
 ) -> torch.Tensor:
-    return LowRankSum(pairs, DTYPES[target], transposed=transposed).rows(W, 0)[0]
+    return LowRankSum(pairs, torch_dtype(target), transposed=transposed).rows(W, 0)[0]
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -80,7 +80,7 @@ def test_the_compiled_pass_has_the_bits_of_the_exact_sum(source: str, target: st
         found, measured = fused(stored, [(B, A)], source, target, transposed=transposed)
 
         assert np.array_equal(found, bits(expected)), (out, inner, rank, scale, std)
-        before = round_once(stored.to(torch.float64), DTYPES[target])
+        before = round_once(stored.to(torch.float64), torch_dtype(target))
         assert measured.num_changed == int((expected != before).sum())
         assert measured.finite == bool(torch.isfinite(expected).all())
 
@@ -342,7 +342,7 @@ def test_what_an_update_did_is_measured() -> None:
 
 
 def converted(x: Any, source: str, target: str) -> Any:
-    out = np.empty(x.shape, BITS[target])
+    out = np.empty(x.shape, STORED_DTYPES[target].bits)
     convert(x, source, out, target)
     return out
 
@@ -352,9 +352,9 @@ def test_every_conversion_rounds_once_like_the_plain_statement(source: str, targ
     scales = torch.tensor([0.0, 1e-45, 1e-40, 6e-8, 1e-5, 1.0, 70_000.0, 1e38, -1.0], dtype=torch.float64)
     values = (torch.randn(9, 700, dtype=torch.float64) * scales[:, None]).flatten()
     values[:4] = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0])
-    x = values.to(DTYPES[source])
+    x = values.to(torch_dtype(source))
 
-    assert np.array_equal(converted(bits(x), source, target), bits(round_once(x.double(), DTYPES[target])))
+    assert np.array_equal(converted(bits(x), source, target), bits(round_once(x.double(), torch_dtype(target))))
 
 
 @pytest.mark.parametrize(("target", "half"), [("BF16", 2.0**-134), ("F16", 2.0**-25), ("F32", 2.0**-150)])
@@ -362,13 +362,13 @@ def test_subnormal_results_are_rounded_once(target: str, half: float) -> None:
     steps = torch.arange(-260, 260, dtype=torch.float64)
     x = torch.cat([(steps + tiny) * half for tiny in (0.0, 2.0**-30, -(2.0**-30), 2.0**-40)])
 
-    assert np.array_equal(converted(bits(x), "F64", target), bits(round_once(x, DTYPES[target])))
+    assert np.array_equal(converted(bits(x), "F64", target), bits(round_once(x, torch_dtype(target))))
 
 
 def test_all_values_of_16_bits_are_widened_and_come_back() -> None:
     every = np.arange(1 << 16, dtype=np.uint16)
     for name in ("BF16", "F16"):
-        x = torch.from_numpy(every.view(np.int16)).view(DTYPES[name])
+        x = torch.from_numpy(every.view(np.int16)).view(torch_dtype(name))
         number = ~torch.isnan(x).numpy()
 
         assert np.array_equal(converted(every, name, name)[number], every[number])
@@ -378,13 +378,13 @@ def test_all_values_of_16_bits_are_widened_and_come_back() -> None:
 def test_stored_values_are_widened_to_float64() -> None:
     x = torch.randn(5, 7)
 
-    for dtype in DTYPES.values():
+    for dtype in map(torch_dtype, FLOATS):
         assert np.array_equal(widen(as_stored(x.to(dtype))), x.to(dtype).double().numpy())
 
 
 def test_the_first_value_that_is_not_finite_is_found() -> None:
     for name in (*FORMATS, "F64"):
-        x = torch.ones(3, 4, dtype=DTYPES[name])
+        x = torch.ones(3, 4, dtype=torch_dtype(name))
         assert first_not_finite(bits(x), name) is None
         x[1, 2], x[2, 2] = float("inf"), float("nan")
         assert first_not_finite(bits(x), name) == 6

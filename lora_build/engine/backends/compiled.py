@@ -1,20 +1,19 @@
-"""Blocks made in the compiled pass of `kernel`: sums of low-rank products, and conversions."""
+"""Blocks made in the compiled pass of `exact_compiled`: sums of low-rank products, and conversions."""
 
 import numpy as np
 
+from lora_build.dtypes import STORED_DTYPES
 from lora_build.engine.blocks import Block, Data, Loaded
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.files.hashing import CHUNK_BYTES
 from lora_build.methods.interface import LowRank, Update, methods
-from lora_build.numerics.exact_compiled import BITS, Array, FusedSum, convert, first_not_finite
+from lora_build.numerics.exact_compiled import Array, FusedSum, convert, first_not_finite
 from lora_build.numerics.survival import Measured, Share, share_of
 from lora_build.planning.operations import Merge
 
-_NUMBERS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # `kernel.widen`
-
 
 class FusedMerger:
-    """Merges sums of low-rank products in the compiled pass of `kernel`."""
+    """Merges sums of low-rank products in the compiled pass of `exact_compiled`."""
 
     num_elements = CHUNK_BYTES // 2
 
@@ -26,8 +25,8 @@ class FusedMerger:
 
     def block(self, rows: Data, out: memoryview, first: int, *, place: int, measured: frozenset[str]) -> Block:
         """Return the merge of stored rows; see `blocks.Merger`."""
-        W = np.frombuffer(rows, BITS[self._op.source.dtype]).reshape(-1, self._op.columns)
-        y = np.frombuffer(out, BITS[self._op.dtype]).reshape(W.shape)
+        W = np.frombuffer(rows, STORED_DTYPES[self._op.source.dtype].bits).reshape(-1, self._op.columns)
+        y = np.frombuffer(out, STORED_DTYPES[self._op.dtype].bits).reshape(W.shape)
         found = self._sum.rows(W, first, y)
         if self._check and not found.finite:
             bad, base = first_not_finite(y, self._op.dtype), first_not_finite(W, self._op.source.dtype)
@@ -61,7 +60,7 @@ class FusedMerger:
 
 def converted(data: Data, source: str, out: memoryview, target: str, first: int, *, check: bool) -> Block:
     """Return elements in another dtype of at most 32 bits, made in `out`; the first of them is element `first`."""
-    x, y = np.frombuffer(data, BITS[source]), np.frombuffer(out, BITS[target])
+    x, y = np.frombuffer(data, STORED_DTYPES[source].bits), np.frombuffer(out, STORED_DTYPES[target].bits)
     convert(x, source, y, target)
     if check and (bad := first_not_finite(y, target)) is not None and first_not_finite(x, source) is None:
         return Block(data=bytearray(), not_finite=first + bad)
@@ -75,8 +74,8 @@ def as_bytes(y: Array) -> memoryview:
 
 def bits_of(tensor: TensorInfo, data: Data) -> Array:
     """Return the bits of a float tensor's stored values."""
-    return np.frombuffer(data, BITS[tensor.dtype])
+    return np.frombuffer(data, STORED_DTYPES[tensor.dtype].bits)
 
 
 def _array(tensor: TensorInfo, data: Data) -> Array:
-    return np.frombuffer(data, _NUMBERS[tensor.dtype]).reshape(tensor.shape)
+    return np.frombuffer(data, STORED_DTYPES[tensor.dtype].values).reshape(tensor.shape)

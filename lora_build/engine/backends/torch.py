@@ -6,13 +6,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from lora_build.dtypes import torch_dtype
 from lora_build.engine.backends.compiled import as_bytes
 from lora_build.engine.backends.peft import Deltas
 from lora_build.engine.backends.peft import merge as merge_as_peft
 from lora_build.engine.blocks import Block, Data, Loaded
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.methods.interface import MergeRows, methods
-from lora_build.numerics.exact import DTYPES, all_finite, as_stored, round_once
+from lora_build.numerics.exact import all_finite, as_stored, round_once
 from lora_build.numerics.survival import Measured, share_of, total
 from lora_build.planning.operations import Merge
 
@@ -38,7 +39,7 @@ class TorchMerger:
 
     def __init__(self, op: Merge, loaded: Loaded, read: ReadBytes, *, check: bool) -> None:
         """Prepare a segment's updates; `read` gives further stored rows of it."""
-        self._op, self._check, self._dtype = op, check, DTYPES[op.dtype]
+        self._op, self._check, self._dtype = op, check, torch_dtype(op.dtype)
         self._loaded = [(u, {role: as_tensor(t, data) for role, (t, data) in f.items()}) for u, f in loaded]
         self._merger = methods()[self._loaded[0][0].method].merger
         self._read = lambda start, end: self._rows(read(start, end))
@@ -66,13 +67,13 @@ class TorchMerger:
         return self._merger([p for p in self._loaded if p[0].adapter != name], self._dtype, self._read)
 
     def _rows(self, data: Data) -> Tensor:
-        return torch.frombuffer(data, dtype=DTYPES[self._op.source.dtype]).reshape(-1, self._op.columns)
+        return torch.frombuffer(data, dtype=torch_dtype(self._op.source.dtype)).reshape(-1, self._op.columns)
 
 
 def merged_as_peft(op: Merge, data: Data, deltas: Deltas, *, check: bool) -> Block:
     """Return a whole merged tensor, each share measured on all of it when its adapter's turn came."""
     source = as_tensor(op.source, data).reshape(-1, op.columns)
-    W = source.to(DTYPES[op.dtype])
+    W = source.to(torch_dtype(op.dtype))
     y, change = W.clone(), torch.zeros(W.shape, dtype=torch.float64)
     measured: dict[str, list[Measured]] = {}
     for segment in op.segments:
@@ -89,8 +90,8 @@ def merged_as_peft(op: Merge, data: Data, deltas: Deltas, *, check: bool) -> Blo
 
 def converted_by_torch(data: Data, source: str, target: str, first: int, *, check: bool, as_peft: bool) -> Block:
     """Return elements in another dtype, the first of which is element `first`; peft's way is torch's cast."""
-    x = torch.frombuffer(data, dtype=DTYPES[source])
-    y = x.to(DTYPES[target]) if as_peft else round_once(x.to(torch.float64), DTYPES[target])
+    x = torch.frombuffer(data, dtype=torch_dtype(source))
+    y = x.to(torch_dtype(target)) if as_peft else round_once(x.to(torch.float64), torch_dtype(target))
     if check and not all_finite(y) and all_finite(x):
         return Block(data=bytearray(), not_finite=first + _first_bad(y))
     return Block(data=as_bytes(_array(y)))
@@ -98,7 +99,7 @@ def converted_by_torch(data: Data, source: str, target: str, first: int, *, chec
 
 def as_tensor(tensor: TensorInfo, data: Data) -> Tensor:
     """Return a tensor of stored bytes, without a copy."""
-    return torch.frombuffer(data, dtype=DTYPES[tensor.dtype]).reshape(tensor.shape)
+    return torch.frombuffer(data, dtype=torch_dtype(tensor.dtype)).reshape(tensor.shape)
 
 
 def _array(y: Tensor):  # type: ignore[no-untyped-def]

@@ -12,14 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lora_build.dtypes import STORED_DTYPES, num_bytes, place_in_file
 from lora_build.errors import SourceError
 
-# safetensors 0.8 `tensor.rs` Dtype: files are ordered by falling alignment, in this order, then by name
-DTYPE_BYTES = {
-    "U64": 8, "I64": 8, "F64": 8, "C64": 8, "F32": 4, "U32": 4, "I32": 4, "BF16": 2, "F16": 2, "U16": 2, "I16": 2,
-    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
-}  # fmt: skip
-_DTYPE_ORDER = {dtype: place for place, dtype in enumerate(DTYPE_BYTES)}
 MAX_HEADER_BYTES = 100_000_000
 INDEX_NAME = "model.safetensors.index.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -127,11 +122,11 @@ def _tensor_info(source: str, file: str, name: str, entry: Any, data_start: int)
             pass
         case _:
             raise refusal(f"expected dtype, shape and data_offsets, found {str(entry)[:80]}")
-    if dtype not in DTYPE_BYTES:
-        raise refusal(f"dtype {dtype} is not known; known: {', '.join(DTYPE_BYTES)}")
+    if dtype not in STORED_DTYPES:
+        raise refusal(f"dtype {dtype} is not known; known: {', '.join(STORED_DTYPES)}")
     if len(shape) > 8 or not all(type(n) is int and n >= 0 for n in shape):
         raise refusal(f"shape {shape} is not a list of at most 8 natural numbers")
-    needed = math.prod(shape) * DTYPE_BYTES[dtype]
+    needed = math.prod(shape) * num_bytes(dtype)
     if not 0 <= start <= end or end - start != needed:
         raise refusal(f"{dtype} {shape} takes {needed} bytes, its data_offsets say {start} to {end}")
     return TensorInfo(
@@ -142,7 +137,7 @@ def _tensor_info(source: str, file: str, name: str, entry: Any, data_start: int)
 
 def file_order(dtype: str, name: str) -> tuple[int, bytes]:
     """Return the key by which safetensors orders the tensors of a file."""
-    return _DTYPE_ORDER[dtype], name.encode()
+    return place_in_file(dtype), name.encode()
 
 
 def format_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
@@ -154,7 +149,7 @@ def format_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, dtype, shape in tensors:
-        end = at + math.prod(shape) * DTYPE_BYTES[dtype]
+        end = at + math.prod(shape) * num_bytes(dtype)
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
         at = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_build.dtypes import FLOATS, STORED_DTYPES, torch_dtype
 from lora_build.errors import SourceError, VerificationError
 from lora_build.files.formats.checkpoint import INDEX_NAME, parse_object
 from lora_build.files.sources import HubSource, LocalSource, Source
@@ -32,7 +33,6 @@ from lora_build.models.architecture import FAULTS, class_and_config, quiet
 from lora_build.models.heads import vocab_size
 from lora_build.models.layer_replication import COUNTS
 from lora_build.models.names import Names
-from lora_build.numerics.exact import DTYPES
 from lora_build.proof.forward.inputs import Prompts, Question, questions, read_prompts
 from lora_build.proof.forward.trace import Trace, Traced, blocks, half_ulps
 from lora_build.proof.forward.weights import strays
@@ -246,14 +246,14 @@ class _Rounding:
     def __init__(self, config: Mapping[str, Any], records: Mapping[str, TensorRecord]) -> None:
         self._names = Names(config, {name: record.shape for name, record in records.items()})
         self._records = records
-        floats = {r.dtype for r in records.values() if r.dtype in DTYPES and DTYPES[r.dtype].is_floating_point}
-        self.dtypes = tuple(sorted(str(DTYPES[dtype]).removeprefix("torch.") for dtype in floats))
+        floats = {r.dtype for r in records.values()} & FLOATS
+        self.dtypes = tuple(sorted(STORED_DTYPES[dtype].torch_name for dtype in floats))
 
     def dtype(self, parameter: str) -> torch.dtype | None:
         """Return the coarsest dtype of the tensors that hold a parameter; None where none does."""
         found = self._names.find(parameter)
-        dtypes = [DTYPES.get(self._records[part.name].dtype) for part in found.parts] if found else []
-        floats = [dtype for dtype in dtypes if dtype is not None and dtype.is_floating_point]
+        dtypes = {self._records[part.name].dtype for part in found.parts} if found else set()
+        floats = [torch_dtype(name) for name in dtypes & FLOATS]
         return max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
     def num_rows(self, parameter: str) -> int | None:

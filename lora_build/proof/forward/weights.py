@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lora_build.dtypes import FLOATS, torch_dtype
 from lora_build.files.formats.checkpoint import TensorInfo, open_checkpoint
 from lora_build.files.sources import Source, open_local, sizes
-from lora_build.numerics.exact import DTYPES
 from lora_build.proof.forward.trace import blocks, half_ulps
 from lora_build.wrapper.live_model import LiveModel
 
@@ -28,8 +28,8 @@ def strays(merged: nn.Module, folder: Path, times: float | None = None) -> tuple
     """
     source = open_local("build", str(folder), folder)
     found = open_checkpoint(source.read, "build", sizes(source)).tensors
-    tensors = {name: tensor for name, tensor in sorted(found.items()) if tensor.dtype in DTYPES}
-    disk = {n: torch.empty(t.shape, dtype=DTYPES[t.dtype], device="meta") for n, t in tensors.items()}
+    tensors = {name: tensor for name, tensor in sorted(found.items()) if tensor.dtype in FLOATS}
+    disk = {n: torch.empty(t.shape, dtype=torch_dtype(t.dtype), device="meta") for n, t in tensors.items()}
     live = LiveModel(merged, disk)
     return tuple(
         name
@@ -43,7 +43,7 @@ def _is_off(source: Source, tensor: TensorInfo, expected: Tensor, times: float |
 
     A value that float32 may have moved over a tie may be either.
     """
-    stored = DTYPES[tensor.dtype]
+    stored = torch_dtype(tensor.dtype)
     dtype = min(stored, torch.float32, key=lambda dtype: torch.finfo(dtype).bits)
     start, apart_squared, half_squared = tensor.start, 0.0, 0.0
     for block in blocks(expected):
