@@ -8,21 +8,21 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_build._native import levels, problem
 from lora_build.engine.blocks import could_be_fused, is_fused
 from lora_build.errors import RecipeError, StorageError, VerificationError
-from lora_build.files.formats.checkpoint import INDEX_NAME, Checkpoint, is_tokenizer_file, parse_object
+from lora_build.files.formats.checkpoint import INDEX_NAME, Checkpoint
 from lora_build.files.hashing import file_digest
 from lora_build.files.sources import LocalSource, Source, digest, read_whole
 from lora_build.files.targets import DirectorySink, FileRecord, free_bytes, lock
-from lora_build.models.heads import vocab_size
 from lora_build.numerics.survival import TensorSurvival, warnings
 from lora_build.numerics.survival import to_bytes as survival_bytes
 from lora_build.planning.operations import Merge, Operation
 from lora_build.planning.plan import MergePlan, make_plan
 from lora_build.planning.resolve import resolve
+from lora_build.proof.checks import checks_of, have_passed, run_checks
 from lora_build.proof.manifest import (
     MANIFEST_NAME,
     PROVENANCE_NAME,
@@ -35,13 +35,10 @@ from lora_build.proof.manifest import (
     strangers,
 )  # fmt: skip
 from lora_build.proof.provenance import Run, root_above
-from lora_build.proof.provenance import read as read_provenance
 from lora_build.proof.provenance import to_bytes as provenance_bytes
+from lora_build.proof.reopen import BuildInputs
 from lora_build.recipe.schema import Exist, Recipe, resolve_path
 from lora_build.recipe.validate import from_mapping
-
-if TYPE_CHECKING:
-    from lora_build.proof.forward.inputs import Prompts
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +100,8 @@ def prepare(recipe: Recipe) -> Prepared:
     _check_overlap(target, resolved.sources)
     plan = make_plan(recipe, resolved.inputs)
     prepared = Prepared(recipe=recipe, sources=resolved.sources, plan=plan, target=target, base=resolved.inputs.base)
-    if _wanted_checks(recipe):
-        _refuse_check(prepared)
+    for check in checks_of(recipe):
+        check.refuse(_inputs(prepared), plan)
     if _check_target(prepared) is None:
         _check_space(prepared)
     return prepared
@@ -124,7 +121,7 @@ def run(prepared: Prepared, *, progress: Callable[[int], None] | None = None) ->
     with lock(prepared.target):
         there = _existing(prepared)
         if there is not None:
-            if not _has_passed(prepared):
+            if not have_passed(prepared.recipe, prepared.target):
                 _check(prepared, prepared.target, there)
             return Built(dir=prepared.target, manifest=there, reused=True)
         _check_space(prepared)
@@ -183,14 +180,8 @@ def _notes(plan: MergePlan) -> tuple[str, ...]:
     return (f"no compiled loops, so torch merged, to the same bytes but more slowly: {found}",) if found else ()
 
 
-def _refuse_check(prepared: Prepared) -> None:
-    from lora_build.proof.forward.check import refuse
-
-    _prompts(prepared.recipe)
-    plan = prepared.plan
-    refuse(prepared.base.config, parse_object(plan.config.decode(), "config.json"))
-    if prepared.recipe.checks.forward.prompts and not any(map(is_tokenizer_file, plan.side_files)):
-        raise RecipeError("checks.forward.prompts: the build has no tokenizer that could read them; leave them out")
+def _inputs(prepared: Prepared) -> BuildInputs:
+    return BuildInputs(recipe=prepared.recipe, sources=prepared.sources, base=prepared.base)
 
 
 def _check(prepared: Prepared, folder: Path, manifest: Manifest) -> dict[str, Any]:
@@ -199,56 +190,10 @@ def _check(prepared: Prepared, folder: Path, manifest: Manifest) -> dict[str, An
     Raises:
         VerificationError: it has not.
     """
-    wanted = _wanted_checks(prepared.recipe)
-    if not wanted:
-        return {}
-    from lora_build.proof.forward.check import compare  # torch and transformers
-    from lora_build.proof.reopen import Origin
-
-    recipe = prepared.recipe
-    origin = Origin(
-        recipe=recipe, sources=prepared.sources, base_config=prepared.base.config, shards=prepared.base.shards
-    )
-    report = compare(folder, manifest, origin, _prompts(recipe))
-    if report.problem:
-        raise VerificationError(f"checks.forward: {report.problem}; {prepared.target} is as it was")
-    return {"forward": {**wanted["forward"], "prompts": [p.record for p in report.prompts]}}
-
-
-def _prompts(recipe: Recipe) -> "Prompts":
-    """Return what the forward check asks."""
-    from lora_build.proof.forward.inputs import Prompts, read_prompts
-
-    spec = recipe.checks.forward
-    assert spec is not None
-    return (
-        Prompts(seed=spec.seed) if spec.prompts is None else read_prompts(resolve_path(recipe, spec.prompts), spec.seed)
-    )
-
-
-def _wanted_checks(recipe: Recipe) -> dict[str, Any]:
-    """Return what tells the checks of a recipe from others, as provenance records them."""
-    spec = recipe.checks.forward
-    if spec is None:
-        return {}
-    if spec.prompts is None:
-        return {"forward": {"seed": spec.seed, "file_sha256": None}}
-    path = resolve_path(recipe, spec.prompts)
-    if not path.is_file():
-        raise RecipeError(f"checks.forward.prompts: {spec.prompts} is not a file (looked at {path.absolute()})")
-    return {"forward": {"seed": spec.seed, "file_sha256": file_digest(path, "checks.forward.prompts")}}
-
-
-def _has_passed(prepared: Prepared) -> bool:
-    """Whether the build at the target has passed the recipe's checks when it was built."""
-    wanted, path = _wanted_checks(prepared.recipe), prepared.target / PROVENANCE_NAME
-    if not wanted:
-        return True
-    if not path.is_file():
-        return False
-    checks = read_provenance(path.read_bytes(), str(path)).checks
-    passed = {name: record for name, record in checks.items() if isinstance(record, dict)}
-    return all(name in passed and facts.items() <= passed[name].items() for name, facts in wanted.items())
+    try:
+        return run_checks(folder, manifest, _inputs(prepared))
+    except VerificationError as error:
+        raise VerificationError(f"{error}; {prepared.target} is as it was") from error
 
 
 def _records(prepared: Prepared, wanted: Callable[[str], bool]) -> dict[tuple[str, str], FileRecord]:
@@ -317,8 +262,7 @@ def free_bytes_for(prepared: Prepared) -> int:
 def memory_bytes(prepared: Prepared) -> int:
     """Return an estimate of the memory that a build takes: blocks, factors of its largest merge, torch if it is used.
 
-    `numerics: peft` works on whole parameters; a forward check holds one model in float32, the files that it is loaded
-    from, and what the models answer.
+    `numerics: peft` works on whole parameters; a check may hold a model.
     """
     merges = (op for op in prepared.plan.operations if isinstance(op, Merge))
     by_factors = {tuple(id(update.factors) for update in op.updates): op for op in merges}  # experts share theirs
@@ -326,37 +270,19 @@ def memory_bytes(prepared: Prepared) -> int:
     stream = runtime + max(map(_factor_bytes, by_factors.values()), default=0)
     if prepared.plan.repeats_peft:
         stream += max((_parameter_bytes(op) for op in prepared.plan.operations), default=0)
-    if prepared.recipe.checks.forward is None:
-        return stream
-    loaded = sum(4 * op.source.num_elements + op.source.num_bytes for op in prepared.plan.operations)
-    return max(stream, runtime + loaded + _adapter_bytes(prepared) + _answer_bytes(prepared))
+    checks = (check.memory_bytes(_inputs(prepared), prepared.plan) for check in checks_of(prepared.recipe))
+    return max([stream, *(runtime + num_bytes for num_bytes in checks)])
 
 
 def _uses_torch(prepared: Prepared, merges: Iterable[Merge]) -> bool:
     """Whether a build computes with torch, or planning had transformers import it."""
-    plan, recipe = prepared.plan, prepared.recipe
+    plan = prepared.plan
     return (
         "torch" in sys.modules
         or plan.repeats_peft
-        or recipe.checks.forward is not None
+        or bool(checks_of(prepared.recipe))
         or not all(is_fused(op, segment) for op in merges for segment in op.segments)
         or any(op.dtype != op.source.dtype and (op.dtype == "F64" or not levels()) for op in plan.operations)
-    )
-
-
-def _answer_bytes(prepared: Prepared) -> int:
-    """Return the memory that the answers of a forward check take: five times in float32, some in float64 besides."""
-    from lora_build.proof.forward.inputs import LENGTHS
-
-    texts = _prompts(prepared.recipe).texts
-    num_tokens = sum(LENGTHS) if texts is None else sum(len(text.encode()) for text in texts) // 3
-    return 40 * num_tokens * (vocab_size(prepared.base.config) or 0)
-
-
-def _adapter_bytes(prepared: Prepared) -> int:
-    files = prepared.plan.input_files.items()
-    return sum(
-        prepared.sources[role].files[name].size_bytes for role, names in files if role != "base" for name in names
     )
 
 

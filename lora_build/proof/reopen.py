@@ -1,42 +1,46 @@
-"""The origin of a build: its recipe and its inputs, found again from its provenance and held to its manifest.
+"""Reopening a build: its recipe and its inputs, found again from its provenance and held to its manifest.
 
 Provenance is outside every hash, so it is only asked where to look; whether what lies there is what the build was made
 of, the manifest's digests say.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_build.errors import SourceError, VerificationError
-from lora_build.files.formats.checkpoint import INDEX_NAME
+from lora_build.files.formats.checkpoint import INDEX_NAME, Checkpoint
 from lora_build.files.sources import Source, digest
 from lora_build.planning.resolve import resolve
 from lora_build.proof.manifest import PROVENANCE_NAME, Manifest
 from lora_build.proof.provenance import Recorded, read
-from lora_build.recipe.schema import Numerics, Recipe, Tied, is_local, resolve_path, selected
+from lora_build.recipe.schema import DType, Numerics, Recipe, Tied, is_local, resolve_path, selected
 from lora_build.recipe.validate import from_mapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """What a build was made of.
+class BuildInputs:
+    """What a build is made of.
 
     Attributes:
-        recipe: its recipe, Hub repositories at the commits that were read.
+        recipe: its recipe; of a build that was reopened, Hub repositories at the commits that were read.
         sources: where its inputs are, by `base` and `adapters.<name>`.
-        base_config: the base's config.json.
-        shards: the base's weight files.
+        base: what the base's files say.
     """
 
     recipe: Recipe
     sources: Mapping[str, Source]
-    base_config: Mapping[str, Any]
-    shards: tuple[str, ...]
+    base: Checkpoint
+
+    @property
+    def base_files(self) -> tuple[str, ...]:
+        """The base's files that a model is loaded from."""
+        return ("config.json", *((INDEX_NAME,) if self.base.is_sharded else ()), *self.base.shards)
 
 
-def reopen(directory: Path, manifest: Manifest) -> Origin:
+def reopen(directory: Path, manifest: Manifest) -> BuildInputs:
     """Return what a build was made of.
 
     Raises:
@@ -47,17 +51,20 @@ def reopen(directory: Path, manifest: Manifest) -> Origin:
     if not path.is_file():
         raise SourceError(f"{directory}: has no {PROVENANCE_NAME}, which says where base and adapters are")
     recorded = read(path.read_bytes(), str(path))
-    recipe = _recipe(directory, recorded)
-    recipe.tied = Tied(manifest.plan["options"]["tied"])
-    recipe.numerics = Numerics(str(manifest.plan["options"]["numerics"]).partition("-")[0])
+    options = manifest.plan["options"]  # which decide the bytes, so they are not provenance's to say
+    recipe = dataclasses.replace(
+        _recipe(directory, recorded),
+        dtype=DType(options["dtype"]),
+        tied=Tied(options["tied"]),
+        numerics=Numerics(str(options["numerics"]).partition("-")[0]),
+    )
     resolved = resolve(recipe)
-    base = resolved.inputs.base
-    names = ("config.json", *((INDEX_NAME,) if base.is_sharded else ()), *base.shards)
-    problems = _check_base(resolved.sources["base"], names, manifest)
-    problems += _check_adapters(recipe, resolved.sources, manifest)
+    inputs = BuildInputs(recipe=recipe, sources=resolved.sources, base=resolved.inputs.base)
+    problems = _check_base(inputs.sources["base"], inputs.base_files, manifest)
+    problems += _check_adapters(recipe, inputs.sources, manifest)
     if problems:
         raise VerificationError("\n  ".join((f"{directory}: its inputs are no longer what it was made of:", *problems)))
-    return Origin(recipe=recipe, sources=resolved.sources, base_config=base.config, shards=base.shards)
+    return inputs
 
 
 def _recipe(directory: Path, recorded: Recorded) -> Recipe:

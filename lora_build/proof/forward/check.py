@@ -27,8 +27,7 @@ from torch import Tensor, nn
 
 from lora_build.dtypes import FLOATS, STORED_DTYPES, torch_dtype
 from lora_build.errors import SourceError, VerificationError
-from lora_build.files.formats.checkpoint import INDEX_NAME, parse_object
-from lora_build.files.sources import HubSource, LocalSource, Source
+from lora_build.files.formats.checkpoint import parse_object
 from lora_build.models.architecture import FAULTS, class_and_config, quiet
 from lora_build.models.heads import vocab_size
 from lora_build.models.layer_replication import COUNTS
@@ -36,10 +35,11 @@ from lora_build.models.names import Names
 from lora_build.proof.forward.inputs import Prompts, Question, questions, read_prompts
 from lora_build.proof.forward.trace import Trace, Traced, blocks, half_ulps
 from lora_build.proof.forward.weights import strays
+from lora_build.proof.live_inputs import attach_adapters, load_base
 from lora_build.proof.manifest import Manifest, TensorRecord, read_manifest, verify
-from lora_build.proof.reopen import Origin, reopen
+from lora_build.proof.reopen import BuildInputs, reopen
 from lora_build.recipe.schema import Numerics, Recipe, selected
-from lora_build.wrapper.loading import folder_of, load_model
+from lora_build.wrapper.loading import load_model
 from lora_build.wrapper.model import LoraModel
 
 _NOISE = 16.0  # the activations are rounded too, several times for each weight
@@ -197,12 +197,12 @@ def refuse(base_config: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         )
 
 
-def compare(directory: Path, manifest: Manifest, origin: Origin, prompts: Prompts) -> ForwardReport:
+def compare(directory: Path, manifest: Manifest, inputs: BuildInputs, prompts: Prompts) -> ForwardReport:
     """Return how the checkpoint in a folder answers beside its base with the adapters unmerged."""
     config = parse_object((directory / "config.json").read_text(encoding="utf-8"), f"{directory.name}/config.json")
-    refuse(origin.base_config, config)
+    refuse(inputs.base.config, config)
     case = _Case(
-        directory=directory, config=config, origin=origin,
+        directory=directory, config=config, inputs=inputs,
         rounding=_Rounding(config, {tensor.name: tensor for tensor in manifest.tensors}),
     )  # fmt: skip
     with torch.no_grad():
@@ -210,8 +210,8 @@ def compare(directory: Path, manifest: Manifest, origin: Origin, prompts: Prompt
         asked = questions(model.base_model, directory, prompts)
         unmerged = [_answer(model, question) for question in asked]
         _refuse_silence(directory, unmerged)
-        merged = model.merge_and_unload(adapter_names=list(selected(origin.recipe)))
-        others = strays(merged, directory, _times(origin.recipe))
+        merged = model.merge_and_unload(adapter_names=list(selected(inputs.recipe)))
+        others = strays(merged, directory, _times(inputs.recipe))
         expected = _expect(case, merged, asked, unmerged)
         del model, merged
         gc.collect()  # hooks and modules refer to each other in circles
@@ -282,16 +282,16 @@ class _Case:
 
     directory: Path
     config: Mapping[str, Any]
-    origin: Origin
+    inputs: BuildInputs
     rounding: _Rounding
 
     def unmerged(self) -> LoraModel:
         """Return base and adapters."""
-        return attach(self._base(), self.origin.recipe, self.origin.sources)
+        return attach_adapters(self._base(), self.inputs)
 
     def merged(self) -> nn.Module:
         """Return the base with the adapters merged in float32."""
-        return self.unmerged().merge_and_unload(adapter_names=list(selected(self.origin.recipe)))
+        return self.unmerged().merge_and_unload(adapter_names=list(selected(self.inputs.recipe)))
 
     def built(self) -> nn.Module:
         """Return the built model.
@@ -300,19 +300,17 @@ class _Case:
             VerificationError: transformers cannot load it, though it can load the base.
         """
         try:
-            return _load(self.directory, self.config)
+            return _without_cache(load_model(self.directory, self.config, torch.float32))
         except SourceError as error:
             raise VerificationError(f"the build cannot be run as its base can: {error}") from error
 
     def _base(self) -> nn.Module:
         """Return the base, as the class and with the vocabulary that the adapters make of it."""
-        source, wanted = self.origin.sources["base"], dict(self.origin.base_config)
+        wanted = dict(self.inputs.base.config)
         if self.config.get("architectures") != wanted.get("architectures"):
             heads = ("architectures", "id2label", "label2id", "problem_type")
             wanted |= {key: self.config[key] for key in heads if key in self.config}
-        index = [INDEX_NAME] if INDEX_NAME in source.files else []
-        folder = folder_of(source, ("config.json", *index, *self.origin.shards))
-        model = _load(folder, wanted)
+        model = _without_cache(load_base(self.inputs, wanted, torch.float32))
         if vocab_size(self.config) != vocab_size(wanted):
             self._resize(model)
         return model
@@ -330,31 +328,12 @@ class _Case:
         model.resize_token_embeddings(size, mean_resizing=False)
 
 
-def _load(folder: Path, config: Mapping[str, Any]) -> nn.Module:
-    """Return a model in float32 that keeps no cache, since the trace calls modules twice."""
-    model: Any = load_model(folder, config, torch.float32)
-    for part in (model.config, model.config.get_text_config(decoder=True)):
+def _without_cache(model: nn.Module) -> nn.Module:
+    """Return a model after telling it to keep no cache, since the trace calls modules twice."""
+    config: Any = model.config
+    for part in (config, config.get_text_config(decoder=True)):
         part.use_cache = False
-    loaded: nn.Module = model
-    return loaded
-
-
-def attach(model: nn.Module, recipe: Recipe, sources: Mapping[str, Source]) -> LoraModel:
-    """Return a model with the adapters of a recipe, all active, with their weights and in their order."""
-    wrapped = LoraModel(model, tied=recipe.tied.value, modules_to_save=recipe.modules_to_save)
-    chosen = selected(recipe)
-    for name, spec in chosen.items():
-        match sources[f"adapters.{name}"]:
-            case LocalSource(root=root):
-                wrapped.load_adapter(root.resolve(), name, expert_packing=spec.expert_packing.value)
-            case HubSource(repo=repo, commit=commit):
-                wrapped.load_adapter(repo, name, revision=commit, expert_packing=spec.expert_packing.value)
-            case other:
-                raise AssertionError(other)
-        if spec.weight != 1:
-            wrapped.set_scale(name, spec.weight)
-    wrapped.set_adapter(list(chosen))
-    return wrapped.eval()
+    return model
 
 
 def _refuse_silence(directory: Path, answers: Sequence[Tensor]) -> None:
@@ -399,7 +378,7 @@ def _expect(case: _Case, merged: nn.Module, asked: Sequence[Question], unmerged:
 
 def _of_peft(case: _Case, merged: nn.Module, asked: Sequence[Question], before: Sequence[Tensor]) -> float:
     """Return what the further roundings of `numerics: peft` change in any answer, by as many at random."""
-    if (times := _times(case.origin.recipe)) is None:
+    if (times := _times(case.inputs.recipe)) is None:
         return 0.0
     step = times / 8 * max(torch.finfo(getattr(torch, dtype)).eps for dtype in case.rounding.dtypes)
     generator, most = torch.Generator().manual_seed(1), 0.0
@@ -492,7 +471,7 @@ def _trace_build(case: _Case, built: nn.Module, question: Question) -> Traced | 
     """Return in which module the built model parts from the rounded one."""
     rounded = case.merged()
     case.rounding.apply(rounded)
-    threshold = _SAME_WEIGHTS * (_times(case.origin.recipe) or 1.0)
+    threshold = _SAME_WEIGHTS * (_times(case.inputs.recipe) or 1.0)
     with Trace(other=built, half_ulps=case.rounding.half_ulps, threshold=threshold) as trace:
         trace.watch(rounded)
         _answer(rounded, question)

@@ -1,0 +1,47 @@
+"""What a build was made of as live models: its base in memory, and adapters on it."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lora_build.files.sources import HubSource, LocalSource
+from lora_build.proof.reopen import BuildInputs
+from lora_build.recipe.schema import selected
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from lora_build.wrapper.model import LoraModel
+
+
+def load_base(inputs: BuildInputs, config: Mapping[str, Any], dtype: "torch.dtype") -> "nn.Module":
+    """Return the base as a model of transformers, of the class that a config.json names, all values in a dtype.
+
+    Raises:
+        SourceError: transformers cannot load it.
+    """
+    from lora_build.wrapper.loading import folder_of, load_model
+
+    return load_model(folder_of(inputs.sources["base"], inputs.base_files), config, dtype)
+
+
+def attach_adapters(model: "nn.Module", inputs: BuildInputs) -> "LoraModel":
+    """Return a model with the adapters of a recipe, all active, with their weights and in their order."""
+    from lora_build.wrapper.model import LoraModel
+
+    recipe = inputs.recipe
+    wrapped = LoraModel(model, tied=recipe.tied.value, modules_to_save=recipe.modules_to_save)
+    chosen = selected(recipe)
+    for name, spec in chosen.items():
+        packing = spec.expert_packing.value
+        match inputs.sources[f"adapters.{name}"]:
+            case LocalSource(root=root):
+                wrapped.load_adapter(root.resolve(), name, expert_packing=packing)
+            case HubSource(repo=repo, commit=commit):
+                wrapped.load_adapter(repo, name, revision=commit, expert_packing=packing)
+            case other:
+                raise AssertionError(other)
+        if spec.weight != 1:
+            wrapped.set_scale(name, spec.weight)
+    wrapped.set_adapter(list(chosen))
+    return wrapped.eval()

@@ -1,0 +1,199 @@
+"""`checks.wrapper`: a merge in memory has the bytes of the build, or the check is refused before anything is built."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from makers import small
+from makers.pico import PicoAdapter, PicoBase, Zoo, quiet
+from peft import LoraConfig, get_peft_model
+
+import lora_build
+from lora_build.errors import PlanError, SourceError, VerificationError
+from lora_build.pipeline import memory_bytes, prepare
+from lora_build.proof import wrapper_check
+from lora_build.proof.manifest import PROVENANCE_NAME
+from lora_build.recipe.validate import from_mapping
+
+DORA = (("use_dora", True),)
+RSLORA = (("use_rslora", True),)
+SAVED = (("modules_to_save", ["lm_head"]),)
+BIAS = (("bias", "all"),)
+WRAPPER: dict[str, Any] = {"checks": {"wrapper": {}}}
+
+
+def recipe(zoo: Zoo, base: PicoBase, out: Path, *adapters: PicoAdapter, **more: Any) -> dict[str, Any]:
+    specs = {
+        f"a{i}": {"source": str(zoo.adapter(base, spec)), "weight": 1.0 if i == 0 else 0.5}
+        for i, spec in enumerate(adapters or (PicoAdapter(),))
+    }
+    return {"base": str(zoo.base(base)), "adapters": specs, "output": {"dir": str(out)}} | WRAPPER | more
+
+
+def passed(folder: Path) -> Any:
+    """Return what provenance says of the check."""
+    statement = json.loads((folder / PROVENANCE_NAME).read_text())
+    return statement["predicate"]["runDetails"]["metadata"]["checks"]["wrapper"]
+
+
+CASES = {
+    "float32": (PicoBase(), [PicoAdapter()], {}),
+    "bfloat16": (PicoBase(dtype="bfloat16"), [PicoAdapter(dtype="bfloat16")], {}),
+    "float16": (PicoBase(dtype="float16"), [PicoAdapter()], {}),
+    "norms in float32": (PicoBase(dtype="bfloat16", fp32_norms=True), [PicoAdapter()], {}),
+    "shards": (PicoBase(dtype="bfloat16", shard_size="20KB"), [PicoAdapter()], {}),
+    "other shards": (PicoBase(dtype="bfloat16"), [PicoAdapter()], {"max_shard_size": "15KB"}),
+    "three adapters": (PicoBase(dtype="bfloat16"), [PicoAdapter(), PicoAdapter(seed=1, rank=2), PicoAdapter(seed=2)], {}),
+    "dora": (PicoBase(dtype="bfloat16"), [PicoAdapter(options=DORA), PicoAdapter(seed=1, options=RSLORA)], {}),
+    "saved modules": (PicoBase(dtype="bfloat16"), [PicoAdapter(options=SAVED)], {}),
+    "a tie that is cut": (
+        PicoBase(arch="llama_tied", dtype="bfloat16"), [PicoAdapter(targets=("embed_tokens", "q_proj"))], {},
+    ),
+    "a tied head that is stored": (PicoBase(arch="llama_tied", dtype="bfloat16", both_tied=True), [PicoAdapter()], {}),
+    "gpt2 without its prefix": (PicoBase(arch="gpt2", dtype="float16", bare=True), [PicoAdapter()], {}),
+    "t5": (PicoBase(arch="t5", dtype="float16"), [PicoAdapter()], {}),
+    "bert": (PicoBase(arch="bert"), [PicoAdapter(options=BIAS)], {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_merge_in_memory_has_the_bytes_of_the_build(zoo: Zoo, tmp_path: Path, case: str) -> None:
+    base, adapters, output = CASES[case]
+    built = lora_build.build(
+        recipe(zoo, base, tmp_path / "out", *adapters) | {"output": {"dir": str(tmp_path / "out")} | output}
+    )
+    not_held = ["lm_head.weight"] if case == "a tied head that is stored" else []
+    assert passed(tmp_path / "out") == {"num_tensors": len(built.tensors) - len(not_held), "not_held": not_held}
+
+
+def test_a_stack_of_experts_is_merged_alike(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=64,
+    )  # fmt: skip
+    with quiet():
+        model = transformers.MixtralForCausalLM(config).to(torch.bfloat16)
+        model.save_pretrained(tmp_path / "base")
+        lora = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj"])
+        peft = get_peft_model(model, lora)
+        for name, parameter in peft.named_parameters():
+            if "lora_" in name:
+                parameter.data = 0.1 * torch.randn(parameter.shape)
+        peft.save_pretrained(str(tmp_path / "math"))
+    built = lora_build.build(small.recipe(tmp_path) | WRAPPER)
+
+    assert passed(tmp_path / "out") == {"num_tensors": len(built.tensors), "not_held": []}
+
+
+def test_a_build_that_a_merge_in_memory_does_not_give_is_not_published(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adapters of the live model have twice their weight, all others being right."""
+    attach = wrapper_check.attach_adapters
+
+    def doubled(*args: Any) -> Any:
+        wrapped = attach(*args)
+        wrapped.set_scale("a0", 2.0)
+        return wrapped
+
+    monkeypatch.setattr(wrapper_check, "attach_adapters", doubled)
+    base = PicoBase(dtype="bfloat16")
+    with pytest.raises(VerificationError, match=r"checks\.wrapper: .* to other bytes, in .*_proj\.weight") as caught:
+        lora_build.build(recipe(zoo, base, tmp_path / "out"))
+    assert "embed_tokens" not in str(caught.value)
+    assert str(caught.value).endswith(f"{tmp_path / 'out'} is as it was")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_on_no_tensor_at_all_is_not_one_of_success() -> None:
+    report = wrapper_check.WrapperReport(num_tensors=0, not_held=("w",))
+
+    assert not report.is_ok
+    assert report.problem == "the model in memory has no tensor of the build, so there is nothing to compare"
+
+
+def test_a_build_that_is_there_is_checked_once(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare, calls = wrapper_check.compare_with_wrapper, []
+    monkeypatch.setattr(wrapper_check, "compare_with_wrapper", lambda *args: calls.append(1) or compare(*args))
+    lora_build.build(recipe(zoo, PicoBase(), tmp_path / "out", checks={}))
+    before = (tmp_path / "out/model.safetensors").stat()
+    lora_build.build(recipe(zoo, PicoBase(), tmp_path / "out"))
+    assert (tmp_path / "out/model.safetensors").stat() == before
+    assert calls == [1]
+
+    lora_build.build(recipe(zoo, PicoBase(), tmp_path / "new"))
+    lora_build.build(recipe(zoo, PicoBase(), tmp_path / "new"))
+    assert calls == [1, 1]
+
+
+def test_the_plan_counts_the_model_into_the_memory(zoo: Zoo, tmp_path: Path) -> None:
+    plain, wrapper, forward = (
+        memory_bytes(prepare(from_mapping(recipe(zoo, PicoBase(), tmp_path / "out", checks=checks))))
+        for checks in ({}, {"wrapper": {}}, {"forward": {}})
+    )
+    size = (zoo.base(PicoBase()) / "model.safetensors").stat().st_size
+    assert wrapper >= plain + 0.9 * size
+    assert forward >= plain + 1.5 * size
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({"dtype": "bfloat16"}, "checks.wrapper: dtype: bfloat16 would round twice"),
+        ({"numerics": "peft"}, "checks.wrapper: numerics: peft is peft's merge"),
+    ],
+)
+def test_what_the_wrapper_cannot_do_is_refused_before_anything_is_built(
+    zoo: Zoo, tmp_path: Path, more: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(PlanError) as caught:
+        prepare(from_mapping(recipe(zoo, PicoBase(), tmp_path / "out", **more)))
+    assert text in str(caught.value)
+    assert str(caught.value).endswith("leave it out")
+
+
+def test_every_reason_is_named_at_once(zoo: Zoo, tmp_path: Path) -> None:
+    base = PicoBase(dtype="bfloat16")
+    deeper = PicoAdapter(edits=(("layer_replication", [[0, 2], [1, 2]]),))
+    with pytest.raises(PlanError) as caught:
+        prepare(from_mapping(recipe(zoo, base, tmp_path / "out", deeper, dtype="float16")))
+    text = str(caught.value)
+    assert "dtype: float16 would round twice" in text
+    assert "the adapters change the model's num_hidden_layers" in text
+    assert "the adapters change the model's dtype" not in text
+
+
+def test_an_adapter_beside_the_base_s_files_is_not_loaded_with_them(zoo: Zoo, tmp_path: Path) -> None:
+    """As trainers leave them; transformers would put it into the model."""
+    base = PicoBase(dtype="bfloat16")
+    shutil.copytree(zoo.base(base), tmp_path / "base")
+    shutil.copytree(zoo.adapter(base, PicoAdapter(seed=3)), tmp_path / "base", dirs_exist_ok=True)
+    mapping = recipe(zoo, base, tmp_path / "out", checks={"wrapper": {}, "forward": {}})
+    lora_build.build(mapping | {"base": str(tmp_path / "base")})
+
+    assert passed(tmp_path / "out")["not_held"] == []
+
+
+def test_a_base_that_transformers_does_not_know_is_refused(tmp_path: Path) -> None:
+    small.make_base(tmp_path / "base", architectures=["NobodyForCausalLM"], model_type="nobody")
+    small.make_adapter(tmp_path / "math")
+    with pytest.raises(PlanError, match=r"checks\.wrapper: .*has no architecture \['NobodyForCausalLM'\]"):
+        prepare(from_mapping(small.recipe(tmp_path) | WRAPPER))
+
+
+def test_a_parameter_of_several_dtypes_has_no_model_in_memory(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lora_build.models.parameters import Part
+    from lora_build.wrapper.live_model import LiveModel, Place
+
+    place = Place(parameter="model.norm.weight", part=Part(name="x"))
+    monkeypatch.setattr(LiveModel, "places", lambda *_: (place,))
+    with pytest.raises(SourceError, match=r"model\.norm\.weight is stored in several dtypes"):
+        lora_build.build(recipe(zoo, PicoBase(dtype="bfloat16", fp32_norms=True), tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
