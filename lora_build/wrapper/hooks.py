@@ -24,17 +24,17 @@ class Applied:
 
     Attributes:
         forwards: what the modules that call their weights return with the updates beside them.
-        values: the tensor in place of a module's parameter or buffer, by the module and the name in it.
+        overlay: the tensor in place of a module's parameter or buffer, by the module and the name in it.
     """
 
     forwards: Mapping[nn.Module, Callable[[Call], Tensor]] = field(default_factory=dict)
-    values: Mapping[tuple[nn.Module, str], Tensor] = field(default_factory=dict)
+    overlay: Mapping[tuple[nn.Module, str], Tensor] = field(default_factory=dict)
 
 
 NOTHING = Applied()
 
 
-class Attached:
+class Hooks:
     """The modules of one model that apply adapters."""
 
     def __init__(self, model: nn.Module, now: Callable[[], Applied]) -> None:
@@ -43,71 +43,71 @@ class Attached:
         self.now = now
         self.lock = _Lock()
         self._num_calls = 0
-        self._added: set[nn.Module] = set()
-        self._worn = NOTHING
-        self._own: dict[tuple[nn.Module, str], Tensor] = {}
+        self._hooked: set[nn.Module] = set()
+        self._overlay: Mapping[tuple[nn.Module, str], Tensor] = NOTHING.overlay
+        self._beneath: dict[tuple[nn.Module, str], Tensor] = {}  # the model's own, while others lie over them
 
-    def add(self, changed: Iterable[nn.Module]) -> None:
+    def put_on(self, changed: Iterable[nn.Module]) -> None:
         """Let these modules, and all that contain one of them, apply adapters."""
         wanted = set(changed)
         for module in self.model.modules():
-            if module not in self._added and not wanted.isdisjoint(module.modules()):
-                self._added.add(module)
-                module.forward = _Forward(self, module)
+            if module not in self._hooked and not wanted.isdisjoint(module.modules()):
+                self._hooked.add(module)
+                module.forward = _ModuleForward(self, module)
 
-    def remove(self) -> None:
+    def take_off(self) -> None:
         """Give each module the forward back that it had; one below somebody's hook stays there and applies nothing."""
-        self.wear(NOTHING)
-        for module in list(self._added):
+        self.set_overlay(NOTHING.overlay)
+        for module in list(self._hooked):
             forward = module.__dict__.get("forward")
-            if isinstance(forward, _Forward) and forward.attached is self:
+            if isinstance(forward, _ModuleForward) and forward.hooks is self:
                 forward.take_off()
-                self._added.remove(module)
+                self._hooked.remove(module)
 
-    def others(self) -> bool:
-        """Whether the model has modules that apply somebody else's adapters."""
+    def are_anothers_there(self) -> bool:
+        """Whether the model has modules that apply the adapters of another `Hooks`."""
         forwards = (module.__dict__.get("forward") for module in self.model.modules())
-        return any(isinstance(forward, _Forward) and forward.attached is not self for forward in forwards)
+        return any(isinstance(forward, _ModuleForward) and forward.hooks is not self for forward in forwards)
 
-    def call(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def call_with_overlay(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return what a forward returns while the parameters have the values that adapters give them now.
 
         Calls lie within one another and may come from several threads: the last one to end takes the values away.
         """
         with self.lock:
-            self.wear(self.now())
+            self.set_overlay(self.now().overlay)
             self._num_calls += 1
         try:
             return forward(*args, **kwargs)
         finally:
             with self.lock:
                 self._num_calls -= 1
-                self.wear(self.now() if self._num_calls else NOTHING)
+                self.set_overlay(self.now().overlay if self._num_calls else NOTHING.overlay)
 
     @property
-    def wears(self) -> bool:
+    def has_overlay(self) -> bool:
         """Whether parameters have other values than their own."""
-        return bool(self._own)
+        return bool(self._beneath)
 
-    def wear(self, applied: Applied) -> None:
-        """Give parameters the values that adapters give them, and all others their own."""
-        if applied.values is self._worn.values:
+    def set_overlay(self, overlay: Mapping[tuple[nn.Module, str], Tensor]) -> None:
+        """Give parameters the values of an overlay, and all others their own; the one that is there stays."""
+        if overlay is self._overlay:
             return
-        for (module, leaf), value in self._own.items():
+        for (module, leaf), value in self._beneath.items():
             setattr(module, leaf, value)
-        self._own = {(module, leaf): getattr(module, leaf) for module, leaf in applied.values}
-        self._worn = applied
-        for (module, leaf), value in applied.values.items():
+        self._beneath = {(module, leaf): getattr(module, leaf) for module, leaf in overlay}
+        self._overlay = overlay
+        for (module, leaf), value in overlay.items():
             setattr(module, leaf, value)
 
 
-class _Forward:
+class _ModuleForward:
     """The forward of one module: its own, or that with adapters."""
 
-    def __init__(self, attached: Attached, module: nn.Module) -> None:
-        self.attached = attached
+    def __init__(self, hooks: Hooks, module: nn.Module) -> None:
+        self.hooks = hooks
         self.module = module
-        self.hooked = module.__dict__.get("forward")  # somebody's hook, such as accelerate's
+        self.beneath = module.__dict__.get("forward")  # somebody's hook, such as accelerate's
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -117,20 +117,20 @@ class _Forward:
     @property
     def own(self) -> Callable[..., Any]:
         """The module's forward without adapters."""
-        return self.hooked or partial(type(self.module).forward, self.module)
+        return self.beneath or partial(type(self.module).forward, self.module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the module's output with the adapters that are to be applied now."""
-        applied = self.attached.now()
-        if applied.values or self.attached.wears:
-            return self.attached.call(self._forward, applied, *args, **kwargs)
+        applied = self.hooks.now()
+        if applied.overlay or self.hooks.has_overlay:
+            return self.hooks.call_with_overlay(self._forward, applied, *args, **kwargs)
         return self._forward(applied, *args, **kwargs)
 
     def take_off(self) -> None:
         """Give the module its own forward back."""
         del self.module.forward
-        if self.hooked is not None:
-            self.module.forward = self.hooked
+        if self.beneath is not None:
+            self.module.forward = self.beneath
 
     def _forward(self, applied: Applied, *args: Any, **kwargs: Any) -> Any:
         beside = applied.forwards.get(self.module)

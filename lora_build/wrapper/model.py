@@ -32,7 +32,7 @@ from lora_build.planning.operations import Merge, Operation
 from lora_build.planning.planner import make_draft
 from lora_build.planning.resolve import digests_of, open_source, split_reference
 from lora_build.recipe.schema import AdapterSpec, Packing, Recipe, Tied
-from lora_build.wrapper.hooks import NOTHING, Applied, Attached
+from lora_build.wrapper.hooks import NOTHING, Applied, Hooks
 from lora_build.wrapper.live_model import LiveModel, Place, check_finite, merged
 
 _Loaded = tuple[Update, Mapping[str, Tensor]]
@@ -124,7 +124,7 @@ class LoraModel(nn.Module):
         self._applied: Applied | None = None
         self._disabled = False
         self._undo: list[Callable[[], None]] = []
-        self._attached = Attached(model, self._now)
+        self._hooks = Hooks(model, self._now)
 
     @classmethod
     def from_pretrained(
@@ -163,7 +163,7 @@ class LoraModel(nn.Module):
         _check_options(of_peft)
         if adapter_name in self._opened:
             raise RecipeError(f"adapter '{adapter_name}' is loaded already; delete_adapter first, or use another name")
-        if self._attached.others():
+        if self._hooks.are_anothers_there():
             raise RecipeError("the model is in another LoraModel; load_adapter there, or unload() that one first")
         source, found = split_reference("adapter", adapter)
         spec = AdapterSpec(source=source, revision=revision or found, expert_packing=Packing(expert_packing))
@@ -178,7 +178,7 @@ class LoraModel(nn.Module):
         except BaseException:
             del self._opened[adapter_name]
             raise
-        self._attached.add(self._changed(plan))
+        self._hooks.put_on(self._changed(plan))
         if len(self._opened) == 1:
             self.set_adapter(adapter_name)
 
@@ -203,7 +203,7 @@ class LoraModel(nn.Module):
         self.active_adapters = [name for name in self.active_adapters if name != adapter_name]
         self._applied = None
         if not self._opened:
-            self._attached.remove()
+            self._hooks.take_off()
 
     def set_scale(self, adapter_name: str, scale: float) -> None:
         """Set an adapter's weight, the factor of its whole update; 1 is what it was trained with."""
@@ -327,7 +327,7 @@ class LoraModel(nn.Module):
         return self._take_off()
 
     def _take_off(self) -> nn.Module:
-        self._attached.remove()
+        self._hooks.take_off()
         self._opened, self.active_adapters, self.merged_adapters, self._applied = {}, [], [], None
         return self.base_model
 
@@ -415,7 +415,7 @@ class LoraModel(nn.Module):
         if double := [op.name for op in plan.operations if op.dtype == "F64"]:
             raise PlanError([f"base: {double[0]} is F64; merging needs F32, F16 or BF16 ({len(double)} such tensors)"])
         self_test()
-        self._attached.wear(NOTHING)
+        self._hooks.set_overlay(NOTHING.overlay)
         self.unmerge_adapter()
         try:
             for operation in _shown(plan.operations) if progressbar else plan.operations:
@@ -466,9 +466,9 @@ class LoraModel(nn.Module):
             return NOTHING
         if (applied := self._applied) is not None:
             return applied
-        with self._attached.lock:
+        with self._hooks.lock:
             if (applied := self._applied) is None:
-                self._attached.wear(NOTHING)  # a call may be under way, and what it wears is not the base's
+                self._hooks.set_overlay(NOTHING.overlay)  # a call may be under way: its values are not the base's
                 self._applied = applied = self._application(self._plan(self.active_adapters))
             return applied
 
@@ -512,11 +512,11 @@ class LoraModel(nn.Module):
         if shared := [path for path in values if path in plan.tied]:
             values |= {other: values[path] for path in shared for other in self._shares(path)}
         forwards = {m: partial(methods()[u[0][0].method].forward, u) for m, u in updates_of.items()}
-        worn = {self._live.module(path): tensor for path, tensor in values.items()}
-        for (module, leaf), tensor in worn.items():
+        overlay = {self._live.module(path): tensor for path, tensor in values.items()}
+        for (module, leaf), tensor in overlay.items():
             if leaf in module._parameters:
-                worn[module, leaf] = nn.Parameter(tensor, requires_grad=False)
-        return Applied(forwards=forwards, values=worn)
+                overlay[module, leaf] = nn.Parameter(tensor, requires_grad=False)
+        return Applied(forwards=forwards, overlay=overlay)
 
     def _loaded(self, place: Place, updates: Sequence[Update]) -> list[_Loaded]:
         """Return the updates of a parameter with their factors, ready for many forwards."""

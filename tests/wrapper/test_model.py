@@ -35,7 +35,7 @@ from torch import Tensor, nn
 import lora_build
 from lora_build import LoraModel
 from lora_build.errors import MergeError, PlanError, RecipeError, SourceError
-from lora_build.wrapper.hooks import Applied, Attached
+from lora_build.wrapper.hooks import Applied, Hooks
 
 LLAMA = PicoBase(arch="llama")
 BF16 = PicoBase(arch="llama", dtype="bfloat16")
@@ -1237,12 +1237,12 @@ def test_who_unloads_within_a_call_gets_the_base_s_own_values(zoo: Zoo, tmp_path
 
 def test_a_call_whose_adapters_cannot_be_made_leaves_no_value_behind() -> None:
     model, other = nn.Linear(2, 2), nn.Parameter(torch.zeros(2, 2), requires_grad=False)
-    applied = [Applied(values={(model, "weight"): other})]
-    attached = Attached(model, applied.pop)
+    applied = [Applied(overlay={(model, "weight"): other})]
+    hooks = Hooks(model, applied.pop)
     with pytest.raises(IndexError):
-        attached.call(attached.call, lambda: None)
+        hooks.call_with_overlay(hooks.call_with_overlay, lambda: None)
 
-    assert not attached.wears
+    assert not hooks.has_overlay
 
 
 def test_threads_may_call_one_model(zoo: Zoo, tmp_path: Path) -> None:
