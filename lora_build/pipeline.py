@@ -15,6 +15,7 @@ from lora_build.engine.blocks import could_be_fused, is_fused
 from lora_build.errors import RecipeError, StorageError, VerificationError
 from lora_build.files.formats.checkpoint import INDEX_NAME, Checkpoint
 from lora_build.files.hashing import file_digest
+from lora_build.files.identity import FileKey, SourceName
 from lora_build.files.sources import LocalSource, Source, digest, read_whole
 from lora_build.files.targets import DirectorySink, FileRecord, free_bytes, lock
 from lora_build.numerics.survival import TensorSurvival, warnings
@@ -51,7 +52,7 @@ class Prepared:
     """A recipe that has been resolved and planned: all that a build needs."""
 
     recipe: Recipe
-    sources: Mapping[str, Source]
+    sources: Mapping[SourceName, Source]
     plan: MergePlan
     target: Path
     base: Checkpoint
@@ -196,14 +197,14 @@ def _check(prepared: Prepared, folder: Path, manifest: Manifest) -> dict[str, An
         raise VerificationError(f"{error}; {prepared.target} is as it was") from error
 
 
-def _records(prepared: Prepared, wanted: Callable[[str], bool]) -> dict[tuple[str, str], FileRecord]:
+def _records(prepared: Prepared, wanted: Callable[[str], bool]) -> dict[FileKey, FileRecord]:
     """Return the digests of input files, without reading what is remembered."""
     found = {}
     for role, names in prepared.plan.input_files.items():
         source = prepared.sources[role]
         for name in filter(wanted, names):
             size = source.files[name].size_bytes
-            found[role, name] = FileRecord(path=name, size_bytes=size, sha256=digest(source, name))
+            found[FileKey(role, name)] = FileRecord(path=name, size_bytes=size, sha256=digest(source, name))
     return found
 
 
@@ -313,7 +314,7 @@ def _check_space(prepared: Prepared) -> None:
         )
 
 
-def _check_overlap(target: Path, sources: Mapping[str, Source]) -> None:
+def _check_overlap(target: Path, sources: Mapping[SourceName, Source]) -> None:
     for role, source in sources.items():
         if isinstance(source, LocalSource):
             root = source.root.resolve()

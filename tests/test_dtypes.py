@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from lora_build import _native
 from lora_build.dtypes import FLOATS, MERGEABLE, STORED_DTYPES, name_of, named, num_bytes, place_in_file, torch_dtype
 from lora_build.files.formats.checkpoint import read_tensors
+from lora_build.files.identity import BASE
 
 NAMES = tuple(STORED_DTYPES)
 
@@ -31,7 +32,7 @@ def test_tensors_are_ordered_as_safetensors_writes_them(tmp_path) -> None:
     tensors = {name.lower(): torch.zeros(2, dtype=torch_dtype(name)) for name in reversed(names)}
     save_file(tensors, tmp_path / "all.safetensors")
     data = (tmp_path / "all.safetensors").read_bytes()
-    found = read_tensors(lambda _, start, end: data[start:end], "base", "all.safetensors", len(data))
+    found = read_tensors(lambda _, start, end: data[start:end], BASE, "all.safetensors", len(data))
     assert [tensor.dtype for tensor in found] == names == sorted(names, key=place_in_file)
 
 

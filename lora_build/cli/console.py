@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from lora_build.files.identity import BASE, SourceName
 from lora_build.numerics.survival import by_adapter, describe_norm
 from lora_build.pipeline import Built, Prepared, free_bytes_for, memory_bytes
 from lora_build.planning.operations import Copy, Merge, Operation, kind, output_bytes, touched_by
@@ -60,10 +61,10 @@ def plan_lines(prepared: Prepared) -> list[str]:
         if counts[k]
     ]
     lines = [
-        f"base      {prepared.sources['base'].uri}",
+        f"base      {prepared.sources[BASE].uri}",
         *(
             f"adapter   {name}: weight {weight:g}, {_count(touched[name], 'tensor')}, "
-            f"{prepared.sources[f'adapters.{name}'].uri}"
+            f"{prepared.sources[SourceName.of_adapter(name)].uri}"
             for name, weight in plan.weights.items()
         ),
         f"tensors   {len(operations)}: {', '.join(parts)}",

@@ -20,6 +20,7 @@ from lora_build.files.buffers import Buffers
 from lora_build.files.executor import Call, Clock, Lane, Pool, num_cores
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.files.hashing import CHUNK_BYTES, HashedFile, Sha256
+from lora_build.files.identity import Digest, FileKey, SourceName
 from lora_build.files.sources import Source, open_hashed
 from lora_build.files.targets import DirectorySink, FileRecord, FileWriter
 from lora_build.numerics.survival import TensorSurvival, share_of, total
@@ -42,22 +43,22 @@ class Executed:
 
     Attributes:
         files: the weight files written.
-        tensors: the file and the `sha256:` digest of each output tensor, by name.
+        tensors: the file and the SHA-256 of each output tensor, by name.
         inputs: the weight files read, by (source, name).
         survival: what rounding left of each merged tensor.
         seconds: how long each stage took, summed over its threads, and how long this thread waited for them.
     """
 
     files: tuple[FileRecord, ...]
-    tensors: Mapping[str, tuple[str, str]]
-    inputs: Mapping[tuple[str, str], FileRecord]
+    tensors: Mapping[str, tuple[str, Digest]]
+    inputs: Mapping[FileKey, FileRecord]
     survival: tuple[TensorSurvival, ...]
     seconds: Mapping[str, float]
 
 
 def execute(
     plan: MergePlan,
-    sources: Mapping[str, Source],
+    sources: Mapping[SourceName, Source],
     sink: DirectorySink,
     progress: Progress,
 ) -> Executed:
@@ -112,23 +113,23 @@ def _load_kernel(targets: Collection[str], clock: Clock) -> None:
 class _Inputs:
     """The input files, opened when first read, and hashed in a lane."""
 
-    def __init__(self, sources: Mapping[str, Source], opened: ExitStack, lane: Lane) -> None:
+    def __init__(self, sources: Mapping[SourceName, Source], opened: ExitStack, lane: Lane) -> None:
         self._sources = sources
         self._opened = opened
         self._lane = lane
-        self._files: dict[tuple[str, str], HashedFile] = {}
+        self._files: dict[FileKey, HashedFile] = {}
         self._kept: dict[TensorInfo, Data] = {}
         self._num_kept = 4 * len(sources)  # both factors of two stacks, of each adapter
 
-    def file(self, source: str, name: str) -> HashedFile:
-        if (source, name) not in self._files:
-            file = open_hashed(self._sources[source], name, self._lane)
-            self._files[source, name] = self._opened.enter_context(file)
-        return self._files[source, name]
+    def file(self, key: FileKey) -> HashedFile:
+        if key not in self._files:
+            file = open_hashed(self._sources[key.source], key.name, self._lane)
+            self._files[key] = self._opened.enter_context(file)
+        return self._files[key]
 
     def read(self, tensor: TensorInfo, start: int, stop: int, into: memoryview | None = None) -> Data:
         """Return the bytes [start, stop) of a tensor."""
-        return self.file(tensor.source, tensor.file).read(tensor.start + start, tensor.start + stop, into)
+        return self.file(FileKey(tensor.source, tensor.file)).read(tensor.start + start, tensor.start + stop, into)
 
     def factor(self, tensor: TensorInfo, *, keep: bool = False) -> Data:
         """Return a whole tensor; the factors of a stack are kept for its other matrices, the last ones used."""
@@ -140,14 +141,14 @@ class _Inputs:
                 del self._kept[next(iter(self._kept))]
         return kept
 
-    def finish(self, plan: MergePlan) -> dict[tuple[str, str], FileRecord]:
+    def finish(self, plan: MergePlan) -> dict[FileKey, FileRecord]:
         """Hash what was not read and return the digest of every weight file."""
         records = {}
         for source, names in plan.input_files.items():
             for name in (n for n in names if n.endswith(".safetensors")):
                 size = self._sources[source].files[name].size_bytes
-                digest = self.file(source, name).finish()
-                records[source, name] = FileRecord(path=name, size_bytes=size, sha256=digest)
+                key = FileKey(source, name)
+                records[key] = FileRecord(path=name, size_bytes=size, sha256=self.file(key).finish())
         return records
 
 
@@ -171,7 +172,7 @@ class _Run:
     write_files: Lane
     sync: Lane
     files: list[FileRecord] = field(default_factory=list)
-    tensors: dict[str, tuple[str, str]] = field(default_factory=dict)
+    tensors: dict[str, tuple[str, Digest]] = field(default_factory=dict)
     survival: list[TensorSurvival] = field(default_factory=list)
     buffers: Buffers = field(default_factory=lambda: Buffers(2 * CHUNK_BYTES))  # a merged block of float32
     _deltas: "Deltas | None" = None
@@ -220,7 +221,7 @@ class _Run:
         return digest
 
     def _enter(self, file: str, digests: Mapping[str, Sha256]) -> None:
-        self.tensors.update({name: (file, "sha256:" + digest.hexdigest()) for name, digest in digests.items()})
+        self.tensors.update({name: (file, Digest.of_hash(digest)) for name, digest in digests.items()})
 
     def _results(self, shard: Shard, file: FileWriter) -> Iterator[tuple[Operation, Block]]:
         """Yield the blocks of a shard in order, while the pool works on the next ones."""

@@ -1,8 +1,8 @@
 """SHA-256 of files: taken while they are read, checked against what was promised, remembered between builds.
 
-A digest is text with its kind in front: `sha256:<64 hex>`, or `git-sha1:<40 hex>` (git's blob id, which the Hub gives
-for small files). What is remembered is keyed by device, inode, size, mtime and ctime, so any change to a file forgets
-it; a file that changed in the last seconds is not remembered at all, since a clock tick may hide its next change.
+What a source promises is a SHA-256, or git's id of a file, which the Hub gives for small ones. What is remembered is
+keyed by device, inode, size, mtime and ctime, so any change to a file forgets it; a file that changed in the last
+seconds is not remembered at all, since a clock tick may hide its next change.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from lora_build._native import Message
 from lora_build._native import sha256 as sha256_loops
 from lora_build.errors import SourceError, VerificationError
 from lora_build.files.executor import Lane
+from lora_build.files.identity import Digest
 
 CHUNK_BYTES = 2 << 20  # what several threads work on in turn while it is in a shared cache
 _SETTLED_SECONDS = 2.0
@@ -68,29 +69,24 @@ def _place(data: bytes | bytearray | memoryview) -> tuple[Any, int]:
     return ctypes.byref(ctypes.c_char.from_buffer(view)), view.nbytes
 
 
-def sha256(data: bytes | bytearray) -> str:
-    """Return the digest of some bytes as `sha256:<hex>`."""
-    return "sha256:" + hashlib.sha256(data).hexdigest()
+def git_sha1(data: bytes | bytearray) -> Digest:
+    """Return git's blob id of some bytes."""
+    return Digest.of_git(hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest())
 
 
-def git_sha1(data: bytes | bytearray) -> str:
-    """Return git's blob id of some bytes as `git-sha1:<hex>`."""
-    return "git-sha1:" + hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-
-
-def check(where: str, data: bytes | bytearray, expected: str | None, path: Path | None = None) -> str:
+def check(where: str, data: bytes | bytearray, expected: Digest | None, path: Path | None = None) -> Digest:
     """Return the SHA-256 of a whole file's bytes, after comparing them with the digest that was promised.
 
     Raises:
         VerificationError: the bytes are not the promised ones.
     """
-    found = sha256(data)
+    found = Digest.sha256(data)
     if expected is not None:
-        compare(where, git_sha1(data) if _is_git(expected) else found, expected, path)
+        compare(where, git_sha1(data) if expected.is_git else found, expected, path)
     return found
 
 
-def compare(where: str, found: str, expected: str, path: Path | None = None) -> None:
+def compare(where: str, found: Digest, expected: Digest, path: Path | None = None) -> None:
     """Raise VerificationError unless both digests are equal; the file at `path` is the one to delete then."""
     if found != expected:
         remedy = f": delete {path.resolve()} and run again to fetch it anew" if path else ""
@@ -104,7 +100,7 @@ class HashedFile:
     the gap. `finish` hashes what is left, so that the digest always covers the whole file.
     """
 
-    def __init__(self, path: Path, where: str, expected: str | None = None, lane: Lane | None = None) -> None:
+    def __init__(self, path: Path, where: str, expected: Digest | None = None, lane: Lane | None = None) -> None:
         """Open `path`.
 
         Args:
@@ -123,7 +119,9 @@ class HashedFile:
         self._signature = _signature(self._fd)
         self._size = os.fstat(self._fd).st_size
         self._hash = hashlib.sha256()
-        self._git_hash = hashlib.sha1(b"blob %d\0" % self._size, usedforsecurity=False) if _is_git(expected) else None
+        self._git_hash = (
+            hashlib.sha1(b"blob %d\0" % self._size, usedforsecurity=False) if expected and expected.is_git else None
+        )
         self._hashed = 0
         self._lane = lane
         self._lock = threading.Lock()
@@ -158,7 +156,7 @@ class HashedFile:
         for at in range(start, end, size_bytes):
             yield self.read(at, min(end, at + size_bytes))
 
-    def finish(self) -> str:
+    def finish(self) -> Digest:
         """Hash the rest, check what was promised, remember the digest and return it.
 
         Raises:
@@ -168,11 +166,11 @@ class HashedFile:
             pass
         if self._lane:
             self._lane.drain()
-        found = "sha256:" + self._hash.hexdigest()
+        found = Digest.of_hash(self._hash)
         if _signature(self._fd) != self._signature:
             raise VerificationError(f"{self.where}: changed while it was read; build again once it is at rest")
         if self._expected is not None:
-            git = "git-sha1:" + self._git_hash.hexdigest() if self._git_hash else None
+            git = Digest.of_git(self._git_hash.hexdigest()) if self._git_hash else None
             compare(self.where, git or found, self._expected, self._path)
         if time.time_ns() - max(self._signature[-2:]) >= _SETTLED_SECONDS * 1e9:
             remember(self._fd, found)
@@ -207,19 +205,15 @@ class HashedFile:
         return data
 
 
-def file_digest(path: Path, where: str, expected: str | None = None) -> str:
-    """Return the `sha256:` digest of a file: remembered where nothing about it changed, else read and checked."""
+def file_digest(path: Path, where: str, expected: Digest | None = None) -> Digest:
+    """Return the SHA-256 of a file: remembered where nothing about it changed, else read and checked."""
     with HashedFile(path, where, expected) as file:
         found = _recall(_signature(file._fd))
-        if found is None or _is_git(expected):
+        if found is None or (expected is not None and expected.is_git):
             return file.finish()
         if expected is not None:
             compare(where, found, expected, path)
         return found
-
-
-def _is_git(expected: str | None) -> bool:
-    return expected is not None and expected.startswith("git-sha1:")
 
 
 def cache_dir() -> Path:
@@ -237,15 +231,15 @@ def _slot(signature: tuple[int, ...]) -> Path:
     return cache_dir() / "digests" / name[:2] / name
 
 
-def _recall(signature: tuple[int, ...]) -> str | None:
+def _recall(signature: tuple[int, ...]) -> Digest | None:
     with contextlib.suppress(OSError):
-        text = _slot(signature).read_text()
-        if len(text) == len("sha256:") + 64:
-            return text
+        found = Digest(_slot(signature).read_text())
+        if len(found.hex) == 64:
+            return found
     return None
 
 
-def remember(fd: int, digest: str) -> None:
+def remember(fd: int, digest: Digest) -> None:
     """Remember the digest of an open file for as long as nothing about it changes."""
     # a cache that cannot be written costs time, never correctness
     with contextlib.suppress(OSError):

@@ -14,23 +14,24 @@ from typing import Any, NoReturn, Protocol
 from lora_build.errors import LoraBuildError, SourceError, StorageError
 from lora_build.files.executor import Lane
 from lora_build.files.hashing import HashedFile, check, file_digest
+from lora_build.files.identity import Digest, SourceName
 
 _MAX_DEPTH = 2  # chat_templates/x.jinja; deeper folders are other people's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:
-    """A file of a source: its size, and the digest that the source promises (`sha256:` or `git-sha1:`), if any."""
+    """A file of a source: its size, and the digest that the source promises, if any."""
 
     size_bytes: int
-    promised: str | None = None
+    promised: Digest | None = None
 
 
 class Source(Protocol):
     """Where one input comes from."""
 
     @property
-    def role(self) -> str:
+    def role(self) -> SourceName:
         """Its key in the recipe: `base`, `adapters.math`."""
 
     @property
@@ -63,8 +64,8 @@ def open_hashed(source: Source, name: str, lane: Lane | None = None) -> HashedFi
     return HashedFile(source.path(name), f"{source.role}/{name}", source.files[name].promised, lane)
 
 
-def digest(source: Source, name: str) -> str:
-    """Return the `sha256:` digest of a file, without reading it if it is remembered."""
+def digest(source: Source, name: str) -> Digest:
+    """Return the SHA-256 of a file, without reading it if it is remembered."""
     return file_digest(source.path(name), f"{source.role}/{name}", source.files[name].promised)
 
 
@@ -72,7 +73,7 @@ def digest(source: Source, name: str) -> str:
 class LocalSource:
     """A directory on this machine."""
 
-    role: str
+    role: SourceName
     uri: str
     root: Path
     files: Mapping[str, SourceFile]
@@ -86,7 +87,7 @@ class LocalSource:
         return self.root / name
 
 
-def open_local(role: str, written: str, root: Path) -> LocalSource:
+def open_local(role: SourceName, written: str, root: Path) -> LocalSource:
     """Return the directory `root`, which the recipe writes as `written`.
 
     Raises:
@@ -128,7 +129,7 @@ def _read(path: Path, where: str, start: int, end: int) -> bytes:
 class HubSource:
     """A model repository on the Hub at one commit; the client's own cache holds what was fetched."""
 
-    role: str
+    role: SourceName
     repo: str
     commit: str
     files: Mapping[str, SourceFile]
@@ -179,7 +180,7 @@ class HubSource:
         return data
 
 
-def open_hub(role: str, repo: str, revision: str | None, keep: Callable[[str], bool]) -> HubSource:
+def open_hub(role: SourceName, repo: str, revision: str | None, keep: Callable[[str], bool]) -> HubSource:
     """Return a Hub repository at the commit that `revision` (default: its main branch) names today.
 
     Args:
@@ -212,7 +213,7 @@ def _list_online(api: Any, repo: str, commit: str) -> dict[str, SourceFile]:
     )
     return {
         f.path: SourceFile(
-            size_bytes=f.size, promised=f"sha256:{f.lfs.sha256}" if f.lfs is not None else f"git-sha1:{f.blob_id}"
+            size_bytes=f.size, promised=Digest.of_hex(f.lfs.sha256) if f.lfs is not None else Digest.of_git(f.blob_id)
         )
         for f in files
     }
@@ -227,8 +228,8 @@ def _list_cached(repo: str, commit: str) -> dict[str, SourceFile] | None:
     found = {}
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         blob = path.resolve().name
-        kind = {64: "sha256:", 40: "git-sha1:"}.get(len(blob))
-        promised = kind + blob if kind and path.is_symlink() else None
+        digest_of = {64: Digest.of_hex, 40: Digest.of_git}.get(len(blob))
+        promised = digest_of(blob) if digest_of and path.is_symlink() else None
         found[path.relative_to(root).as_posix()] = SourceFile(size_bytes=path.stat().st_size, promised=promised)
     return found or None
 

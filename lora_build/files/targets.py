@@ -26,6 +26,7 @@ from lora_build.errors import LoraBuildError, StorageError
 from lora_build.files.buffers import Buffers
 from lora_build.files.executor import Call, Lane
 from lora_build.files.hashing import Sha256, remember, update_both
+from lora_build.files.identity import Digest
 
 log = logging.getLogger(__name__)
 BLOCK_BYTES = 15 << 17
@@ -38,11 +39,11 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRecord:
-    """A file that was written: its name below the output, its size, its `sha256:` digest."""
+    """A file that was written: its name below the output, its size, its SHA-256."""
 
     path: str
     size_bytes: int
-    sha256: str
+    sha256: Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,7 @@ class FileWriter:
         self._refuse_unless(self._written == self._size, "fewer")
         for begun in self._begun:
             begun.result()
-        found = "sha256:" + self._hash.hexdigest()
+        found = Digest.of_hash(self._hash)
         with disk_errors(self._path):
             os.fsync(self._fd)
             remember(self._fd, found)  # so that the next build can tell at once that the file is as it was written

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lora_build.errors import did_you_mean
 from lora_build.files.formats.checkpoint import TensorInfo
+from lora_build.files.identity import SourceName
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +70,7 @@ class Layer:
     @property
     def where(self) -> str:
         """How messages name it: `adapters.math: model.layers.0.self_attn.q_proj`."""
-        return f"adapters.{self.adapter}: {self.module}"
+        return f"{SourceName.of_adapter(self.adapter)}: {self.module}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

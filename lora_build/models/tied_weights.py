@@ -5,13 +5,14 @@ from typing import Any
 
 from lora_build.errors import SourceError
 from lora_build.files.formats.adapter import Adapter, Parts
+from lora_build.files.identity import Digest, TensorKey
 from lora_build.models.architecture import Ties, read_ties, untying
 from lora_build.models.names import Names
 
 _EMBEDDING_LEAVES = ("lora_embedding_A", "lora_embedding_B")
 _HEAD_LEAVES = ("lora_A.weight", "lora_B.weight")
 
-Digests = Mapping[tuple[str, str], str]
+Digests = Mapping[TensorKey, Digest]
 """The SHA-256 of tensors of adapters, by (adapter, key); of their transposes by (adapter, key + ".T")."""
 
 
@@ -158,6 +159,6 @@ def _alike(first: Mapping[str, Any], copy: Mapping[str, Any], adapter: str, dige
         pairs = dict(zip(_EMBEDDING_LEAVES, reversed(_HEAD_LEAVES), strict=True))
         turned = ".T"
     return bool(pairs) and all(
-        digests.get((adapter, first[a].name + turned)) == digests.get((adapter, copy[b].name), "")
+        digests.get(TensorKey(adapter, first[a].name + turned)) == digests.get(TensorKey(adapter, copy[b].name), "")
         for a, b in pairs.items()
     )

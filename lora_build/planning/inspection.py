@@ -20,6 +20,7 @@ from lora_build.errors import PlanError
 from lora_build.files.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, Parts, open_adapter, sort_tensors
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.files.hashing import HashedFile
+from lora_build.files.identity import BASE, SourceName
 from lora_build.files.sources import Source, open_hashed, sizes
 from lora_build.methods.interface import Layer, Measurable, Update, methods, unmergeable
 from lora_build.methods.lora.implied import Implied
@@ -223,14 +224,14 @@ def inspect(adapter: str | os.PathLike[str], base: str | os.PathLike[str] | None
     name = _name(source)
     recipe = Recipe(name="inspect", adapters={name: spec})
     if base is None:
-        opened_source = open_source(recipe, f"adapters.{name}", spec)
+        opened_source = open_source(recipe, SourceName.of_adapter(name), spec)
         opened = open_adapter(opened_source.read, name, 1.0, sizes(opened_source))
         return _inspect(opened_source, opened, _read(opened))
     source, revision = split_reference("base", base)
     recipe.base = BaseSpec(source=source, revision=revision)
     resolved = resolve(recipe)
     (opened,) = resolved.inputs.adapters
-    read, base_uri = _read(opened), resolved.sources["base"].uri
+    read, base_uri = _read(opened), resolved.sources[BASE].uri
     try:
         fit = _fit(base_uri, make_plan(recipe, resolved.inputs), read)
     except PlanError as error:
@@ -422,7 +423,7 @@ def _used(operation: Operation, names: Mapping[str, str]) -> list[TensorInfo]:
     """Return the tensors of the adapter that go into an output tensor, without those it has in common."""
     updates = operation.updates if isinstance(operation, Merge) else ()
     tensors = (operation.source, *(tensor for update in updates for tensor in update.factors.values()))
-    return [tensor for tensor in tensors if tensor.source != "base" and tensor.name in names]
+    return [tensor for tensor in tensors if not tensor.source.is_base and tensor.name in names]
 
 
 def _names(read: _Read) -> dict[str, str]:

@@ -77,7 +77,7 @@ def kind(operation: Operation) -> str:
     """Return `copy`, `convert`, `replace` (with an adapter's tensor) or `merge`."""
     if isinstance(operation, Merge):
         return "merge"
-    if operation.source.source != "base":
+    if not operation.source.source.is_base:
         return "replace"
     return "copy" if operation.dtype == operation.source.dtype else "convert"
 
@@ -85,8 +85,8 @@ def kind(operation: Operation) -> str:
 def touched_by(operation: Operation) -> tuple[str, ...]:
     """Return the names of the adapters whose tensors go into an output tensor, sorted."""
     names = {update.adapter for update in operation.updates} if isinstance(operation, Merge) else set()
-    if operation.source.source != "base":
-        names.add(operation.source.source.removeprefix("adapters."))
+    if not operation.source.source.is_base:
+        names.add(operation.source.source.adapter_name)
     return tuple(sorted(names))
 
 

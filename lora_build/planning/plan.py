@@ -20,6 +20,7 @@ from lora_build.files.formats.checkpoint import (
     is_tokenizer_file,
     patch_json,
 )
+from lora_build.files.identity import BASE, Digest, SourceName, TensorKey
 from lora_build.planning.operations import Merge, Operation, Shard, kind, lay_out, output_bytes
 from lora_build.planning.planner import make_draft
 from lora_build.recipe.schema import DType, Numerics, Recipe, parse_size
@@ -39,7 +40,7 @@ class Inputs:
 
     base: Checkpoint
     adapters: tuple[Adapter, ...]
-    digests: Mapping[tuple[str, str], str]
+    digests: Mapping[TensorKey, Digest]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +62,11 @@ class MergePlan:
 
     options: Mapping[str, Any]
     weights: Mapping[str, float]
-    input_files: Mapping[str, tuple[str, ...]]
+    input_files: Mapping[SourceName, tuple[str, ...]]
     shards: tuple[Shard, ...]
     config: bytes
     config_changes: Mapping[str, Any]
-    side_files: Mapping[str, str]
+    side_files: Mapping[str, SourceName]
     left_out: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
@@ -127,7 +128,7 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
             "tied": recipe.tied.value,
         },
         weights={adapter.name: adapter.weight for adapter in inputs.adapters},
-        input_files={"base": _base_files(inputs.base)}
+        input_files={BASE: _base_files(inputs.base)}
         | {adapter.source: _adapter_files(adapter, side_files) for adapter in inputs.adapters},
         shards=lay_out(parse_size(recipe.output.max_shard_size), draft.layout.homes, inputs.base.shards, operations),
         config=patch_json(inputs.base.config_text, config_changes).encode(),
@@ -138,16 +139,16 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
     )
 
 
-def _adapter_files(adapter: Adapter, side_files: Mapping[str, str]) -> tuple[str, ...]:
+def _adapter_files(adapter: Adapter, side_files: Mapping[str, SourceName]) -> tuple[str, ...]:
     tokenizer = (name for name, source in side_files.items() if source == adapter.source)
     return (CONFIG_NAME, ADAPTER_WEIGHTS_NAME, *sorted(tokenizer))
 
 
-def _side_files(base: Checkpoint, tokenizer: Adapter | None) -> dict[str, str]:
+def _side_files(base: Checkpoint, tokenizer: Adapter | None) -> dict[str, SourceName]:
     """Return the files that go along and where they come from; a tokenizer comes from one source as a whole."""
     if tokenizer is None:
-        return dict.fromkeys(base.side_files, "base")
-    kept = {name: "base" for name in base.side_files if not is_tokenizer_file(name)}
+        return dict.fromkeys(base.side_files, BASE)
+    kept = {name: BASE for name in base.side_files if not is_tokenizer_file(name)}
     return dict(sorted((kept | dict.fromkeys(tokenizer.tokenizer_files, tokenizer.source)).items()))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from lora_build.dtypes import FLOATS, MERGEABLE, named, num_bytes
 from lora_build.files.formats.adapter import Adapter, Parts, sort_tensors
 from lora_build.files.formats.checkpoint import Checkpoint, TensorInfo
+from lora_build.files.identity import Digest, TensorKey
 from lora_build.methods.interface import Layer, Method, Update, methods, unmergeable
 from lora_build.methods.trainable_tokens import TrainableTokens, replacement
 from lora_build.models.layer_replication import replication_of
@@ -40,7 +41,7 @@ class Draft:
     recipe: Recipe
     base: Checkpoint
     adapters: tuple[Adapter, ...]
-    digests: Mapping[tuple[str, str], str]
+    digests: Mapping[TensorKey, Digest]
     cut_first: bool = False
     layout: Layout = field(init=False)
     placed: dict[str, list[tuple[int, int, Update]]] = field(default_factory=dict)
@@ -114,18 +115,21 @@ class Draft:
             self._freeze(adapter, parameter, tensor)
         for parameter, tensor in parts.replaced.items():
             for copy in parts.copies.get(parameter, ()):
-                if self.digests[adapter.name, copy.name] != self.digests[adapter.name, tensor.name]:
+                if self._digest(adapter, copy) != self._digest(adapter, tensor):
                     self.issues.append(
                         f"{adapter.source}: '{tensor.name}' and '{copy.name}' both replace {parameter} and differ; "
                         "delete the one that is not meant"
                     )
             self._replace(adapter, parameter, tensor)
 
+    def _digest(self, adapter: Adapter, tensor: TensorInfo) -> Digest:
+        return self.digests[TensorKey(adapter.name, tensor.name)]
+
     def _freeze(self, adapter: Adapter, parameter: str, tensor: TensorInfo) -> None:
         found = self._find(adapter, parameter)
         if found is None:
             return
-        digest = self.digests[adapter.name, tensor.name]
+        digest = self._digest(adapter, tensor)
         name = found.parts[0].name
         owner, other = self._frozen.setdefault(name, (adapter.name, digest))
         if other != digest:
@@ -314,7 +318,7 @@ class Draft:
             return
         self.placed.setdefault(name, []).append((start, stop, update))
         for tensor in (self.layout.sources[name], *update.factors.values()):
-            if tensor.dtype not in MERGEABLE and not (tensor.dtype == "F64" and tensor.source != "base"):
+            if tensor.dtype not in MERGEABLE and not (tensor.dtype == "F64" and not tensor.source.is_base):
                 self.issues.append(f"{tensor.source}: {tensor.name} is {tensor.dtype}; merging needs F32, F16 or BF16")
 
     def _find(self, adapter: Adapter, parameter: str) -> Parameter | None:
@@ -332,7 +336,7 @@ class Draft:
             return True
         replaced = self._parts[adapter.name].replaced
         values = {
-            next((self.digests[adapter.name, t.name] for p, t in replaced.items() if same_parameter(p, member)), None)
+            next((self._digest(adapter, t) for p, t in replaced.items() if same_parameter(p, member)), None)
             for member in self.layout.knots.members(parameter)
         }
         return len(values) == 1 and None not in values
@@ -387,7 +391,7 @@ class Draft:
 
 
 def make_draft(
-    recipe: Recipe, base: Checkpoint, adapters: tuple[Adapter, ...], digests: Mapping[tuple[str, str], str]
+    recipe: Recipe, base: Checkpoint, adapters: tuple[Adapter, ...], digests: Mapping[TensorKey, Digest]
 ) -> Draft:
     """Return the draft of what adapters do to a base; `issues` has what is wrong.
 

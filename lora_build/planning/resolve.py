@@ -16,6 +16,7 @@ from lora_build.errors import LoraBuildError, PlanError, SourceError, did_you_me
 from lora_build.files.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, open_adapter, sort_tensors
 from lora_build.files.formats.checkpoint import Checkpoint, TensorInfo, is_tokenizer_file, open_checkpoint
 from lora_build.files.hashing import CHUNK_BYTES
+from lora_build.files.identity import BASE, Digest, SourceName, TensorKey
 from lora_build.files.sources import Source, open_hub, open_local, sizes
 from lora_build.methods.interface import methods
 from lora_build.planning.plan import Inputs
@@ -30,7 +31,7 @@ class Resolved:
     """A recipe's inputs and the sources that they come from, by `base` and `adapters.<name>`."""
 
     inputs: Inputs
-    sources: Mapping[str, Source]
+    sources: Mapping[SourceName, Source]
 
 
 def resolve(recipe: Recipe) -> Resolved:
@@ -40,10 +41,10 @@ def resolve(recipe: Recipe) -> Resolved:
         PlanError: several of them cannot be opened; names each.
         LoraBuildError: one of them cannot, with its own kind of error.
     """
-    sources: dict[str, Source] = {}
+    sources: dict[SourceName, Source] = {}
     failures: list[LoraBuildError] = []
 
-    def attempt(role: str, spec: BaseSpec | AdapterSpec, read: Callable[[Source], _Opened]) -> _Opened | None:
+    def attempt(role: SourceName, spec: BaseSpec | AdapterSpec, read: Callable[[Source], _Opened]) -> _Opened | None:
         try:
             sources[role] = source = open_source(recipe, role, spec)
             return read(source)
@@ -51,7 +52,7 @@ def resolve(recipe: Recipe) -> Resolved:
             failures.append(error)
             return None
 
-    base = attempt("base", recipe.base, lambda s: open_checkpoint(s.read, s.role, sizes(s)))
+    base = attempt(BASE, recipe.base, lambda s: open_checkpoint(s.read, s.role, sizes(s)))
     adapters = []
     for name, spec in selected(recipe).items():
 
@@ -59,7 +60,7 @@ def resolve(recipe: Recipe) -> Resolved:
             packing = spec.expert_packing.value
             return open_adapter(source.read, name, spec.weight, sizes(source), expert_packing=packing)
 
-        adapters.append(attempt(f"adapters.{name}", spec, read))
+        adapters.append(attempt(SourceName.of_adapter(name), spec, read))
     if failures:
         raise _together(failures)
     opened = tuple(adapter for adapter in adapters if adapter is not None)
@@ -80,15 +81,13 @@ def _together(failures: list[LoraBuildError]) -> LoraBuildError:
     )
 
 
-def open_source(recipe: Recipe, role: str, spec: BaseSpec | AdapterSpec) -> Source:
+def open_source(recipe: Recipe, role: SourceName, spec: BaseSpec | AdapterSpec) -> Source:
     """Return where an input comes from: a directory, or a Hub repository at a commit."""
     if is_local(spec.source):
         return open_local(role, spec.source, resolve_path(recipe, spec.source))
     wanted = {CONFIG_NAME, WEIGHTS_NAME, "adapter_model.bin", "config.json"}
     try:
-        return open_hub(
-            role, spec.source, spec.revision, lambda n: role == "base" or n in wanted or is_tokenizer_file(n)
-        )
+        return open_hub(role, spec.source, spec.revision, lambda n: role.is_base or n in wanted or is_tokenizer_file(n))
     except LoraBuildError as error:
         if not resolve_path(recipe, spec.source).is_dir():
             raise
@@ -116,9 +115,9 @@ def split_reference(role: str, written: str | os.PathLike[str]) -> tuple[str, st
     return repo, revision or None
 
 
-def digests_of(sources: Mapping[str, Source], adapters: tuple[Adapter, ...]) -> dict[tuple[str, str], str]:
+def digests_of(sources: Mapping[SourceName, Source], adapters: tuple[Adapter, ...]) -> dict[TensorKey, Digest]:
     """Return the SHA-256 of the tensors of adapters that may have to be the same; see `Inputs.digests`."""
-    found = {}
+    found: dict[TensorKey, Digest] = {}
     for adapter in adapters:
         source, method = sources[adapter.source], methods().get(adapter.peft_type)
         if method is None:
@@ -126,13 +125,13 @@ def digests_of(sources: Mapping[str, Source], adapters: tuple[Adapter, ...]) -> 
         parts = sort_tensors(adapter, method.leaves)
         copies = (tensor for tensors in parts.copies.values() for tensor in tensors)
         for tensor in (*parts.frozen.values(), *parts.replaced.values(), *copies):
-            found[adapter.name, tensor.name] = _data_digest(source, tensor)
+            found[TensorKey(adapter.name, tensor.name)] = _data_digest(source, tensor)
         if adapter.config.get("ensure_weight_tying"):
             for tensor in (t for module in sorted(parts.factors) if _may_be_tied(module)
                            for t in parts.factors[module].values()):  # fmt: skip
-                found[adapter.name, tensor.name] = _data_digest(source, tensor)
+                found[TensorKey(adapter.name, tensor.name)] = _data_digest(source, tensor)
                 if len(tensor.shape) == 2:
-                    found[adapter.name, tensor.name + ".T"] = _transpose_digest(source, tensor)
+                    found[TensorKey(adapter.name, tensor.name + ".T")] = _transpose_digest(source, tensor)
     return found
 
 
@@ -140,15 +139,15 @@ def _may_be_tied(module: str) -> bool:
     return not any(part.isdigit() for part in module.split("."))
 
 
-def _data_digest(source: Source, tensor: TensorInfo) -> str:
+def _data_digest(source: Source, tensor: TensorInfo) -> Digest:
     digest = hashlib.sha256()
     for start in range(tensor.start, tensor.end, CHUNK_BYTES):
         digest.update(source.read(tensor.file, start, min(start + CHUNK_BYTES, tensor.end)))
-    return "sha256:" + digest.hexdigest()
+    return Digest.of_hash(digest)
 
 
-def _transpose_digest(source: Source, tensor: TensorInfo) -> str:
+def _transpose_digest(source: Source, tensor: TensorInfo) -> Digest:
     import numpy as np
 
     data = np.frombuffer(source.read(tensor.file, tensor.start, tensor.end), dtype=f"V{num_bytes(tensor.dtype)}")
-    return "sha256:" + hashlib.sha256(data.reshape(tensor.shape).T.tobytes()).hexdigest()
+    return Digest.sha256(data.reshape(tensor.shape).T.tobytes())

@@ -175,5 +175,5 @@ class _WrapperCheck:
 
 def _adapter_bytes(inputs: BuildInputs, plan: MergePlan) -> int:
     """Return the bytes of the adapters' files, which are read whole."""
-    files = ((role, name) for role, names in plan.input_files.items() if role != "base" for name in names)
+    files = ((role, name) for role, names in plan.input_files.items() if not role.is_base for name in names)
     return sum(inputs.sources[role].files[name].size_bytes for role, name in files)

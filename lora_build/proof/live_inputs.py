@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lora_build.files.identity import BASE, SourceName
 from lora_build.files.sources import HubSource, LocalSource
 from lora_build.proof.reopen import BuildInputs
 from lora_build.recipe.schema import selected
@@ -22,7 +23,7 @@ def load_base(inputs: BuildInputs, config: Mapping[str, Any], dtype: "torch.dtyp
     """
     from lora_build.wrapper.loading import folder_of, load_model
 
-    return load_model(folder_of(inputs.sources["base"], inputs.base_files), config, dtype)
+    return load_model(folder_of(inputs.sources[BASE], inputs.base_files), config, dtype)
 
 
 def attach_adapters(model: "nn.Module", inputs: BuildInputs) -> "LoraModel":
@@ -34,7 +35,7 @@ def attach_adapters(model: "nn.Module", inputs: BuildInputs) -> "LoraModel":
     chosen = selected(recipe)
     for name, spec in chosen.items():
         packing = spec.expert_packing.value
-        match inputs.sources[f"adapters.{name}"]:
+        match inputs.sources[SourceName.of_adapter(name)]:
             case LocalSource(root=root):
                 wrapped.load_adapter(root.resolve(), name, expert_packing=packing)
             case HubSource(repo=repo, commit=commit):

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from lora_build.errors import SourceError, VerificationError
 from lora_build.files.executor import Clock, Pool, num_cores
 from lora_build.files.formats.checkpoint import TensorInfo, read_tensors
-from lora_build.files.hashing import HashedFile, sha256
+from lora_build.files.hashing import HashedFile
+from lora_build.files.identity import BASE, Digest, FileKey, SourceName
 from lora_build.files.targets import FileRecord
 from lora_build.planning.operations import Merge, Operation, Segment, kind, touched_by
 
@@ -34,13 +35,15 @@ _OWN_FILES = {MANIFEST_NAME, SURVIVAL_NAME, PROVENANCE_NAME}
 _MOST_THREADS = 32  # of `verify`, each with a file, some 20 MB of which wait for their hash
 _SCHEMA = "lora-build/manifest/v1"
 
-InputDigests = Mapping[tuple[str, str], FileRecord]
+_HERE = SourceName(".")
+
+InputDigests = Mapping[FileKey, FileRecord]
 """The files that were read, by (source, name): ("base", "config.json")."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRecord:
-    """An output tensor: where it is, what it is, the `sha256:` digest of its bytes, what was done to it and by whom.
+    """An output tensor: where it is, what it is, the SHA-256 of its bytes, what was done to it and by whom.
 
     `operation` is copy, convert, replace or merge; `adapters` are places in the manifest's list of adapters.
     """
@@ -48,7 +51,7 @@ class TensorRecord:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    sha256: str
+    sha256: Digest
     file: str
     operation: str
     adapters: tuple[int, ...]
@@ -68,24 +71,24 @@ class Manifest:
     reproducibility: str = "exact"
 
     @property
-    def build_key(self) -> str:
+    def build_key(self) -> Digest:
         """The digest of what the build was made of; known before it."""
-        return sha256(canonical_json(self.plan))
+        return Digest.sha256(canonical_json(self.plan))
 
     @property
-    def output_digest(self) -> str:
+    def output_digest(self) -> Digest:
         """The digest of what came out."""
-        return sha256(canonical_json([[f.path, f.size_bytes, f.sha256] for f in self.files]))
+        return Digest.sha256(canonical_json([[f.path, f.size_bytes, f.sha256] for f in self.files]))
 
     @property
-    def weights_digest(self) -> str:
+    def weights_digest(self) -> Digest:
         """The digest of the tensors, whatever files they are in."""
-        return sha256(canonical_json([[t.name, t.dtype, list(t.shape), t.sha256] for t in self.tensors]))
+        return Digest.sha256(canonical_json([[t.name, t.dtype, list(t.shape), t.sha256] for t in self.tensors]))
 
     @property
-    def manifest_hash(self) -> str:
+    def manifest_hash(self) -> Digest:
         """The digest of the manifest's file."""
-        return sha256(self.to_bytes())
+        return Digest.sha256(self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """Return the bytes of the manifest's file."""
@@ -121,13 +124,8 @@ class Manifest:
             manifest = cls(
                 plan=document["plan"],
                 reproducibility=document["reproducibility"],
-                files=tuple(
-                    FileRecord(path=f["path"], size_bytes=f["size"], sha256=f["sha256"]) for f in document["files"]
-                ),
-                tensors=tuple(
-                    TensorRecord(**{**t, "shape": tuple(t["shape"]), "adapters": tuple(t["adapters"])})
-                    for t in document["tensors"]
-                ),
+                files=tuple(map(_file_record, document["files"])),
+                tensors=tuple(map(_tensor_record, document["tensors"])),
             )
             same = manifest.to_bytes() == data
             inside = all(_is_inside(file.path) for file in manifest.files)
@@ -171,12 +169,21 @@ def _has_float(value: Any) -> bool:
     return isinstance(value, float) or (isinstance(value, list | tuple) and any(_has_float(v) for v in value))
 
 
+def _file_record(entry: Mapping[str, Any]) -> FileRecord:
+    return FileRecord(path=entry["path"], size_bytes=entry["size"], sha256=Digest(entry["sha256"]))
+
+
+def _tensor_record(entry: Mapping[str, Any]) -> TensorRecord:
+    shape, adapters = tuple(entry["shape"]), tuple(entry["adapters"])
+    return TensorRecord(**{**entry, "shape": shape, "adapters": adapters, "sha256": Digest(entry["sha256"])})
+
+
 def _file_entry(file: FileRecord) -> dict[str, Any]:
     return {"path": file.path, "size": file.size_bytes, "sha256": file.sha256}
 
 
 def make_manifest(
-    plan: "MergePlan", inputs: InputDigests, files: Iterable[FileRecord], tensors: Mapping[str, tuple[str, str]]
+    plan: "MergePlan", inputs: InputDigests, files: Iterable[FileRecord], tensors: Mapping[str, tuple[str, Digest]]
 ) -> Manifest:
     """Return the manifest of a finished build.
 
@@ -190,7 +197,7 @@ def make_manifest(
     records = [
         TensorRecord(
             name=op.name, dtype=op.dtype, shape=op.source.shape, sha256=tensors[op.name][1], file=tensors[op.name][0],
-            operation=kind(op), adapters=tuple(sorted(places[f"adapters.{name}"] for name in touched_by(op))),
+            operation=kind(op), adapters=tuple(sorted(places[SourceName.of_adapter(name)] for name in touched_by(op))),
         )
         for op in plan.operations
     ]  # fmt: skip
@@ -202,39 +209,40 @@ def make_manifest(
     )
 
 
-def build_key(plan: "MergePlan", inputs: InputDigests) -> str:
+def build_key(plan: "MergePlan", inputs: InputDigests) -> Digest:
     """Return the build_key that a build of this plan on these inputs has."""
-    return sha256(canonical_json(_plan_document(plan, inputs, _places(plan, inputs))))
+    return Digest.sha256(canonical_json(_plan_document(plan, inputs, _places(plan, inputs))))
 
 
-def _adapter_entry(plan: "MergePlan", inputs: InputDigests, source: str) -> dict[str, Any]:
-    weight = plan.weights[source.removeprefix("adapters.")]
-    return {"files": [_file_entry(inputs[source, n]) for n in plan.input_files[source]], "weight": repr(float(weight))}
+def _adapter_entry(plan: "MergePlan", inputs: InputDigests, source: SourceName) -> dict[str, Any]:
+    weight = plan.weights[source.adapter_name]
+    files = [_file_entry(inputs[FileKey(source, name)]) for name in plan.input_files[source]]
+    return {"files": files, "weight": repr(float(weight))}
 
 
-def _places(plan: "MergePlan", inputs: InputDigests) -> dict[str, int]:
+def _places(plan: "MergePlan", inputs: InputDigests) -> dict[SourceName, int]:
     """Return each adapter's place: by content and weight, so that neither names nor their order matter."""
     adapters = sorted(
-        (source for source in plan.input_files if source != "base"),
+        (source for source in plan.input_files if not source.is_base),
         key=lambda source: canonical_json(_adapter_entry(plan, inputs, source)),
     )
     return {source: place for place, source in enumerate(adapters)}
 
 
-def _plan_document(plan: "MergePlan", inputs: InputDigests, places: Mapping[str, int]) -> dict[str, Any]:
+def _plan_document(plan: "MergePlan", inputs: InputDigests, places: Mapping[SourceName, int]) -> dict[str, Any]:
     return {
         "options": dict(plan.options),
-        "base": {"files": [_file_entry(inputs["base", name]) for name in plan.input_files["base"]]},
+        "base": {"files": [_file_entry(inputs[FileKey(BASE, name)]) for name in plan.input_files[BASE]]},
         "adapters": [_adapter_entry(plan, inputs, source) for source in places],
-        "operations": sha256(canonical_json(_operations(plan, places))),
+        "operations": Digest.sha256(canonical_json(_operations(plan, places))),
     }
 
 
-def _operations(plan: "MergePlan", places: Mapping[str, int]) -> list[Any]:
+def _operations(plan: "MergePlan", places: Mapping[SourceName, int]) -> list[Any]:
     """Return what is done to each tensor, so that another plan for the same inputs is another build."""
 
     def tensor(info: TensorInfo) -> list[Any]:
-        return ["base" if info.source == "base" else places[info.source], info.file, info.name]
+        return ["base" if info.source.is_base else places[info.source], info.file, info.name]
 
     def updates(op: Operation) -> list[Any]:
         if not isinstance(op, Merge):
@@ -252,13 +260,13 @@ def _operations(plan: "MergePlan", places: Mapping[str, int]) -> list[Any]:
 
 
 def _segment_updates(
-    segment: Segment, places: Mapping[str, int], tensor: Callable[[TensorInfo], list[Any]]
+    segment: Segment, places: Mapping[SourceName, int], tensor: Callable[[TensorInfo], list[Any]]
 ) -> list[Any]:
     """Return the updates of a segment; in the recipe's order only where that matters."""
     found = list(segment.updates)
     is_ordered = any(update.ordered for update in found)
     if not is_ordered:
-        found.sort(key=lambda update: places[f"adapters.{update.adapter}"])
+        found.sort(key=lambda update: places[SourceName.of_adapter(update.adapter)])
     rows = []
     for u in found:
         row = [u.method, repr(u.scale), u.transposed, {role: tensor(info) for role, info in u.factors.items()}]
@@ -353,7 +361,7 @@ def _check_file(root: Path, expected: FileRecord, tensors: Sequence[TensorRecord
 
 
 def _check_tensors(file: HashedFile, expected: FileRecord, tensors: Sequence[TensorRecord]) -> list[str]:
-    there = read_tensors(lambda _, start, end: file.read(start, end), ".", expected.path, expected.size_bytes)
+    there = read_tensors(lambda _, start, end: file.read(start, end), _HERE, expected.path, expected.size_bytes)
     wanted = {t.name: t for t in tensors}
     problems = [f"{expected.path}: tensor {n} is missing" for n in sorted(wanted.keys() - {t.name for t in there})]
     for tensor, digest in _digests(file, there):
@@ -369,7 +377,7 @@ def _check_tensors(file: HashedFile, expected: FileRecord, tensors: Sequence[Ten
     return problems
 
 
-def _digests(file: HashedFile, tensors: Sequence[TensorInfo]) -> Iterator[tuple[TensorInfo, str]]:
+def _digests(file: HashedFile, tensors: Sequence[TensorInfo]) -> Iterator[tuple[TensorInfo, Digest]]:
     """Yield each tensor with its digest, in the order of their data, which `read_tensors` leaves no gaps in.
 
     The file is read in chunks of one size, however small its tensors are.
@@ -382,4 +390,4 @@ def _digests(file: HashedFile, tensors: Sequence[TensorInfo]) -> Iterator[tuple[
             left = left or memoryview(next(chunks))
             running.update(left[:missing])
             left, missing = left[missing:], missing - len(left[:missing])
-        yield tensor, "sha256:" + running.hexdigest()
+        yield tensor, Digest.of_hash(running)

@@ -19,6 +19,7 @@ from typing import Any
 
 from lora_build import __version__
 from lora_build.errors import SourceError
+from lora_build.files.identity import Digest, SourceName
 from lora_build.files.sources import Source
 from lora_build.proof.manifest import InputDigests, Manifest
 from lora_build.recipe.schema import Recipe
@@ -54,7 +55,7 @@ class Recorded:
 
     recipe: Mapping[str, Any]
     root: str | None
-    commits: Mapping[str, str]
+    commits: Mapping[SourceName, str]
     checks: Mapping[str, Any]
 
 
@@ -74,7 +75,7 @@ def read(data: bytes, where: str) -> Recorded:
         predicate = json.loads(data)["predicate"]
         definition = predicate["buildDefinition"]
         commits = {
-            entry["name"]: found[1]
+            SourceName(entry["name"]): found[1]
             for entry in definition["resolvedDependencies"]
             if (found := re.match(r"hf://[^@]+@([0-9a-f]+)/", entry["uri"]))
         }
@@ -89,7 +90,7 @@ def read(data: bytes, where: str) -> Recorded:
 
 
 def to_bytes(
-    recipe: Recipe, sources: Mapping[str, Source], inputs: InputDigests, manifest: Manifest, run: Run
+    recipe: Recipe, sources: Mapping[SourceName, Source], inputs: InputDigests, manifest: Manifest, run: Run
 ) -> bytes:
     """Return the bytes of lora-build.provenance.json."""
     statement = {
@@ -122,9 +123,8 @@ def to_bytes(
     return (json.dumps(statement, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _digest(tagged: str) -> dict[str, str]:
-    kind, _, value = tagged.partition(":")
-    return {kind: value}
+def _digest(digest: Digest) -> dict[str, str]:
+    return {digest.algorithm: digest.hex}
 
 
 def _recipe(recipe: Recipe) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_build.errors import SourceError, VerificationError
 from lora_build.files.formats.checkpoint import INDEX_NAME, Checkpoint
+from lora_build.files.identity import BASE, SourceName
 from lora_build.files.sources import Source, digest
 from lora_build.planning.resolve import resolve
 from lora_build.proof.manifest import PROVENANCE_NAME, Manifest
@@ -31,7 +32,7 @@ class BuildInputs:
     """
 
     recipe: Recipe
-    sources: Mapping[str, Source]
+    sources: Mapping[SourceName, Source]
     base: Checkpoint
 
     @property
@@ -60,7 +61,7 @@ def reopen(directory: Path, manifest: Manifest) -> BuildInputs:
     )
     resolved = resolve(recipe)
     inputs = BuildInputs(recipe=recipe, sources=resolved.sources, base=resolved.inputs.base)
-    problems = _check_base(inputs.sources["base"], inputs.base_files, manifest)
+    problems = _check_base(inputs.sources[BASE], inputs.base_files, manifest)
     problems += _check_adapters(recipe, inputs.sources, manifest)
     if problems:
         raise VerificationError("\n  ".join((f"{directory}: its inputs are no longer what it was made of:", *problems)))
@@ -71,7 +72,7 @@ def _recipe(directory: Path, recorded: Recorded) -> Recipe:
     """Return the recipe of a build, with the folder that its relative paths begin at and with fixed revisions."""
     data = dict(recorded.recipe)
     for role, commit in recorded.commits.items():
-        part = data["base"] if role == "base" else data["adapters"][role.removeprefix("adapters.")]
+        part = data["base"] if role.is_base else data["adapters"][role.adapter_name]
         part["revision"] = commit
     roots = [*([directory / recorded.root] if recorded.root else []), Path.cwd()]
     recipes = [from_mapping({**data, "root": str(root.resolve())}, where=PROVENANCE_NAME) for root in roots]
@@ -92,12 +93,12 @@ def _check_base(source: Source, names: tuple[str, ...], manifest: Manifest) -> l
     ]
 
 
-def _check_adapters(recipe: Recipe, sources: Mapping[str, Source], manifest: Manifest) -> list[str]:
+def _check_adapters(recipe: Recipe, sources: Mapping[SourceName, Source], manifest: Manifest) -> list[str]:
     """Return what is wrong with the adapters; each must be one of the manifest's, with its weight."""
     left = list(manifest.plan["adapters"])
     problems = []
     for name, spec in selected(recipe).items():
-        source = sources[f"adapters.{name}"]
+        source = sources[SourceName.of_adapter(name)]
         found = next((entry for entry in left if _is_same(entry, spec.weight, source)), None)
         if found is None:
             problems.append(

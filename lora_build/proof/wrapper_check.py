@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_build.dtypes import torch_dtype
 from lora_build.errors import SourceError
-from lora_build.files.hashing import sha256
+from lora_build.files.identity import Digest
 from lora_build.models.architecture import class_and_config
 from lora_build.proof.live_inputs import attach_adapters, load_base
 from lora_build.proof.manifest import Manifest
@@ -118,12 +118,12 @@ def compare_with_wrapper(manifest: Manifest, inputs: BuildInputs) -> WrapperRepo
     )
 
 
-def _digest(tensor: "Tensor") -> str:
-    """Return the `sha256:` digest of a tensor's bytes as they are in a file."""
+def _digest(tensor: "Tensor") -> Digest:
+    """Return the SHA-256 of a tensor's bytes as they are in a file."""
     import torch
 
     values: Any = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
-    return sha256(values.data)
+    return Digest.sha256(values.data)
 
 
 def _base_as_stored(inputs: BuildInputs) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lora_build.dtypes import FLOATS, name_of, torch_dtype
 from lora_build.errors import MergeError
 from lora_build.files.formats.checkpoint import WEIGHTS_NAME, Checkpoint, TensorInfo
+from lora_build.files.identity import BASE
 from lora_build.methods.interface import methods
 from lora_build.models.names import Names
 from lora_build.models.parameters import Part
@@ -141,7 +142,7 @@ def merged(operation: Operation, W: Tensor, load: Load) -> Tensor:
         load: reads tensors of adapters.
     """
     dtype = torch_dtype(operation.dtype) if operation.dtype in FLOATS else None
-    W = W.cpu() if operation.source.source == "base" else load(operation.source)
+    W = W.cpu() if operation.source.source.is_base else load(operation.source)
     if not isinstance(operation, Merge):
         return W if W.dtype == dtype or dtype is None else round_once(W.to(torch.float64), dtype)
     assert dtype is not None
@@ -169,11 +170,11 @@ def check_finite(operation: Operation, W: Tensor, values: Tensor, load: Load) ->
 
 def _why_not_finite(operation: Operation, before: Tensor, load: Load) -> str:
     """Return whose fault a value is that is not finite, from what it was in the base."""
-    if operation.source.source == "base" and not torch.isfinite(before):
+    if operation.source.source.is_base and not torch.isfinite(before):
         return "the base has a NaN or infinity there"
     updates = operation.updates if isinstance(operation, Merge) else ()
     factors = [operation.source, *(tensor for update in updates for tensor in update.factors.values())]
-    taken = [tensor for tensor in factors if tensor.source != "base"]
+    taken = [tensor for tensor in factors if not tensor.source.is_base]
     for tensor in taken:
         if not all_finite(load(tensor)):
             return f"{tensor.source} has a NaN or infinity in {tensor.name}"
@@ -211,6 +212,6 @@ def _on_disk(model: nn.Module) -> Mapping[str, Tensor]:
 
 def _info(name: str, tensor: Tensor) -> TensorInfo:
     return TensorInfo(
-        source="base", file=WEIGHTS_NAME, name=name, dtype=name_of(tensor.dtype), shape=tuple(tensor.shape),
+        source=BASE, file=WEIGHTS_NAME, name=name, dtype=name_of(tensor.dtype), shape=tuple(tensor.shape),
         start=0, end=tensor.numel() * tensor.element_size(),
     )  # fmt: skip

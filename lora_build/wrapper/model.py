@@ -23,6 +23,7 @@ from lora_build.dtypes import torch_dtype
 from lora_build.errors import PlanError, RecipeError, did_you_mean
 from lora_build.files.formats.adapter import Adapter, open_adapter
 from lora_build.files.formats.checkpoint import TensorInfo
+from lora_build.files.identity import SourceName
 from lora_build.files.sources import Source, sizes
 from lora_build.methods.interface import Update, methods
 from lora_build.methods.lora.forward import without_offsets
@@ -167,7 +168,7 @@ class LoraModel(nn.Module):
             raise RecipeError("the model is in another LoraModel; load_adapter there, or unload() that one first")
         source, found = split_reference("adapter", adapter)
         spec = AdapterSpec(source=source, revision=revision or found, expert_packing=Packing(expert_packing))
-        role = f"adapters.{adapter_name}"
+        role = SourceName.of_adapter(adapter_name)
         opened_source = open_source(Recipe(name="model"), role, spec)
         opened = open_adapter(
             opened_source.read, adapter_name, 1.0, sizes(opened_source), expert_packing=spec.expert_packing.value
@@ -364,7 +365,7 @@ class LoraModel(nn.Module):
         new = (
             {n: m for n, m in layout.knots.cut_members().items() if n in layout.sources} if layout.knots.is_cut else {}
         )
-        changing = [op for op in operations if isinstance(op, Merge) or op.source.source != "base" or op.name in new]
+        changing = [op for op in operations if isinstance(op, Merge) or not op.source.source.is_base or op.name in new]
         begins = {op.name: new.get(op.name, ("", op.name))[1] for op in changing}
         changing = [replace(op, dtype=self._live.dtype(begins[op.name])) for op in changing]
         self._refuse_tensors(place.parameter for name in begins.values() for place in self._live.places(name))
@@ -401,7 +402,7 @@ class LoraModel(nn.Module):
             raise PlanError(issues)
 
     def _load(self, tensor: TensorInfo) -> Tensor:
-        return self._opened[tensor.source.removeprefix("adapters.")].load(tensor)
+        return self._opened[tensor.source.adapter_name].load(tensor)
 
     def _base_values(self, plan: _Plan, operation: Operation) -> Tensor:
         return self._live.read(plan.members.get(operation.name, ("", operation.name))[1])
@@ -537,7 +538,7 @@ class LoraModel(nn.Module):
         part = place.part
         if not isinstance(operation, Merge) or part.expert is not None or part.transposed:
             return None
-        if operation.source.source != "base":
+        if not operation.source.source.is_base:
             return None
         size = self._live.tensor(place.parameter).shape[0]
         in_order = range(size)

@@ -21,6 +21,7 @@ from lora_build.files import hashing as digests
 from lora_build.files import targets as sinks
 from lora_build.files.buffers import Buffers
 from lora_build.files.hashing import Sha256, update_both
+from lora_build.files.identity import Digest
 from lora_build.proof.manifest import read_manifest
 
 ROOT = Path(__file__).parent.parent.parent
@@ -126,7 +127,7 @@ def test_a_file_and_the_tensors_in_it_have_the_digests_of_what_was_written(tmp_p
         record = file.close()
 
     assert (tmp_path / "out").read_bytes() == data
-    assert record.sha256 == digests.sha256(data)
+    assert record.sha256 == Digest.sha256(data)
     assert all(digest.hexdigest() == hashlib.sha256(part).hexdigest() for digest, part in tensors)
 
 

@@ -16,7 +16,8 @@ import pytest
 
 from lora_build.files.buffers import Buffers
 from lora_build.files.executor import AHEAD, Call, Clock, Lane, Pool, num_cores
-from lora_build.files.hashing import HashedFile, sha256
+from lora_build.files.hashing import HashedFile
+from lora_build.files.identity import Digest
 from lora_build.files.targets import BLOCK_BYTES, FileWriter
 
 ENOUGH = 10.0  # seconds, for what takes none unless it never comes
@@ -482,10 +483,10 @@ def test_a_digest_waits_for_what_is_still_in_its_lane(pool: Pool, tmp_path: Path
         with FileWriter(tmp_path, "out", 3, Buffers(BLOCK_BYTES), lane) as written:
             lane.submit(lambda: time.sleep(0.1))
             with HashedFile(tmp_path / "in", "in", None, lane) as read:
-                assert read.finish() == sha256(b"abc")
+                assert read.finish() == Digest.sha256(b"abc")
             lane.submit(lambda: time.sleep(0.1))
             written.write(b"abc")
-            assert written.close().sha256 == sha256(b"abc")
+            assert written.close().sha256 == Digest.sha256(b"abc")
 
 
 def test_a_limit_is_one_of_the_cores_that_are_used() -> None:

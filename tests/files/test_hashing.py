@@ -9,7 +9,8 @@ import pytest
 
 from lora_build.errors import SourceError, VerificationError
 from lora_build.files import hashing as digests
-from lora_build.files.hashing import HashedFile, file_digest, git_sha1, sha256
+from lora_build.files.hashing import HashedFile, file_digest, git_sha1
+from lora_build.files.identity import Digest
 
 DATA = random.Random(0).randbytes(50_000)
 
@@ -38,7 +39,7 @@ def test_reads_in_any_order_hash_every_byte_once_and_in_order(file: Path, seed: 
         assert reader.finish() == "sha256:" + hashlib.sha256(DATA).hexdigest()
 
 
-@pytest.mark.parametrize("digest", [sha256, git_sha1])
+@pytest.mark.parametrize("digest", [Digest.sha256, git_sha1])
 def test_both_kinds_of_promise_are_kept_or_the_file_is_refused(file: Path, digest: object) -> None:
     promised = digest(DATA)  # type: ignore[operator]
     with HashedFile(file, "f", promised) as reader:
@@ -55,7 +56,7 @@ def test_a_digest_is_remembered_once_the_file_is_at_rest(
     first = file_digest(file, "f")
     monkeypatch.setattr(HashedFile, "finish", lambda _: pytest.fail("read again"))
 
-    assert file_digest(file, "f") == first == sha256(DATA)
+    assert file_digest(file, "f") == first == Digest.sha256(DATA)
 
 
 def test_a_file_that_has_just_changed_is_not_remembered(file: Path) -> None:
@@ -64,7 +65,7 @@ def test_a_file_that_has_just_changed_is_not_remembered(file: Path) -> None:
     file.write_bytes(DATA[::-1])
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
-    assert file_digest(file, "f") == sha256(DATA[::-1])
+    assert file_digest(file, "f") == Digest.sha256(DATA[::-1])
     with file.open("rb") as opened:
         assert digests._recall(digests._signature(opened.fileno())) is None
 
@@ -75,14 +76,14 @@ def test_a_change_that_keeps_size_and_mtime_is_noticed(file: Path, settled: None
     file.write_bytes(DATA[::-1])
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
-    assert file_digest(file, "f") == sha256(DATA[::-1])
+    assert file_digest(file, "f") == Digest.sha256(DATA[::-1])
 
 
 def test_a_remembered_digest_is_held_to_a_promise_too(file: Path, settled: None) -> None:
     file_digest(file, "f")
 
     with pytest.raises(VerificationError, match="damaged"):
-        file_digest(file, "f", "sha256:" + "0" * 64)
+        file_digest(file, "f", Digest.of_hex("0" * 64))
 
 
 def test_a_damaged_memory_is_ignored(file: Path, settled: None) -> None:
@@ -91,7 +92,7 @@ def test_a_damaged_memory_is_ignored(file: Path, settled: None) -> None:
         if slot.is_file():
             slot.write_text("sha256:short")
 
-    assert file_digest(file, "f") == sha256(DATA)
+    assert file_digest(file, "f") == Digest.sha256(DATA)
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
@@ -100,7 +101,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
     (tmp_path / "cache").write_text("a file where a folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    assert file_digest(file, "f") == sha256(DATA)
+    assert file_digest(file, "f") == Digest.sha256(DATA)
 
 
 def test_a_file_that_ends_early_is_said_so(file: Path) -> None:

@@ -14,7 +14,8 @@ import pytest
 from lora_build.errors import StorageError
 from lora_build.files.buffers import Buffers
 from lora_build.files.executor import AHEAD, Clock, Lane, Pool
-from lora_build.files.hashing import Sha256, sha256
+from lora_build.files.hashing import Sha256
+from lora_build.files.identity import Digest
 from lora_build.files.targets import BLOCK_BYTES, FileRecord, FileWriter, _set_direct
 
 DATA = np.random.default_rng(0).integers(0, 256, 4 * BLOCK_BYTES, np.uint8).tobytes()
@@ -64,7 +65,7 @@ def test_rows_that_are_made_in_their_place_are_the_file(tmp_path: Path, size: in
         record = file.close()
 
     assert (tmp_path / "out").read_bytes() == data
-    assert record.sha256 == sha256(data)
+    assert record.sha256 == Digest.sha256(data)
     assert digest.hexdigest() == hashlib.sha256(data[head:]).hexdigest()
 
 
@@ -124,7 +125,7 @@ def test_a_file_has_the_bytes_that_were_written_and_their_digest(tmp_path: Path,
     record = written(tmp_path / "out", DATA[:size])
 
     assert (tmp_path / "out").read_bytes() == DATA[:size]
-    assert record == FileRecord(path="out", size_bytes=size, sha256=sha256(DATA[:size]))
+    assert record == FileRecord(path="out", size_bytes=size, sha256=Digest.sha256(DATA[:size]))
 
 
 def test_whole_blocks_go_past_the_page_cache_and_what_is_left_through_it(
@@ -255,7 +256,7 @@ def test_a_digest_waits_for_every_block_to_be_hashed(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Lane, "_run", slow)
 
-    assert written(tmp_path / "out", DATA).sha256 == sha256(DATA)
+    assert written(tmp_path / "out", DATA).sha256 == Digest.sha256(DATA)
 
 
 def test_a_file_that_missed_a_block_is_not_closed_as_if_it_were_whole_whoever_was_told_first(

@@ -32,6 +32,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbed
 from transformers.pytorch_utils import Conv1D
 
 from lora_build.files.formats.checkpoint import TensorInfo
+from lora_build.files.identity import SourceName
 from lora_build.methods.interface import Layer, Update, methods
 
 Tensors = Mapping[str, Tensor]
@@ -167,7 +168,13 @@ def read(folder: Path) -> tuple[dict[str, Any], Tensors]:
 
 def info(name: str, tensor: Tensor) -> TensorInfo:
     return TensorInfo(
-        source="adapters.x", file="f", name=name, dtype="F32", shape=tuple(tensor.shape), start=0, end=tensor.nbytes
+        source=SourceName.of_adapter("x"),
+        file="f",
+        name=name,
+        dtype="F32",
+        shape=tuple(tensor.shape),
+        start=0,
+        end=tensor.nbytes,
     )
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import lora_build
 from lora_build.errors import LoraBuildError
 from lora_build.files.formats.checkpoint import TensorInfo
+from lora_build.files.identity import SourceName
 from lora_build.methods.interface import Layer, Update, methods
 from lora_build.planning.operations import cut
 
@@ -259,7 +260,9 @@ class Kernel:
 @pytest.mark.parametrize("dilation", [(1, 1), (2, 2)])
 def test_a_dilated_convolution_is_refused_since_its_update_was_trained_undilated(dilation: tuple[int, ...]) -> None:
     def info(*shape: int) -> TensorInfo:
-        return TensorInfo(source="adapters.math", file="f", name="t", dtype="F32", shape=shape, start=0, end=0)
+        return TensorInfo(
+            source=SourceName.of_adapter("math"), file="f", name="t", dtype="F32", shape=shape, start=0, end=0
+        )
 
     layer = Layer(
         adapter="math",

@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_build.errors import SourceError
 from lora_build.files.formats.checkpoint import Reader, TensorInfo, is_tokenizer_file, parse_object, read_tensors
+from lora_build.files.identity import SourceName
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -32,9 +33,9 @@ class Adapter:
     tokenizer_files: tuple[str, ...] = ()
 
     @property
-    def source(self) -> str:
+    def source(self) -> SourceName:
         """What its tensors call their source; the recipe's key."""
-        return f"adapters.{self.name}"
+        return SourceName.of_adapter(self.name)
 
     @property
     def peft_type(self) -> str:
@@ -77,7 +78,7 @@ def open_adapter(
     Raises:
         SourceError: no PEFT adapter is there, or a file is not what it should be.
     """
-    source = f"adapters.{name}"
+    source = SourceName.of_adapter(name)
     for file in (CONFIG_NAME, WEIGHTS_NAME):
         if file not in sizes:
             found = ", ".join(sorted(sizes)[:8]) or "nothing"

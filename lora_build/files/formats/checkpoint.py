@@ -14,6 +14,7 @@ from typing import Any
 
 from lora_build.dtypes import STORED_DTYPES, num_bytes, place_in_file
 from lora_build.errors import SourceError
+from lora_build.files.identity import SourceName
 
 MAX_HEADER_BYTES = 100_000_000
 INDEX_NAME = "model.safetensors.index.json"
@@ -28,7 +29,7 @@ Reader = Callable[[str, int, int], bytes | bytearray | memoryview]
 class TensorInfo:
     """One tensor of a safetensors file: `file` is its name inside its source, [start, end) its bytes in that file."""
 
-    source: str
+    source: SourceName
     file: str
     name: str
     dtype: str
@@ -64,7 +65,7 @@ class Checkpoint:
         return self.shards != (WEIGHTS_NAME,)
 
 
-def read_tensors(read: Reader, source: str, file: str, size_bytes: int) -> tuple[TensorInfo, ...]:
+def read_tensors(read: Reader, source: SourceName, file: str, size_bytes: int) -> tuple[TensorInfo, ...]:
     """Return the tensors of a safetensors file, in the order of their data.
 
     Raises:
@@ -111,7 +112,7 @@ def _parse_header(raw: bytes, where: str) -> dict[str, Any]:
     return header
 
 
-def _tensor_info(source: str, file: str, name: str, entry: Any, data_start: int) -> TensorInfo:
+def _tensor_info(source: SourceName, file: str, name: str, entry: Any, data_start: int) -> TensorInfo:
     def refusal(problem: str) -> SourceError:  # there may be 60,000 tensors, and this many messages cost time
         return SourceError(f"{source}/{file}: tensor {name!r}: {problem}")
 
@@ -167,7 +168,7 @@ def format_index(weight_map: Mapping[str, str], *, total_parameters: int, total_
     return (json.dumps(index, indent=2, sort_keys=True).replace('"..."', lines) + "\n").encode()
 
 
-def open_checkpoint(read: Reader, source: str, sizes: Mapping[str, int]) -> Checkpoint:
+def open_checkpoint(read: Reader, source: SourceName, sizes: Mapping[str, int]) -> Checkpoint:
     """Return the checkpoint that a source's files (name to size in bytes) hold, from its headers and configs alone.
 
     Raises:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from lora_build.dtypes import FLOATS, torch_dtype
 from lora_build.files.formats.checkpoint import TensorInfo, open_checkpoint
+from lora_build.files.identity import SourceName
 from lora_build.files.sources import Source, open_local, sizes
 from lora_build.proof.forward.trace import blocks, half_ulps
 from lora_build.wrapper.live_model import LiveModel
 
+_BUILD = SourceName("build")
 _FLOAT32_ULP = 2.0**-23  # of a value; half of it is what float32 may have moved it by
 
 
@@ -26,8 +28,8 @@ def strays(merged: nn.Module, folder: Path, times: float | None = None) -> tuple
         folder: the checkpoint.
         times: how many times what rounding does a tensor's norm may be off, where each value is rounded several times.
     """
-    source = open_local("build", str(folder), folder)
-    found = open_checkpoint(source.read, "build", sizes(source)).tensors
+    source = open_local(_BUILD, str(folder), folder)
+    found = open_checkpoint(source.read, _BUILD, sizes(source)).tensors
     tensors = {name: tensor for name, tensor in sorted(found.items()) if tensor.dtype in FLOATS}
     disk = {n: torch.empty(t.shape, dtype=torch_dtype(t.dtype), device="meta") for n, t in tensors.items()}
     live = LiveModel(merged, disk)

@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 import lora_build
 from lora_build.engine.backends.peft import Deltas, merge
 from lora_build.files.formats.checkpoint import TensorInfo
+from lora_build.files.identity import SourceName
 from lora_build.methods.interface import Layer, methods
 from lora_build.pipeline import memory_bytes, prepare
 from lora_build.planning.peft_compat import as_in_peft
@@ -230,7 +231,7 @@ def _merged_here(net: Net, module: str, folders: list[Path], *, safe_merge: bool
         for key, tensor in load_file(folder / "adapter_model.safetensors").items():
             if key.startswith(prefix):
                 info = TensorInfo(
-                    source="adapters.x", file=folder.name, name=key, dtype="F32", shape=tuple(tensor.shape), start=0, end=0
+                    source=SourceName.of_adapter("x"), file=folder.name, name=key, dtype="F32", shape=tuple(tensor.shape), start=0, end=0
                 )  # fmt: skip
                 values[info] = tensor
                 factors[key.removeprefix(prefix)] = info

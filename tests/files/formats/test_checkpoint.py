@@ -11,6 +11,7 @@ from safetensors.torch import load, save
 
 from lora_build.errors import SourceError
 from lora_build.files.formats.checkpoint import file_order, format_header, patch_json, read_tensors
+from lora_build.files.identity import BASE
 
 TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
          "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -24,7 +25,7 @@ specs = st.dictionaries(
 
 
 def read(data: bytes):
-    return read_tensors(lambda _, start, end: data[start:end], "base", "x.safetensors", len(data))
+    return read_tensors(lambda _, start, end: data[start:end], BASE, "x.safetensors", len(data))
 
 
 @settings(max_examples=200)

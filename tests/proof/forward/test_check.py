@@ -19,7 +19,7 @@ import lora_build
 from lora_build.cli import main as app
 from lora_build.errors import RecipeError, SourceError, VerificationError
 from lora_build.files.formats.checkpoint import is_tokenizer_file
-from lora_build.files.hashing import sha256
+from lora_build.files.identity import Digest
 from lora_build.pipeline import prepare
 from lora_build.proof.forward.check import check_build
 from lora_build.proof.forward.inputs import Prompts, questions
@@ -49,12 +49,12 @@ def forge(folder: Path, **changes: torch.Tensor) -> None:
         tensors[name] = value.to(tensors[name].dtype).contiguous()
     save_file(tensors, file, {"format": "pt"})
     manifest = read_manifest(folder)
-    record = {"sha256": sha256(file.read_bytes()), "size_bytes": file.stat().st_size}
+    record = {"sha256": Digest.sha256(file.read_bytes()), "size_bytes": file.stat().st_size}
     forged = dataclasses.replace(
         manifest,
         files=tuple(dataclasses.replace(f, **record) if f.path == file.name else f for f in manifest.files),
         tensors=tuple(
-            dataclasses.replace(t, sha256=sha256(tensors[t.name].view(-1).view(torch.uint8).numpy().tobytes()))
+            dataclasses.replace(t, sha256=Digest.sha256(tensors[t.name].view(-1).view(torch.uint8).numpy().tobytes()))
             for t in manifest.tensors
         ),
     )
@@ -356,7 +356,7 @@ def configure(folder: Path, **changes: Any) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     manifest = read_manifest(folder)
-    record = {"sha256": sha256(file.read_bytes()), "size_bytes": file.stat().st_size}
+    record = {"sha256": Digest.sha256(file.read_bytes()), "size_bytes": file.stat().st_size}
     changed = (dataclasses.replace(f, **record) if f.path == file.name else f for f in manifest.files)
     (folder / MANIFEST_NAME).write_bytes(dataclasses.replace(manifest, files=tuple(changed)).to_bytes())
 

@@ -1,0 +1,99 @@
+"""What inputs, files, tensors and bytes go by: each a value of its own, where text alone could be taken for another.
+
+Names and digests are text, and stay it: they go into JSON, messages and dictionaries as they are.
+"""
+
+import hashlib
+from typing import NamedTuple, Protocol
+
+_ADAPTERS = "adapters."
+
+
+class SourceName(str):
+    """An input of a recipe, by its key there: `base`, or `adapters.<name>`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of_adapter(cls, name: str) -> "SourceName":
+        """Return the name of an adapter's source; `SourceName.of_adapter(name).adapter_name == name`."""
+        return cls(_ADAPTERS + name)
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it is the base."""
+        return self == BASE
+
+    @property
+    def adapter_name(self) -> str:
+        """The adapter's name in the recipe."""
+        assert self.startswith(_ADAPTERS), f"{self} is no adapter"
+        return self[len(_ADAPTERS) :]
+
+
+BASE = SourceName("base")
+
+
+class FileKey(NamedTuple):
+    """A file of an input: ("base", "config.json")."""
+
+    source: SourceName
+    name: str
+
+
+class TensorKey(NamedTuple):
+    """A tensor of an adapter: the adapter's name, and the tensor's as the file has it."""
+
+    adapter: str
+    name: str
+
+
+class Hash(Protocol):
+    """A SHA-256 that is being taken: hashlib's, or that of our loops."""
+
+    def hexdigest(self) -> str:
+        """Return the digest of the bytes so far, in hexadecimal."""
+
+
+class Digest(str):
+    """The digest of some bytes, its algorithm in front.
+
+    `sha256:<64 hex>`, or `git-sha1:<40 hex>`: git's blob id, which the Hub gives for small files.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def sha256(cls, data: bytes | bytearray | memoryview) -> "Digest":
+        """Return the SHA-256 of bytes."""
+        return cls.of_hash(hashlib.sha256(data))
+
+    @classmethod
+    def of_hash(cls, found: Hash) -> "Digest":
+        """Return the SHA-256 of the bytes that a hash has seen so far."""
+        return cls.of_hex(found.hexdigest())
+
+    @classmethod
+    def of_hex(cls, text: str) -> "Digest":
+        """Return the SHA-256 that 64 hexadecimal digits are."""
+        return cls(f"sha256:{text}")
+
+    @classmethod
+    def of_git(cls, blob_id: str) -> "Digest":
+        """Return git's SHA-1 of a file, from the id of its blob."""
+        return cls(f"git-sha1:{blob_id}")
+
+    @property
+    def algorithm(self) -> str:
+        """`sha256` or `git-sha1`."""
+        return self.partition(":")[0]
+
+    @property
+    def hex(self) -> str:
+        """The hexadecimal digits."""
+        return self.partition(":")[2]
+
+    @property
+    def is_git(self) -> bool:
+        """Whether it is git's SHA-1 of a blob."""
+        return self.algorithm == "git-sha1"
