@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from lora_build.pipeline import build
     from lora_build.planning.inspection import Inspection, inspect
     from lora_build.proof.forward.check import ForwardReport, verify_forward
-    from lora_build.proof.manifest import Manifest, Verified, verify
+    from lora_build.proof.manifest import Manifest
+    from lora_build.proof.verify import Verified, verify
     from lora_build.recipe.schema import Recipe
     from lora_build.wrapper.model import LoraModel
 
@@ -41,9 +42,9 @@ __all__ = [
 _HOMES = {
     "build": "pipeline",
     "load_recipe": "cli.main",
-    "verify": "proof.manifest",
+    "verify": "proof.verify",
     "Manifest": "proof.manifest",
-    "Verified": "proof.manifest",
+    "Verified": "proof.verify",
     "Recipe": "recipe.schema",
     "inspect": "planning.inspection",
     "Inspection": "planning.inspection",

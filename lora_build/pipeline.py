@@ -28,13 +28,12 @@ from lora_build.proof.manifest import (
     MANIFEST_NAME,
     PROVENANCE_NAME,
     SURVIVAL_NAME,
-    InputDigests,
     Manifest,
-    build_key,
     make_manifest,
     read_manifest,
-    strangers,
+    untracked_files,
 )  # fmt: skip
+from lora_build.proof.plan_record import record_plan
 from lora_build.proof.provenance import Run, root_above
 from lora_build.proof.provenance import to_bytes as provenance_bytes
 from lora_build.proof.reopen import BuildInputs
@@ -159,7 +158,7 @@ def _build(prepared: Prepared, sink: DirectorySink, progress: Callable[[int], No
         progress(len(data))
     done = execute(plan, sources, sink, progress)
     inputs = {**small, **done.inputs}
-    manifest = make_manifest(plan, inputs, (*files, *done.files), done.tensors)
+    manifest = make_manifest(plan, inputs=inputs, files=(*files, *done.files), tensors=done.tensors)
     sink.write(SURVIVAL_NAME, survival_bytes(done.survival))
     checks = _check(prepared, sink.staging, manifest)
     happened = Run(started=started, root=root_above(Path(prepared.recipe.root), prepared.target), checks=checks)
@@ -213,8 +212,8 @@ def _existing(prepared: Prepared) -> Manifest | None:
     target, manifest = prepared.target, _check_target(prepared)
     if manifest is None or prepared.recipe.output.exist is Exist.overwrite:
         return None
-    inputs: InputDigests = _records(prepared, lambda _: True)
-    same = build_key(prepared.plan, inputs) == manifest.build_key
+    inputs = _records(prepared, lambda _: True)
+    same = record_plan(prepared.plan, inputs).build_key == manifest.build_key
     return manifest if same and all(_is_whole(target / file.path, file) for file in manifest.files) else None
 
 
@@ -243,7 +242,7 @@ def _check_target(prepared: Prepared) -> Manifest | None:
         manifest = read_manifest(target)
     except VerificationError as error:
         raise RecipeError(f"output.dir: {error}; it is left alone: remove {target} or choose another") from error
-    if others := strangers(target, manifest):
+    if others := untracked_files(target, manifest):
         names = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         raise RecipeError(f"output.dir: {target} holds files that lora-build did not write ({names}); move them away")
     return manifest

@@ -280,7 +280,7 @@ def _build(recipe: Recipe, *, progressbar: bool) -> "Built":
 
 
 def _verify(words: Sequence[str], *, as_json: bool) -> int:
-    from lora_build.proof import manifest
+    from lora_build.proof import verify
 
     folders, forward = _verify_words(words)
     results: list[dict[str, Any]] = []
@@ -288,7 +288,7 @@ def _verify(words: Sequence[str], *, as_json: bool) -> int:
         result: dict[str, Any] = {"dir": word, "exit_code": 0}
         lines: list[str] = []
         try:
-            result |= dataclasses.asdict(manifest.verify(Path(word)))
+            result |= dataclasses.asdict(verify.verify(Path(word)))
             line = "{dir}: ok, {num_files} files, {num_tensors} tensors, {num_bytes} bytes, {manifest_hash}"
             lines.append(line.format(**result))
             if forward is not None:

@@ -21,7 +21,8 @@ from lora_build import __version__
 from lora_build.errors import SourceError
 from lora_build.files.identity import Digest, SourceName
 from lora_build.files.sources import Source
-from lora_build.proof.manifest import InputDigests, Manifest
+from lora_build.proof.manifest import Manifest
+from lora_build.proof.plan_record import InputDigests
 from lora_build.recipe.schema import Recipe
 
 _PACKAGES = ("torch", "safetensors", "huggingface_hub", "hydra-core", "omegaconf")

@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lora_build.errors import SourceError, VerificationError
 from lora_build.files.formats.checkpoint import INDEX_NAME, Checkpoint
@@ -16,6 +15,7 @@ from lora_build.files.identity import BASE, SourceName
 from lora_build.files.sources import Source, digest
 from lora_build.planning.resolve import resolve
 from lora_build.proof.manifest import PROVENANCE_NAME, Manifest
+from lora_build.proof.plan_record import AdapterRecord
 from lora_build.proof.provenance import Recorded, read
 from lora_build.recipe.schema import DType, Numerics, Recipe, Tied, is_local, resolve_path, selected
 from lora_build.recipe.validate import from_mapping
@@ -52,7 +52,7 @@ def reopen(directory: Path, manifest: Manifest) -> BuildInputs:
     if not path.is_file():
         raise SourceError(f"{directory}: has no {PROVENANCE_NAME}, which says where base and adapters are")
     recorded = read(path.read_bytes(), str(path))
-    options = manifest.plan["options"]  # which decide the bytes, so they are not provenance's to say
+    options = manifest.plan.options  # which decide the bytes, so they are not provenance's to say
     recipe = dataclasses.replace(
         _recipe(directory, recorded),
         dtype=DType(options["dtype"]),
@@ -85,7 +85,7 @@ def _is_there(recipe: Recipe) -> bool:
 
 
 def _check_base(source: Source, names: tuple[str, ...], manifest: Manifest) -> list[str]:
-    promised = {file["path"]: file["sha256"] for file in manifest.plan["base"]["files"]}
+    promised = {file.path: file.sha256 for file in manifest.plan.base}
     return [
         f"base: {source.uri}: {name} has {found}, the manifest {promised.get(name, 'does not have it')}"
         for name in names
@@ -95,7 +95,7 @@ def _check_base(source: Source, names: tuple[str, ...], manifest: Manifest) -> l
 
 def _check_adapters(recipe: Recipe, sources: Mapping[SourceName, Source], manifest: Manifest) -> list[str]:
     """Return what is wrong with the adapters; each must be one of the manifest's, with its weight."""
-    left = list(manifest.plan["adapters"])
+    left = list(manifest.plan.adapters)
     problems = []
     for name, spec in selected(recipe).items():
         source = sources[SourceName.of_adapter(name)]
@@ -107,11 +107,11 @@ def _check_adapters(recipe: Recipe, sources: Mapping[SourceName, Source], manife
             )
         else:
             left.remove(found)
-    return problems + [f"the manifest has an adapter of weight {entry['weight']} that the recipe lacks"
+    return problems + [f"the manifest has an adapter of weight {entry.weight:g} that the recipe lacks"
                        for entry in left if not problems]  # fmt: skip
 
 
-def _is_same(entry: Mapping[str, Any], weight: float, source: Source) -> bool:
-    return entry["weight"] == repr(float(weight)) and all(
-        file["path"] in source.files and digest(source, file["path"]) == file["sha256"] for file in entry["files"]
+def _is_same(entry: AdapterRecord, weight: float, source: Source) -> bool:
+    return entry.weight == weight and all(
+        file.path in source.files and digest(source, file.path) == file.sha256 for file in entry.files
     )

@@ -49,7 +49,7 @@ def engine(monkeypatch):
     """A fake engine: records the recipes that it is given, fails as the recipe's description says."""
     from lora_build import pipeline
     from lora_build.cli import console
-    from lora_build.proof import manifest
+    from lora_build.proof import verify as verifying
 
     errors = {"bad": PlanError(["lora_A has no base"]), "merge": MergeError("not finite"), "full": StorageError("full")}
     fake = SimpleNamespace(recipes=[], progress=[])
@@ -79,7 +79,7 @@ def engine(monkeypatch):
 
     monkeypatch.setattr(pipeline, "prepare", prepare)
     monkeypatch.setattr(pipeline, "run", run)
-    monkeypatch.setattr(manifest, "verify", verify)
+    monkeypatch.setattr(verifying, "verify", verify)
     monkeypatch.setattr(console, "progress", bar)
     monkeypatch.setattr(console, "print_plan", lambda plan: print("PLAN", plan.recipe.name))
     monkeypatch.setattr(console, "plan_json", lambda plan: {"plan": plan.recipe.name})

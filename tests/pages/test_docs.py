@@ -33,7 +33,8 @@ from lora_build.cli import main as app
 from lora_build.errors import LoraBuildError
 from lora_build.methods.interface import Update
 from lora_build.pipeline import prepare
-from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, canonical_json, read_manifest
+from lora_build.proof.canonical_json import canonical_json
+from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, read_manifest
 from lora_build.recipe import files as recipe_files
 from lora_build.recipe.schema import AdapterSpec, ForwardSpec, Recipe
 from lora_build.recipe.validate import from_mapping

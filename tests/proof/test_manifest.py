@@ -4,7 +4,9 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,9 @@ from hypothesis import strategies as st
 from makers import small
 
 import lora_build
-from lora_build.proof.manifest import MANIFEST_NAME, Manifest, canonical_json
+from lora_build.proof.canonical_json import canonical_json
+from lora_build.proof.manifest import MANIFEST_NAME, Manifest
+from lora_build.proof.plan_record import PlanRecord
 
 
 @pytest.fixture
@@ -35,6 +39,33 @@ def test_the_manifest_hash_is_what_sha256sum_prints(built: Path) -> None:
 
     assert lora_build.verify(built).manifest_hash == "sha256:" + hashlib.sha256(data).hexdigest()
     assert Manifest.from_bytes(data).to_bytes() == data
+
+
+def test_the_record_of_a_plan_is_read_back_as_it_was(built: Path) -> None:
+    text = json.loads((built / MANIFEST_NAME).read_text())["plan"]
+    record = PlanRecord.from_json(text)
+
+    assert record == PlanRecord.from_json(record.to_json())
+    assert record.to_json() == text
+    assert [adapter.weight for adapter in record.adapters] == [1.0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["files"][0].update(path=5),
+        lambda m: m["tensors"][0].update(shape=7),
+        lambda m: m["plan"].update(adapters=[[]]),
+        lambda m: m.update(plan=[]),
+    ],
+    ids=["path", "shape", "adapters", "plan"],
+)
+def test_a_field_of_another_type_is_no_manifest(built: Path, change: Callable[[Any], None]) -> None:
+    document = json.loads((built / MANIFEST_NAME).read_text())
+    change(document)
+    (built / MANIFEST_NAME).write_bytes(canonical_json(document) + b"\n")
+
+    assert "is not a manifest of lora-build" in complaint(built) or "was edited" in complaint(built)
 
 
 def test_every_digest_can_be_computed_by_hand(built: Path) -> None:

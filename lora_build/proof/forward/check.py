@@ -36,8 +36,9 @@ from lora_build.proof.forward.inputs import Prompts, Question, questions, read_p
 from lora_build.proof.forward.trace import Trace, Traced, blocks, half_ulps
 from lora_build.proof.forward.weights import strays
 from lora_build.proof.live_inputs import attach_adapters, load_base
-from lora_build.proof.manifest import Manifest, TensorRecord, read_manifest, verify
+from lora_build.proof.manifest import Manifest, TensorRecord, read_manifest
 from lora_build.proof.reopen import BuildInputs, reopen
+from lora_build.proof.verify import verify
 from lora_build.recipe.schema import Numerics, Recipe, selected
 from lora_build.wrapper.loading import load_model
 from lora_build.wrapper.model import LoraModel

@@ -284,7 +284,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_manifest_says_that_the_bits_are_those_of_this_environment(folder: Path) -> None:
     manifest = lora_build.build(_small(folder))
 
-    assert manifest.plan["options"]["numerics"] == "peft-0.21"
+    assert manifest.plan.options["numerics"] == "peft-0.21"
     assert manifest.reproducibility == "environment"
 
 
