@@ -290,8 +290,8 @@ def _parameter_bytes(op: Operation) -> int:
     """Return the memory that peft's merge of a whole parameter takes: its values, delta, result and what it changed."""
     if not isinstance(op, Merge):
         return 0
-    of_stack = (u.options.get("experts", 1) for u in op.updates if u.stacked and len(op.source.shape) == 2)
-    return 4 * 8 * op.source.num_elements * int(max(of_stack, default=1))
+    of_stack = (u.update.stack.num_experts for u in op.updates if u.update.stack and len(op.source.shape) == 2)
+    return 4 * 8 * op.source.num_elements * max(of_stack, default=1)
 
 
 def _factor_bytes(op: Merge) -> int:
@@ -299,8 +299,12 @@ def _factor_bytes(op: Merge) -> int:
 
     The factors of a stack are loaded whole, but made ready for one of its matrices at a time.
     """
-    loaded = {tensor: update.options.get("experts", 1) for update in op.updates for tensor in update.factors.values()}
-    ready = sum(tensor.num_elements // int(experts) for tensor, experts in loaded.items())
+    loaded = {
+        tensor: placed.update.stack.num_experts if placed.update.stack else 1
+        for placed in op.updates
+        for tensor in placed.factors.values()
+    }
+    ready = sum(tensor.num_elements // experts for tensor, experts in loaded.items())
     return sum(t.num_bytes for t in loaded) + 6 * 8 * ready
 
 

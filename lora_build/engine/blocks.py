@@ -7,14 +7,14 @@ from typing import Protocol
 from lora_build._native import levels
 from lora_build.dtypes import MERGEABLE
 from lora_build.files.formats.checkpoint import TensorInfo
-from lora_build.methods.interface import LowRank, Update, methods
+from lora_build.methods.interface import LowRank, PlacedUpdate, methods
 from lora_build.numerics.survival import Measured, Share
 from lora_build.planning.operations import Merge, Segment
 
 _NOTHING = Measured()
 
 Data = bytearray | memoryview
-Loaded = Sequence[tuple[Update, dict[str, tuple[TensorInfo, Data]]]]
+Loaded = Sequence[tuple[PlacedUpdate, dict[str, tuple[TensorInfo, Data]]]]
 """Updates, each with its factors by role and their stored bytes."""
 
 

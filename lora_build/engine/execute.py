@@ -280,7 +280,7 @@ class _Run:
 
     def _merger(self, op: Merge, segment: Segment) -> Merger:
         loaded: Loaded = [
-            (u, {role: (t, self.inputs.factor(t, keep=u.stacked)) for role, t in u.factors.items()})
+            (u, {role: (t, self.inputs.factor(t, keep=u.update.stack is not None)) for role, t in u.factors.items()})
             for u in segment.updates
         ]
         with self.clock.time("wait for load"):

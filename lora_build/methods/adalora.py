@@ -10,7 +10,7 @@ a layer was pruned to; peft takes init_r for an alpha that is not positive.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods.interface import Call, Layer, MergeRows, ReadRows, Update
+from lora_build.methods.interface import AdaptedModule, Call, MergeRows, PlacedUpdate, ReadRows, Update
 from lora_build.methods.shared import (
     HARMLESS,
     add_outputs,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LEAVES = ("lora_A", "lora_B", "lora_E")
-_KINDS = ("Linear", "Conv1D", "Conv2d")
+_LAYER_TYPES = ("Linear", "Conv1D", "Conv2d")
 _READ = {"init_r", "lora_alpha", "rank_pattern", "fan_in_fan_out"}
 # AdaLoraConfig has all keys of LoraConfig; these steer the training, or AdaLoRA's update_layer does not read them
 _UNREAD = {
@@ -71,38 +71,38 @@ class AdaLora:
             problems.append(f"lora_alpha: {alpha!r} with a rank_pattern: peft trains and loads with different scalings")
         return problems
 
-    def updates(self, layer: Layer) -> tuple[dict[str, Update], list[str]]:
+    def updates(self, module: AdaptedModule) -> tuple[dict[str, Update], list[str]]:
         """Return the update of the module's weight; none if all its ranks were pruned."""
-        if problems := check_module(layer, _KINDS, _LEAVES):
+        if problems := check_module(module, _LAYER_TYPES, _LEAVES):
             return {}, problems
-        A, B, E = (layer.factors[leaf] for leaf in _LEAVES)
+        A, B, E = (module.factors[leaf] for leaf in _LEAVES)
         a, b, e = list(A.shape), list(B.shape), list(E.shape)
         if len(a) != 2 or len(b) != 2 or a[0] != b[1] or e != [a[0], 1]:
-            return {}, [f"{layer.where}: lora_A {a}, lora_E {e} and lora_B {b} should be [r, in], [r, 1] and [out, r]"]
-        rank = _rank(layer.config, layer.module)
+            return {}, [f"{module.where}: lora_A {a}, lora_E {e} and lora_B {b} should be [r, in], [r, 1] and [out, r]"]
+        rank = _rank(module.config, module.path)
         if a[0] != rank:
-            return {}, [f"{layer.where}: lora_A is {a}, but adapter_config.json says rank {rank} for it"]
-        shape = layer.base.shape("weight") or ()
+            return {}, [f"{module.where}: lora_A is {a}, but adapter_config.json says rank {rank} for it"]
+        shape = module.base.shape("weight") or ()
         if len(shape) == 2:
-            transposed = is_transposed(layer, lambda out, inner: (b[0], a[1]) == (out, inner))
+            transposed = is_transposed(module, lambda out, inner: (b[0], a[1]) == (out, inner))
         else:
             transposed = False if as_matrix(shape) == (b[0], a[1]) else None
         if transposed is None:
-            return {}, [misfit(layer, f"lora_B @ lora_A is {[b[0], a[1]]}")]
+            return {}, [misfit(module, f"lora_B @ lora_A is {[b[0], a[1]]}")]
         if rank == 0:
             return {}, []
-        alpha, init_r = float(layer.config["lora_alpha"]), layer.config["init_r"]
+        alpha, init_r = float(module.config["lora_alpha"]), module.config["init_r"]
         update = Update(
-            adapter=layer.adapter,
+            adapter=module.adapter,
             method=self.peft_type,
-            scale=layer.adapter_weight * (alpha if alpha > 0 else init_r) / (init_r + 1e-5),
+            scale=module.adapter_weight * (alpha if alpha > 0 else init_r) / (init_r + 1e-5),
             factors={"A": A, "B": B, "E": E},
             transposed=transposed,
         )
         return {"weight": update}, []
 
     def merger(
-        self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
+        self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
     ) -> MergeRows:
         """Return the exact sum of all low-rank updates of one parameter, rounded once."""
         from lora_build.numerics.exact import LowRankSum
@@ -113,20 +113,20 @@ class AdaLora:
             pairs.append(stored(update, B * update.scale, A * E))
         return LowRankSum(pairs, dtype, transposed=updates[0][0].transposed).rows
 
-    def forward(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
+    def forward(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
         """Return the output plus s·B(E∘A(x)) of each adapter; `peft/tuners/adalora/layer.py` SVDLinear.forward."""
 
-        def change(update: Update, factors: "Mapping[str, Tensor]") -> "Tensor":
+        def change(update: PlacedUpdate, factors: "Mapping[str, Tensor]") -> "Tensor":
             left, right = stored_factors(update, factors["B"], factors["A"] * factors["E"])
             return through(call.module, call.input, left, right) * update.scale
 
         return add_outputs(updates, call, change)
 
 
-def _rank(config: Mapping[str, Any], module: str) -> int:
+def _rank(config: Mapping[str, Any], path: str) -> int:
     """Return the rank that is left of a module; rank_pattern's keys are the paths of its lora_E."""
     for key, kept in (config.get("rank_pattern") or {}).items():
-        if key.partition(".lora_E")[0] == module:
+        if key.partition(".lora_E")[0] == path:
             return sum(kept)
     return int(config["init_r"])
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods.interface import Call, Layer, MergeRows, ReadRows, Update
+from lora_build.methods.interface import AdaptedModule, Call, MergeRows, PlacedUpdate, ReadRows, Update
 from lora_build.methods.shared import (
     HARMLESS,
     along_channels,
@@ -51,35 +51,37 @@ class IA3:
             problems.append(f"feedforward_modules: expected a list of names or a regular expression, found {names!r}")
         return problems
 
-    def updates(self, layer: Layer) -> tuple[dict[str, Update], list[str]]:
+    def updates(self, module: AdaptedModule) -> tuple[dict[str, Update], list[str]]:
         """Return the update of the module's weight, and of its bias where l scales the outputs."""
-        if problems := refuse_weight(layer, "IA3") + check_module(layer, ("Linear", "Conv1D", "Conv2d", "Conv3d"), ()):
+        if problems := refuse_weight(module, "IA3") + check_module(
+            module, ("Linear", "Conv1D", "Conv2d", "Conv3d"), ()
+        ):
             return {}, problems
-        vector, shape = layer.factors[_LEAF], layer.base.shape("weight") or ()
+        vector, shape = module.factors[_LEAF], module.base.shape("weight") or ()
         found = tuple(vector.shape)
         if len(shape) == 2:
-            transposed = is_transposed(layer, lambda out, inner: found in ((out, 1), (1, inner)))
+            transposed = is_transposed(module, lambda out, inner: found in ((out, 1), (1, inner)))
             groups, (out, inner) = 1, shape[::-1] if transposed else shape
             output: tuple[int, ...] = (out, 1)
             inputs: tuple[int, ...] = (1, inner)
         else:
             transposed, ones = False, (1,) * (len(shape) - 2)
-            out, groups = shape[0], _num_groups(layer, found, shape)
+            out, groups = shape[0], _num_groups(module, found, shape)
             output, inputs = (1, out, *ones), (1, shape[1] * groups, *ones)
         if transposed is None or found not in (output, inputs):
             expected = f"expected {list(output)}, or {list(inputs)} of a feedforward module"
-            return {}, [misfit(layer, f"ia3_l is {list(found)} ({expected})")]
+            return {}, [misfit(module, f"ia3_l is {list(found)} ({expected})")]
         update = Update(
-            adapter=layer.adapter, method=self.peft_type, scale=1.0, factors={"output": vector}, transposed=transposed
+            adapter=module.adapter, method=self.peft_type, scale=1.0, factors={"output": vector}, transposed=transposed
         )
-        if found == output and (found != inputs or not _is_feedforward(layer)):
-            has_bias = layer.base.shape("bias") is not None
+        if found == output and (found != inputs or not _is_feedforward(module)):
+            has_bias = module.base.shape("bias") is not None
             return {"weight": update} | ({"bias": replace(update, transposed=False)} if has_bias else {}), []
         options = {"groups": groups, "outputs": out} if groups > 1 else {}
         return {"weight": replace(update, factors={"input": vector}, options=options)}, []
 
     def merger(
-        self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
+        self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
     ) -> MergeRows:
         """Return W times every l, in float64 and rounded once; the order of the adapters changes no bit."""
         import torch
@@ -110,7 +112,7 @@ class IA3:
 
         return rows
 
-    def forward(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
+    def forward(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
         """Return the output for scaled inputs, scaled; `peft/tuners/ia3/layer.py` Linear.forward, _ConvNd.forward.
 
         The output has its bias in it, so the update of a bias, the same vector again, is done with its weight's.
@@ -133,23 +135,23 @@ class IA3:
         return y.to(result.dtype)
 
 
-def _num_groups(layer: Layer, vector: tuple[int, ...], kernel: tuple[int, ...]) -> int:
+def _num_groups(module: AdaptedModule, vector: tuple[int, ...], kernel: tuple[int, ...]) -> int:
     """Return the groups of a convolution, which a vector over the channels of all of them tells; 1 if it is none."""
     groups, rest = divmod(vector[1] if len(vector) > 1 else 0, kernel[1])
     if rest or not groups or kernel[0] % groups:
         groups = 1
-    return int(layer.base.settings.get("groups", groups))
+    return int(module.base.settings.get("groups", groups))
 
 
-def _is_feedforward(layer: Layer) -> bool:
+def _is_feedforward(module: AdaptedModule) -> bool:
     """Whether l scales the inputs where its shape cannot tell; `peft/tuners/ia3/model.py`."""
-    names = layer.config.get("feedforward_modules") or ()
+    names = module.config.get("feedforward_modules") or ()
     if isinstance(names, str):
-        return bool(re.fullmatch(names, layer.module))
-    return any(layer.module.endswith(name) for name in names)
+        return bool(re.fullmatch(names, module.path))
+    return any(module.path.endswith(name) for name in names)
 
 
-def _for_rows(update: Update, vector: "Tensor") -> "Tensor":
+def _for_rows(update: PlacedUpdate, vector: "Tensor") -> "Tensor":
     """Return a vector over the stored columns as [1, columns], or [rows, columns] if each group of rows has its own."""
     import torch
 
@@ -161,7 +163,7 @@ def _for_rows(update: Update, vector: "Tensor") -> "Tensor":
     return vector.reshape(groups, -1)[group if update.rows is None else group[torch.tensor(update.rows)]]
 
 
-def _own(update: Update, side: str, vector: "Tensor") -> "Tensor":
+def _own(update: PlacedUpdate, side: str, vector: "Tensor") -> "Tensor":
     """Return what a vector has for the stored rows, if it is along them."""
     import torch
 

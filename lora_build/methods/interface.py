@@ -8,7 +8,7 @@ and at run time gives a function that merges rows, and what a module gives with 
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -33,8 +33,8 @@ class BaseModule(Protocol):
         """
 
     @property
-    def kind(self) -> str | None:
-        """Return Conv1D where matrices are stored [in, out], Linear for any other class, None where nobody knows."""
+    def layer_type(self) -> str | None:
+        """Return Conv1D where matrices are stored [in, out], Linear for any other class, None where nobody knows it."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -42,12 +42,12 @@ class BaseModule(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
+class AdaptedModule:
     """A module that an adapter has factors for.
 
     Attributes:
         adapter: the adapter's name in the recipe.
-        module: its path in memory, which `rank_pattern` and `alpha_pattern` are matched against.
+        path: where the module is in memory, which `rank_pattern` and `alpha_pattern` are matched against.
         config: the adapter's adapter_config.json.
         adapter_weight: the recipe's weight of the adapter.
         factors: leaf to tensor.
@@ -58,7 +58,7 @@ class Layer:
     """
 
     adapter: str
-    module: str
+    path: str
     config: Mapping[str, Any]
     adapter_weight: float
     factors: Mapping[str, TensorInfo]
@@ -70,12 +70,20 @@ class Layer:
     @property
     def where(self) -> str:
         """How messages name it: `adapters.math: model.layers.0.self_attn.q_proj`."""
-        return f"{SourceName.of_adapter(self.adapter)}: {self.module}"
+        return f"{SourceName.of_adapter(self.adapter)}: {self.path}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertStack:
+    """How one update holds the factors of all matrices of a stack: of how many, and packed in whose way."""
+
+    num_experts: int
+    packing: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What one adapter does to one parameter, or to some rows of it.
+    """What one adapter does to one parameter.
 
     A parameter is a matrix [out, in] (a kernel [out, in, ...] counts as [out, in·...], a vector [n] as [n, 1]), or a
     stack of matrices [E, ., .].
@@ -85,15 +93,15 @@ class Update:
         method: PEFT's name of the method.
         scale: weight in the recipe x the method's own scaling.
         factors: the tensors it needs, by role.
-        options: further constants of the method; whole numbers, text, booleans and lists of them.
-        transposed: whether the stored matrix is [in, out].
+        options: further constants, which only its method reads: whole numbers, text, booleans and lists of them.
+        transposed: whether the parameter is [in, out] in memory.
         ordered: whether the result depends on the order of the adapters.
         exact: whether the bits are the same on every machine.
         whole: whether it needs all rows of the stored matrix at once.
-        stacked: whether the parameter is a stack and the factors hold all its matrices.
-        expert: which of them the stored matrix is; set by the plan.
-        rows: which of the parameter's rows (its columns, if transposed) the stored rows are; None means all, in order;
-            set by the plan.
+        stack: how the factors hold all matrices of the parameter, if it is a stack; None if they are of one matrix.
+        decomposes_base: whether it is what an adapter adds to a part of the base that its initialisation took out.
+        tokens: the rows that are replaced by trained ones, in the order of these; a range where all are; None where
+            rows are changed and not replaced.
     """
 
     adapter: str
@@ -105,9 +113,95 @@ class Update:
     ordered: bool = False
     exact: bool = True
     whole: bool = False
-    stacked: bool = False
-    expert: int | None = None
+    stack: ExpertStack | None = None
+    decomposes_base: bool = False
+    tokens: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeftLayer:
+    """The layer of peft that merges an update, where its own operations are repeated.
+
+    Attributes:
+        name: peft's class (`peft/tuners/lora/layer.py`), `OutProj` for that of an attention's, or `Bias`.
+        variant: `dora`, `bdlora` or `mica`; empty for plain LoRA.
+        shape: the parameter's in memory.
+        crossed: whether it is [in, out] there.
+    """
+
+    name: str
+    variant: str
+    shape: tuple[int, ...]
+    crossed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedUpdate:
+    """An update where it lies on disk: checkpoints fuse, cut, transpose and reorder what a model has in memory.
+
+    Attributes:
+        update: what happens to the parameter.
+        start: the first of the stored rows that are updated, counted over the tensor on disk.
+        stop: the row after the last one.
+        rows: which of the parameter's rows (its columns, if transposed) these are; None means all of them, in order.
+        expert: which matrix of the parameter they are of, if it is a stack.
+        transposed: whether the stored matrix is [in, out].
+        peft: the layer of peft that merges it, with `numerics: peft` and LoRA.
+    """
+
+    update: Update
+    start: int
+    stop: int
     rows: Sequence[int] | None = None
+    expert: int | None = None
+    transposed: bool = False
+    peft: PeftLayer | None = None
+
+    @property
+    def adapter(self) -> str:
+        """The adapter's name in the recipe."""
+        return self.update.adapter
+
+    @property
+    def method(self) -> str:
+        """PEFT's name of the method."""
+        return self.update.method
+
+    @property
+    def scale(self) -> float:
+        """The weight in the recipe x the method's own scaling."""
+        return self.update.scale
+
+    @property
+    def factors(self) -> Mapping[str, TensorInfo]:
+        """The tensors that the update needs, by role."""
+        return self.update.factors
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Further constants of the method, which only it reads."""
+        return self.update.options
+
+    def part(self, start: int, stop: int) -> "PlacedUpdate":
+        """Return the same update of only the stored rows [start, stop)."""
+        if (start, stop) == (self.start, self.stop):
+            return self
+        rows = range(self.stop - self.start) if self.rows is None else self.rows
+        return replace(self, start=start, stop=stop, rows=rows[start - self.start : stop - self.start])
+
+    def record(self) -> dict[str, Any]:
+        """Return what tells it from other updates with the same factors and scale, as a manifest's digest has it."""
+        update, more = self.update, dict(self.update.options)
+        if update.stack is not None:
+            more |= {"experts": update.stack.num_experts, "packing": update.stack.packing}
+        if update.tokens is not None:
+            more["indices"] = None if isinstance(update.tokens, range) else list(update.tokens)
+        if self.peft is not None:
+            more |= {
+                "peft_layer": self.peft.name, "peft_variant": self.peft.variant, "peft_shape": list(self.peft.shape),
+                "peft_crossed": self.peft.crossed,
+            }  # fmt: skip
+        return {"options": more, "expert": self.expert, "rows": None if self.rows is None else list(self.rows)}
 
 
 ReadRows = Callable[[int, int], "Tensor"]
@@ -150,15 +244,15 @@ class Method(Protocol):
     def check_config(self, config: Mapping[str, Any]) -> list[str]:
         """Return what in an adapter_config.json keeps the adapter from being merged, one line each."""
 
-    def updates(self, layer: Layer) -> tuple[dict[str, Update], list[str]]:
+    def updates(self, module: AdaptedModule) -> tuple[dict[str, Update], list[str]]:
         """Return what happens to the module's parameters, by their names in it, and what is wrong, one line each."""
 
     def merger(
-        self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
+        self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
     ) -> MergeRows:
         """Return what merges the stored rows of one matrix: all its updates, factors loaded, in the recipe's order."""
 
-    def forward(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
+    def forward(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
         """Return the module's output with all updates of its weight (and bias) applied, in the order given, unmerged.
 
         It shares no mathematics with the merge beyond the paper's formula, so that each proves the other. It computes
@@ -170,10 +264,10 @@ class Method(Protocol):
 class LowRank(Protocol):
     """A method whose updates can be sums of products, which the engine merges in one compiled pass, without torch."""
 
-    def is_low_rank(self, updates: "Sequence[Update]") -> bool:
+    def is_low_rank(self, updates: "Sequence[PlacedUpdate]") -> bool:
         """Whether all updates of one stored matrix come to such a sum."""
 
-    def low_rank(self, updates: "Sequence[tuple[Update, Mapping[str, Array]]]") -> "tuple[list[Pair], bool]":
+    def low_rank(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Array]]]") -> "tuple[list[Pair], bool]":
         """Return the updates as pairs (B [out, r], A [r, in]), and whether the stored matrix is [in, out].
 
         Factors come as numpy holds stored values (`kernel.widen`), the pairs are float64 with the scale in B. The bits
@@ -185,10 +279,10 @@ class LowRank(Protocol):
 class Measurable(Protocol):
     """A method whose updates can be described and measured without their base."""
 
-    def implied(self, layer: Layer) -> BaseModule:
-        """Return the module that a layer's factors fit, whatever base the layer has."""
+    def implied(self, module: AdaptedModule) -> BaseModule:
+        """Return the module that a module's factors fit, whatever base it has."""
 
-    def settings(self, layer: Layer, parameter: str) -> tuple[int, float]:
+    def settings(self, module: AdaptedModule, parameter: str) -> tuple[int, float]:
         """Return the rank and the alpha that the config has for a parameter of the module."""
 
     def norms(self, update: Update, factors: "Mapping[str, Tensor]") -> tuple[float, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods.interface import Call, Layer, MergeRows, ReadRows, Update
+from lora_build.methods.interface import AdaptedModule, Call, MergeRows, PlacedUpdate, ReadRows, Update
 from lora_build.methods.shared import (
     HARMLESS,
     add_dense,
@@ -55,39 +55,39 @@ class LoHa:
             problems += check_pattern(key, config.get(key) or {})
         return problems
 
-    def updates(self, layer: Layer) -> tuple[dict[str, Update], list[str]]:
+    def updates(self, module: AdaptedModule) -> tuple[dict[str, Update], list[str]]:
         """Return the update of the module's weight."""
-        has_cores = any(leaf in layer.factors for leaf in _CORES)
+        has_cores = any(leaf in module.factors for leaf in _CORES)
         leaves = self.leaves if has_cores else _MATRICES
-        if problems := check_module(layer, ("Linear", "Conv1d", "Conv2d"), leaves):
+        if problems := check_module(module, ("Linear", "Conv1d", "Conv2d"), leaves):
             return {}, problems
-        found = {leaf: layer.factors[leaf].shape for leaf in leaves}
-        rank = by_pattern(layer.config.get("rank_pattern") or {}, layer.module, layer.config["r"])
+        found = {leaf: module.factors[leaf].shape for leaf in leaves}
+        rank = by_pattern(module.config.get("rank_pattern") or {}, module.path, module.config["r"])
         if found["hada_w1_b"][:1] != (rank,):
-            here, b = layer.where, list(found["hada_w1_b"])
+            here, b = module.where, list(found["hada_w1_b"])
             return {}, [f"{here}: hada_w1_b is {b}, but adapter_config.json says rank {rank} for it"]
-        if found not in _expected(layer.base.shape("weight") or (), rank, has_cores):
+        if found not in _expected(module.base.shape("weight") or (), rank, has_cores):
             shapes = ", ".join(f"{leaf} {list(shape)}" for leaf, shape in found.items())
-            return {}, [misfit(layer, f"at rank {rank} the factors are {shapes}")]
-        alpha = float(by_pattern(layer.config.get("alpha_pattern") or {}, layer.module, layer.config["alpha"]))
+            return {}, [misfit(module, f"at rank {rank} the factors are {shapes}")]
+        alpha = float(by_pattern(module.config.get("alpha_pattern") or {}, module.path, module.config["alpha"]))
         update = Update(
-            adapter=layer.adapter,
+            adapter=module.adapter,
             method=self.peft_type,
-            scale=layer.adapter_weight * (alpha / rank),
-            factors={leaf.removeprefix("hada_"): layer.factors[leaf] for leaf in leaves},
+            scale=module.adapter_weight * (alpha / rank),
+            factors={leaf.removeprefix("hada_"): module.factors[leaf] for leaf in leaves},
         )
         return {"weight": update}, []
 
     def merger(
-        self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
+        self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
     ) -> MergeRows:
         """Return W plus all updates of one parameter, rounded once; the order of the adapters changes no bit."""
         return add_dense([_delta(update, factors) for update, factors in updates], dtype)
 
-    def forward(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
+    def forward(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
         """Return the output plus what each Hadamard product gives; `peft/tuners/loha/layer.py` get_delta_weight."""
 
-        def change(update: Update, factors: "Mapping[str, Tensor]") -> "Tensor":
+        def change(update: PlacedUpdate, factors: "Mapping[str, Tensor]") -> "Tensor":
             delta = (_low_rank("1", factors) * _low_rank("2", factors)).flatten(1)
             return through(call.module, call.input, stored_matrix(update, delta)) * update.scale
 
@@ -105,7 +105,7 @@ def _expected(shape: tuple[int, ...], rank: int, has_cores: bool) -> list[dict[s
     return [a | b | dict.fromkeys(_CORES, (rank, rank, *kernel))] if len(shape) > 2 else []
 
 
-def _delta(update: Update, factors: "Mapping[str, Tensor]") -> "Callable[[slice], Tensor]":
+def _delta(update: PlacedUpdate, factors: "Mapping[str, Tensor]") -> "Callable[[slice], Tensor]":
     from lora_build.numerics.exact import ExactProduct
 
     products = []

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods.interface import Call, Layer, MergeRows, ReadRows, Update
+from lora_build.methods.interface import AdaptedModule, Call, MergeRows, PlacedUpdate, ReadRows, Update
 from lora_build.methods.shared import (
     HARMLESS,
     add_dense,
@@ -59,40 +59,40 @@ class LoKr:
             problems += check_pattern(key, config.get(key) or {})
         return problems
 
-    def updates(self, layer: Layer) -> tuple[dict[str, Update], list[str]]:
+    def updates(self, module: AdaptedModule) -> tuple[dict[str, Update], list[str]]:
         """Return the update of the module's weight."""
-        if problems := check_module(layer, ("Linear", "Conv1d", "Conv2d"), ()):
+        if problems := check_module(module, ("Linear", "Conv1d", "Conv2d"), ()):
             return {}, problems
-        here, shapes = layer.where, {leaf: tensor.shape for leaf, tensor in layer.factors.items()}
+        here, shapes = module.where, {leaf: tensor.shape for leaf, tensor in module.factors.items()}
         first, second = ({leaf for leaf in shapes if name in leaf} for name in ("w1", "2"))
         if first not in _FIRST or second not in _SECOND:
             there = ", ".join(sorted(shapes))
             return {}, [f"{here}: {there} do not make up a LoKr; the adapter's file is incomplete"]
-        rank = by_pattern(layer.config.get("rank_pattern") or {}, layer.module, layer.config["r"])
+        rank = by_pattern(module.config.get("rank_pattern") or {}, module.path, module.config["r"])
         if problems := check_rank(f"{here}: rank_pattern", rank):
             return {}, problems
-        if not _fits(shapes, layer.base.shape("weight") or (), rank):
+        if not _fits(shapes, module.base.shape("weight") or (), rank):
             found = ", ".join(f"{leaf} {list(shape)}" for leaf, shape in sorted(shapes.items()))
-            return {}, [misfit(layer, f"at rank {rank} the factors are {found}")]
-        alpha = float(by_pattern(layer.config.get("alpha_pattern") or {}, layer.module, layer.config["alpha"]))
+            return {}, [misfit(module, f"at rank {rank} the factors are {found}")]
+        alpha = float(by_pattern(module.config.get("alpha_pattern") or {}, module.path, module.config["alpha"]))
         update = Update(
-            adapter=layer.adapter,
+            adapter=module.adapter,
             method=self.peft_type,
-            scale=layer.adapter_weight * (alpha / rank),
-            factors={leaf.removeprefix("lokr_"): tensor for leaf, tensor in layer.factors.items()},
+            scale=module.adapter_weight * (alpha / rank),
+            factors={leaf.removeprefix("lokr_"): tensor for leaf, tensor in module.factors.items()},
         )
         return {"weight": update}, []
 
     def merger(
-        self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
+        self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
     ) -> MergeRows:
         """Return W plus all updates of one parameter, rounded once; the order of the adapters changes no bit."""
         return add_dense([_delta(update, factors) for update, factors in updates], dtype)
 
-    def forward(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
+    def forward(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
         """Return the output plus what each Kronecker product gives; `peft/tuners/lokr/layer.py` get_delta_weight."""
 
-        def change(update: Update, factors: "Mapping[str, Tensor]") -> "Tensor":
+        def change(update: PlacedUpdate, factors: "Mapping[str, Tensor]") -> "Tensor":
             delta = _kronecker(factors)
             return through(call.module, call.input, stored_matrix(update, delta)) * update.scale
 
@@ -125,7 +125,7 @@ def _product(a: tuple[int, ...], b: tuple[int, ...], rank: int) -> tuple[int, ..
     return (a[0], b[1]) if len(a) == len(b) == 2 and a[1] == b[0] == rank else ()
 
 
-def _delta(update: Update, factors: "Mapping[str, Tensor]") -> "Callable[[slice], Tensor]":
+def _delta(update: PlacedUpdate, factors: "Mapping[str, Tensor]") -> "Callable[[slice], Tensor]":
     """Return s·(w1 ⊗ w2) for any of the stored rows.
 
     An element is w1[i1, j1]·w2[i2, j2], with w2 flat: the row numbers i1 and i2 follow from its row, the column numbers

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_build.errors import MergeError
-from lora_build.methods.interface import Call, Layer, MergeRows, ReadRows, Update
+from lora_build.methods.interface import AdaptedModule, Call, MergeRows, PlacedUpdate, ReadRows, Update
 from lora_build.methods.shared import HARMLESS, check_module, is_number, misfit, refuse_weight, unknown_keys
 
 if TYPE_CHECKING:
@@ -59,42 +59,42 @@ class OFT:
             problems.append(f"eps: expected a positive number, found {eps!r}")
         return problems
 
-    def updates(self, layer: Layer) -> tuple[dict[str, Update], list[str]]:
+    def updates(self, module: AdaptedModule) -> tuple[dict[str, Update], list[str]]:
         """Return the update of the module's weight; none where blocks of one element turn nothing."""
-        leaf = _EMBEDDING if _EMBEDDING in layer.factors else _LINEAR
-        kinds = ("Embedding",) if leaf == _EMBEDDING else ("Linear", "Conv2d")
-        if problems := refuse_weight(layer, "OFT") + check_module(layer, kinds, (leaf,)):
+        leaf = _EMBEDDING if _EMBEDDING in module.factors else _LINEAR
+        layer_types = ("Embedding",) if leaf == _EMBEDDING else ("Linear", "Conv2d")
+        if problems := refuse_weight(module, "OFT") + check_module(module, layer_types, (leaf,)):
             return {}, problems
-        shape, found = layer.base.shape("weight") or (), layer.factors[leaf].shape
+        shape, found = module.base.shape("weight") or (), module.factors[leaf].shape
         if any(size != 1 for size in shape[2:]):
             return {}, [
-                f"{layer.where}: is a convolution with a kernel {list(shape[2:])}, for which peft trains patches "
+                f"{module.where}: is a convolution with a kernel {list(shape[2:])}, for which peft trains patches "
                 "turned before they are added up, so no weight can hold it; only 1x1 kernels can be merged"
             ]
         block = (1 + math.isqrt(1 + 8 * found[1])) // 2 if len(found) == 2 else 0
-        num_blocks = 1 if layer.config.get("block_share") else shape[1] // max(block, 1)
+        num_blocks = 1 if module.config.get("block_share") else shape[1] // max(block, 1)
         if found != (num_blocks, block * (block - 1) // 2) or shape[1] % block:
-            expected = "[1" if layer.config.get("block_share") else f"[{shape[1]}/b"
-            return {}, [misfit(layer, f"{leaf} is {list(found)} (expected {expected}, b·(b-1)/2] of blocks b x b)")]
+            expected = "[1" if module.config.get("block_share") else f"[{shape[1]}/b"
+            return {}, [misfit(module, f"{leaf} is {list(found)} (expected {expected}, b·(b-1)/2] of blocks b x b)")]
         if block == 1:
             return {}, []
-        config, options = layer.config, {"block": block, "side": "right" if leaf == _EMBEDDING else "left"}
+        config, options = module.config, {"block": block, "side": "right" if leaf == _EMBEDDING else "left"}
         if config["use_cayley_neumann"]:
             options["terms"] = config["num_cayley_neumann_terms"]
         if config.get("coft"):
             options["eps"] = repr(float(config["eps"]))
         update = Update(
-            adapter=layer.adapter,
+            adapter=module.adapter,
             method=self.peft_type,
             scale=1.0,
-            factors={"Q": layer.factors[leaf]},
+            factors={"Q": module.factors[leaf]},
             options=options,
             ordered=True,
         )
         return {"weight": update}, []
 
     def merger(
-        self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
+        self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
     ) -> MergeRows:
         """Return W turned by every adapter, in float64 and rounded once.
 
@@ -122,7 +122,7 @@ class OFT:
 
         return rows
 
-    def forward(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
+    def forward(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
         """Return the output for turned inputs, of an embedding the turned output; `peft/tuners/oft/layer.py` forward.
 
         Inputs pass through the adapters in the order given.
@@ -135,7 +135,7 @@ class OFT:
         return call.base(_pass(updates, call.input, channels).to(call.input.dtype))
 
 
-def _check_rows(updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]") -> None:
+def _check_rows(updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]") -> None:
     for update, _ in updates:
         if update.transposed and update.rows is not None:
             raise MergeError(f"{update.factors['Q'].name}: OFT turns inputs, of which {update.adapter} has only some")
@@ -224,7 +224,7 @@ def _inverse(M: "Tensor") -> "Tensor":
     return M
 
 
-def _pass(updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", x: "Tensor", dim: int) -> "Tensor":
+def _pass(updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", x: "Tensor", dim: int) -> "Tensor":
     """Return x turned along a dimension by one adapter after the other; OFTRotationModule.forward."""
     y = x.movedim(dim, -1)
     for update, factors in updates:

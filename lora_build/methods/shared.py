@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods.interface import Call, Layer, MergeRows, Update
+from lora_build.methods.interface import AdaptedModule, Call, MergeRows, PlacedUpdate
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +25,10 @@ _DIMENSIONS = {
 }  # fmt: skip
 
 
-def by_pattern(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
+def by_pattern(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
     """Return the value of the first key that matches the module's path; `peft/utils/other.py` get_pattern_key."""
     for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", module):
+        if re.match(rf"(.*\.)?({key})$", path):
             return value
     return default
 
@@ -74,25 +74,27 @@ def check_alpha(key: str, alpha: object) -> list[str]:
     return [] if is_number(alpha) else [f"{key}: expected a finite number, found {alpha!r}"]
 
 
-def check_module(layer: Layer, kinds: Collection[str], leaves: Collection[str]) -> list[str]:
-    """Return why factors with these leaves cannot adapt the module, one line each: it is of no such kind, or some lack.
+def check_module(module: AdaptedModule, layer_types: Collection[str], leaves: Collection[str]) -> list[str]:
+    """Return why factors with these leaves cannot adapt the module, one line each: it is of no such type, or some lack.
 
     Classes that nobody knows by name (subclasses, remote code) pass if their weight has as many dimensions, and so does
     what is called Linear: a plan that has not asked transformers calls so whatever is no Conv1D.
     """
-    kind, shape = layer.base.kind, layer.base.shape("weight")
-    expected = ", ".join(kinds)
-    if layer.wrapped:
-        return [f"{layer.where}: lies inside another adapted module, which cannot be merged; expected {expected}"]
+    layer_type, shape = module.base.layer_type, module.base.shape("weight")
+    expected = ", ".join(layer_types)
+    if module.wrapped:
+        return [f"{module.where}: lies inside another adapted module, which cannot be merged; expected {expected}"]
     if shape is None:
-        return [f"{layer.where}: the base has no weight there"]
-    if (kind in _DIMENSIONS and kind not in (*kinds, "Linear")) or len(shape) not in {_DIMENSIONS[k] for k in kinds}:
-        return [f"{layer.where}: is a {kind or 'module'} of weight {list(shape)} in the base; expected {expected}"]
-    there = ", ".join(sorted(layer.factors))
+        return [f"{module.where}: the base has no weight there"]
+    may_be = layer_type not in _DIMENSIONS or layer_type in (*layer_types, "Linear")
+    if not may_be or len(shape) not in {_DIMENSIONS[name] for name in layer_types}:
+        found = layer_type or "module"
+        return [f"{module.where}: is a {found} of weight {list(shape)} in the base; expected {expected}"]
+    there = ", ".join(sorted(module.factors))
     return [
-        f"{layer.where}: has {there} but no {leaf}; the adapter's file is incomplete"
+        f"{module.where}: has {there} but no {leaf}; the adapter's file is incomplete"
         for leaf in leaves
-        if leaf not in layer.factors
+        if leaf not in module.factors
     ]
 
 
@@ -101,37 +103,37 @@ def as_matrix(shape: Sequence[int]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
-def is_transposed(layer: Layer, fits: Callable[[int, int], bool]) -> bool | None:
+def is_transposed(module: AdaptedModule, fits: Callable[[int, int], bool]) -> bool | None:
     """Return whether the module's matrix is stored [in, out]; None if it fits in no way that its class allows.
 
     Args:
-        layer: a Linear or Conv1D.
+        module: a Linear or Conv1D.
         fits: whether the factors fit a weight with so many outputs and inputs.
     """
-    rows, columns = layer.base.shape("weight") or (0, 0)
+    rows, columns = module.base.shape("weight") or (0, 0)
     straight, crossed = fits(rows, columns), fits(columns, rows)
-    if layer.base.kind is not None:
-        transposed = layer.base.kind == "Conv1D"
+    if module.base.layer_type is not None:
+        transposed = module.base.layer_type == "Conv1D"
     else:
-        transposed = crossed and not (straight and not layer.config.get("fan_in_fan_out"))
+        transposed = crossed and not (straight and not module.config.get("fan_in_fan_out"))
     return transposed if (crossed if transposed else straight) else None
 
 
-def misfit(layer: Layer, found: str) -> str:
+def misfit(module: AdaptedModule, found: str) -> str:
     """Return the message that factors do not fit the base's weight, with what was `found`."""
-    shape, trained_on = list(layer.base.shape("weight") or ()), layer.config.get("base_model_name_or_path")
+    shape, trained_on = list(module.base.shape("weight") or ()), module.config.get("base_model_name_or_path")
     hint = f" (its config says {trained_on})" if trained_on else ""
-    return f"{layer.where}: {found}, the base's weight is {shape}; was it trained on another base?{hint}"
+    return f"{module.where}: {found}, the base's weight is {shape}; was it trained on another base?{hint}"
 
 
-def refuse_weight(layer: Layer, method: str) -> list[str]:
+def refuse_weight(module: AdaptedModule, method: str) -> list[str]:
     """Return a line if the recipe gives a multiplicative adapter a weight: it has no meaning for a product."""
-    if layer.adapter_weight == 1:
+    if module.adapter_weight == 1:
         return []
-    return [f"{layer.where}: {method} multiplies, so a weight of {layer.adapter_weight!r} means nothing; set it to 1"]
+    return [f"{module.where}: {method} multiplies, so a weight of {module.adapter_weight!r} means nothing; set it to 1"]
 
 
-def stored(update: Update, left: "Tensor", right: "Tensor") -> "tuple[Tensor, Tensor]":
+def stored(update: PlacedUpdate, left: "Tensor", right: "Tensor") -> "tuple[Tensor, Tensor]":
     """Return the factors of left [out, r] @ right [r, in] for the stored rows that the update is of."""
     import torch
 
@@ -170,13 +172,13 @@ def add_dense(deltas: "Sequence[Callable[[slice], Tensor]]", dtype: "torch.dtype
     return rows
 
 
-def stored_factors(update: Update, left: "Tensor", right: "Tensor") -> "tuple[Tensor, Tensor]":
+def stored_factors(update: PlacedUpdate, left: "Tensor", right: "Tensor") -> "tuple[Tensor, Tensor]":
     """Return the factors of left [out, r] @ right [r, in] as the module stores it, [rows, r] @ [r, columns]."""
     left, right = stored(update, left, right)
     return (right.T, left.T) if update.transposed else (left, right)
 
 
-def stored_matrix(update: Update, delta: "Tensor") -> "Tensor":
+def stored_matrix(update: PlacedUpdate, delta: "Tensor") -> "Tensor":
     """Return a change [out, in·...] of the weight as the module stores it, [rows, columns]."""
     import torch
 
@@ -185,9 +187,9 @@ def stored_matrix(update: Update, delta: "Tensor") -> "Tensor":
 
 
 def add_outputs(
-    updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]",
+    updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]",
     call: Call,
-    change: "Callable[[Update, Mapping[str, Tensor]], Tensor]",
+    change: "Callable[[PlacedUpdate, Mapping[str, Tensor]], Tensor]",
 ) -> "Tensor":
     """Return the output of a call plus what each update changes in it, in the dtype of the output."""
     result = call.base(call.input)

@@ -9,7 +9,8 @@ Shapes: W [V, d], rows [n, d] for the n token indices of the config.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods.interface import Call, Layer, MergeRows, ReadRows, Update
+from lora_build.files.formats.checkpoint import TensorInfo
+from lora_build.methods.interface import AdaptedModule, Call, MergeRows, PlacedUpdate, ReadRows, Update
 from lora_build.methods.shared import through, unknown_keys
 
 if TYPE_CHECKING:
@@ -34,14 +35,14 @@ class TrainableTokens:
         """Return what in an adapter_config.json keeps the adapter from being merged, one line each."""
         return unknown_keys(config, _KNOWN)
 
-    def updates(self, layer: Layer) -> tuple[dict[str, Update], list[str]]:
+    def updates(self, module: AdaptedModule) -> tuple[dict[str, Update], list[str]]:
         """Return the replacement of rows of the module's weight."""
-        rows = next(layer.factors[leaf] for leaf in _LEAVES if leaf in layer.factors)
-        weight = layer.base.shape("weight") or ()
-        indices = token_indices(layer.config, layer.module)
-        if layer.adapter_weight != 1:
+        rows = next(module.factors[leaf] for leaf in _LEAVES if leaf in module.factors)
+        weight = module.base.shape("weight") or ()
+        indices = token_indices(module.config, module.path)
+        if module.adapter_weight != 1:
             problem = (
-                f"has weight {layer.adapter_weight!r}, but it replaces rows, which cannot be weighted; set it to 1"
+                f"has weight {module.adapter_weight!r}, but it replaces rows, which cannot be weighted; set it to 1"
             )
         elif indices is None:
             problem = f"has trained rows {list(rows.shape)}, but adapter_config.json does not say of which tokens"
@@ -53,14 +54,14 @@ class TrainableTokens:
             problem = f"trains token {outside[0]}, the base's weight is {list(weight)}; was its vocabulary grown?"
         elif len(set(indices)) < len(indices):
             problem = "adapter_config.json names a token twice"
-        elif layer.base.shape("bias"):
+        elif module.base.shape("bias"):
             problem = "trains tokens of a layer with a bias, which peft leaves out while it trains"
         else:
-            return {"weight": replacement(layer.adapter, rows, indices)}, []
-        return {}, [f"{layer.where}: {problem}"]
+            return {"weight": replacement(module.adapter, rows, tuple(indices))}, []
+        return {}, [f"{module.where}: {problem}"]
 
     def merger(
-        self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
+        self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
     ) -> MergeRows:
         """Return the replacement of rows, each rounded once; no two updates replace the same one."""
         import torch
@@ -69,8 +70,8 @@ class TrainableTokens:
 
         trained: dict[int, Tensor] = {}
         for update, factors in updates:
-            indices = update.options["indices"]
-            trained |= zip(range(len(factors["rows"])) if indices is None else indices, factors["rows"], strict=True)
+            assert update.update.tokens is not None
+            trained |= zip(update.update.tokens, factors["rows"], strict=True)
         stored = updates[0][0].rows
 
         def rows(W: "Tensor", first: int) -> "tuple[Tensor, Tensor]":
@@ -84,7 +85,7 @@ class TrainableTokens:
 
         return rows
 
-    def forward(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
+    def forward(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
         """Return the output with what the trained rows give in place of what the base's give.
 
         `peft/tuners/trainable_tokens/layer.py` forward_adapters; like it, and like a merge, it takes the rows in the
@@ -96,28 +97,25 @@ class TrainableTokens:
         return y
 
 
-def replacement(adapter: str, rows: Any, indices: list[int] | None) -> Update:
-    """Return the update that puts the rows of a tensor in place of those of a parameter; None means all of them."""
-    return Update(
-        adapter=adapter, method=TrainableTokens.peft_type, scale=1.0, factors={"rows": rows},
-        options={"indices": indices},
-    )  # fmt: skip
+def replacement(adapter: str, rows: TensorInfo, tokens: Sequence[int]) -> Update:
+    """Return the update that puts the rows of a tensor in place of some rows of a parameter; a range means all."""
+    return Update(adapter=adapter, method=TrainableTokens.peft_type, scale=1.0, factors={"rows": rows}, tokens=tokens)
 
 
-def token_indices(config: Mapping[str, Any], module: str) -> list[int] | None:
+def token_indices(config: Mapping[str, Any], path: str) -> list[int] | None:
     """Return the token of each trained row of a module, None if the config does not say.
 
     The list of a config is for the input embedding; a mapping names modules by the end of their path.
     """
     found = config.get("trainable_token_indices") or config.get("token_indices")
     if isinstance(found, dict):
-        found = next((v for k, v in found.items() if module == k or module.endswith("." + k)), None)
+        found = next((v for k, v in found.items() if path == k or path.endswith("." + k)), None)
     if isinstance(found, list) and all(type(i) is int for i in found):
         return found
     return None
 
 
-def _replace(update: Update, trained: "Tensor", y: "Tensor", call: Call) -> "Tensor":
+def _replace(update: PlacedUpdate, trained: "Tensor", y: "Tensor", call: Call) -> "Tensor":
     """Return an output y, of an embedding with other rows, of a head with other columns."""
     import torch
     from torch import nn
@@ -133,12 +131,12 @@ def _replace(update: Update, trained: "Tensor", y: "Tensor", call: Call) -> "Ten
     return y.index_copy(-1, stored, (columns if bias is None else columns + bias[stored]).to(y.dtype))
 
 
-def _places(update: Update, num_stored: int, num_trained: int) -> "Tensor":
+def _places(update: PlacedUpdate, num_stored: int, num_trained: int) -> "Tensor":
     """Return the trained row that takes the place of each stored one, -1 for none."""
     import torch
 
     tokens = torch.arange(num_stored) if update.rows is None else torch.tensor(update.rows)
-    indices = torch.tensor(update.options["indices"] or range(num_trained))
+    indices = torch.tensor(update.update.tokens)
     place = torch.full((int(torch.cat([tokens, indices]).max()) + 1,), -1)
     place[indices] = torch.arange(num_trained)
     return place[tokens]

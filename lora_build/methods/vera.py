@@ -10,7 +10,7 @@ rows; λ_d [r], λ_b [out].
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods.interface import Call, Layer, MergeRows, ReadRows, Update
+from lora_build.methods.interface import AdaptedModule, Call, MergeRows, PlacedUpdate, ReadRows, Update
 from lora_build.methods.shared import (
     HARMLESS,
     add_outputs,
@@ -54,36 +54,36 @@ class Vera:
             )
         return problems
 
-    def updates(self, layer: Layer) -> tuple[dict[str, Update], list[str]]:
+    def updates(self, module: AdaptedModule) -> tuple[dict[str, Update], list[str]]:
         """Return the update of the module's weight."""
-        if problems := check_module(layer, ("Linear", "Conv1D"), _LEAVES):
+        if problems := check_module(module, ("Linear", "Conv1D"), _LEAVES):
             return {}, problems
-        if missing := [leaf for leaf in _SHARED if leaf not in layer.shared]:
+        if missing := [leaf for leaf in _SHARED if leaf not in module.shared]:
             return {}, [
-                f"{layer.where}: the adapter's file has no base_model.{' and no base_model.'.join(missing)}, "
+                f"{module.where}: the adapter's file has no base_model.{' and no base_model.'.join(missing)}, "
                 "although its config says save_projection; it is incomplete"
             ]
-        A, B = (layer.shared[leaf] for leaf in _SHARED)
-        lambda_b, lambda_d = (layer.factors[leaf] for leaf in _LEAVES)
-        a, b, d, rank = list(A.shape), list(B.shape), list(lambda_d.shape), layer.config["r"]
+        A, B = (module.shared[leaf] for leaf in _SHARED)
+        lambda_b, lambda_d = (module.factors[leaf] for leaf in _LEAVES)
+        a, b, d, rank = list(A.shape), list(B.shape), list(lambda_d.shape), module.config["r"]
         if len(a) != 2 or len(b) != 2 or d != [rank] or a[0] != rank or b[1] != rank:
             return {}, [
-                f"{layer.where}: vera_A is {a}, vera_B {b} and vera_lambda_d {d}, "
+                f"{module.where}: vera_A is {a}, vera_B {b} and vera_lambda_d {d}, "
                 f"but adapter_config.json says rank {rank} for them"
             ]
 
         def fits(num_out: int, num_in: int) -> bool:
             return lambda_b.shape == (num_out,) and num_out <= b[0] and num_in <= a[1]
 
-        transposed = is_transposed(layer, fits)
+        transposed = is_transposed(module, fits)
         if transposed is None:
             found = f"vera_lambda_b is {list(lambda_b.shape)}, vera_B {b} and vera_A {a}"
-            return {}, [misfit(layer, found)]
-        shape = layer.base.shape("weight") or (0, 0)
+            return {}, [misfit(module, found)]
+        shape = module.base.shape("weight") or (0, 0)
         update = Update(
-            adapter=layer.adapter,
+            adapter=module.adapter,
             method=self.peft_type,
-            scale=layer.adapter_weight,
+            scale=module.adapter_weight,
             factors={"A": A, "B": B, "lambda_b": lambda_b, "lambda_d": lambda_d},
             options={"inputs": shape[0] if transposed else shape[1]},
             transposed=transposed,
@@ -91,7 +91,7 @@ class Vera:
         return {"weight": update}, []
 
     def merger(
-        self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
+        self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
     ) -> MergeRows:
         """Return the exact sum of all low-rank updates of one parameter, rounded once."""
         from lora_build.numerics.exact import LowRankSum
@@ -104,10 +104,10 @@ class Vera:
             pairs.append(stored(update, B * update.scale, A))
         return LowRankSum(pairs, dtype, transposed=updates[0][0].transposed).rows
 
-    def forward(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
+    def forward(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
         """Return the output plus λ_b∘B(λ_d∘A(x)) of each adapter; `peft/tuners/vera/layer.py` Linear.forward."""
 
-        def change(update: Update, factors: "Mapping[str, Tensor]") -> "Tensor":
+        def change(update: PlacedUpdate, factors: "Mapping[str, Tensor]") -> "Tensor":
             lambda_b, lambda_d = factors["lambda_b"][:, None], factors["lambda_d"][:, None]
             B, A = factors["B"][: len(lambda_b)], factors["A"][:, : update.options["inputs"]]
             left, right = stored_factors(update, lambda_b * B, lambda_d * A)

@@ -22,7 +22,7 @@ from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.files.hashing import HashedFile
 from lora_build.files.identity import BASE, SourceName
 from lora_build.files.sources import Source, open_hashed, sizes
-from lora_build.methods.interface import Layer, Measurable, Update, methods, unmergeable
+from lora_build.methods.interface import AdaptedModule, Measurable, Update, methods, unmergeable
 from lora_build.methods.lora.implied import Implied
 from lora_build.methods.trainable_tokens import token_indices
 from lora_build.planning.operations import Merge, Operation, kind
@@ -204,7 +204,7 @@ class _Read:
     """What an adapter's headers and config tell: its tensors sorted, its updates where no base is needed for them."""
 
     parts: Parts
-    layers: Mapping[str, Layer]
+    layers: Mapping[str, AdaptedModule]
     updates: Mapping[tuple[str, str], Update]
     problems: tuple[str, ...]
 
@@ -271,14 +271,14 @@ def _read(adapter: Adapter) -> _Read:
     for layer in layers.values() if measurable else ():
         found, misfits = method.updates(layer)
         problems += misfits
-        updates |= {(layer.module, parameter): update for parameter, update in found.items()}
+        updates |= {(layer.path, parameter): update for parameter, update in found.items()}
     return _Read(parts=parts, layers=layers, updates=updates, problems=tuple(problems))
 
 
-def _layer(adapter: Adapter, parts: Parts, module: str, method: Measurable | None) -> Layer:
+def _layer(adapter: Adapter, parts: Parts, module: str, method: Measurable | None) -> AdaptedModule:
     """Return a module with factors, on the base that they imply where the method can tell."""
-    layer = Layer(
-        adapter=adapter.name, module=module, config=adapter.config, adapter_weight=adapter.weight,
+    layer = AdaptedModule(
+        adapter=adapter.name, path=module, config=adapter.config, adapter_weight=adapter.weight,
         factors=parts.factors[module], base=Implied(shapes={}), wrapped=module in parts.wrapped, shared=parts.shared,
         expert_packing=adapter.expert_packing,
     )  # fmt: skip

@@ -187,7 +187,7 @@ class Layout:
         return f"adapts '{parameter}', which the base does not have{near}"
 
     def kind(self, module: str) -> str | None:
-        """Return what stores a module's matrices; see `BaseModule.kind`."""
+        """Return what stores a module's matrices; see `BaseModule.layer_type`."""
         known = is_conv1d(self.config, module)
         return None if known is None else "Conv1D" if known else "Linear"
 

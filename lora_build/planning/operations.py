@@ -1,13 +1,13 @@
 """Operations: what happens to one output tensor, and how the tensors are laid out in files. Pure, without torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
 from lora_build.dtypes import num_bytes
 from lora_build.files.formats.checkpoint import WEIGHTS_NAME, TensorInfo, file_order, format_header
-from lora_build.methods.interface import Update
+from lora_build.methods.interface import PlacedUpdate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class Segment:
 
     start: int
     stop: int
-    updates: tuple[Update, ...]
+    updates: tuple[PlacedUpdate, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class Merge:
     segments: tuple[Segment, ...]
 
     @property
-    def updates(self) -> tuple[Update, ...]:
+    def updates(self) -> tuple[PlacedUpdate, ...]:
         """The updates of all segments."""
         return tuple(update for segment in self.segments for update in segment.updates)
 
@@ -90,31 +90,23 @@ def touched_by(operation: Operation) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def cut(placed: Sequence[tuple[int, int, Update]]) -> tuple[Segment, ...]:
-    """Return segments for updates of the stored rows [start, stop), each cut wherever another one begins or ends."""
+def cut(placed: Sequence[PlacedUpdate]) -> tuple[Segment, ...]:
+    """Return segments for updates of stored rows, each cut wherever another one begins or ends."""
     if len(placed) == 1:  # nearly all
-        ((start, stop, update),) = placed
-        return (Segment(start=start, stop=stop, updates=(update,)),) if start < stop else ()
-    waiting = sorted(enumerate(placed), key=lambda item: item[1][0], reverse=True)
-    edges = sorted({edge for start, stop, _ in placed for edge in (start, stop)})
+        (only,) = placed
+        return (Segment(start=only.start, stop=only.stop, updates=(only,)),) if only.start < only.stop else ()
+    waiting = sorted(enumerate(placed), key=lambda item: item[1].start, reverse=True)
+    edges = sorted({edge for update in placed for edge in (update.start, update.stop)})
     segments: list[Segment] = []
-    here: list[tuple[int, tuple[int, int, Update]]] = []
+    here: list[tuple[int, PlacedUpdate]] = []
     for start, stop in pairwise(edges):
-        while waiting and waiting[-1][1][0] <= start:
+        while waiting and waiting[-1][1].start <= start:
             here.append(waiting.pop())
-        here = sorted((item for item in here if item[1][1] > start), key=lambda item: item[0])
+        here = sorted((item for item in here if item[1].stop > start), key=lambda item: item[0])
         if here:
-            updates = tuple(_part(update, start - a, stop - a, b - a) for _, (a, b, update) in here)
+            updates = tuple(update.part(start, stop) for _, update in here)
             segments.append(Segment(start=start, stop=stop, updates=updates))
     return tuple(segments)
-
-
-def _part(update: Update, start: int, stop: int, num_rows: int) -> Update:
-    """Return an update of `num_rows` stored rows for only [start, stop) of them."""
-    if (start, stop) == (0, num_rows):
-        return update
-    rows = range(num_rows) if update.rows is None else update.rows
-    return replace(update, rows=rows[start:stop])
 
 
 def lay_out(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from lora_build.files.formats.adapter import Adapter
-from lora_build.methods.interface import Layer, Update
+from lora_build.methods.interface import AdaptedModule, ExpertStack, PeftLayer, Update
 from lora_build.methods.shared import by_pattern
 from lora_build.planning.operations import Segment
 
@@ -32,34 +32,23 @@ def refuse_adapter(adapter: Adapter) -> list[str]:
     return [f"{adapter.source}: {problem}, or {_INSTEAD}" for problem in problems]
 
 
-def as_in_peft(layer: Layer, leaf: str, update: Update) -> Update | str:
-    """Return the update of a module's parameter with the layer that merges it in peft, or why that is not repeated.
+def as_in_peft(module: AdaptedModule, leaf: str, update: Update) -> tuple[Update, PeftLayer | None] | str:
+    """Return the update of a module's parameter as peft does it, and the layer that merges it; or why it is refused.
 
-    The layer is in the update's options: `peft_layer`, peft's class, or Bias; `peft_variant`, empty for plain LoRA;
-    `peft_shape`, the parameter's in memory; `peft_crossed`, whether it is [in, out] there. The scale becomes that of
-    one application. Source: `peft/tuners/lora/layer.py` dispatch_default, `peft/tuners/lora/variants.py`.
+    The scale becomes that of one application. Trained rows need no layer. Source: `peft/tuners/lora/layer.py`
+    dispatch_default, `peft/tuners/lora/variants.py`.
     """
     if update.method != "LORA":  # trained rows, or refused with its adapter
-        return replace(update, ordered=True, exact=False)
-    shape = layer.base.shape(leaf) or ()
-    kind = _layer(layer, leaf, update, shape)
-    variant = _variant(layer, kind, update)
-    problem = _problem(layer, kind, variant, update, shape)
-    if problem:
-        return f"{layer.where}: {problem}; {_INSTEAD}"
-    return replace(
-        update,
-        scale=_scaling(layer, update) if kind == "OutProj" else update.scale,
-        options={
-            **update.options,
-            "peft_layer": kind,
-            "peft_variant": variant,
-            "peft_shape": list(shape),
-            "peft_crossed": update.transposed,
-        },
-        ordered=True,
-        exact=False,
-    )
+        return replace(update, ordered=True, exact=False), None
+    shape = module.base.shape(leaf) or ()
+    name = _layer_name(module, leaf, update, shape)
+    layer = PeftLayer(
+        name=name, variant=_variant(module, name, update), shape=tuple(shape), crossed=update.transposed
+    )  # fmt: skip
+    if problem := _problem(module, layer, update):
+        return f"{module.where}: {problem}; {_INSTEAD}"
+    scale = _scaling(module, update) if name == "OutProj" else update.scale
+    return replace(update, scale=scale, ordered=True, exact=False), layer
 
 
 def _changes_base(config: Mapping[str, Any]) -> bool:
@@ -67,60 +56,63 @@ def _changes_base(config: Mapping[str, Any]) -> bool:
     return init.startswith("pissa") or init == "olora" or bool(config.get("kasa_config"))
 
 
-def _layer(layer: Layer, leaf: str, update: Update, shape: Sequence[int]) -> str:
+def _layer_name(module: AdaptedModule, leaf: str, update: Update, shape: Sequence[int]) -> str:
     if leaf.endswith("bias"):
         return "Bias"
     if leaf == "in_proj_weight":
         return "MultiheadAttention"
-    if layer.wrapped and layer.module.endswith(".out_proj"):
+    if module.wrapped and module.path.endswith(".out_proj"):
         return "OutProj"
-    path = f".{layer.module}.{leaf}"
-    if update.stacked or any(path.endswith(f".{name}") for name in layer.config.get("target_parameters") or ()):
+    path = f".{module.path}.{leaf}"
+    if update.stack is not None or any(
+        path.endswith(f".{name}") for name in module.config.get("target_parameters") or ()
+    ):
         return "ParamWrapper"
-    if any(name.startswith("lora_embedding") for name in layer.factors):
+    if any(name.startswith("lora_embedding") for name in module.factors):
         return "Embedding"
     return "ConvNd" if len(shape) > 2 else "Linear"
 
 
-def _scaling(layer: Layer, update: Update) -> float:
+def _scaling(module: AdaptedModule, update: Update) -> float:
     """Return the scaling of an attention's out_proj for one of the two times that peft applies it."""
-    alpha = float(by_pattern(layer.config.get("alpha_pattern") or {}, layer.module, layer.config["lora_alpha"]))
+    alpha = float(by_pattern(module.config.get("alpha_pattern") or {}, module.path, module.config["lora_alpha"]))
     rank = update.factors["A"].shape[0]
-    return alpha / math.sqrt(rank) if layer.config.get("use_rslora") else alpha / rank
+    return alpha / math.sqrt(rank) if module.config.get("use_rslora") else alpha / rank
 
 
-def _variant(layer: Layer, kind: str, update: Update) -> str:
-    if kind == "Bias":
+def _variant(module: AdaptedModule, layer_name: str, update: Update) -> str:
+    if layer_name == "Bias":
         return ""
     if "m" in update.factors:
         return "dora"
-    if layer.config.get("use_bdlora"):
+    if module.config.get("use_bdlora"):
         return "bdlora"
-    return "mica" if str(layer.config.get("init_lora_weights")).lower() == "mica" else ""
+    return "mica" if str(module.config.get("init_lora_weights")).lower() == "mica" else ""
 
 
-def _problem(layer: Layer, kind: str, variant: str, update: Update, shape: Sequence[int]) -> str:
+def _problem(module: AdaptedModule, layer: PeftLayer, update: Update) -> str:
     """Return why peft's merge of an update is not repeated, or an empty string."""
     supported = {"dora": ("Linear", "Embedding", "ConvNd"), "bdlora": ("Linear",), "mica": ("Linear", "Embedding")}
-    if variant and kind not in supported[variant]:
-        return f"peft has no {variant} for its layer {kind}"
-    if kind in ("MultiheadAttention", "OutProj") and "lora_B.bias" in layer.factors:
+    name, shape = layer.name, layer.shape
+    if layer.variant and name not in supported[layer.variant]:
+        return f"peft has no {layer.variant} for its layer {name}"
+    if name in ("MultiheadAttention", "OutProj") and "lora_B.bias" in module.factors:
         return "peft loses some of the biases that it trains on an attention block (lora_bias)"
-    if kind == "ConvNd" and layer.base.settings.get("groups", 1) != 1:
+    if name == "ConvNd" and module.base.settings.get("groups", 1) != 1:
         return "peft does not merge into a convolution with groups"
-    if kind == "ConvNd" and len(shape) == 5 and tuple(shape[2:4]) == (1, 1):
+    if name == "ConvNd" and len(shape) == 5 and shape[2:4] == (1, 1):
         return f"peft fails at a kernel {list(shape)}"
-    if kind == "ParamWrapper" and update.stacked:
-        return _stack_problem(layer, update, shape)
+    if name == "ParamWrapper" and update.stack is not None:
+        return _stack_problem(module, update, update.stack, shape)
     return ""
 
 
-def _stack_problem(layer: Layer, update: Update, shape: Sequence[int]) -> str:
-    if update.options.get("packing") == "unsloth":
+def _stack_problem(module: AdaptedModule, update: Update, stack: ExpertStack, shape: Sequence[int]) -> str:
+    if stack.packing == "unsloth":
         return "its expert_packing is unsloth, and peft knows only its own"
     if shape[0] == 1:
         return "peft does not treat a stack of one expert as a stack"
-    if update.transposed != bool(layer.base.settings.get("is_transposed")):
+    if update.transposed != bool(module.base.settings.get("is_transposed")):
         return "peft 0.21 does not read the factors of this stack: an older version arranged them"
     return ""
 
@@ -129,11 +121,11 @@ def check_whole(name: str, segments: Iterable[Segment]) -> list[str]:
     """Return a line if DoRA would meet a part of a parameter: its norms need all of it, as it is in memory."""
     for segment in segments:
         for update in segment.updates:
-            if update.options.get("peft_variant") != "dora":
+            layer = update.peft
+            if layer is None or layer.variant != "dora":
                 continue
-            num_rows = update.options["peft_shape"][0]
-            is_whole = update.rows is None or update.rows == range(num_rows)
-            if not is_whole or update.transposed != update.options["peft_crossed"] or update.expert is not None:
+            is_whole = update.rows is None or update.rows == range(layer.shape[0])
+            if not is_whole or update.transposed != layer.crossed or update.expert is not None:
                 return [f"{name}: holds only a part of what peft applies DoRA to; {_INSTEAD}"]
     return []
 

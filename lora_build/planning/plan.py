@@ -78,7 +78,7 @@ class MergePlan:
     @property
     def is_exact(self) -> bool:
         """Whether every machine builds the same bytes."""
-        return all(update.exact for op in self.operations if isinstance(op, Merge) for update in op.updates)
+        return all(update.update.exact for op in self.operations if isinstance(op, Merge) for update in op.updates)
 
     @property
     def repeats_peft(self) -> bool:

@@ -8,7 +8,7 @@ from lora_build.dtypes import FLOATS, MERGEABLE, named, num_bytes
 from lora_build.files.formats.adapter import Adapter, Parts, sort_tensors
 from lora_build.files.formats.checkpoint import Checkpoint, TensorInfo
 from lora_build.files.identity import Digest, TensorKey
-from lora_build.methods.interface import Layer, Method, Update, methods, unmergeable
+from lora_build.methods.interface import AdaptedModule, Method, PeftLayer, PlacedUpdate, Update, methods, unmergeable
 from lora_build.methods.trainable_tokens import TrainableTokens, replacement
 from lora_build.models.layer_replication import replication_of
 from lora_build.models.parameters import Parameter, Part
@@ -31,7 +31,7 @@ class Draft:
         cut_first: whether ties are cut before any adapter is added, so that what is meant for all that shared a tensor
             goes to each of them.
         layout: the output's tensors.
-        placed: the updates of each output tensor, each with the stored rows [start, stop) that it is of.
+        placed: the updates of each output tensor.
         columns: the width of each output tensor that has updates.
         replaced: the adapter that replaces a tensor, or rows of it.
         issues: what is wrong.
@@ -44,7 +44,7 @@ class Draft:
     digests: Mapping[TensorKey, Digest]
     cut_first: bool = False
     layout: Layout = field(init=False)
-    placed: dict[str, list[tuple[int, int, Update]]] = field(default_factory=dict)
+    placed: dict[str, list[PlacedUpdate]] = field(default_factory=dict)
     columns: dict[str, int] = field(default_factory=dict)
     replaced: dict[str, str] = field(default_factory=dict)
     issues: list[str] = field(init=False)
@@ -193,8 +193,9 @@ class Draft:
             elif len(rows) == disk.shape[0]:
                 self.layout.sources[part.name] = replace(_rows_of(tensor, part.expert, rows), shape=disk.shape)
             else:
-                whole = replacement(adapter.name, _rows_of(tensor, part.expert, rows), None)
-                self._place(part.name, part.first, part.first + len(rows), whole, _width(disk))
+                whole = replacement(adapter.name, _rows_of(tensor, part.expert, rows), range(len(rows)))
+                placed = PlacedUpdate(update=whole, start=part.first, stop=part.first + len(rows))
+                self._place(part.name, placed, _width(disk))
 
     def _add_updates(self, adapter: Adapter) -> None:
         parts = self._parts.get(adapter.name)
@@ -240,9 +241,9 @@ class Draft:
         keep_tied: bool,
     ) -> None:
         base = _Module(self.layout, module)
-        layer = Layer(
+        adapted = AdaptedModule(
             adapter=adapter.name,
-            module=module,
+            path=module,
             config=adapter.config,
             adapter_weight=adapter.weight,
             factors=factors,
@@ -251,7 +252,7 @@ class Draft:
             shared=parts.shared,
             expert_packing=adapter.expert_packing,
         )
-        updates, problems = method.updates(layer)
+        updates, problems = method.updates(adapted)
         if base.is_missing:
             self.issues.append(f"{adapter.source}: {self.layout.missing(f'{module}.weight')}")
             return
@@ -262,33 +263,37 @@ class Draft:
             found = self.layout.look(path)
             assert found is not None, "a method updates what it found"
             for parameter in [found] if is_own else self.layout.look_all(path):
-                mine = self._as_in_peft(layer, leaf, update, parameter) if self._repeats_peft else update
-                self._spread(parameter, mine)
+                if self._repeats_peft:
+                    self._spread(parameter, *self._as_in_peft(adapted, leaf, update, parameter))
+                else:
+                    self._spread(parameter, update)
 
-    def _as_in_peft(self, layer: Layer, leaf: str, update: Update, parameter: Parameter) -> Update:
-        """Return an update as peft merges it, and report why that is not repeated where it is not."""
+    def _as_in_peft(
+        self, module: AdaptedModule, leaf: str, update: Update, parameter: Parameter
+    ) -> tuple[Update, PeftLayer | None]:
+        """Return an update as peft merges it and the layer that does, and report why that is not repeated."""
         name = parameter.parts[0].name
-        if self.layout.knots.shared(f"{layer.module}.{leaf}"):
-            first = self._tied_through.setdefault(name, layer.module)
-            if first != layer.module:
+        if self.layout.knots.shared(f"{module.path}.{leaf}"):
+            first = self._tied_through.setdefault(name, module.path)
+            if first != module.path:
                 self.issues.append(
-                    f"{layer.where}: shares {name} with {first}, and both are adapted: peft merges all adapters of one "
-                    "module before those of the next; set numerics: exact"
+                    f"{module.where}: shares {name} with {first}, and both are adapted: peft merges all adapters of "
+                    "one module before those of the next; set numerics: exact"
                 )
         elif is_plain(parameter) and not self.layout.names.is_in_memory(name):
             self.issues.append(
-                f"{layer.where}: {name} is only a part of a parameter in memory, where peft puts several of the "
+                f"{module.where}: {name} is only a part of a parameter in memory, where peft puts several of the "
                 "adapter's factors together, or none; set numerics: exact"
             )
-        repeated = as_in_peft(layer, leaf, update)
+        repeated = as_in_peft(module, leaf, update)
         if isinstance(repeated, str):
             self.issues.append(repeated)
-            return update
+            return update, None
         return repeated
 
-    def _spread(self, parameter: Parameter, update: Update) -> None:
+    def _spread(self, parameter: Parameter, update: Update, peft: PeftLayer | None = None) -> None:
         """Place an update of a parameter on every disk tensor that holds some of it."""
-        if "offset" in update.options and self.layout.knots.shared(parameter.name):
+        if update.decomposes_base and self.layout.knots.shared(parameter.name):
             self.issues.append(
                 f"{parameter.name}: adapter {update.adapter} began by changing it, and with it all that share it; "
                 "convert the adapter to plain LoRA where peft can (path_initial_model_for_weight_conversion)"
@@ -302,21 +307,22 @@ class Draft:
                     "only some of its rows"
                 )
                 return
-            matrix = disk.shape[-2:] if update.stacked or part.expert is not None else (disk.shape or (1,))
+            is_stack, in_one_stack = update.stack is not None, update.stack is not None and part.expert is None
+            matrix = disk.shape[-2:] if is_stack or part.expert is not None else (disk.shape or (1,))
             stop = part.first + (matrix[0] if part.rows is None else len(part.rows))
-            here = replace(update, transposed=turned, rows=part.rows, expert=part.expert)
-            experts = range(disk.shape[0]) if update.stacked and part.expert is None else range(1)
-            for expert in experts:
-                above = expert * matrix[0]
-                mine = replace(here, expert=expert) if update.stacked and part.expert is None else here
-                width = matrix[-1] if update.stacked else _width(disk)
-                self._place(part.name, above + part.first, above + stop, mine, width)
+            for number in range(disk.shape[0] if in_one_stack else 1):
+                above = number * matrix[0]
+                placed = PlacedUpdate(
+                    update=update, start=above + part.first, stop=above + stop, rows=part.rows,
+                    expert=number if in_one_stack else part.expert, transposed=turned, peft=peft,
+                )  # fmt: skip
+                self._place(part.name, placed, matrix[-1] if is_stack else _width(disk))
 
-    def _place(self, name: str, start: int, stop: int, update: Update, columns: int) -> None:
+    def _place(self, name: str, update: PlacedUpdate, columns: int) -> None:
         if self.columns.setdefault(name, columns) != columns:
             self.issues.append(f"{name}: one adapter updates it as a stack of matrices and another one as one")
             return
-        self.placed.setdefault(name, []).append((start, stop, update))
+        self.placed.setdefault(name, []).append(update)
         for tensor in (self.layout.sources[name], *update.factors.values()):
             if tensor.dtype not in MERGEABLE and not (tensor.dtype == "F64" and not tensor.source.is_base):
                 self.issues.append(f"{tensor.source}: {tensor.name} is {tensor.dtype}; merging needs F32, F16 or BF16")
@@ -344,23 +350,24 @@ class Draft:
     def _check_conflicts(self) -> None:
         """Report what two adapters do to one tensor and nobody can say in which order."""
         for name, placed in sorted(self.placed.items()):
-            names = {update.adapter for _, _, update in placed}
+            names = {update.adapter for update in placed}
             owner = self.replaced.get(name)
             for other in sorted(names - {owner}) if owner else ():
                 self.issues.append(f"adapter {owner} replaces {name} and adapter {other} updates it; merge only one")
-            if len({update.method for _, _, update in placed}) > 1:
+            if len({update.method for update in placed}) > 1:
                 self.issues.append(
                     f"{name}: adapters of different methods update it; merge them one after another: two recipes, the "
                     "second on the output of the first, or two merge_and_unload()"
                 )
-            if any(u.ordered for _, _, u in placed) and any("offset" in u.options for _, _, u in placed):
+            if any(u.update.ordered for u in placed) and any(u.update.decomposes_base for u in placed):
                 self.issues.append(f"{name}: DoRA cannot be composed with an adapter that began by changing the base")
-            self._check_tokens(name, [update for _, _, update in placed if "indices" in update.options])
+            self._check_tokens(name, placed)
 
-    def _check_tokens(self, name: str, updates: list[Update]) -> None:
+    def _check_tokens(self, name: str, updates: list[PlacedUpdate]) -> None:
         trained: dict[int, str] = {}
         for update in updates:
-            for token in update.options["indices"] or ():
+            tokens = update.update.tokens or ()
+            for token in () if isinstance(tokens, range) else tokens:
                 owner = trained.setdefault(token, update.adapter)
                 if owner != update.adapter:
                     both = f"adapters {owner} and {update.adapter}"
@@ -424,7 +431,7 @@ class _Module:
         return bool(self._shapes) and all(shape is None for shape in self._shapes.values())
 
     @property
-    def kind(self) -> str | None:
+    def layer_type(self) -> str | None:
         """Return what stores the module's matrices."""
         return self.layout.kind(self.module)
 

@@ -147,15 +147,17 @@ def _segment_updates(
 ) -> list[Any]:
     """Return the updates of a segment; in the recipe's order only where that matters."""
     found = list(segment.updates)
-    is_ordered = any(update.ordered for update in found)
+    is_ordered = any(update.update.ordered for update in found)
     if not is_ordered:
         found.sort(key=lambda update: places[SourceName.of_adapter(update.adapter)])
     rows = []
     for u in found:
-        row = [u.method, repr(u.scale), u.transposed, {role: tensor(info) for role, info in u.factors.items()}]
-        more = {
-            "options": dict(u.options), "expert": u.expert, "rows": None if u.rows is None else list(u.rows),
-            "ordered": is_ordered,
-        }  # fmt: skip
+        row: list[Any] = [
+            u.method,
+            repr(u.scale),
+            u.transposed,
+            {role: tensor(info) for role, info in u.factors.items()},
+        ]
+        more = {**u.record(), "ordered": is_ordered}
         rows.append([*row, {key: value for key, value in more.items() if value}] if any(more.values()) else row)
     return rows

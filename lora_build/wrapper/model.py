@@ -25,7 +25,7 @@ from lora_build.files.formats.adapter import Adapter, open_adapter
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.files.identity import SourceName
 from lora_build.files.sources import Source, sizes
-from lora_build.methods.interface import Update, methods
+from lora_build.methods.interface import PlacedUpdate, methods
 from lora_build.methods.lora.forward import without_offsets
 from lora_build.models.parameters import Part
 from lora_build.numerics.exact import self_test
@@ -36,7 +36,7 @@ from lora_build.recipe.schema import AdapterSpec, Packing, Recipe, Tied
 from lora_build.wrapper.hooks import NOTHING, Applied, Hooks
 from lora_build.wrapper.live_model import LiveModel, Place, check_finite, merged
 
-_Loaded = tuple[Update, Mapping[str, Tensor]]
+_Loaded = tuple[PlacedUpdate, Mapping[str, Tensor]]
 _Path = str | os.PathLike[str]
 _OPTIONS_OF_PEFT: Mapping[str, tuple[Any, str]] = {  # what each has to be, and why
     "is_trainable": (False, "adapters are applied and merged here; train them with peft"),
@@ -519,7 +519,7 @@ class LoraModel(nn.Module):
                 overlay[module, leaf] = nn.Parameter(tensor, requires_grad=False)
         return Applied(forwards=forwards, overlay=overlay)
 
-    def _loaded(self, place: Place, updates: Sequence[Update]) -> list[_Loaded]:
+    def _loaded(self, place: Place, updates: Sequence[PlacedUpdate]) -> list[_Loaded]:
         """Return the updates of a parameter with their factors, ready for many forwards."""
         values = self._live.tensor(place.parameter)
         dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
@@ -533,7 +533,7 @@ class LoraModel(nn.Module):
             return (Place(parameter=parameter, part=Part(name=operation.name)),)
         return self._live.places(operation.name)
 
-    def _updates_of(self, operation: Operation, place: Place) -> tuple[Update, ...] | None:
+    def _updates_of(self, operation: Operation, place: Place) -> tuple[PlacedUpdate, ...] | None:
         """Return the updates of a whole parameter, its rows in order; None where they are not of such a one."""
         part = place.part
         if not isinstance(operation, Merge) or part.expert is not None or part.transposed:
@@ -548,10 +548,7 @@ class LoraModel(nn.Module):
         here = [s for s in operation.segments if s.start < stop and start < s.stop]
         if len(here) != 1 or not here[0].start <= start <= stop <= here[0].stop:
             return None
-        rows = slice(start - here[0].start, stop - here[0].start)
-        num_rows = here[0].stop - here[0].start
-        taken = [(u, (range(num_rows) if u.rows is None else u.rows)[rows]) for u in here[0].updates]
-        return tuple(replace(u, rows=None if u.rows is None and len(at) == num_rows else at) for u, at in taken)
+        return tuple(update.part(start, stop) for update in here[0].updates)
 
     def _calls(self, place: Place) -> bool:
         """Whether the module of a parameter is called to apply it, and no other module reads it."""

@@ -306,7 +306,7 @@ def test_a_tensor_of_256_mb_takes_the_memory_of_one_of_64_mb(tmp_path: Path, wor
 
 CHILD = """
 import json, sys
-from lora_build import {imports}
+{imports}
 {code}
 print(sorted({{"torch", "transformers", "huggingface_hub", "safetensors"}} & sys.modules.keys()))
 """
@@ -314,7 +314,10 @@ print(sorted({{"torch", "transformers", "huggingface_hub", "safetensors"}} & sys
 
 @pytest.mark.parametrize(
     ("imports", "code"),
-    [("build", "build(json.loads(sys.argv[1]))"), ("app", "assert app.main(['recipe=plain']) == 0")],
+    [
+        ("from lora_build import build", "build(json.loads(sys.argv[1]))"),
+        ("from lora_build.cli.main import main", "assert main(['recipe=plain']) == 0"),
+    ],
     ids=["library", "command"],
 )
 def test_a_build_of_plain_lora_imports_neither_torch_nor_transformers(tmp_path: Path, imports: str, code: str) -> None:

@@ -33,7 +33,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.files.identity import SourceName
-from lora_build.methods.interface import Layer, Update, methods
+from lora_build.methods.interface import AdaptedModule, PlacedUpdate, methods
 
 Tensors = Mapping[str, Tensor]
 
@@ -111,7 +111,7 @@ class Stub:
     """What the base has: shapes and a class."""
 
     shapes: dict[str, tuple[int, ...]]
-    kind: str | None
+    layer_type: str | None
     settings: dict[str, Any] = field(default_factory=dict)
 
     def shape(self, parameter: str) -> tuple[int, ...] | None:
@@ -141,10 +141,10 @@ class Saved:
     def shared(self) -> Tensors:
         return {k.rpartition(".")[2]: t for k, t in self.tensors.items() if not k.startswith("base_model.model.")}
 
-    def layer(self, module: str, weight: float = 1.0, **changes: Any) -> Layer:
-        layer = Layer(
+    def layer(self, module: str, weight: float = 1.0, **changes: Any) -> AdaptedModule:
+        layer = AdaptedModule(
             adapter=self.name,
-            module=module,
+            path=module,
             config=self.config,
             adapter_weight=weight,
             factors={leaf: info(f"{self.name}/{module}.{leaf}", t) for leaf, t in self.factors(module).items()},
@@ -153,7 +153,7 @@ class Saved:
         )
         return replace(layer, **changes)
 
-    def load(self, update: Update) -> Tensors:
+    def load(self, update: PlacedUpdate) -> Tensors:
         """Return the values of an update's factors."""
         values = {
             f"{self.name}/{k.removeprefix('base_model.').removeprefix('model.')}": t for k, t in self.tensors.items()
@@ -178,10 +178,10 @@ def info(name: str, tensor: Tensor) -> TensorInfo:
     )
 
 
-def stub(module: str, *, kind: str | None = "known") -> Stub:
+def stub(module: str, *, layer_type: str | None = "known") -> Stub:
     made = dict(net().named_modules())[module]
     shapes = {name: tuple(p.shape) for name, p in made.named_parameters()}
-    return Stub(shapes, type(made).__name__ if kind == "known" else kind)
+    return Stub(shapes, type(made).__name__ if layer_type == "known" else layer_type)
 
 
 @cache
@@ -230,7 +230,7 @@ def fill(model: nn.Module, seed: int) -> None:
 
 
 def merge(
-    pairs: Sequence[tuple[Update, Tensors]], W: Tensor, dtype: torch.dtype, *, step: int | None = None
+    pairs: Sequence[tuple[PlacedUpdate, Tensors]], W: Tensor, dtype: torch.dtype, *, step: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the merge of all stored rows, `step` at a time, and the change."""
     rows = methods()[pairs[0][0].method].merger(list(pairs), dtype, lambda start, end: W[start:end])
@@ -241,7 +241,7 @@ def merge(
 def updates(
     adapters: Sequence[Saved], module: str, parameter: str = "weight", weights: Sequence[float] = (1,) * 5
 ) -> Any:
-    """Return the updates of a parameter by adapters with these weights, with the values of their factors."""
+    """Return the updates of a parameter by adapters with these weights, as in memory, with their factors' values."""
     found = []
     for adapter, weight in zip(adapters, weights, strict=False):
         layer = adapter.layer(module, weight)
@@ -250,7 +250,9 @@ def updates(
         made, problems = methods()[method].updates(layer)
         assert problems == []
         if parameter in made:
-            found.append((made[parameter], adapter.load(made[parameter])))
+            update, shape = made[parameter], layer.base.shape(parameter) or ()
+            placed = PlacedUpdate(update=update, start=0, stop=shape[0], transposed=update.transposed)
+            found.append((placed, adapter.load(placed)))
     return found  # fmt: skip
 
 

@@ -32,12 +32,12 @@ from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import Tensor, nn
 
 from lora_build.errors import MergeError
-from lora_build.methods.interface import Call, Update, methods
+from lora_build.methods.interface import Call, PlacedUpdate, methods
 from lora_build.methods.lora.forward import without_offsets
 from lora_build.methods.shared import through
 from lora_build.methods.trainable_tokens import replacement
 
-Pairs = Sequence[tuple[Update, Tensors]]
+Pairs = Sequence[tuple[PlacedUpdate, Tensors]]
 
 TABLES = ("table", "gemma", "bart")
 CONVOLUTIONS = ("line", "dot", "plane", "point", "strided", "cube")
@@ -281,7 +281,7 @@ def test_a_decomposition_of_the_weight_can_be_done_once(shelf: Shelf) -> None:
         once = list(without_offsets(pairs, module))
 
         assert [len(pairs), len(once)] == [1, 2]
-        assert not any("offset" in update.options for update, _ in once)
+        assert not any(placed.update.decomposes_base for placed, _ in once)
         assert off(forward(once, module, x, torch.float64), forward(pairs, module, x, torch.float64)) < 1e-6
 
 
@@ -326,7 +326,10 @@ def test_peft_pads_a_convolution_with_zeros_whatever_its_base_does(shelf: Shelf)
 
 def test_peft_scales_an_update_of_an_embedding_by_another_number_than_gemma_in_sixteen_bits(shelf: Shelf) -> None:
     adapter, module = shelf("lora", 0), module_of("gemma", torch.bfloat16)
-    pairs = [(replace(update, scale=1e6), factors) for update, factors in all_updates([adapter], "gemma")]
+    pairs = [
+        (replace(placed, update=replace(placed.update, scale=1e6)), factors)
+        for placed, factors in all_updates([adapter], "gemma")
+    ]
     x = input_of(module, torch.float32)
     after = with_values(module, weight=merge(pairs, base("gemma", dtype=torch.float64), torch.bfloat16)[0])
     layer = in_peft([adapter], torch.bfloat16).get_submodule("gemma")
@@ -342,7 +345,7 @@ def test_peft_scales_an_update_of_an_embedding_by_another_number_than_gemma_in_s
 def test_peft_leaves_out_the_bias_of_a_head_whose_tokens_were_trained(shelf: Shelf) -> None:
     generator = torch.Generator().manual_seed(6)
     rows, module = torch.randn(2, 12, generator=generator), module_of("linear", torch.float32)
-    update = replacement("a", info("rows", rows), [6, 2])
+    update = PlacedUpdate(update=replacement("a", info("rows", rows), (6, 2)), start=0, stop=8)
     x = input_of(module, torch.float32)
     weight = merge([(update, {"rows": rows})], base("linear"), torch.float32)[0]
 
@@ -358,7 +361,7 @@ def test_peft_leaves_out_the_bias_of_a_head_whose_tokens_were_trained(shelf: She
 
 def test_rows_in_place_of_all_of_a_tables_are_its_output() -> None:
     rows, module = torch.randn(10, 12, generator=torch.Generator().manual_seed(8)), module_of("table", torch.float32)
-    update = replacement("a", info("rows", rows), None)
+    update = PlacedUpdate(update=replacement("a", info("rows", rows), range(10)), start=0, stop=10)
     x = input_of(module, torch.float32)
 
     assert torch.equal(forward([(update, {"rows": rows})], module, x, torch.float32), rows[x])

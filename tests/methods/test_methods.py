@@ -39,7 +39,7 @@ from makers.shelf import (
 from peft import AdaLoraConfig, OFTConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from lora_build.methods.interface import Layer, methods
+from lora_build.methods.interface import AdaptedModule, methods
 
 Array = Any
 
@@ -294,7 +294,7 @@ def test_the_order_of_adapters_changes_no_bit(
     shelf: Callable[..., Saved], case: str, module: str, dtype: torch.dtype
 ) -> None:
     pairs = updates([shelf(case, seed) for seed in range(5)], module)
-    assert not any(update.ordered for update, _ in pairs)
+    assert not any(placed.update.ordered for placed, _ in pairs)
     whole = merge(pairs, base(module), dtype)
 
     for order in ((2, 4, 0, 3, 1), (1, 0, 2, 3, 4), (4, 3, 2, 1, 0)):
@@ -308,7 +308,7 @@ def test_the_order_of_rotations_is_the_recipes_and_is_said_to_matter(shelf: Call
     W = base("linear", dtype=torch.float64)
 
     in_turn = merge(pairs[:1], merge(pairs[1:], W, torch.float64)[0], torch.float64)[0]
-    assert all(update.ordered for update, _ in pairs)
+    assert all(placed.update.ordered for placed, _ in pairs)
     assert torch.equal(merge(pairs, W, torch.float64)[0], in_turn)
     assert not torch.allclose(merge(pairs[::-1], W, torch.float64)[0], in_turn, atol=1e-3)
 
@@ -514,13 +514,13 @@ UNFIT = [
 ]
 
 
-@pytest.mark.parametrize(("case", "kind", "message"), UNFIT)
+@pytest.mark.parametrize(("case", "layer_type", "message"), UNFIT)
 def test_modules_that_peft_does_not_adapt_are_refused(
-    shelf: Callable[..., Saved], case: str, kind: str, message: str
+    shelf: Callable[..., Saved], case: str, layer_type: str, message: str
 ) -> None:
     adapter = shelf(case, 0)
 
-    assert message in problems_of(adapter, "linear", {}, base=stub("linear", kind=kind))
+    assert message in problems_of(adapter, "linear", {}, base=stub("linear", layer_type=layer_type))
     assert "lies inside another adapted module" in problems_of(adapter, "linear", {}, wrapped=True)
     assert "the base has no weight there" in problems_of(adapter, "linear", {}, base=Stub({}, None))
     assert "is a module of weight [2, 2, 2, 2, 2, 2]" in problems_of(
@@ -531,15 +531,17 @@ def test_modules_that_peft_does_not_adapt_are_refused(
 @pytest.mark.parametrize(
     ("case", "module"), [("oft", "table"), ("loha", "plane"), ("ia3", "cube"), ("adalora", "point")]
 )
-@pytest.mark.parametrize("kind", [None, "Linear", "SomeoneElsesLayer"])
+@pytest.mark.parametrize("layer_type", [None, "Linear", "SomeoneElsesLayer"])
 def test_a_class_that_only_its_weight_tells_is_accepted(
-    shelf: Callable[..., Saved], case: str, module: str, kind: str | None
+    shelf: Callable[..., Saved], case: str, module: str, layer_type: str | None
 ) -> None:
     layer = shelf(case, 0).layer(module)
 
     known = methods()[layer.config["peft_type"]].updates(layer)
     assert known[1] == []
-    assert methods()[layer.config["peft_type"]].updates(replace(layer, base=stub(module, kind=kind))) == known
+    assert (
+        methods()[layer.config["peft_type"]].updates(replace(layer, base=stub(module, layer_type=layer_type))) == known
+    )
 
 
 @pytest.mark.parametrize("case", ["adalora", "vera", "ia3", "ia3-feedforward"])
@@ -596,9 +598,9 @@ def test_a_convolution_whose_patches_overlap_cannot_hold_a_rotation() -> None:
 
     assert off(1) < 1e-5
     assert off(3) > 1
-    layer = Layer(
+    layer = AdaptedModule(
         adapter="a",
-        module="plane",
+        path="plane",
         config=OFTConfig(oft_block_size=2).to_dict(),
         adapter_weight=1.0,
         factors={"oft_R.weight": info("x", torch.zeros(27, 1))},

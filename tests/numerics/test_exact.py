@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from judges import exact_numpy
 from torch import Tensor
 
-from lora_build.methods.interface import Update
+from lora_build.methods.interface import PlacedUpdate, Update
 from lora_build.methods.lora.method import METHOD
 from lora_build.numerics.exact import LowRankSum, all_finite, known_answer, round_once, self_test
 
@@ -195,5 +195,6 @@ def test_an_embeddings_and_a_heads_update_of_one_matrix_add_up_in_any_order() ->
     assert torch.allclose(change, B @ A + (C @ D).T, rtol=1e-12, atol=1e-12)
 
 
-def update(*, transposed: bool) -> Update:
-    return Update(adapter="x", method="LORA", scale=1.0, factors={}, transposed=transposed)
+def update(*, transposed: bool) -> PlacedUpdate:
+    same = Update(adapter="x", method="LORA", scale=1.0, factors={}, transposed=transposed)
+    return PlacedUpdate(update=same, start=0, stop=40, transposed=transposed)

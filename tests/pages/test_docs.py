@@ -31,7 +31,7 @@ import lora_build
 import lora_build.methods.interface
 from lora_build.cli import main as app
 from lora_build.errors import LoraBuildError
-from lora_build.methods.interface import Update
+from lora_build.methods.interface import PlacedUpdate, Update
 from lora_build.pipeline import prepare
 from lora_build.proof.canonical_json import canonical_json
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, read_manifest
@@ -384,11 +384,12 @@ def test_the_method_of_the_document_gives_the_same_bits_in_any_order_of_adapters
 @pytest.mark.usefixtures("hira")
 def test_the_method_of_the_document_honours_rows_and_storage() -> None:
     update = Update(adapter="a", method="HIRA", scale=0.5, factors={})
+    placed = PlacedUpdate(update=update, start=0, stop=6)
     generator = torch.Generator().manual_seed(0)
     W, A, B = (torch.randn(*shape, generator=generator) for shape in ((6, 5), (2, 5), (6, 2)))
 
     def merge(stored: torch.Tensor, **changes: Any) -> torch.Tensor:
-        pairs = [(dataclasses.replace(update, **changes), {"A": A, "B": B})]
+        pairs = [(dataclasses.replace(placed, **changes), {"A": A, "B": B})]
         rows = lora_build.methods.interface.methods()["HIRA"].merger(
             pairs, torch.float32, lambda start, end: stored[start:end]
         )
@@ -404,6 +405,7 @@ def test_the_method_of_the_document_honours_rows_and_storage() -> None:
 @pytest.mark.usefixtures("hira")
 def test_the_method_of_the_document_gives_beside_the_weight_what_it_merges() -> None:
     update = Update(adapter="a", method="HIRA", scale=0.5, factors={})
+    placed = PlacedUpdate(update=update, start=0, stop=6)
     generator = torch.Generator().manual_seed(0)
     A, B, x = (torch.randn(*shape, generator=generator) for shape in ((2, 5), (6, 2), (3, 5)))
     module, crossed = torch.nn.Linear(5, 6).requires_grad_(False), Conv1D(6, 5).requires_grad_(False)
@@ -411,7 +413,10 @@ def test_the_method_of_the_document_gives_beside_the_weight_what_it_merges() -> 
     after = module.weight * (1 + 0.5 * B @ A) - module.weight * (B @ A)
 
     for layer, transposed in ((module, False), (crossed, True)):
-        updates = [dataclasses.replace(update, transposed=transposed, scale=scale) for scale in (0.5, -1.0)]
+        updates = [
+            dataclasses.replace(placed, transposed=transposed, update=dataclasses.replace(update, scale=scale))
+            for scale in (0.5, -1.0)
+        ]
         call = lora_build.methods.interface.Call(module=layer, input=x, base=layer.forward)
         y = lora_build.methods.interface.methods()["HIRA"].forward([(u, {"A": A, "B": B}) for u in updates], call)
         assert torch.allclose(y, x @ after.T + module.bias, atol=1e-5)

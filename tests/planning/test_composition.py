@@ -18,7 +18,7 @@ import lora_build
 from lora_build.errors import LoraBuildError
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.files.identity import SourceName
-from lora_build.methods.interface import Layer, Update, methods
+from lora_build.methods.interface import AdaptedModule, PlacedUpdate, Update, methods
 from lora_build.planning.operations import cut
 
 Q0 = "model.layers.0.self_attn.q_proj.weight"
@@ -65,7 +65,7 @@ def factors(folder: Path, adapter: str, module: str = small.MODULES[0]) -> tuple
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 6)), min_size=1, max_size=6))
 def test_every_row_gets_every_update_that_covers_it_once_and_in_order(spans: list[tuple[int, int]]) -> None:
-    placed = [(start, start + n, _update(i)) for i, (start, n) in enumerate(spans)]
+    placed = [_placed(i, start, start + n) for i, (start, n) in enumerate(spans)]
 
     found: dict[int, list[tuple[str, int]]] = {}
     last = 0
@@ -79,14 +79,15 @@ def test_every_row_gets_every_update_that_covers_it_once_and_in_order(spans: lis
                 found.setdefault(stored, []).append((update.adapter, row))
 
     expected: dict[int, list[tuple[str, int]]] = {}
-    for start, stop, update in placed:
-        for stored in range(start, stop):
-            expected.setdefault(stored, []).append((update.adapter, stored - start))
+    for update in placed:
+        for stored in range(update.start, update.stop):
+            expected.setdefault(stored, []).append((update.adapter, stored - update.start))
     assert found == expected
 
 
-def _update(number: int) -> Update:
-    return Update(adapter=f"a{number}", method="LORA", scale=1.0, factors={})
+def _placed(number: int, start: int, stop: int) -> PlacedUpdate:
+    update = Update(adapter=f"a{number}", method="LORA", scale=1.0, factors={})
+    return PlacedUpdate(update=update, start=start, stop=stop)
 
 
 # --- order ----------------------------------------------------------------------------------------------------
@@ -120,9 +121,10 @@ def test_magnitudes_of_another_number_of_outputs_are_refused(folder: Path) -> No
 def test_some_rows_of_a_dora_parameter_are_those_of_the_whole(rows: Sequence[int]) -> None:
     W, A, B = small.values(1, 8, 6), small.values(2, 2, 6).float(), small.values(3, 8, 2).float()
     loaded = {"A": A, "B": B, "m": small.values(4, 8).float().abs() + 0.5}
-    whole = Update(adapter="math", method="LORA", scale=0.5, factors={}, ordered=True)
+    update = Update(adapter="math", method="LORA", scale=0.5, factors={}, ordered=True)
+    whole = PlacedUpdate(update=update, start=0, stop=8)
 
-    def merged(update: Update, stored: torch.Tensor) -> torch.Tensor:
+    def merged(update: PlacedUpdate, stored: torch.Tensor) -> torch.Tensor:
         merger = methods()["LORA"].merger([(update, loaded)], torch.bfloat16, lambda start, end: stored[start:end])
         return merger(stored, 0)[0]
 
@@ -247,7 +249,7 @@ class Kernel:
     """A convolution of the base (`BaseModule`)."""
 
     dilation: tuple[int, ...]
-    kind: str = "Linear"
+    layer_type: str = "Linear"
 
     def shape(self, parameter: str) -> tuple[int, ...] | None:
         return (8, 4, 3, 3) if parameter == "weight" else None
@@ -264,16 +266,16 @@ def test_a_dilated_convolution_is_refused_since_its_update_was_trained_undilated
             source=SourceName.of_adapter("math"), file="f", name="t", dtype="F32", shape=shape, start=0, end=0
         )
 
-    layer = Layer(
+    module = AdaptedModule(
         adapter="math",
-        module="stem.conv",
+        path="stem.conv",
         config=small.ADAPTER_CONFIG,
         adapter_weight=1.0,
         factors={"lora_A.weight": info(2, 4, 3, 3), "lora_B.weight": info(8, 2, 1, 1)},
         base=Kernel(dilation),
     )
 
-    updates, problems = methods()["LORA"].updates(layer)
+    updates, problems = methods()["LORA"].updates(module)
 
     if dilation == (1, 1):
         assert (list(updates), problems) == (["weight"], [])
@@ -367,11 +369,10 @@ def test_trained_tokens_that_the_base_has_not_or_has_twice_are_refused(
 
 def test_trained_tokens_of_some_rows_are_found_by_the_rows_of_the_parameter() -> None:
     W, trained = small.values(1, 5, 6), small.values(2, 2, 6)
-    update = Update(
-        adapter="math", method="TRAINABLE_TOKENS", scale=1.0, factors={}, options={"indices": [7, 3]}, rows=range(2, 7)
-    )
+    update = Update(adapter="math", method="TRAINABLE_TOKENS", scale=1.0, factors={}, tokens=(7, 3))
+    placed = PlacedUpdate(update=update, start=0, stop=5, rows=range(2, 7))
 
-    merger = methods()["TRAINABLE_TOKENS"].merger([(update, {"rows": trained})], torch.bfloat16, lambda *_: W)
+    merger = methods()["TRAINABLE_TOKENS"].merger([(placed, {"rows": trained})], torch.bfloat16, lambda *_: W)
 
     expected = W.clone()
     expected[1] = trained[1]  # token 3 is row 1 of rows 2 to 6

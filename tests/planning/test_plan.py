@@ -311,7 +311,9 @@ def test_another_plan_for_the_same_inputs_is_another_build(folder: Path) -> None
     (shard,) = plan.shards
     merge = next(op for op in shard.operations if isinstance(op, Merge))
     (segment,) = merge.segments
-    other = replace(merge, segments=(replace(segment, updates=(replace(segment.updates[0], scale=3.0),)),))
+    (placed,) = segment.updates
+    stronger = replace(placed, update=replace(placed.update, scale=3.0))
+    other = replace(merge, segments=(replace(segment, updates=(stronger,)),))
     operations = tuple(other if op is merge else op for op in shard.operations)
 
     def key(plan):

@@ -6,7 +6,7 @@ from lora_build.dtypes import STORED_DTYPES
 from lora_build.engine.blocks import Block, Data, Loaded
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.files.hashing import CHUNK_BYTES
-from lora_build.methods.interface import LowRank, Update, methods
+from lora_build.methods.interface import LowRank, PlacedUpdate, methods
 from lora_build.numerics.exact_compiled import Array, FusedSum, convert, first_not_finite
 from lora_build.numerics.survival import Measured, Share, share_of
 from lora_build.planning.operations import Merge
@@ -51,7 +51,7 @@ class FusedMerger:
             ),
         )
 
-    def _prepare(self, factors: list[tuple[Update, dict[str, Array]]]) -> FusedSum:
+    def _prepare(self, factors: list[tuple[PlacedUpdate, dict[str, Array]]]) -> FusedSum:
         method = methods()[factors[0][0].method]
         assert isinstance(method, LowRank)
         pairs, transposed = method.low_rank(factors)

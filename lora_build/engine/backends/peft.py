@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lora_build.files.formats.checkpoint import TensorInfo
-from lora_build.methods.interface import Update
+from lora_build.methods.interface import PeftLayer, PlacedUpdate
 
 # layers and variants that cast a delta to the base's dtype before they add it, whatever safe_merge says
 _CASTING = {"Embedding", "MultiheadAttention", "ParamWrapper", "bdlora", "mica"}
@@ -58,14 +58,14 @@ class Deltas:
         """Return a tensor as it is in its file."""
         return self._load(tensor)
 
-    def whole(self, update: Update, dtype: torch.dtype) -> Tensor:
+    def whole(self, update: PlacedUpdate, dtype: torch.dtype) -> Tensor:
         """Return the delta of an update's parameter, of the parameter's shape; in `dtype` if peft casts it at once."""
         key = tuple(update.factors[role] for role in ("A", "B"))
         delta = self._kept.pop(key, None)
         if delta is None:
             A, B = (self.factor(tensor) for tensor in key)
             delta = _delta(update, A, B)
-            if update.options["peft_layer"] == "ParamWrapper" or update.options["peft_variant"] == "bdlora":
+            if (layer := _layer_of(update)).name == "ParamWrapper" or layer.variant == "bdlora":
                 delta = delta.to(dtype)
         if update.expert is not None or update.rows is not None:
             self._kept[key] = delta
@@ -74,7 +74,7 @@ class Deltas:
         return delta
 
 
-def merge(W: Tensor, updates: Sequence[Update], deltas: Deltas, *, safe_merge: bool) -> list[Step]:
+def merge(W: Tensor, updates: Sequence[PlacedUpdate], deltas: Deltas, *, safe_merge: bool) -> list[Step]:
     """Return what each update does to stored rows, in the recipe's order, with a rounding after each.
 
     Args:
@@ -85,10 +85,10 @@ def merge(W: Tensor, updates: Sequence[Update], deltas: Deltas, *, safe_merge: b
     """
     if all(update.method == "TRAINABLE_TOKENS" for update in updates):
         return _steps(W, updates, [_replace_rows(update, deltas.values(update.factors["rows"])) for update in updates])
-    if all(update.options["peft_layer"] == "Bias" for update in updates):
+    if all(_layer_of(update).name == "Bias" for update in updates):
         return _steps(W, updates, [_add_bias(update, deltas.factor(update.factors["B"])) for update in updates])
-    has_norms = any(update.options["peft_variant"] == "dora" for update in updates)
-    shape = tuple(updates[0].options["peft_shape"]) if has_norms else tuple(W.shape)
+    has_norms = any(_layer_of(update).variant == "dora" for update in updates)
+    shape = _layer_of(updates[0]).shape if has_norms else tuple(W.shape)
     layer = _Layer(
         weight=W.reshape(shape).clone(),
         adapters={str(place): _adapter(update, W, deltas, has_norms) for place, update in enumerate(updates)},
@@ -102,19 +102,23 @@ def merge(W: Tensor, updates: Sequence[Update], deltas: Deltas, *, safe_merge: b
     return steps
 
 
-def _adapter(update: Update, W: Tensor, deltas: Deltas, is_whole: bool) -> "_Adapter":
-    options = update.options
-    delta = deltas.whole(update, W.dtype)
+def _adapter(update: PlacedUpdate, W: Tensor, deltas: Deltas, is_whole: bool) -> "_Adapter":
+    layer, delta = _layer_of(update), deltas.whole(update, W.dtype)
     return _Adapter(
         delta=delta if is_whole else _piece(update, delta).reshape(W.shape),
         magnitude=deltas.factor(update.factors["m"]) if "m" in update.factors else None,
-        crossed=options["peft_crossed"],
-        casts=bool({options["peft_layer"], options["peft_variant"]} & _CASTING),
-        twice=options["peft_layer"] == "OutProj",
+        crossed=layer.crossed,
+        casts=bool({layer.name, layer.variant} & _CASTING),
+        twice=layer.name == "OutProj",
     )
 
 
-def _step(update: Update, before: Tensor, after: Tensor, change: Tensor, shape: tuple[int, ...]) -> Step:
+def _layer_of(update: PlacedUpdate) -> PeftLayer:
+    assert update.peft is not None, "the plan says which layer of peft merges it"
+    return update.peft
+
+
+def _step(update: PlacedUpdate, before: Tensor, after: Tensor, change: Tensor, shape: tuple[int, ...]) -> Step:
     return Step(
         adapter=update.adapter,
         before=before.reshape(shape),
@@ -124,7 +128,7 @@ def _step(update: Update, before: Tensor, after: Tensor, change: Tensor, shape: 
 
 
 def _steps(
-    W: Tensor, updates: Sequence[Update], changes: Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]
+    W: Tensor, updates: Sequence[PlacedUpdate], changes: Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]
 ) -> list[Step]:
     """Return the steps of updates that need nothing but the rows before them."""
     steps = []
@@ -135,13 +139,13 @@ def _steps(
     return steps
 
 
-def _replace_rows(update: Update, rows: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def _replace_rows(update: PlacedUpdate, rows: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Return what puts trained rows in place; `peft/tuners/trainable_tokens/layer.py` merge."""
 
     def apply(W: Tensor) -> tuple[Tensor, Tensor]:
-        indices, stored = update.options["indices"], update.rows
+        tokens, stored = update.update.tokens, update.rows
+        assert tokens is not None
         places = {token: place for place, token in enumerate(range(len(W)) if stored is None else stored)}
-        tokens = range(len(rows)) if indices is None else indices
         pairs = [(places[token], row) for row, token in enumerate(tokens) if token in places]
         trained = rows.reshape(len(rows), -1)[[row for _, row in pairs]].to(W.dtype)
         after = W.index_copy(0, torch.tensor([place for place, _ in pairs], dtype=torch.int64), trained)
@@ -150,7 +154,7 @@ def _replace_rows(update: Update, rows: Tensor) -> Callable[[Tensor], tuple[Tens
     return apply
 
 
-def _add_bias(update: Update, bias: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def _add_bias(update: PlacedUpdate, bias: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Return what adds lora_B.bias to a bias; `peft/tuners/lora/layer.py` Linear.merge, alike for both `safe_merge`."""
     delta = _rows(update, bias * update.scale)
 
@@ -162,26 +166,26 @@ def _add_bias(update: Update, bias: Tensor) -> Callable[[Tensor], tuple[Tensor, 
     return apply
 
 
-def _delta(update: Update, A: Tensor, B: Tensor) -> Tensor:
+def _delta(update: PlacedUpdate, A: Tensor, B: Tensor) -> Tensor:
     """Return get_delta_weight of the layer's class in `peft/tuners/lora/layer.py`; of BD-LoRA in `variants.py`."""
-    options = update.options
-    if "experts" in options:
-        num_experts = options["experts"]
-        A = A.reshape(num_experts, -1, A.shape[-1])
-        B = B.reshape(B.shape[0], -1, num_experts)
-        order = "e i o" if options["peft_crossed"] else "e o i"
+    layer, stack = _layer_of(update), update.update.stack
+    if stack is not None:
+        A = A.reshape(stack.num_experts, -1, A.shape[-1])
+        B = B.reshape(B.shape[0], -1, stack.num_experts)
+        order = "e i o" if layer.crossed else "e o i"
         return torch.einsum(f"o r e, e r i -> {order}", B, A) * update.scale
-    if options["peft_layer"] == "ConvNd":
+    if layer.name == "ConvNd":
         return _kernel_delta(A, B, update.scale)
-    if blocks := options.get("blocks_a"):
-        A = _block_diagonal(A, blocks)
-    if blocks := options.get("blocks_b"):
-        B = _block_diagonal(B, blocks)
+    if layer.variant == "bdlora":  # the blocks of one of the factors lie one below the other
+        num_in = layer.shape[0 if layer.crossed else 1]
+        A, B = _block_diagonal(A, num_in // A.shape[1]), _block_diagonal(B, A.shape[0] // B.shape[1])
     product = B @ A
-    return (product.T if options["peft_crossed"] else product) * update.scale
+    return (product.T if layer.crossed else product) * update.scale
 
 
 def _block_diagonal(stacked: Tensor, count: int) -> Tensor:
+    if count == 1:
+        return stacked
     full: Tensor = torch.block_diag(*torch.chunk(stacked, count, dim=0))  # type: ignore[no-untyped-call]
     return full
 
@@ -193,14 +197,14 @@ def _kernel_delta(A: Tensor, B: Tensor, scale: float) -> Tensor:
     return _CONVOLUTIONS[A.dim()](A.transpose(0, 1), B).transpose(0, 1) * scale
 
 
-def _piece(update: Update, delta: Tensor) -> Tensor:
+def _piece(update: PlacedUpdate, delta: Tensor) -> Tensor:
     """Return what the stored rows of an update get of the delta of its parameter."""
     if update.expert is not None:
         delta = delta[update.expert]
-    return _rows(update, delta.T if update.transposed != update.options["peft_crossed"] else delta)
+    return _rows(update, delta.T if update.transposed != _layer_of(update).crossed else delta)
 
 
-def _rows(update: Update, delta: Tensor) -> Tensor:
+def _rows(update: PlacedUpdate, delta: Tensor) -> Tensor:
     match update.rows:
         case None:
             return delta

@@ -10,11 +10,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from lora_build.methods.interface import Call, Update
+from lora_build.methods.interface import Call, PlacedUpdate
 from lora_build.methods.lora.merge import offset_of
 from lora_build.methods.shared import along_channels, is_crossed, stored_factors, through
 
-Loaded = tuple[Update, Mapping[str, Tensor]]
+Loaded = tuple[PlacedUpdate, Mapping[str, Tensor]]
 
 
 def forward(updates: Sequence[Loaded], call: Call) -> Tensor:
@@ -49,20 +49,19 @@ def without_offsets(updates: Iterable[Loaded], module: nn.Module) -> Iterator[Lo
     once and passes on what it gives.
     """
     for update, factors in updates:
-        if "offset" not in update.options:
-            yield update, factors
-            continue
-        yield replace(update, options={k: v for k, v in update.options.items() if k != "offset"}), factors
-        yield replace(update, scale=1.0, options={}), _offset(update, module, factors["B"].dtype)
+        yield replace(update, update=replace(update.update, decomposes_base=False)), factors
+        if update.update.decomposes_base:
+            own = replace(update.update, scale=1.0, options={}, decomposes_base=False)
+            yield replace(update, update=own), _offset(update, module, factors["B"].dtype)
 
 
-def _offset(update: Update, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+def _offset(update: PlacedUpdate, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     weight = module.get_parameter("weight").detach()
     left, right = offset_of(update, lambda start, end: weight[start:end])
     return {"B": left.to(dtype), "A": right.to(dtype)}
 
 
-def _factors(update: Update, factors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _factors(update: PlacedUpdate, factors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return both factors of an update as the module stores it."""
     B, A = factors["B"].flatten(1), factors["A"].flatten(1)
     # BlockDiagonalLinear.weight_as_blockdiagonal_matrix
@@ -75,7 +74,7 @@ def _factors(update: Update, factors: Mapping[str, Tensor]) -> tuple[Tensor, Ten
     return stored_factors(update, B, A)
 
 
-def _share(update: Update, m: Tensor, product: Tensor, module: nn.Module) -> Tensor:
+def _share(update: PlacedUpdate, m: Tensor, product: Tensor, module: nn.Module) -> Tensor:
     """Return m/‖W + s·B@A‖ of each output, W the base's weight; DoraLinearLayer.get_weight_norm."""
     assert update.transposed == is_crossed(module), "the magnitudes are of the module's outputs"
     total = module.get_parameter("weight").detach().flatten(1) + update.scale * product
@@ -83,5 +82,5 @@ def _share(update: Update, m: Tensor, product: Tensor, module: nn.Module) -> Ten
     return (m if update.transposed or update.rows is None else m[torch.tensor(update.rows)]) / norms
 
 
-def _bias(update: Update, bias: Tensor) -> Tensor:
+def _bias(update: PlacedUpdate, bias: Tensor) -> Tensor:
     return (bias if update.rows is None else bias[torch.tensor(update.rows)]) * update.scale

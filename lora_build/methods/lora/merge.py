@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lora_build.methods.interface import MergeRows, ReadRows, Update
+from lora_build.methods.interface import MergeRows, PlacedUpdate, ReadRows, Update
 from lora_build.methods.lora.pairs import pair, turned
 from lora_build.numerics.exact import ExactProduct, LowRankSum, as_stored, round_once, tree_sum
 
@@ -16,15 +16,17 @@ _NORM_ROWS = 64  # rows whose squares are added by halves before the groups are 
 Pair = tuple[Tensor, Tensor]
 
 
-def merger(updates: Sequence[tuple[Update, Mapping[str, Tensor]]], dtype: torch.dtype, read: ReadRows) -> MergeRows:
+def merger(
+    updates: Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]], dtype: torch.dtype, read: ReadRows
+) -> MergeRows:
     """Return what merges the rows of one matrix; see `Lora.merger`."""
     pairs = [_pair(update, factors) for update, factors in updates]
     if any("m" in factors for _, factors in updates):
         return _compose(updates, pairs, dtype, read)
     for update, _ in updates:
-        if "offset" in update.options:
+        if update.update.decomposes_base:
             pairs.append(offset_of(update, read))
-    owners = [*(update for update, _ in updates), *(u for u, _ in updates if "offset" in u.options)]
+    owners = [*(update for update, _ in updates), *(u for u, _ in updates if u.update.decomposes_base)]
     in_one, transposed = turned(owners, pairs)
     return LowRankSum(in_one, dtype, transposed=transposed).rows
 
@@ -34,7 +36,9 @@ def norms(update: Update, factors: Mapping[str, Tensor]) -> tuple[float, ...]:
 
     From r x r products alone: ‖B@A‖² = tr(AᵀBᵀBA) = Σ (BᵀB)∘(AAᵀ).
     """
-    parts = [replace(update, expert=e) for e in range(update.options["experts"])] if update.stacked else [update]
+    whole = PlacedUpdate(update=update, start=0, stop=update.factors["B"].shape[0], transposed=update.transposed)
+    experts = [None] if update.stack is None else range(update.stack.num_experts)
+    parts = (replace(whole, expert=expert) for expert in experts)
     return tuple(_norm(*_pair(part, factors)) for part in parts)
 
 
@@ -43,14 +47,17 @@ def _norm(B: Tensor, A: Tensor) -> float:
     return math.sqrt(square) if square > 0 or math.isnan(square) else 0.0
 
 
-def _pair(update: Update, factors: Mapping[str, Tensor]) -> Pair:
+def _pair(update: PlacedUpdate, factors: Mapping[str, Tensor]) -> Pair:
     """Return (B [out, r], A [r, in]) in float64 for the stored rows that the update is of, its scale in B."""
     B, A = pair(update, {role: as_stored(t) for role, t in factors.items()})
     return torch.from_numpy(B), torch.from_numpy(A)
 
 
 def _compose(
-    updates: Sequence[tuple[Update, Mapping[str, Tensor]]], pairs: Sequence[Pair], dtype: torch.dtype, read: ReadRows
+    updates: Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]],
+    pairs: Sequence[Pair],
+    dtype: torch.dtype,
+    read: ReadRows,
 ) -> MergeRows:
     """Return the adapters one after another: add D, then scale to the magnitudes where the adapter has them.
 
@@ -85,7 +92,7 @@ class _Step:
     by_column: Tensor | None = None
 
 
-def _step(update: Update, factors: Mapping[str, Tensor], pair: Pair, read: ReadRows) -> _Step:
+def _step(update: PlacedUpdate, factors: Mapping[str, Tensor], pair: Pair, read: ReadRows) -> _Step:
     B, A = pair
     product = ExactProduct(A.T, B.T) if update.transposed else ExactProduct(B, A)
     if "m" not in factors:
@@ -109,7 +116,7 @@ def _column_norms(product: ExactProduct, num_rows: int, read: ReadRows) -> Tenso
     return torch.sqrt(total)
 
 
-def offset_of(update: Update, read: ReadRows) -> Pair:
+def offset_of(update: PlacedUpdate, read: ReadRows) -> Pair:
     """Return what the adapter's initialisation took out of the base, with its sign, as a pair of low rank."""
     B, A = update.factors["B"], update.factors["A"]
     num_rows = A.shape[1] if update.transposed else B.shape[0]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_build.files.formats.checkpoint import TensorInfo
-from lora_build.methods.interface import BaseModule, Call, Layer, MergeRows, ReadRows, Update
+from lora_build.methods.interface import AdaptedModule, BaseModule, Call, MergeRows, PlacedUpdate, ReadRows, Update
 from lora_build.methods.lora.implied import implied_base
 from lora_build.methods.lora.shapes import Fit, fit_matrix, fit_stacks, is_target_parameter
 from lora_build.methods.shared import by_pattern, check_pattern, is_number, unknown_keys
@@ -98,79 +98,80 @@ class Lora:
             problems.append("kasa_config: cannot be combined with use_dora or another init_lora_weights")
         return problems
 
-    def updates(self, layer: Layer) -> tuple[dict[str, Update], list[str]]:
+    def updates(self, module: AdaptedModule) -> tuple[dict[str, Update], list[str]]:
         """Return the updates of the module's weight, and of its bias with `lora_bias`."""
-        if stacks := fit_stacks(layer):
-            return self._stacked(layer, stacks)
-        a_leaf, b_leaf = _EMBEDDING if any(leaf in layer.factors for leaf in _EMBEDDING) else _LINEAR
-        A, B = layer.factors.get(a_leaf), layer.factors.get(b_leaf)
+        if stacks := fit_stacks(module):
+            return self._stacked(module, stacks)
+        a_leaf, b_leaf = _EMBEDDING if any(leaf in module.factors for leaf in _EMBEDDING) else _LINEAR
+        A, B = module.factors.get(a_leaf), module.factors.get(b_leaf)
         if A is None or B is None:
             missing, there = (a_leaf, b_leaf) if A is None else (b_leaf, a_leaf)
-            there = there if there in layer.factors else ", ".join(sorted(layer.factors))
-            return {}, [f"{layer.where}: has {there} but no {missing}; the adapter's file is incomplete"]
-        fit = fit_matrix(layer, A, B, embedding=a_leaf in _EMBEDDING)
+            there = there if there in module.factors else ", ".join(sorted(module.factors))
+            return {}, [f"{module.where}: has {there} but no {missing}; the adapter's file is incomplete"]
+        fit = fit_matrix(module, A, B, embedding=a_leaf in _EMBEDDING)
         if isinstance(fit, str):
             return {}, [fit]
         factors = {"A": A, "B": B}
-        problems = _add_magnitude(layer, fit, factors) + _add_diagonal(layer, fit, factors)
-        update = self._update(layer, fit, factors)
-        bias_update, bias_problems = self._bias(layer, fit, update.scale)
+        problems = _add_magnitude(module, fit, factors) + _add_diagonal(module, fit, factors)
+        update = self._update(module, fit, factors)
+        bias_update, bias_problems = self._bias(module, fit, update.scale)
         if problems or bias_problems:
             return {}, problems + bias_problems
         return {fit.parameter: update} | bias_update, []
 
-    def _update(self, layer: Layer, fit: Fit, factors: Mapping[str, TensorInfo]) -> Update:
-        _, alpha = self.settings(layer, fit.parameter)
+    def _update(self, module: AdaptedModule, fit: Fit, factors: Mapping[str, TensorInfo]) -> Update:
+        _, alpha = self.settings(module, fit.parameter)
         options = dict(fit.options)
-        offset = _offset(layer, fit)
+        offset = _offset(module, fit)
         if offset:
-            options |= {"offset": offset, "weight": repr(float(layer.adapter_weight))}
+            options |= {"offset": offset, "weight": repr(float(module.adapter_weight))}
         has_magnitude = "m" in factors
         return Update(
-            adapter=layer.adapter,
+            adapter=module.adapter,
             method=self.peft_type,
-            scale=layer.adapter_weight * fit.doubled * _scaling(layer.config, alpha, fit.rank),
+            scale=module.adapter_weight * fit.doubled * _scaling(module.config, alpha, fit.rank),
             factors=factors,
             options=options,
             transposed=fit.transposed,
             ordered=has_magnitude,
             exact=offset in (None, "olora"),
             whole=bool(offset) or (has_magnitude and fit.transposed),
-            stacked=fit.stacked,
+            stack=fit.stack,
+            decomposes_base=bool(offset),
         )
 
-    def _stacked(self, layer: Layer, stacks: "Mapping[str, Fit | str]") -> tuple[dict[str, Update], list[str]]:
+    def _stacked(self, module: AdaptedModule, stacks: "Mapping[str, Fit | str]") -> tuple[dict[str, Update], list[str]]:
         problems = [fit for fit in stacks.values() if isinstance(fit, str)]
-        others = {leaf for leaf in layer.factors if not leaf.endswith(_LINEAR)}
-        problems += [f"{layer.where}: {leaf} does not go with target_parameters" for leaf in sorted(others)]
+        others = {leaf for leaf in module.factors if not leaf.endswith(_LINEAR)}
+        problems += [f"{module.where}: {leaf} does not go with target_parameters" for leaf in sorted(others)]
         if problems:
             return {}, problems
         fits = {name: fit for name, fit in stacks.items() if not isinstance(fit, str)}
-        return {name: self._update(layer, fit, {"A": fit.A, "B": fit.B}) for name, fit in fits.items()}, []
+        return {name: self._update(module, fit, {"A": fit.A, "B": fit.B}) for name, fit in fits.items()}, []
 
-    def _bias(self, layer: Layer, fit: Fit, scale: float) -> tuple[dict[str, Update], list[str]]:
-        bias = layer.factors.get("lora_B.bias")
+    def _bias(self, module: AdaptedModule, fit: Fit, scale: float) -> tuple[dict[str, Update], list[str]]:
+        bias = module.factors.get("lora_B.bias")
         if bias is None:
             return {}, []
         if fit.parameter == "in_proj_weight":
             return {}, []  # peft trains and merges an attention without it
         name, scale = "bias", scale / fit.doubled  # of an attention's out_proj only the weight is applied twice
-        there = layer.base.shape(name)
+        there = module.base.shape(name)
         if there is None:
-            return {}, [f"{layer.where}: has lora_B.bias (lora_bias), but the base's layer has no bias to add it to"]
+            return {}, [f"{module.where}: has lora_B.bias (lora_bias), but the base's layer has no bias to add it to"]
         if bias.shape != there:
-            return {}, [f"{layer.where}: lora_B.bias is {list(bias.shape)}, the base's bias is {list(there)}"]
-        return {name: Update(adapter=layer.adapter, method=self.peft_type, scale=scale, factors={"B": bias})}, []
+            return {}, [f"{module.where}: lora_B.bias is {list(bias.shape)}, the base's bias is {list(there)}"]
+        return {name: Update(adapter=module.adapter, method=self.peft_type, scale=scale, factors={"B": bias})}, []
 
-    def implied(self, layer: Layer) -> BaseModule:
-        """Return the module that a layer's factors fit, whatever base the layer has."""
-        return implied_base(layer)
+    def implied(self, module: AdaptedModule) -> BaseModule:
+        """Return the module that a module's factors fit, whatever base it has."""
+        return implied_base(module)
 
-    def settings(self, layer: Layer, parameter: str) -> tuple[int, float]:
+    def settings(self, module: AdaptedModule, parameter: str) -> tuple[int, float]:
         """Return the rank and the alpha that the config has for a parameter of the module."""
-        path = f"{layer.module}.{parameter}" if is_target_parameter(layer, parameter) else layer.module
-        rank = by_pattern(layer.config.get("rank_pattern") or {}, path, layer.config["r"])
-        return rank, float(by_pattern(layer.config.get("alpha_pattern") or {}, path, layer.config["lora_alpha"]))
+        path = f"{module.path}.{parameter}" if is_target_parameter(module, parameter) else module.path
+        rank = by_pattern(module.config.get("rank_pattern") or {}, path, module.config["r"])
+        return rank, float(by_pattern(module.config.get("alpha_pattern") or {}, path, module.config["lora_alpha"]))
 
     def norms(self, update: Update, factors: "Mapping[str, Tensor]") -> tuple[float, ...]:
         """Return ‖s·B@A‖, Frobenius, without DoRA's magnitudes: of the matrix, or of each one of a stack."""
@@ -178,25 +179,25 @@ class Lora:
 
         return norms(update, factors)
 
-    def is_low_rank(self, updates: Sequence[Update]) -> bool:
+    def is_low_rank(self, updates: Sequence[PlacedUpdate]) -> bool:
         """Whether neither magnitudes nor an initialisation that changed the base come in."""
-        return not any("m" in update.factors or "offset" in update.options for update in updates)
+        return not any("m" in placed.factors or placed.update.decomposes_base for placed in updates)
 
-    def low_rank(self, updates: "Sequence[tuple[Update, Mapping[str, Array]]]") -> "tuple[list[Pair], bool]":
+    def low_rank(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Array]]]") -> "tuple[list[Pair], bool]":
         """Return all updates of one matrix as pairs (B, A) in float64."""
         from lora_build.methods.lora.pairs import pair, turned
 
         return turned([update for update, _ in updates], [pair(update, factors) for update, factors in updates])
 
     def merger(
-        self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
+        self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
     ) -> MergeRows:
         """Return the exact sum of all low-rank updates of one matrix, rounded once; with DoRA, their composition."""
         from lora_build.methods.lora.merge import merger
 
         return merger(updates, dtype, read)
 
-    def forward(self, updates: "Sequence[tuple[Update, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
+    def forward(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
         """Return the output plus s·B(A(x)) of each adapter; with DoRA, their composition."""
         from lora_build.methods.lora.forward import forward
 
@@ -207,11 +208,11 @@ def _init(config: Mapping[str, Any]) -> str:
     return str(config.get("init_lora_weights", True)).lower()
 
 
-def _offset(layer: Layer, fit: Fit) -> str | None:
+def _offset(module: AdaptedModule, fit: Fit) -> str | None:
     """Return what the adapter's initialisation took out of the base's weight; embeddings and kernels keep theirs."""
-    if fit.stacked or fit.is_embedding or len(fit.A.shape) > 2:
+    if fit.stack is not None or fit.is_embedding or len(fit.A.shape) > 2:
         return None
-    return "kasa" if layer.config.get("kasa_config") else _OFFSETS.get(_init(layer.config))
+    return "kasa" if module.config.get("kasa_config") else _OFFSETS.get(_init(module.config))
 
 
 def _check_init(config: Mapping[str, Any]) -> list[str]:
@@ -229,34 +230,34 @@ def _scaling(config: Mapping[str, Any], alpha: float, rank: int) -> float:
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
-def _add_magnitude(layer: Layer, fit: Fit, factors: dict[str, TensorInfo]) -> list[str]:
+def _add_magnitude(module: AdaptedModule, fit: Fit, factors: dict[str, TensorInfo]) -> list[str]:
     """Add DoRA's magnitudes [out] to the factors, or return what is wrong with them."""
-    m = next((layer.factors[leaf] for leaf in _MAGNITUDES if leaf in layer.factors), None)
-    wanted = bool(layer.config.get("use_dora"))
+    m = next((module.factors[leaf] for leaf in _MAGNITUDES if leaf in module.factors), None)
+    wanted = bool(module.config.get("use_dora"))
     if m is None:
-        missing = f"{layer.where}: use_dora is set, but the module has no lora_magnitude_vector"
+        missing = f"{module.where}: use_dora is set, but the module has no lora_magnitude_vector"
         return [f"{missing}; the adapter's file is incomplete"] if wanted else []
     if not wanted:
-        return [f"{layer.where}: has lora_magnitude_vector, but its config does not set use_dora"]
+        return [f"{module.where}: has lora_magnitude_vector, but its config does not set use_dora"]
     if m.num_elements != fit.out:
         return [
-            f"{layer.where}: lora_magnitude_vector is {list(m.shape)}, expected {fit.out} magnitudes, one an output"
+            f"{module.where}: lora_magnitude_vector is {list(m.shape)}, expected {fit.out} magnitudes, one an output"
         ]
     factors["m"] = m
     return []
 
 
-def _add_diagonal(layer: Layer, fit: Fit, factors: dict[str, TensorInfo]) -> list[str]:
+def _add_diagonal(module: AdaptedModule, fit: Fit, factors: dict[str, TensorInfo]) -> list[str]:
     """Add KaSA's singular values [r] to the factors, or return what is wrong with them."""
-    diagonal = layer.factors.get(_DIAGONAL)
-    if (diagonal is None) == (_offset(layer, fit) != "kasa"):
+    diagonal = module.factors.get(_DIAGONAL)
+    if (diagonal is None) == (_offset(module, fit) != "kasa"):
         if diagonal is None:
             return []
         if diagonal.shape != (fit.rank,) or fit.transposed:
-            return [f"{layer.where}: lora_diag is {list(diagonal.shape)}, expected [{fit.rank}] on a Linear layer"]
+            return [f"{module.where}: lora_diag is {list(diagonal.shape)}, expected [{fit.rank}] on a Linear layer"]
         factors["diagonal"] = diagonal
         return []
-    return [f"{layer.where}: lora_diag and kasa_config go together, one of them is missing"]
+    return [f"{module.where}: lora_diag and kasa_config go together, one of them is missing"]
 
 
 METHOD = Lora()

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_build.methods.interface import Update
+from lora_build.methods.interface import PlacedUpdate
 from lora_build.numerics.exact_compiled import widen
 
 Array = NDArray[Any]
 Pair = tuple[Array, Array]
 
 
-def pair(update: Update, factors: Mapping[str, Array]) -> Pair:
+def pair(update: PlacedUpdate, factors: Mapping[str, Array]) -> Pair:
     """Return (B [out, r], A [r, in]) in float64 for the stored rows that the update is of, its scale in B."""
     B = factors["B"]
     if "A" not in factors:  # a bias [out] is a column [out, 1] times one
@@ -37,7 +37,7 @@ def pair(update: Update, factors: Mapping[str, Array]) -> Pair:
     return B * update.scale, A
 
 
-def turned(updates: Sequence[Update], pairs: Sequence[tuple[Any, Any]]) -> tuple[list[tuple[Any, Any]], bool]:
+def turned(updates: Sequence[PlacedUpdate], pairs: Sequence[tuple[Any, Any]]) -> tuple[list[tuple[Any, Any]], bool]:
     """Return the pairs of one stored matrix all in one orientation, and whether that is [in, out].
 
     Tied matrices can get the update of an embedding, stored [in, out], and that of a head.
@@ -47,16 +47,17 @@ def turned(updates: Sequence[Update], pairs: Sequence[tuple[Any, Any]]) -> tuple
     return [(B, A) if u.transposed == transposed else (A.T, B.T) for u, (B, A) in in_order], transposed
 
 
-def _unpack(update: Update, A: Array, B: Array) -> Pair:
+def _unpack(update: PlacedUpdate, A: Array, B: Array) -> Pair:
     """Return the factors of one expert, (A, B): A [E·r, in] holds expert after expert, B [out, E·r] interleaves them.
 
     Source: `peft/tuners/lora/layer.py` ParamWrapper.get_delta_factors; unsloth packs B expert after expert as well.
     """
-    experts, expert = update.options["experts"], update.expert
-    A = A.reshape(experts, -1, A.shape[1])[expert]
-    if update.options["packing"] == "unsloth":
-        return widen(A), widen(B.reshape(B.shape[0], experts, -1)[:, expert])
-    return widen(A), widen(B.reshape(B.shape[0], -1, experts)[:, :, expert])
+    stack, expert = update.update.stack, update.expert
+    assert stack is not None
+    A = A.reshape(stack.num_experts, -1, A.shape[1])[expert]
+    if stack.packing == "unsloth":
+        return widen(A), widen(B.reshape(B.shape[0], stack.num_experts, -1)[:, expert])
+    return widen(A), widen(B.reshape(B.shape[0], -1, stack.num_experts)[:, :, expert])
 
 
 def _block_diagonal(stacked: Array, count: int) -> Array:

@@ -28,7 +28,7 @@ import lora_build
 from lora_build.engine.backends.peft import Deltas, merge
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.files.identity import SourceName
-from lora_build.methods.interface import Layer, methods
+from lora_build.methods.interface import AdaptedModule, PlacedUpdate, methods
 from lora_build.pipeline import memory_bytes, prepare
 from lora_build.planning.peft_compat import as_in_peft
 from lora_build.recipe.validate import from_mapping
@@ -194,7 +194,7 @@ class Stub:
     """What the base has: shapes and a class."""
 
     shapes: Mapping[str, tuple[int, ...]]
-    kind: str
+    layer_type: str
     settings: Mapping[str, Any]
 
     def shape(self, parameter: str) -> tuple[int, ...] | None:
@@ -224,7 +224,7 @@ def _merged_here(net: Net, module: str, folders: list[Path], *, safe_merge: bool
     values: dict[TensorInfo, Tensor] = {}
     updates = []
     weight = net.get_parameter(f"{module}.weight").detach()
-    kind = "Conv1D" if module == "square" else "Linear"
+    layer_type = "Conv1D" if module == "square" else "Linear"
     for folder in folders:
         prefix = f"base_model.model.{module}."
         factors = {}
@@ -235,19 +235,20 @@ def _merged_here(net: Net, module: str, folders: list[Path], *, safe_merge: bool
                 )  # fmt: skip
                 values[info] = tensor
                 factors[key.removeprefix(prefix)] = info
-        layer = Layer(
+        adapted = AdaptedModule(
             adapter=folder.name,
-            module=module,
+            path=module,
             config=json.loads((folder / "adapter_config.json").read_text()),
             adapter_weight=1.0,
             factors=factors,
-            base=Stub({"weight": tuple(weight.shape)}, kind, {}),
+            base=Stub({"weight": tuple(weight.shape)}, layer_type, {}),
         )
-        found, problems = methods()["LORA"].updates(layer)
+        found, problems = methods()["LORA"].updates(adapted)
         assert problems == []
-        update = as_in_peft(layer, "weight", found["weight"])
-        assert not isinstance(update, str)
-        updates.append(update)
+        repeated = as_in_peft(adapted, "weight", found["weight"])
+        assert not isinstance(repeated, str)
+        update, layer = repeated
+        updates.append(PlacedUpdate(update=update, start=0, stop=len(weight), transposed=update.transposed, peft=layer))
     steps = merge(weight.flatten(1), updates, Deltas(values.__getitem__, 2), safe_merge=safe_merge)
     return steps[-1].after.reshape(weight.shape)
 
