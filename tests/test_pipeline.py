@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import lora_build
 from lora_build.cli import console
-from lora_build.files import executor as lanes
+from lora_build.files import executor
 from lora_build.files import targets as sinks
 from lora_build.numerics import exact_compiled as kernel
 from lora_build.numerics import survival
@@ -304,15 +304,15 @@ def test_an_error_leaves_files_open_for_as_long_as_another_thread_syncs_them(
 
 
 @pytest.mark.parametrize("stage", ["hash input", "hash output", "write", "sync"])
-def test_an_error_in_any_lane_ends_the_build_and_leaves_nothing_behind(
+def test_an_error_in_any_queue_ends_the_build_and_leaves_nothing_behind(
     folder: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    def fail(self: lanes.Lane, call: object, real: Callable[..., None] = lanes.Lane._run) -> None:
+    def fail(self: executor.SerialQueue, call: object, real: Callable[..., None] = executor.SerialQueue._run) -> None:
         if self._stage == stage:
             raise MemoryError(stage)
         real(self, call)
 
-    monkeypatch.setattr(lanes.Lane, "_run", fail)
+    monkeypatch.setattr(executor.SerialQueue, "_run", fail)
     with pytest.raises(MemoryError, match=stage):
         lora_build.build(small.recipe(folder))
     assert listing(folder) == ["base", "math"]

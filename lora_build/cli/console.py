@@ -27,7 +27,7 @@ _BEYOND = {"DoRA", "KaSA", "OLoRA", "PiSSA"}  # these do more to a weight than t
 _STAGES = {
     "cores": ("read", "hash input", "load", "load torch", "prepare", "merge", "gather", "hash output"),
     "disk": ("write", "sync"),
-    "idle": ("wait for load", "wait for merge", "wait for lanes"),
+    "idle": ("wait for load", "wait for merge", "wait for queues"),
 }
 # what an adapter may hold whole (`Whole.kind`), the word for its line, and what becomes of it
 _WHOLE = (

@@ -1,7 +1,7 @@
 """The engine: runs a plan shard by shard. In memory at any time: some blocks of a few MB, and the factors they need.
 
-This thread reads, and gathers what is to be written, in order. Between both a pool merges; lanes of it hash what is
-read, and what is written. This thread takes part in that when it is ahead. Two more write, and sync.
+This thread reads, and gathers what is to be written, in order. Between both an executor merges; queues of it hash what
+is read, and what is written. This thread takes part in that when it is ahead. Two more write, and sync.
 """
 
 from collections import deque
@@ -17,7 +17,7 @@ from lora_build.dtypes import num_bytes
 from lora_build.engine.blocks import Block, Data, Loaded, Merger, is_fused
 from lora_build.errors import MergeError
 from lora_build.files.buffers import Buffers
-from lora_build.files.executor import Call, Clock, Lane, Pool, num_cores
+from lora_build.files.executor import Executor, Future, SerialQueue, StageTimer, num_cores
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.files.hashing import CHUNK_BYTES, HashedFile, Sha256
 from lora_build.files.identity import Digest, FileKey, SourceName
@@ -76,16 +76,17 @@ def execute(
         StorageError: the disk failed.
     """
     with ExitStack() as files, ExitStack() as stack:  # files are closed once no thread works on them
-        clock = Clock()
-        pool = stack.enter_context(Pool(num_cores(_MOST_THREADS), clock))
-        inputs = _Inputs(sources, files, pool.lane("hash input"))
+        timer = StageTimer()
+        executor = stack.enter_context(Executor(num_cores(_MOST_THREADS), timer))
+        inputs = _Inputs(sources, files, executor.serial_queue("hash input"))
         merges = (op for op in plan.operations if isinstance(op, Merge))
         targets = {op.dtype for op in merges if any(is_fused(op, segment) for segment in op.segments)}
         run = _Run(
-            plan=plan, inputs=inputs, sink=sink, progress=progress, clock=clock, stack=stack, opened=files,
-            pool=pool, kernel=pool.submit(partial(_load_kernel, set() if plan.repeats_peft else targets, clock)),
-            hash_output=pool.lane("hash output", urgent=True), write_files=pool.disk_lane("write"),
-            sync=pool.disk_lane("sync"),
+            plan=plan, inputs=inputs, sink=sink, progress=progress, timer=timer, stack=stack, opened=files,
+            executor=executor,
+            kernel=executor.submit(partial(_load_kernel, set() if plan.repeats_peft else targets, timer)),
+            hash_output=executor.serial_queue("hash output", urgent=True), write_files=executor.disk_queue("write"),
+            sync=executor.disk_queue("sync"),
         )  # fmt: skip
         for shard in plan.shards:
             run.write_shard(shard)
@@ -96,34 +97,34 @@ def execute(
             tensors=run.tensors,
             inputs=inputs.finish(plan),
             survival=tuple(sorted(run.survival, key=lambda t: t.name)),
-            seconds=clock.seconds,
+            seconds=timer.seconds,
         )
 
 
-def _load_kernel(targets: Collection[str], clock: Clock) -> None:
+def _load_kernel(targets: Collection[str], timer: StageTimer) -> None:
     """Put the compiled pass to the test, while other threads copy what comes first."""
     if not targets:
         return
-    with clock.time("load"):
+    with timer.time("load"):
         from lora_build.numerics.exact_compiled import self_test
 
         self_test(targets)
 
 
 class _Inputs:
-    """The input files, opened when first read, and hashed in a lane."""
+    """The input files, opened when first read, and hashed in a queue."""
 
-    def __init__(self, sources: Mapping[SourceName, Source], opened: ExitStack, lane: Lane) -> None:
+    def __init__(self, sources: Mapping[SourceName, Source], opened: ExitStack, queue: SerialQueue) -> None:
         self._sources = sources
         self._opened = opened
-        self._lane = lane
+        self._queue = queue
         self._files: dict[FileKey, HashedFile] = {}
         self._kept: dict[TensorInfo, Data] = {}
         self._num_kept = 4 * len(sources)  # both factors of two stacks, of each adapter
 
     def file(self, key: FileKey) -> HashedFile:
         if key not in self._files:
-            file = open_hashed(self._sources[key.source], key.name, self._lane)
+            file = open_hashed(self._sources[key.source], key.name, self._queue)
             self._files[key] = self._opened.enter_context(file)
         return self._files[key]
 
@@ -163,14 +164,14 @@ class _Run:
     inputs: _Inputs
     sink: DirectorySink
     progress: Progress
-    clock: Clock
+    timer: StageTimer
     stack: ExitStack
     opened: ExitStack
-    pool: Pool
-    kernel: Call[None]
-    hash_output: Lane
-    write_files: Lane
-    sync: Lane
+    executor: Executor
+    kernel: Future[None]
+    hash_output: SerialQueue
+    write_files: SerialQueue
+    sync: SerialQueue
     files: list[FileRecord] = field(default_factory=list)
     tensors: dict[str, tuple[str, Digest]] = field(default_factory=dict)
     survival: list[TensorSurvival] = field(default_factory=list)
@@ -198,12 +199,12 @@ class _Run:
 
     def finish(self) -> None:
         """Wait for what is still being hashed and synced."""
-        with self.clock.time("wait for lanes"):
-            for lane in (self.hash_output, self.write_files, self.sync):
-                lane.drain()
+        with self.timer.time("wait for queues"):
+            for queue in (self.hash_output, self.write_files, self.sync):
+                queue.drain()
 
     def _put(self, data: bytes | bytearray | memoryview, file: FileWriter, digest: Sha256 | None = None) -> None:
-        with self.clock.time("gather"):
+        with self.timer.time("gather"):
             file.write(data, digest)
         self.progress(len(data))
 
@@ -224,20 +225,20 @@ class _Run:
         self.tensors.update({name: (file, Digest.of_hash(digest)) for name, digest in digests.items()})
 
     def _results(self, shard: Shard, file: FileWriter) -> Iterator[tuple[Operation, Block]]:
-        """Yield the blocks of a shard in order, while the pool works on the next ones."""
-        waiting: deque[tuple[Operation, Call[Block]]] = deque()
+        """Yield the blocks of a shard in order, while the executor works on the next ones."""
+        waiting: deque[tuple[Operation, Future[Block]]] = deque()
         for operation in shard.operations:
             for task in self._tasks(operation, file):
-                waiting.append((operation, self.pool.submit(task)))
+                waiting.append((operation, self.executor.submit(task)))
                 if len(waiting) > (0 if self.plan.repeats_peft else _AHEAD):
                     yield self._next(waiting)
         while waiting:
             yield self._next(waiting)
 
-    def _next(self, waiting: deque[tuple[Operation, Call[Block]]]) -> tuple[Operation, Block]:
+    def _next(self, waiting: deque[tuple[Operation, Future[Block]]]) -> tuple[Operation, Block]:
         done, merged = waiting.popleft()
-        with self.clock.time("wait for merge"):
-            return done, self.pool.wait_for(merged)
+        with self.timer.time("wait for merge"):
+            return done, self.executor.wait_for(merged)
 
     def _tasks(self, operation: Operation, file: FileWriter) -> Iterator[Callable[[], Block]]:
         """Yield what makes the blocks of a tensor, one at least, each with its input already read and its place."""
@@ -283,14 +284,14 @@ class _Run:
             (u, {role: (t, self.inputs.factor(t, keep=u.update.stack is not None)) for role, t in u.factors.items()})
             for u in segment.updates
         ]
-        with self.clock.time("wait for load"):
-            self.pool.wait_for(self.kernel)
-        with self.clock.time("prepare"):
+        with self.timer.time("wait for load"):
+            self.executor.wait_for(self.kernel)
+        with self.timer.time("prepare"):
             if is_fused(op, segment):
                 from lora_build.engine.backends.compiled import FusedMerger
 
                 return FusedMerger(op, loaded, check=self.check)
-            with self.clock.time("load torch"):
+            with self.timer.time("load torch"):
                 from lora_build.engine.backends.torch import TorchMerger
 
                 self._start_torch()
@@ -307,7 +308,7 @@ class _Run:
             self._uses_torch = True
 
     def _timed(self, task: Callable[[], Block]) -> Block:
-        with self.clock.time("merge"):
+        with self.timer.time("merge"):
             return task()
 
     def _merged_as_peft(self, op: Merge) -> Block:
@@ -329,7 +330,7 @@ class _Run:
             last = min(first + min(CHUNK_BYTES // size, file.num_rows(out_size)), stop * width)
             out = file.place((last - first) * out_size)
             is_copy = op.dtype == op.source.dtype
-            with self.clock.time("read"):
+            with self.timer.time("read"):
                 into = out if is_copy else self.buffers.take((last - first) * size)
                 data = self.inputs.read(op.source, first * size, last * size, into)
             if is_copy:
@@ -351,7 +352,7 @@ class _Run:
     def _rows(self, op: Merge, segment: Segment, start: int, stop: int, buffers: Buffers | None = None) -> Data:
         """Return the source's rows [start, stop) of a segment; other threads than this one have no buffers."""
         width = op.columns * num_bytes(op.source.dtype)
-        with self.clock.time("read"):
+        with self.timer.time("read"):
             into = buffers.take((stop - start) * width) if buffers else None
             return self.inputs.read(op.source, (segment.start + start) * width, (segment.start + stop) * width, into)
 

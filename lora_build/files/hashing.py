@@ -20,7 +20,7 @@ from typing import Any, Self
 from lora_build._native import Message
 from lora_build._native import sha256 as sha256_loops
 from lora_build.errors import SourceError, VerificationError
-from lora_build.files.executor import Lane
+from lora_build.files.executor import SerialQueue
 from lora_build.files.identity import Digest
 
 CHUNK_BYTES = 2 << 20  # what several threads work on in turn while it is in a shared cache
@@ -100,14 +100,16 @@ class HashedFile:
     the gap. `finish` hashes what is left, so that the digest always covers the whole file.
     """
 
-    def __init__(self, path: Path, where: str, expected: Digest | None = None, lane: Lane | None = None) -> None:
+    def __init__(
+        self, path: Path, where: str, expected: Digest | None = None, queue: SerialQueue | None = None
+    ) -> None:
         """Open `path`.
 
         Args:
             path: the file.
             where: its name in messages.
             expected: the digest of either kind to hold it to.
-            lane: where to hash, beside the thread that reads; None hashes before a read returns.
+            queue: where to hash, beside the thread that reads; None hashes before a read returns.
         """
         self.where = where
         self._path = path
@@ -123,7 +125,7 @@ class HashedFile:
             hashlib.sha1(b"blob %d\0" % self._size, usedforsecurity=False) if expected and expected.is_git else None
         )
         self._hashed = 0
-        self._lane = lane
+        self._queue = queue
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -164,8 +166,8 @@ class HashedFile:
         """
         for _ in self.chunks(self._hashed, self._size):
             pass
-        if self._lane:
-            self._lane.drain()
+        if self._queue:
+            self._queue.drain()
         found = Digest.of_hash(self._hash)
         if _signature(self._fd) != self._signature:
             raise VerificationError(f"{self.where}: changed while it was read; build again once it is at rest")
@@ -180,8 +182,8 @@ class HashedFile:
         end = start + len(data)
         if start <= self._hashed < end:
             fresh = memoryview(data)[self._hashed - start :]
-            if self._lane:
-                self._lane.submit(partial(self._update, fresh))
+            if self._queue:
+                self._queue.submit(partial(self._update, fresh))
             else:
                 self._update(fresh)
             self._hashed = end

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from lora_build.errors import LoraBuildError, SourceError, StorageError
-from lora_build.files.executor import Lane
+from lora_build.files.executor import SerialQueue
 from lora_build.files.hashing import HashedFile, check, file_digest
 from lora_build.files.identity import Digest, SourceName
 
@@ -59,9 +59,9 @@ def read_whole(source: Source, name: str) -> bytes:
     return bytes(source.read(name, 0, source.files[name].size_bytes))
 
 
-def open_hashed(source: Source, name: str, lane: Lane | None = None) -> HashedFile:
+def open_hashed(source: Source, name: str, queue: SerialQueue | None = None) -> HashedFile:
     """Return a file that is hashed as it is read and, once finished, held to what its source promises."""
-    return HashedFile(source.path(name), f"{source.role}/{name}", source.files[name].promised, lane)
+    return HashedFile(source.path(name), f"{source.role}/{name}", source.files[name].promised, queue)
 
 
 def digest(source: Source, name: str) -> Digest:

@@ -24,7 +24,7 @@ from typing import Self
 
 from lora_build.errors import LoraBuildError, StorageError
 from lora_build.files.buffers import Buffers
-from lora_build.files.executor import Call, Lane
+from lora_build.files.executor import Future, SerialQueue
 from lora_build.files.hashing import Sha256, remember, update_both
 from lora_build.files.identity import Digest
 
@@ -67,8 +67,8 @@ class FileWriter:
         name: str,
         size_bytes: int,
         buffers: Buffers,
-        hashing: Lane | None = None,
-        writing: Lane | None = None,
+        hashing: SerialQueue | None = None,
+        writing: SerialQueue | None = None,
     ) -> None:
         """Create the file and reserve its space.
 
@@ -92,7 +92,7 @@ class FileWriter:
         self._placed = 0  # up to where there are places
         self._written = 0
         self._parts: list[tuple[memoryview, Sha256 | None]] = []  # of the first block, and who else is given them
-        self._begun: list[Call[None]] = []
+        self._begun: list[Future[None]] = []
         with disk_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
@@ -186,10 +186,10 @@ class FileWriter:
             else:
                 self._hash.update(part)
 
-    def _do(self, call: Callable[[], None], lane: Lane | None) -> None:
+    def _do(self, call: Callable[[], None], queue: SerialQueue | None) -> None:
         self._begun = [begun for begun in self._begun if not begun.is_done or begun.error]
-        if lane:
-            self._begun.append(lane.submit(call))
+        if queue:
+            self._begun.append(queue.submit(call))
         else:
             call()
 
@@ -244,8 +244,10 @@ class DirectorySink:
             _remove(self.staging)
             _remove(_aside(self.target))
 
-    def open(self, name: str, size_bytes: int, hashing: Lane | None = None, writing: Lane | None = None) -> FileWriter:
-        """Return a writer for a new file, hashed and written in lanes if some are given."""
+    def open(
+        self, name: str, size_bytes: int, hashing: SerialQueue | None = None, writing: SerialQueue | None = None
+    ) -> FileWriter:
+        """Return a writer for a new file, hashed and written in queues if some are given."""
         return FileWriter(self.staging, name, size_bytes, self._buffers, hashing, writing)
 
     def write(self, name: str, data: bytes) -> FileRecord:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from lora_build.errors import SourceError, VerificationError
-from lora_build.files.executor import Clock, Pool, num_cores
+from lora_build.files.executor import Executor, StageTimer, num_cores
 from lora_build.files.formats.checkpoint import TensorInfo, read_tensors
 from lora_build.files.hashing import HashedFile
 from lora_build.files.identity import Digest, SourceName
@@ -42,11 +42,12 @@ def verify(directory: Path | str) -> Verified:
         by_file.setdefault(tensor.file, []).append(tensor)
     # the largest first, lest it be hashed alone when all others are done
     order = sorted(manifest.files, key=lambda file: file.size_bytes, reverse=True)
-    with Pool(num_cores(_MOST_THREADS), Clock()) as pool:
+    with Executor(num_cores(_MOST_THREADS), StageTimer()) as executor:
         found = {
-            file: pool.submit(partial(_check_file, root, file, by_file.get(file.path, []), pool)) for file in order
+            file: executor.submit(partial(_check_file, root, file, by_file.get(file.path, []), executor))
+            for file in order
         }
-        problems = [problem for file in manifest.files for problem in pool.wait_for(found[file])]
+        problems = [problem for file in manifest.files for problem in executor.wait_for(found[file])]
     problems += [f"{name}: is not in the manifest" for name in untracked_files(root, manifest)]
     if problems:
         raise VerificationError("\n  ".join((f"{root}: differs from its manifest:", *problems)))
@@ -58,7 +59,7 @@ def verify(directory: Path | str) -> Verified:
     )
 
 
-def _check_file(root: Path, expected: FileRecord, tensors: Sequence[TensorRecord], pool: Pool) -> list[str]:
+def _check_file(root: Path, expected: FileRecord, tensors: Sequence[TensorRecord], executor: Executor) -> list[str]:
     """Return what differs in one file, its tensors named where they can be told apart."""
     path = root / expected.path
     if not path.is_file():
@@ -66,8 +67,8 @@ def _check_file(root: Path, expected: FileRecord, tensors: Sequence[TensorRecord
     if path.stat().st_size != expected.size_bytes:
         return [f"{expected.path}: has {path.stat().st_size} bytes, expected {expected.size_bytes}"]
     problems = []
-    lane = pool.lane("hash") if tensors else None  # beside the hashes of tensors
-    with HashedFile(path, str(path), lane=lane) as file:
+    queue = executor.serial_queue("hash") if tensors else None  # beside the hashes of tensors
+    with HashedFile(path, str(path), queue=queue) as file:
         if tensors:
             try:
                 problems = _check_tensors(file, expected, tensors)

@@ -37,7 +37,7 @@ from lora_build.numerics.exact_compiled import FusedSum
 from lora_build.recipe.validate import from_mapping
 
 ROWS, COLUMNS, RANK = 96, 640, 8
-MOST_BUFFERS = 2 * 6 + 3 * 9  # blocks read ahead with their results, and what lanes have before them
+MOST_BUFFERS = 2 * 6 + 3 * 9  # blocks read ahead with their results, and what queues have before them
 BLOCK = 16 << 10  # bytes of a chunk in these tests, so that small tensors have many
 
 

@@ -1,4 +1,4 @@
-"""Lanes: calls in order, never too many at once, made by as many threads as there are, and no error of one is lost."""
+"""Queues: calls in order, never too many at once, made by as many threads as there are, and no error of one is lost."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lora_build.files.buffers import Buffers
-from lora_build.files.executor import AHEAD, Call, Clock, Lane, Pool, num_cores
+from lora_build.files.executor import AHEAD, Executor, Future, SerialQueue, StageTimer, num_cores
 from lora_build.files.hashing import HashedFile
 from lora_build.files.identity import Digest
 from lora_build.files.targets import BLOCK_BYTES, FileWriter
@@ -47,22 +47,22 @@ def own_threads() -> list[str]:
 
 
 @pytest.fixture(params=[1, 2, 4])
-def pool(request: pytest.FixtureRequest) -> Pool:
-    """A pool of one thread, the test's, and of more; the test enters it."""
-    return Pool(request.param, Clock())
+def executor(request: pytest.FixtureRequest) -> Executor:
+    """An executor of one thread, the test's, and of more; the test enters it."""
+    return Executor(request.param, StageTimer())
 
 
-LANES: list[Callable[[Pool], Lane]] = [
-    lambda pool: pool.lane("stage"),
-    lambda pool: pool.lane("stage", urgent=True),
-    lambda pool: pool.disk_lane("stage"),
+QUEUES: list[Callable[[Executor], SerialQueue]] = [
+    lambda executor: executor.serial_queue("stage"),
+    lambda executor: executor.serial_queue("stage", urgent=True),
+    lambda executor: executor.disk_queue("stage"),
 ]
-lanes = pytest.mark.parametrize("new_lane", LANES, ids=["lane", "urgent", "disk"])
+queues = pytest.mark.parametrize("new_queue", QUEUES, ids=["queue", "urgent", "disk"])
 
 
-@lanes
+@queues
 def test_calls_are_made_in_order_one_at_a_time_and_their_time_is_counted(
-    pool: Pool, new_lane: Callable[[Pool], Lane]
+    executor: Executor, new_queue: Callable[[Executor], SerialQueue]
 ) -> None:
     made: list[int] = []
     running: list[int] = []
@@ -74,45 +74,49 @@ def test_calls_are_made_in_order_one_at_a_time_and_their_time_is_counted(
         running.clear()
         made.append(i)
 
-    with pool:
-        lane = new_lane(pool)
+    with executor:
+        queue = new_queue(executor)
         for i in range(50):
-            lane.submit(lambda i=i: call(i))  # type: ignore[misc]
-        lane.drain()
+            queue.submit(lambda i=i: call(i))  # type: ignore[misc]
+        queue.drain()
 
     assert made == list(range(50))
-    assert pool._clock.seconds["stage"] > 0
+    assert executor._timer.seconds["stage"] > 0
 
 
-def test_two_lanes_and_single_calls_are_all_made_in_their_order(pool: Pool) -> None:
+def test_two_queues_and_single_calls_are_all_made_in_their_order(executor: Executor) -> None:
     made: dict[str, list[int]] = {"one": [], "other": [], "disk": []}
-    with pool:
-        by_name = {"one": pool.lane("one"), "other": pool.lane("other", urgent=True), "disk": pool.disk_lane("disk")}
+    with executor:
+        by_name = {
+            "one": executor.serial_queue("one"),
+            "other": executor.serial_queue("other", urgent=True),
+            "disk": executor.disk_queue("disk"),
+        }
         singles = []
         for i in range(100):
-            for name, lane in by_name.items():
-                lane.submit(lambda i=i, name=name: made[name].append(i))  # type: ignore[misc]
-            singles.append(pool.submit(lambda i=i: i * i))  # type: ignore[misc]
-        assert [pool.wait_for(single) for single in singles] == [i * i for i in range(100)]
-        for lane in by_name.values():
-            lane.drain()
+            for name, queue in by_name.items():
+                queue.submit(lambda i=i, name=name: made[name].append(i))  # type: ignore[misc]
+            singles.append(executor.submit(lambda i=i: i * i))  # type: ignore[misc]
+        assert [executor.wait_for(single) for single in singles] == [i * i for i in range(100)]
+        for queue in by_name.values():
+            queue.drain()
 
     assert list(made.values()) == [list(range(100))] * 3
 
 
-def test_single_calls_may_hand_calls_to_a_lane_and_wait_for_it(pool: Pool) -> None:
+def test_single_calls_may_hand_calls_to_a_queue_and_wait_for_it(executor: Executor) -> None:
     made: list[int] = []
-    with pool:
-        lane = pool.lane("stage")
+    with executor:
+        queue = executor.serial_queue("stage")
 
         def single() -> int:
             for _ in range(3 * AHEAD):
-                lane.submit(lambda: made.append(1))
-            lane.drain()
+                queue.submit(lambda: made.append(1))
+            queue.drain()
             return len(made)
 
-        found = [pool.submit(single) for _ in range(8)]
-        assert [pool.wait_for(call) >= 3 * AHEAD for call in found] == [True] * 8
+        found = [executor.submit(single) for _ in range(8)]
+        assert [executor.wait_for(call) >= 3 * AHEAD for call in found] == [True] * 8
 
     assert len(made) == 8 * 3 * AHEAD
 
@@ -121,10 +125,10 @@ SEEDS = 300
 
 
 def any_program(seed: int) -> None:
-    """Run calls of all kinds in a pool of some threads, some of which hand on or wait for others; end early or not."""
+    """Run calls of all kinds in an executor of some threads, some of which hand on or wait for others; end early or not."""
     rng = random.Random(seed)
-    pool, guard, num_given = Pool(rng.choice([1, 2, 3, 6]), Clock()), threading.Lock(), [0, 0, 0]
-    lanes = [pool.lane("urgent", urgent=True), pool.lane("later"), pool.disk_lane("disk")]
+    executor, guard, num_given = Executor(rng.choice([1, 2, 3, 6]), StageTimer()), threading.Lock(), [0, 0, 0]
+    queues = [executor.serial_queue("urgent", urgent=True), executor.serial_queue("later"), executor.disk_queue("disk")]
     made: list[list[int]] = [[], [], []]
     naps = [rng.random() < 0.1 for _ in range(1000)]
 
@@ -133,37 +137,37 @@ def any_program(seed: int) -> None:
             time.sleep(0.0002)
         made[k].append(i)
 
-    def put(k: int) -> Call[None]:
+    def put(k: int) -> Future[None]:
         with guard:
             i, num_given[k] = num_given[k], num_given[k] + 1
-            return lanes[k].submit(lambda: call(k, i))
+            return queues[k].submit(lambda: call(k, i))
 
     def several(count: int) -> int:
         for _ in range(count):
             put(1)
         return count
 
-    begun, singles, ends_early = [], deque[Call[int]](), rng.random() < 0.3
-    with pool, contextlib.suppress(KeyError):
-        sync = pool.disk_lane("sync")
+    begun, singles, ends_early = [], deque[Future[int]](), rng.random() < 0.3
+    with executor, contextlib.suppress(KeyError):
+        sync = executor.disk_queue("sync")
         for _ in range(rng.randrange(60)):
             kind = rng.randrange(5)
             if kind < 3:
                 begun.append(put(kind))
             elif kind == 3:
-                singles.append(pool.submit(partial(several, rng.randrange(6))))
+                singles.append(executor.submit(partial(several, rng.randrange(6))))
             elif begun:
                 sync.submit(begun[-1].result)
             if len(singles) > 4:
-                pool.wait_for(singles.popleft())
+                executor.wait_for(singles.popleft())
             if ends_early and rng.random() < 0.03:
                 raise KeyError
         for single in singles:
-            pool.wait_for(single)
-        for lane in (*lanes, sync):
-            lane.drain()
+            executor.wait_for(single)
+        for queue in (*queues, sync):
+            queue.drain()
         assert made == [list(range(count)) for count in num_given]
-        assert not pool._unmade
+        assert not executor._unmade
 
 
 def test_no_program_of_calls_hangs_or_loses_one_however_threads_take_turns() -> None:
@@ -185,37 +189,37 @@ def test_no_program_of_calls_hangs_or_loses_one_however_threads_take_turns() -> 
     assert own_threads() == []
 
 
-def test_a_pool_that_has_ended_takes_no_calls(pool: Pool) -> None:
-    with pool:
-        lane = pool.lane("stage")
-    for hand_over in (lane.submit, pool.submit):
+def test_an_executor_that_has_ended_takes_no_calls(executor: Executor) -> None:
+    with executor:
+        queue = executor.serial_queue("stage")
+    for hand_over in (queue.submit, executor.submit):
         with pytest.raises(CancelledError):
             hand_over(nothing)
 
 
-@lanes
-def test_whoever_hands_a_lane_too_many_calls_waits(new_lane: Callable[[Pool], Lane]) -> None:
+@queues
+def test_whoever_hands_a_queue_too_many_calls_waits(new_queue: Callable[[Executor], SerialQueue]) -> None:
     opened = threading.Event()
-    with Pool(2, Clock()) as pool:
-        lane = new_lane(pool)
+    with Executor(2, StageTimer()) as executor:
+        queue = new_queue(executor)
         for _ in range(AHEAD):
-            lane.submit(lambda: opened.wait(ENOUGH) and None)
+            queue.submit(lambda: opened.wait(ENOUGH) and None)
         threading.Timer(0.1, opened.set).start()
-        lane.submit(nothing)
+        queue.submit(nothing)
 
         assert opened.is_set()
 
 
 def test_who_waits_makes_what_it_waits_for_where_there_is_no_other_thread() -> None:
     makers: list[int] = []
-    with Pool(1, Clock()) as pool:
-        lane = pool.lane("stage")
+    with Executor(1, StageTimer()) as executor:
+        queue = executor.serial_queue("stage")
         assert own_threads() == []
         for _ in range(AHEAD + 1):
-            lane.submit(lambda: makers.append(threading.get_ident()))
+            queue.submit(lambda: makers.append(threading.get_ident()))
         assert len(makers) == 1
-        assert lane.submit(nothing).result() is None
-        assert pool.wait_for(pool.submit(threading.get_ident)) == threading.get_ident()
+        assert queue.submit(nothing).result() is None
+        assert executor.wait_for(executor.submit(threading.get_ident)) == threading.get_ident()
 
     assert set(makers) == {threading.get_ident()}
 
@@ -232,11 +236,11 @@ def test_who_waits_for_one_call_makes_others_meanwhile() -> None:
         makers.append(threading.get_ident())
         opened.set()
 
-    with Pool(2, Clock()) as pool:
-        waiting = pool.submit(wait)
+    with Executor(2, StageTimer()) as executor:
+        waiting = executor.submit(wait)
         waited(begun)
-        pool.submit(end)
-        pool.wait_for(waiting)
+        executor.submit(end)
+        executor.wait_for(waiting)
 
     assert makers == [threading.get_ident()]
 
@@ -245,38 +249,38 @@ def test_who_waits_with_nothing_to_do_is_woken_for_what_comes_up() -> None:
     asleep, opened = threading.Event(), threading.Event()
     makers: list[int] = []
 
-    def lane_call() -> None:
+    def queue_call() -> None:
         makers.append(threading.get_ident())
         opened.set()
 
-    with Pool(2, Clock()) as pool:
-        lane = pool.lane("stage")
+    with Executor(2, StageTimer()) as executor:
+        queue = executor.serial_queue("stage")
 
         def single() -> None:
             waited(asleep)
             time.sleep(0.1)
-            lane.submit(lane_call)
+            queue.submit(queue_call)
             waited(opened)
 
-        begun = pool.submit(single)
-        until(lambda: not any(pool._cores.ready))
+        begun = executor.submit(single)
+        until(lambda: not any(executor._cores.ready))
         asleep.set()
-        pool.wait_for(begun)
+        executor.wait_for(begun)
 
     assert makers == [threading.get_ident()]
 
 
 def test_a_call_that_is_left_when_another_one_is_taken_is_made_by_who_waits_for_it() -> None:
     opened, made = threading.Event(), threading.Event()
-    with Pool(2, Clock()) as pool:
-        lane = pool.lane("stage")
-        lane.submit(lambda: waited(opened))
-        until(lambda: not any(pool._cores.ready))  # the other thread makes it
-        second = lane.submit(made.set)
-        single = pool.submit(lambda: waited(made))  # taken before the second one, which it waits for
+    with Executor(2, StageTimer()) as executor:
+        queue = executor.serial_queue("stage")
+        queue.submit(lambda: waited(opened))
+        until(lambda: not any(executor._cores.ready))  # the other thread makes it
+        second = queue.submit(made.set)
+        single = executor.submit(lambda: waited(made))  # taken before the second one, which it waits for
         threading.Timer(0.05, opened.set).start()
         second.result()
-        pool.wait_for(single)
+        executor.wait_for(single)
 
 
 def test_a_single_call_wakes_a_thread_that_may_make_it() -> None:
@@ -284,20 +288,20 @@ def test_a_single_call_wakes_a_thread_that_may_make_it() -> None:
 
     def hand_on() -> None:
         waited(begin)
-        pool.submit(made.set)
+        executor.submit(made.set)
         waited(made)
 
     def let_begin() -> None:
-        until(lambda: len(pool._cores.asleep) == 1)  # the test's thread, which waits for a lane
+        until(lambda: len(executor._cores.asleep) == 1)  # the test's thread, which waits for a queue
         free.set()
-        until(lambda: len(pool._cores.asleep) == 2)
+        until(lambda: len(executor._cores.asleep) == 2)
         begin.set()
 
-    with Pool(3, Clock()) as pool:
-        pool.submit(lambda: waited(free))
-        lane = pool.lane("stage")
-        handing = lane.submit(hand_on)
-        until(lambda: not any(pool._cores.ready))
+    with Executor(3, StageTimer()) as executor:
+        executor.submit(lambda: waited(free))
+        queue = executor.serial_queue("stage")
+        handing = queue.submit(hand_on)
+        until(lambda: not any(executor._cores.ready))
         threading.Thread(target=let_begin).start()
         handing.result()
 
@@ -307,15 +311,15 @@ def test_who_stops_waiting_leaves_nothing_that_nobody_knows_of() -> None:
 
     def let_end() -> None:
         opened.set()
-        until(lambda: bool(pool._cores.asleep))
+        until(lambda: bool(executor._cores.asleep))
 
-    with Pool(2, Clock()) as pool:
-        single = pool.submit(lambda: waited(opened))
-        until(lambda: not any(pool._cores.ready))
-        lane = pool.lane("stage")
-        lane.submit(let_end)
-        lane.submit(made.set)
-        pool.wait_for(single)
+    with Executor(2, StageTimer()) as executor:
+        single = executor.submit(lambda: waited(opened))
+        until(lambda: not any(executor._cores.ready))
+        queue = executor.serial_queue("stage")
+        queue.submit(let_end)
+        queue.submit(made.set)
+        executor.wait_for(single)
         waited(made)
 
 
@@ -332,68 +336,68 @@ def test_what_waits_within_a_lock_makes_no_single_call_meanwhile() -> None:
         with lock:
             makers.append(threading.get_ident())
 
-    with Pool(2, Clock()) as pool:
-        lane = pool.lane("stage")
-        lane.submit(wait)
+    with Executor(2, StageTimer()) as executor:
+        queue = executor.serial_queue("stage")
+        queue.submit(wait)
         waited(begun)
-        held = pool.submit(single)
+        held = executor.submit(single)
         threading.Timer(0.1, opened.set).start()
         with lock:
-            lane.drain()
-        pool.wait_for(held)
+            queue.drain()
+        executor.wait_for(held)
 
     assert len(makers) == 1
 
 
 def test_what_is_urgent_is_made_before_single_calls_and_the_rest_after_them() -> None:
     made: list[str] = []
-    with Pool(1, Clock()) as pool:
-        for lane in (pool.lane("later"), pool.lane("urgent", urgent=True)):
+    with Executor(1, StageTimer()) as executor:
+        for queue in (executor.serial_queue("later"), executor.serial_queue("urgent", urgent=True)):
             for _ in range(2):
-                lane.submit(lambda name=lane._stage: made.append(name))  # type: ignore[misc]
-        single = pool.submit(lambda: made.append("single"))
-        last = pool.submit(lambda: made.append("single"))
-        pool.wait_for(last)
+                queue.submit(lambda name=queue._stage: made.append(name))  # type: ignore[misc]
+        single = executor.submit(lambda: made.append("single"))
+        last = executor.submit(lambda: made.append("single"))
+        executor.wait_for(last)
         assert single.is_done
         assert made == ["urgent", "urgent", "single", "single"]
 
 
-@lanes
-def test_an_error_is_raised_by_a_call_handed_over_later_and_the_pool_ends(
-    pool: Pool, new_lane: Callable[[Pool], Lane]
+@queues
+def test_an_error_is_raised_by_a_call_handed_over_later_and_the_executor_ends(
+    executor: Executor, new_queue: Callable[[Executor], SerialQueue]
 ) -> None:
-    def hand_over(lane: Lane) -> None:
+    def hand_over(queue: SerialQueue) -> None:
         for call in (fail, *[nothing] * AHEAD):
-            lane.submit(call)
+            queue.submit(call)
 
-    with pool, pytest.raises(OSError, match="broken"):
-        hand_over(new_lane(pool))
+    with executor, pytest.raises(OSError, match="broken"):
+        hand_over(new_queue(executor))
     assert own_threads() == []
 
 
-@lanes
-def test_an_error_is_raised_when_a_lane_is_drained_and_calls_after_it_are_made(
-    pool: Pool, new_lane: Callable[[Pool], Lane]
+@queues
+def test_an_error_is_raised_when_a_queue_is_drained_and_calls_after_it_are_made(
+    executor: Executor, new_queue: Callable[[Executor], SerialQueue]
 ) -> None:
     made: list[int] = []
-    with pool:
-        lane = new_lane(pool)
-        failing = lane.submit(fail)
-        lane.submit(lambda: made.append(1))
+    with executor:
+        queue = new_queue(executor)
+        failing = queue.submit(fail)
+        queue.submit(lambda: made.append(1))
         with pytest.raises(OSError, match="broken"):
-            lane.drain()
-        lane.drain()
+            queue.drain()
+        queue.drain()
         with pytest.raises(OSError, match="broken"):
             failing.result()
 
     assert made == [1]
 
 
-def test_the_error_of_a_single_call_is_raised_by_who_waits_for_it(pool: Pool) -> None:
-    with pool:
+def test_the_error_of_a_single_call_is_raised_by_who_waits_for_it(executor: Executor) -> None:
+    with executor:
         with pytest.raises(OSError, match="broken"):
-            pool.wait_for(pool.submit(fail))
-        assert pool.wait_for(pool.submit(lambda: 1)) == 1
+            executor.wait_for(executor.submit(fail))
+        assert executor.wait_for(executor.submit(lambda: 1)) == 1
 
 
 def test_an_interruption_ends_who_waits_at_once_whatever_it_waits_for() -> None:
@@ -408,16 +412,16 @@ def test_an_interruption_ends_who_waits_at_once_whatever_it_waits_for() -> None:
         waited(opened)
         time.sleep(0.2)
 
-    with Pool(2, Clock()) as pool:
-        waiting = pool.submit(wait)
+    with Executor(2, StageTimer()) as executor:
+        waiting = executor.submit(wait)
         waited(begun)
-        pool.lane("stage").submit(interrupt)
+        executor.serial_queue("stage").submit(interrupt)
         with pytest.raises(KeyboardInterrupt):
-            pool.wait_for(waiting)
+            executor.wait_for(waiting)
         assert not waiting.is_done
 
 
-def test_a_pool_that_ends_early_makes_no_more_calls_and_frees_who_waits_for_them() -> None:
+def test_an_executor_that_ends_early_makes_no_more_calls_and_frees_who_waits_for_them() -> None:
     opened, begun, closing = threading.Event(), threading.Event(), threading.Event()
     made: list[int] = []
     found: list[type[BaseException]] = []
@@ -426,22 +430,22 @@ def test_a_pool_that_ends_early_makes_no_more_calls_and_frees_who_waits_for_them
         begun.set()
         waited(opened)
 
-    def close(call: Call[None]) -> None:
+    def close(call: Future[None]) -> None:
         closing.set()
         try:
             call.result()
         except CancelledError as error:
             found.append(type(error))
 
-    pool = Pool(2, Clock())
-    lane, sync = pool.lane("stage"), pool.disk_lane("sync")
-    with pool:
-        lane.submit(wait)
+    executor = Executor(2, StageTimer())
+    queue, sync = executor.serial_queue("stage"), executor.disk_queue("sync")
+    with executor:
+        queue.submit(wait)
         waited(begun)
-        last = lane.submit(lambda: made.append(1))
+        last = queue.submit(lambda: made.append(1))
         sync.submit(lambda: close(last))
         waited(closing)
-        pool.submit(lambda: made.append(2))
+        executor.submit(lambda: made.append(2))
         threading.Timer(0.1, opened.set).start()
 
     assert opened.is_set()
@@ -450,41 +454,41 @@ def test_a_pool_that_ends_early_makes_no_more_calls_and_frees_who_waits_for_them
     assert own_threads() == []
 
 
-def test_a_pool_that_ends_early_lets_a_call_that_nobody_may_ever_make_hold_up_nobody() -> None:
-    pool = Pool(1, Clock())
-    lane, sync = pool.lane("stage"), pool.disk_lane("sync")
-    with pool:
-        taken = lane.submit(nothing)
-        pool._cores.take(single=True)  # as by a thread that is interrupted before it makes it
+def test_an_executor_that_ends_early_lets_a_call_that_nobody_may_ever_make_hold_up_nobody() -> None:
+    executor = Executor(1, StageTimer())
+    queue, sync = executor.serial_queue("stage"), executor.disk_queue("sync")
+    with executor:
+        taken = queue.submit(nothing)
+        executor._cores.take(single=True)  # as by a thread that is interrupted before it makes it
         closing = sync.submit(taken.result)
 
     assert isinstance(closing.error, CancelledError)
     assert own_threads() == []
 
 
-def test_a_call_that_was_made_holds_nothing_of_what_it_needed(pool: Pool) -> None:
+def test_a_call_that_was_made_holds_nothing_of_what_it_needed(executor: Executor) -> None:
     memory = bytearray(5)
-    with pool:
-        lane = pool.lane("stage")
+    with executor:
+        queue = executor.serial_queue("stage")
         view = memoryview(memory)
-        calls = [lane.submit(lambda view=view: None), pool.submit(lambda view=view: None)]  # type: ignore[misc]
+        calls = [queue.submit(lambda view=view: None), executor.submit(lambda view=view: None)]  # type: ignore[misc]
         del view
         for call in calls:
-            pool.wait_for(call)
+            executor.wait_for(call)
         memory.extend(b"more")  # which Python refuses while somebody looks at it
 
     assert len(memory) == 9
 
 
-def test_a_digest_waits_for_what_is_still_in_its_lane(pool: Pool, tmp_path: Path) -> None:
+def test_a_digest_waits_for_what_is_still_in_its_queue(executor: Executor, tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(b"abc")
-    with pool:
-        lane = pool.lane("stage")
-        with FileWriter(tmp_path, "out", 3, Buffers(BLOCK_BYTES), lane) as written:
-            lane.submit(lambda: time.sleep(0.1))
-            with HashedFile(tmp_path / "in", "in", None, lane) as read:
+    with executor:
+        queue = executor.serial_queue("stage")
+        with FileWriter(tmp_path, "out", 3, Buffers(BLOCK_BYTES), queue) as written:
+            queue.submit(lambda: time.sleep(0.1))
+            with HashedFile(tmp_path / "in", "in", None, queue) as read:
                 assert read.finish() == Digest.sha256(b"abc")
-            lane.submit(lambda: time.sleep(0.1))
+            queue.submit(lambda: time.sleep(0.1))
             written.write(b"abc")
             assert written.close().sha256 == Digest.sha256(b"abc")
 
@@ -497,13 +501,13 @@ def test_a_limit_is_one_of_the_cores_that_are_used() -> None:
 def test_a_stage_within_another_counts_for_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(100))
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(now)))
-    clock = Clock()
+    timer = StageTimer()
 
-    with clock.time("outer"):  # from 0 to 5
+    with timer.time("outer"):  # from 0 to 5
         for _ in range(2):
-            with clock.time("inner"):
+            with timer.time("inner"):
                 pass
-    with clock.time("outer"):
+    with timer.time("outer"):
         pass
 
-    assert clock.seconds == {"outer": 3.0 + 1.0, "inner": 2.0}
+    assert timer.seconds == {"outer": 3.0 + 1.0, "inner": 2.0}

@@ -13,7 +13,7 @@ import pytest
 
 from lora_build.errors import StorageError
 from lora_build.files.buffers import Buffers
-from lora_build.files.executor import AHEAD, Clock, Lane, Pool
+from lora_build.files.executor import AHEAD, Executor, SerialQueue, StageTimer
 from lora_build.files.hashing import Sha256
 from lora_build.files.identity import Digest
 from lora_build.files.targets import BLOCK_BYTES, FileRecord, FileWriter, _set_direct
@@ -25,9 +25,14 @@ SIZES = [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 3 * BLOCK_BYTES + 
 def written(path: Path, data: bytes, *, step: int = 700_001) -> FileRecord:
     """Write a file in pieces that fit no block, each of which is overwritten at once."""
     with (
-        Pool(2, Clock()) as pool,
+        Executor(2, StageTimer()) as executor,
         FileWriter(
-            path.parent, path.name, len(data), Buffers(BLOCK_BYTES), pool.lane("hash"), pool.disk_lane("write")
+            path.parent,
+            path.name,
+            len(data),
+            Buffers(BLOCK_BYTES),
+            executor.serial_queue("hash"),
+            executor.disk_queue("write"),
         ) as file,
     ):
         for at in range(0, len(data), step):
@@ -45,9 +50,14 @@ SPARE = 5_000
 def test_rows_that_are_made_in_their_place_are_the_file(tmp_path: Path, size: int, row_bytes: int) -> None:
     data, made, digest = DATA[:size], [], Sha256()
     with (
-        Pool(2, Clock()) as pool,
+        Executor(2, StageTimer()) as executor,
         FileWriter(
-            tmp_path, "out", size, Buffers(BLOCK_BYTES + SPARE), pool.lane("hash"), pool.disk_lane("write")
+            tmp_path,
+            "out",
+            size,
+            Buffers(BLOCK_BYTES + SPARE),
+            executor.serial_queue("hash"),
+            executor.disk_queue("write"),
         ) as file,
     ):
         head = min(size, 107)
@@ -247,14 +257,14 @@ def test_a_disk_that_fails_is_not_asked_again_through_the_page_cache(
 
 
 def test_a_digest_waits_for_every_block_to_be_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Lane._run
+    real = SerialQueue._run
 
-    def slow(self: Lane, call: Callable[[], None]) -> None:
+    def slow(self: SerialQueue, call: Callable[[], None]) -> None:
         if self._stage == "hash":
             time.sleep(0.05)
         real(self, call)
 
-    monkeypatch.setattr(Lane, "_run", slow)
+    monkeypatch.setattr(SerialQueue, "_run", slow)
 
     assert written(tmp_path / "out", DATA).sha256 == Digest.sha256(DATA)
 
@@ -263,9 +273,9 @@ def test_a_file_that_missed_a_block_is_not_closed_as_if_it_were_whole_whoever_wa
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
-        Pool(1, Clock()) as pool,
+        Executor(1, StageTimer()) as executor,
         FileWriter(
-            tmp_path, "out", 2 * BLOCK_BYTES, Buffers(BLOCK_BYTES), None, writing := pool.disk_lane("write")
+            tmp_path, "out", 2 * BLOCK_BYTES, Buffers(BLOCK_BYTES), None, writing := executor.disk_queue("write")
         ) as file,
     ):
         with monkeypatch.context() as patch:
@@ -337,9 +347,14 @@ def test_a_file_is_closed_once_even_if_that_fails(tmp_path: Path, monkeypatch: p
 
 def test_a_writer_keeps_nothing_of_the_blocks_that_are_done(tmp_path: Path) -> None:
     with (
-        Pool(2, Clock()) as pool,
+        Executor(2, StageTimer()) as executor,
         FileWriter(
-            tmp_path, "out", 40 * BLOCK_BYTES, Buffers(BLOCK_BYTES), pool.lane("hash"), pool.disk_lane("write")
+            tmp_path,
+            "out",
+            40 * BLOCK_BYTES,
+            Buffers(BLOCK_BYTES),
+            executor.serial_queue("hash"),
+            executor.disk_queue("write"),
         ) as file,
     ):
         for _ in range(40):
