@@ -37,7 +37,7 @@ from lora_build.proof.plan_record import record_plan
 from lora_build.proof.provenance import Run, root_above
 from lora_build.proof.provenance import to_bytes as provenance_bytes
 from lora_build.proof.reopen import BuildInputs
-from lora_build.recipe.schema import Exist, Recipe, resolve_path
+from lora_build.recipe.schema import IfExists, Recipe, resolve_path
 from lora_build.recipe.validate import from_mapping
 
 log = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ def _records(prepared: Prepared, wanted: Callable[[str], bool]) -> dict[FileKey,
 def _existing(prepared: Prepared) -> Manifest | None:
     """Return the manifest of the build at the target if it is this one and whole."""
     target, manifest = prepared.target, _check_target(prepared)
-    if manifest is None or prepared.recipe.output.exist is Exist.overwrite:
+    if manifest is None or prepared.recipe.output.if_exists is IfExists.overwrite:
         return None
     inputs = _records(prepared, lambda _: True)
     same = record_plan(prepared.plan, inputs).build_key == manifest.build_key
@@ -232,8 +232,8 @@ def _check_target(prepared: Prepared) -> Manifest | None:
         if not os.access(there, os.W_OK | os.X_OK):
             raise StorageError(f"output.dir: {target} cannot be made: no permission to write in {there}")
         return None
-    if prepared.recipe.output.exist is Exist.fail:
-        raise RecipeError(f"output.dir: {target} exists, and the recipe says exist: fail")
+    if prepared.recipe.output.if_exists is IfExists.fail:
+        raise RecipeError(f"output.dir: {target} exists, and the recipe says if_exists: fail")
     if not (target / MANIFEST_NAME).is_file():
         raise RecipeError(
             f"output.dir: {target} exists and is no build of lora-build; it is left alone, choose another"

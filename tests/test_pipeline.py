@@ -130,20 +130,20 @@ def test_somebody_elses_directory_is_left_alone(folder: Path) -> None:
 
     for exist in ("reuse", "overwrite"):
         with pytest.raises(lora_build.RecipeError, match="is no build of lora-build"):
-            lora_build.build(small.recipe(folder, output={"dir": str(folder / "out"), "exist": exist}))
+            lora_build.build(small.recipe(folder, output={"dir": str(folder / "out"), "if_exists": exist}))
     assert (folder / "out/thesis.txt").read_text() == "mine"
 
 
 def test_exist_fail_refuses_a_build_that_is_there(folder: Path) -> None:
     lora_build.build(small.recipe(folder))
 
-    with pytest.raises(lora_build.RecipeError, match="exist: fail"):
-        lora_build.build(small.recipe(folder, output={"dir": str(folder / "out"), "exist": "fail"}))
+    with pytest.raises(lora_build.RecipeError, match="if_exists: fail"):
+        lora_build.build(small.recipe(folder, output={"dir": str(folder / "out"), "if_exists": "fail"}))
 
 
 def test_exist_overwrite_builds_again(folder: Path) -> None:
     lora_build.build(small.recipe(folder))
-    recipe = small.recipe(folder, output={"dir": str(folder / "out"), "exist": "overwrite"})
+    recipe = small.recipe(folder, output={"dir": str(folder / "out"), "if_exists": "overwrite"})
 
     assert not run(prepare(from_mapping(recipe))).reused
 
@@ -222,7 +222,7 @@ print(steps)
 
 
 def killed_at(folder: Path, step: int) -> subprocess.CompletedProcess[str]:
-    recipe = json.dumps(small.recipe(folder, output={"dir": str(folder / "out"), "exist": "overwrite"}))
+    recipe = json.dumps(small.recipe(folder, output={"dir": str(folder / "out"), "if_exists": "overwrite"}))
     return subprocess.run([sys.executable, "-c", KILLED, recipe, str(step)], capture_output=True, text=True)
 
 
@@ -449,7 +449,9 @@ def test_files_of_ones_own_in_a_build_keep_it_from_being_replaced(folder: Path) 
 
     for exist in ("reuse", "overwrite"):
         with pytest.raises(lora_build.RecipeError, match=r"did not write \(README.md\); move them away"):
-            lora_build.build(small.recipe(folder, dtype="float32", output={"dir": str(folder / "out"), "exist": exist}))
+            lora_build.build(
+                small.recipe(folder, dtype="float32", output={"dir": str(folder / "out"), "if_exists": exist})
+            )
     assert (folder / "out/README.md").read_text() == "my model card"
 
 

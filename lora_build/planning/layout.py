@@ -15,7 +15,7 @@ from lora_build.models.heads import head_of, vocab_size, vocabulary_changes
 from lora_build.models.layer_replication import replicate
 from lora_build.models.names import Names, Parameter, Part, is_conv1d
 from lora_build.models.tied_weights import Knots
-from lora_build.recipe.schema import Tied
+from lora_build.recipe.schema import TiedEmbeddings
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Layout:
     """
 
     base: Checkpoint
-    tied: Tied
+    tied: TiedEmbeddings
     layers: Sequence[int] | None = None
     sources: dict[str, TensorInfo] = field(init=False)
     homes: dict[str, str] = field(init=False)
@@ -103,19 +103,19 @@ class Layout:
             return True
         member, others = self.knots.member(parameter), ", ".join(self.knots.others(parameter))
         name = self.knots.name(parameter)
-        if self.tied is Tied.error:
+        if self.tied is TiedEmbeddings.error:
             self.issues.append(
-                f"base: {member} is tied to {others}, an adapter changes it, and the recipe says tied: error"
+                f"base: {member} is tied to {others}, an adapter changes it, and the recipe says tied_embeddings: error"
             )
-        elif self.tied is Tied.peft and not replaces:
+        elif self.tied is TiedEmbeddings.peft and not replaces:
             self.notes.append(
-                f"{member} is tied: its update goes into {name} and so into all that share it (tied: peft)"
+                f"{member} is tied: its update goes into {name} and so into all that share it (tied_embeddings: peft)"
             )
             return False
         elif bound := self.knots.bound(parameter):
             self.issues.append(
                 f"base: {member} shares its tensor with {', '.join(bound)} whatever tie_word_embeddings says, "
-                "so an update to it alone cannot be kept apart; set tied: peft to share it"
+                "so an update to it alone cannot be kept apart; set tied_embeddings: peft to share it"
             )
         elif not self.knots.is_cut:
             self.cut_ties()

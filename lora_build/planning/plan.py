@@ -125,7 +125,7 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
             "max_shard_size": parse_size(recipe.output.max_shard_size) or "keep",
             "numerics": NUMERICS[recipe.numerics],
             "safe_merge": recipe.safe_merge,
-            "tied": recipe.tied.value,
+            "tied": recipe.tied_embeddings.value,
         },
         weights={adapter.name: adapter.weight for adapter in inputs.adapters},
         input_files={BASE: _base_files(inputs.base)}

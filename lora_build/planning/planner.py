@@ -56,7 +56,7 @@ class Draft:
 
     def __post_init__(self) -> None:
         layers, problems = replication_of(self.adapters)
-        self.layout = Layout(self.base, self.recipe.tied, layers)
+        self.layout = Layout(self.base, self.recipe.tied_embeddings, layers)
         self.issues, self.notes = self.layout.issues, self.layout.notes  # one account, in the order of discovery
         self.issues += problems
         if self.cut_first:
@@ -159,11 +159,11 @@ class Draft:
         assert found is not None
         names = [part.name for part in found.parts]
         owner = self.replaced.get(names[0], adapter.name)
-        winner = self.recipe.modules_to_save
+        winner = self.recipe.saved_modules_from
         if owner != adapter.name and winner not in (owner, adapter.name):
             self.issues.append(
                 f"adapters {owner} and {adapter.name} both replace {names[0]}; say which one's to take: "
-                f"modules_to_save: {adapter.name}, or merge only one of them"
+                f"saved_modules_from: {adapter.name}, or merge only one of them"
             )
         if owner == adapter.name or winner == adapter.name:
             self.replaced |= dict.fromkeys(names, adapter.name)

@@ -23,6 +23,7 @@ from lora_build.files.identity import Digest, SourceName
 from lora_build.files.sources import Source
 from lora_build.proof.manifest import Manifest
 from lora_build.proof.plan_record import InputDigests
+from lora_build.recipe.renamed import with_new_names
 from lora_build.recipe.schema import Recipe
 
 _PACKAGES = ("torch", "safetensors", "huggingface_hub", "hydra-core", "omegaconf")
@@ -48,7 +49,7 @@ class Recorded:
     """What is read back from provenance.
 
     Attributes:
-        recipe: the recipe as plain data, without `root` and `output.dir`.
+        recipe: the recipe as plain data with today's keys, without `root` and `output.dir`.
         root: where its relative paths begin, seen from the output; None where that is not recorded.
         commits: the commit of each input that is a Hub repository, by `base` and `adapters.<name>`.
         checks: what the output has passed.
@@ -81,7 +82,7 @@ def read(data: bytes, where: str) -> Recorded:
             if (found := re.match(r"hf://[^@]+@([0-9a-f]+)/", entry["uri"]))
         }
         return Recorded(
-            recipe=dict(definition["externalParameters"]["recipe"]),
+            recipe=with_new_names(definition["externalParameters"]["recipe"]),
             root=definition["internalParameters"].get("root"),
             commits=commits,
             checks=dict(predicate["runDetails"]["metadata"].get("checks") or {}),

@@ -17,7 +17,7 @@ from lora_build.planning.resolve import resolve
 from lora_build.proof.manifest import PROVENANCE_NAME, Manifest
 from lora_build.proof.plan_record import AdapterRecord
 from lora_build.proof.provenance import Recorded, read
-from lora_build.recipe.schema import DType, Numerics, Recipe, Tied, is_local, resolve_path, selected
+from lora_build.recipe.schema import DType, Numerics, Recipe, TiedEmbeddings, is_local, resolve_path, selected
 from lora_build.recipe.validate import from_mapping
 
 
@@ -56,7 +56,7 @@ def reopen(directory: Path, manifest: Manifest) -> BuildInputs:
     recipe = dataclasses.replace(
         _recipe(directory, recorded),
         dtype=DType(options["dtype"]),
-        tied=Tied(options["tied"]),
+        tied_embeddings=TiedEmbeddings(options["tied"]),
         numerics=Numerics(str(options["numerics"]).partition("-")[0]),
     )
     resolved = resolve(recipe)

@@ -34,7 +34,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_build.errors import LoraBuildError, RecipeError, did_you_mean
 from lora_build.recipe import files as recipe_files
-from lora_build.recipe.schema import Combine, DType, Engine, Exist, Numerics, Recipe, Tied
+from lora_build.recipe.renamed import answer_override
+from lora_build.recipe.schema import Combine, DType, IfExists, Numerics, Recipe, TiedEmbeddings
 from lora_build.recipe.validate import check_recipe, from_mapping, refuse
 
 _VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}
@@ -171,7 +172,7 @@ def run(flags: Sequence[str], overrides: Sequence[str], task: Callable[[DictConf
 
 def complete_values(words: str) -> list[str]:
     """Return Hydra's words for TAB with every value of an enumeration, of which Hydra offers one as `DType.keep`."""
-    kinds = {kind.__name__: kind for kind in (DType, Engine, Exist, Numerics, Tied, Combine)}
+    kinds = {kind.__name__: kind for kind in (DType, IfExists, Numerics, TiedEmbeddings, Combine)}
     found: list[str] = []
     for word in words.split():
         key, _, value = word.partition("=")
@@ -201,7 +202,9 @@ def check_overrides(overrides: Sequence[str]) -> None:
         key, value = override.key_or_group, override.value()
         top, _, rest = key.partition(".")
         group = top.partition("/")[0]
-        if group not in ("recipe", "sweep", "progressbar", "hydra"):
+        if said := answer_override(key, value):
+            problems.append(said)
+        elif group not in ("recipe", "sweep", "progressbar", "hydra"):
             fields = Recipe.__dataclass_fields__
             inside = f"; did you mean 'recipe.{key}'?" if group in fields else ""
             known = ["recipe", "sweep", "progressbar", *(f"recipe.{name}" for name in fields)]

@@ -41,7 +41,7 @@ class Combine(Enum):
     linear = "linear"
 
 
-class Tied(Enum):
+class TiedEmbeddings(Enum):
     """What an adapter on one of two tied matrices means."""
 
     untie = "untie"
@@ -56,19 +56,12 @@ class Packing(Enum):
     unsloth = "unsloth"
 
 
-class Exist(Enum):
+class IfExists(Enum):
     """What to do when the output directory exists."""
 
     reuse = "reuse"
     fail = "fail"
     overwrite = "overwrite"
-
-
-class Engine(Enum):
-    """What does the work: block by block from file to file, or a model in memory. It changes no bit."""
-
-    stream = "stream"
-    memory = "memory"
 
 
 @dataclass
@@ -102,7 +95,7 @@ class OutputSpec:
 
     dir: str = "builds/${recipe.name}"
     max_shard_size: str = "keep"
-    exist: Exist = Exist.reuse
+    if_exists: IfExists = IfExists.reuse
 
 
 @dataclass
@@ -134,7 +127,7 @@ class ChecksSpec:
 class Recipe:
     """A whole recipe.
 
-    `adapters` maps a name to an `AdapterSpec`; `modules_to_save` names the adapter whose saved modules win.
+    `adapters` maps a name to an `AdapterSpec`; `saved_modules_from` names the adapter whose saved modules win.
     """
 
     name: str = MISSING
@@ -146,11 +139,10 @@ class Recipe:
     safe_merge: bool = True
     dtype: DType = DType.keep
     numerics: Numerics = Numerics.exact
-    tied: Tied = Tied.untie
-    modules_to_save: str | None = None
+    tied_embeddings: TiedEmbeddings = TiedEmbeddings.untie
+    saved_modules_from: str | None = None
     output: OutputSpec = field(default_factory=OutputSpec)
     checks: ChecksSpec = field(default_factory=ChecksSpec)
-    engine: Engine = Engine.stream
     root: str = "."
 
 
@@ -227,7 +219,7 @@ def flatten(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 def _options(recipe: Recipe) -> dict[str, Any]:
     """Return what decides the bytes beside base and adapters, by dotted key."""
-    others = r"(name|description|base|adapters|adapter_names|root|output\.dir|output\.exist|checks|engine)(\..*)?"
+    others = r"(name|description|base|adapters|adapter_names|root|output\.dir|output\.if_exists|checks)(\..*)?"
     flat = flatten(dataclasses.asdict(recipe)).items()
     found = {k: v.value if isinstance(v, Enum) else v for k, v in flat if not re.fullmatch(others, k)}
     return {k: v for k, v in found.items() if v is not None}

@@ -20,6 +20,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_build.errors import RecipeError, did_you_mean
+from lora_build.recipe.renamed import answer
 from lora_build.recipe.schema import (
     AdapterSpec,
     BaseSpec,
@@ -129,6 +130,8 @@ def _check_keys(value: object, kind: Any, path: str) -> Iterator[str]:
         inner = f"{path}.{key}" if path else str(key)
         if key in known:
             yield from _check(item, known[key], inner)
+        elif said := answer(inner, item):
+            yield said
         else:
             hint = did_you_mean(str(key), known) or (f"; known are {', '.join(known)}" if known else "; it has none")
             yield f"{inner}: unknown key{hint}"
@@ -228,8 +231,8 @@ def _check_whole(data: Mapping[str, Any]) -> Iterator[str]:
             yield f"adapter_names: no adapter '{name}'{did_you_mean(name, adapters)}"
         elif chosen.count(name) > 1:
             yield f"adapter_names: '{name}' is there {chosen.count(name)} times"
-    if (winner := data["modules_to_save"]) is not None and winner not in adapters:
-        yield f"modules_to_save: no adapter '{winner}'{did_you_mean(winner, adapters)}"
+    if (winner := data["saved_modules_from"]) is not None and winner not in adapters:
+        yield f"saved_modules_from: no adapter '{winner}'{did_you_mean(winner, adapters)}"
     merged = [spec.get("weight", 1.0) for name, spec in adapters.items() if chosen is None or name in chosen]
     if merged and not any(merged):
         yield "adapters: every adapter has weight 0, so the output would equal the base"

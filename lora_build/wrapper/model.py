@@ -32,7 +32,7 @@ from lora_build.numerics.exact import self_test
 from lora_build.planning.operations import Merge, Operation
 from lora_build.planning.planner import make_draft
 from lora_build.planning.resolve import digests_of, open_source, split_reference
-from lora_build.recipe.schema import AdapterSpec, Packing, Recipe, Tied
+from lora_build.recipe.schema import AdapterSpec, Packing, Recipe, TiedEmbeddings
 from lora_build.wrapper.hooks import NOTHING, Applied, Hooks
 from lora_build.wrapper.live_model import LiveModel, Place, check_finite, merged
 
@@ -119,7 +119,7 @@ class LoraModel(nn.Module):
         self.active_adapters: list[str] = []
         self.merged_adapters: list[str] = []
         self._live = LiveModel(model)
-        self._tied = Tied(tied)
+        self._tied = TiedEmbeddings(tied)
         self._modules_to_save = modules_to_save
         self._opened: dict[str, _Opened] = {}
         self._applied: Applied | None = None
@@ -347,7 +347,7 @@ class LoraModel(nn.Module):
         """Return what adapters do to the model, or raise PlanError with every reason why they cannot."""
         adapters = tuple(self._opened[name].adapter for name in names if self._opened[name].adapter.weight != 0)
         sources = {adapter.source: self._opened[adapter.name].source for adapter in adapters}
-        recipe = Recipe(name="model", tied=self._tied, modules_to_save=self._modules_to_save)
+        recipe = Recipe(name="model", tied_embeddings=self._tied, saved_modules_from=self._modules_to_save)
         draft = make_draft(recipe, self._live.checkpoint, adapters, digests_of(sources, adapters))
         layout = draft.layout
         operations = draft.operations()

@@ -318,7 +318,10 @@ def test_info_says_where_a_recipe_comes_from(project, capsys, words):
         ("recipe=", ["recipe=prod", "recipe=team/chat"]),
         ("plan --json -m recipe=te", ["recipe=team/chat"]),
         ("recipe=prod recipe.dty", ["recipe.dtype="]),
-        ("recipe=prod recipe.tied=", ["recipe.tied=untie", "recipe.tied=peft", "recipe.tied=error"]),
+        (
+            "recipe=prod recipe.tied_embeddings=",
+            [f"recipe.tied_embeddings={word}" for word in ("untie", "peft", "error")],
+        ),
         ("recipe=nope recipe.dty", []),
         ("verify ", []),
     ],

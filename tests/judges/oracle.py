@@ -88,7 +88,7 @@ def expected_checkpoint(
         conv1d: Whether the linear layers store `[in, out]`.
         tied: Of a tied model, the tensors that follow another one: follower -> leader.
         dtype: The recipe's dtype.
-        policy: The recipe's `tied`: `untie` or `peft`.
+        policy: The recipe's `tied_embeddings`: `untie` or `peft`.
     """
     weights = base_tensors(base_dir)
     tied = {follower: _on_disk(leader, weights, {}) for follower, leader in (tied or {}).items()}

@@ -464,7 +464,7 @@ def _recipe(case: Case, workshop: Workshop, out: Path) -> dict[str, Any]:
     return {
         "base": str(workshop.base(case.base)),
         "adapters": adapters,
-        "tied": case.tied,
+        "tied_embeddings": case.tied,
         "output": {"dir": str(out), "max_shard_size": "keep"},
     }
 

@@ -264,7 +264,7 @@ def _recipe(case: Case, inputs: Inputs, out: Path) -> dict[str, Any]:
         "adapters": {n: {"source": str(inputs.adapters[n]), "weight": w} for n, _, w in case.adapters},
         "dtype": case.dtype,
         "safe_merge": case.safe_merge,
-        "tied": case.tied,
+        "tied_embeddings": case.tied,
         "output": {"dir": str(out), "max_shard_size": case.max_shard_size},
     }
     if case.adapter_names:

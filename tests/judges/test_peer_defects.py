@@ -569,7 +569,7 @@ def test_ms_swift_and_litgpt_an_output_that_exists_is_not_taken_for_an_up_to_dat
 @pytest.mark.parametrize("exist", ["reuse", "overwrite"])
 def test_unsloth_a_second_run_does_not_merge_twice(exist: str, folder: Path) -> None:
     # shards that are there are kept, and merged into again
-    output = {"dir": str(folder / "out"), "exist": exist}
+    output = {"dir": str(folder / "out"), "if_exists": exist}
     for _ in range(2):
         found = build(folder, output=output)
 

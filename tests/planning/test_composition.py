@@ -138,7 +138,7 @@ def test_another_order_is_another_build_for_dora_and_the_same_for_lora(folder: P
 
     def key(*adapters: str) -> str:
         return lora_build.build(
-            small.recipe(folder, *adapters, output={"dir": str(folder / "out"), "exist": "overwrite"})
+            small.recipe(folder, *adapters, output={"dir": str(folder / "out"), "if_exists": "overwrite"})
         ).build_key
 
     assert key("one", "math") != key("math", "one")
@@ -193,7 +193,9 @@ def test_unsloths_packing_gives_the_same_bytes_as_pefts_once_the_recipe_names_it
     outputs = []
     for name, packing in (("peft", "peft"), ("sloth", "unsloth"), ("sloth", "peft")):
         adapters = {name: {"source": str(tmp_path / name), "expert_packing": packing}}
-        outputs.append(build(tmp_path, adapters=adapters, output={"dir": str(tmp_path / "out"), "exist": "overwrite"}))
+        outputs.append(
+            build(tmp_path, adapters=adapters, output={"dir": str(tmp_path / "out"), "if_exists": "overwrite"})
+        )
     stack = "model.layers.0.mlp.experts.gate_up_proj"
 
     assert torch.equal(outputs[0][stack], outputs[1][stack])
@@ -300,7 +302,9 @@ def test_patterns_of_a_target_parameter_match_its_path_not_its_modules(folder: P
 
     merged = build(folder, "pattern")[Q0]
 
-    assert torch.equal(merged, build(folder, "plain", output={"dir": str(folder / "out"), "exist": "overwrite"})[Q0])
+    assert torch.equal(
+        merged, build(folder, "plain", output={"dir": str(folder / "out"), "if_exists": "overwrite"})[Q0]
+    )
 
 
 # --- which one wins ---------------------------------------------------------------------------------------------
@@ -313,7 +317,7 @@ def test_the_recipe_says_whose_saved_module_wins(folder: Path, winner: str) -> N
         small.make_adapter(folder / name)
         small.edit(folder / name, **{"base_model.model.model.norm.weight": norm})
 
-    assert torch.equal(build(folder, "one", "two", modules_to_save=winner)["model.norm.weight"], norms[winner])
+    assert torch.equal(build(folder, "one", "two", saved_modules_from=winner)["model.norm.weight"], norms[winner])
 
 
 def test_without_a_winner_two_saved_modules_are_refused_with_what_to_write(folder: Path) -> None:
@@ -321,9 +325,9 @@ def test_without_a_winner_two_saved_modules_are_refused_with_what_to_write(folde
         small.make_adapter(folder / name)
         small.edit(folder / name, **{"base_model.model.model.norm.weight": small.values(len(name), 6)})
 
-    assert "say which one's to take: modules_to_save: two, or merge only one" in refusal(folder, "one", "two")
-    message = refusal(folder, "one", "two", modules_to_save="tow")
-    assert "modules_to_save: no adapter 'tow'; did you mean 'two'?" in message
+    assert "say which one's to take: saved_modules_from: two, or merge only one" in refusal(folder, "one", "two")
+    message = refusal(folder, "one", "two", saved_modules_from="tow")
+    assert "saved_modules_from: no adapter 'tow'; did you mean 'two'?" in message
 
 
 def test_two_adapters_that_train_one_token_are_refused(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_references_to_the_recipe_are_followed():
         ({"description": ["x"]}, "description: expected text, found a list"),
         ({"dtype": "bf16"}, "dtype: expected one of keep, float32, bfloat16, float16, found 'bf16'; did you mean"),
         ({"base": {"source": "???"}}, "base.source: not set"),
-        ({"tied": False}, "tied: expected one of untie, peft, error, found the bool False"),
+        ({"tied_embeddings": False}, "tied_embeddings: expected one of untie, peft, error, found the bool False"),
         ({"combine": {"method": "ties"}}, "combine.method: expected one of linear, found 'ties'"),
         ({"safe_merge": "yes"}, "safe_merge: expected true or false, found 'yes'"),
         ({"name": "a/b"}, "name: expected a file's name, without /, found 'a/b'"),
@@ -175,8 +175,8 @@ def test_selected_adapters_keep_the_recipe_s_order_and_leave_out_weight_zero():
         ({"adapters": {"text": {"source": "./t", "weight": 0.5}, "math": "./m"}}, "math+text@0.5"),
         ({"adapters": {"math": {"source": "./m", "weight": -2}}}, "math@-2"),
         (
-            {"dtype": "bfloat16", "tied": "peft", "safe_merge": False},
-            "math+text-safe_merge_false-dtype_bfloat16-tied_peft",
+            {"dtype": "bfloat16", "tied_embeddings": "peft", "safe_merge": False},
+            "math+text-safe_merge_false-dtype_bfloat16-tied_embeddings_peft",
         ),
         ({"output": {"max_shard_size": "5GB"}}, "math+text-max_shard_size_5gb"),
     ],
@@ -193,7 +193,7 @@ def test_points_that_differ_only_in_what_has_no_effect_have_one_name():
     for other in (
         make(adapter_names=["text"], adapters=adapters),
         make(adapters={"text": "./text", "math": {"source": "org/math", "weight": 0}}),
-        make(adapter_names=["text"], name="b", description="c", root="/d", output={"dir": "e", "exist": "fail"}),
+        make(adapter_names=["text"], name="b", description="c", root="/d", output={"dir": "e", "if_exists": "fail"}),
     ):
         assert point_name(other) == point_name(plain)
 

@@ -99,7 +99,7 @@ def test_steps_of_a_range_are_named_as_they_were_meant(project, capsys):
 def test_the_same_sweep_again_has_the_same_folders(project, capsys):
     words = ("-m", "recipe=demo", "recipe.adapter_names=[text],[math]")
     _, first = sweep(capsys, *words)
-    _, again = sweep(capsys, *words, "recipe.output.exist=reuse")
+    _, again = sweep(capsys, *words, "recipe.output.if_exists=reuse")
     assert [point["dir"] for point in again] == [point["dir"] for point in first]
     assert [point["reused"] for point in again] == [True, True]
 

@@ -273,7 +273,7 @@ def streamed(case: Case, workshop: Workshop, out: Path) -> dict[str, Tensor]:
         f"a{i}": {"source": str(workshop.adapter(case.base, adapter)), "weight": adapter.weight}
         for i, adapter in enumerate(case.adapters)
     }
-    recipe = {"base": str(workshop.base(case.base)), "adapters": adapters, "tied": case.tied}
+    recipe = {"base": str(workshop.base(case.base)), "adapters": adapters, "tied_embeddings": case.tied}
     lora_build.build({**recipe, "output": {"dir": str(out)}})
     return base_tensors(out)
 
@@ -390,7 +390,7 @@ def test_who_follows_the_advice_gets_the_streamed_bytes(id: str, kind: str, work
 @pytest.mark.parametrize("tied", ["untie", "peft"])
 def test_the_recipes_word_on_ties_is_the_wrappers(tied: str, zoo: Zoo, tmp_path: Path) -> None:
     adapter = zoo.adapter(TIED, TIED_MATH)
-    recipe = {"base": str(zoo.base(TIED)), "adapters": {"math": str(adapter)}, "tied": tied}
+    recipe = {"base": str(zoo.base(TIED)), "adapters": {"math": str(adapter)}, "tied_embeddings": tied}
     lora_build.build({**recipe, "output": {"dir": str(tmp_path / "out")}})
 
     wrapper = LoraModel.from_pretrained(base_model(zoo, TIED), adapter, tied=tied)

@@ -67,7 +67,7 @@ def by_peft(workshop: Workshop, base: Base, adapters: tuple[Adapter, ...], *, sa
 
 def recipe(workshop: Workshop, base: Base, adapters: tuple[Adapter, ...], **more: Any) -> dict[str, Any]:
     sources = {f"a{i}": str(workshop.adapter(base, adapter)) for i, adapter in enumerate(adapters)}
-    output = {"dir": str(workshop.root / "ours"), "exist": "overwrite"}
+    output = {"dir": str(workshop.root / "ours"), "if_exists": "overwrite"}
     return {"base": str(workshop.base(base)), "adapters": sources, "numerics": "peft", "output": output} | more
 
 
@@ -147,7 +147,7 @@ LAYERS: dict[str, tuple[Adapter, ...]] = {
 @pytest.mark.parametrize("case", LAYERS)
 def test_every_kind_of_layer_has_pefts_bits(case: str, workshop: Workshop) -> None:
     base = Base(arch=case.split()[0], dtype="bfloat16")
-    tied = {"tied": "peft"} if base.arch == "gpt2" else {}
+    tied = {"tied_embeddings": "peft"} if base.arch == "gpt2" else {}
     assert_same_bits(workshop, base, *LAYERS[case], **tied)
 
 
@@ -371,7 +371,7 @@ REFUSED: dict[str, tuple[str, tuple[Adapter, ...], dict[str, Any], str]] = {
         "peft 0.21 does not read the factors of this stack",
     ),
     "both ends of a tie": (
-        "llama_tied", (_lora(targets=WHOLE),), {"tied": "peft"}, "peft merges all adapters of one module before"
+        "llama_tied", (_lora(targets=WHOLE),), {"tied_embeddings": "peft"}, "peft merges all adapters of one module before"
     ),
     "a tie that training kept": (
         "llama_tied", (_lora(targets=("embed_tokens",), ensure_weight_tying=True),), {}, "(ensure_weight_tying)"
