@@ -10,12 +10,12 @@ from typing import Any
 import lora_build.engine.execute
 import lora_build.pipeline
 from lora_build.cli.main import main
-from lora_build.planning.operations import Copy, Merge, Operation, Shard
+from lora_build.planning.operations import Merge, Operation, Shard, taken
 from lora_build.planning.plan import MergePlan
 
 
 def copied(op: Operation) -> Operation:
-    return Copy(name=op.name, dtype=op.dtype, source=op.source) if isinstance(op, Merge) else op
+    return taken(name=op.name, dtype=op.dtype, source=op.source) if isinstance(op, Merge) else op
 
 
 def make_plan(*inputs: Any, real: Any = lora_build.pipeline.make_plan) -> MergePlan:

@@ -8,12 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, assert_never
 
 from lora_build.files.identity import BASE, SourceName
 from lora_build.numerics.survival import by_adapter, describe_norm
 from lora_build.pipeline import Built, Prepared, free_bytes_for, memory_bytes
-from lora_build.planning.operations import Copy, Merge, Operation, kind, output_bytes, touched_by
+from lora_build.planning.operations import Convert, Copy, Merge, Operation, Replace
 from lora_build.recipe.files import label
 
 if TYPE_CHECKING:
@@ -50,11 +50,11 @@ def size(num_bytes: float) -> str:
 def plan_lines(prepared: Prepared) -> list[str]:
     """Return the plan in a few lines."""
     plan, operations = prepared.plan, prepared.plan.operations
-    counts = Counter(kind(op) for op in operations)
-    touched = Counter(name for op in operations for name in touched_by(op))
+    counts = Counter(op.verb for op in operations)
+    touched = Counter(name for op in operations for name in op.adapters)
     volumes: Counter[str] = Counter()
     for op in operations:
-        volumes[kind(op)] += output_bytes(op)
+        volumes[op.verb] += op.num_bytes
     parts = [
         f"{counts[k]} {verb} ({size(volumes[k])})"
         for k, verb in (("copy", "copied"), ("convert", "converted"), ("replace", "replaced"), ("merge", "merged"))
@@ -373,7 +373,7 @@ def _plain_progress(total_bytes: int, stream: TextIO) -> Callable[[int], None]:
 
 
 def _tensor_json(op: Operation) -> dict[str, Any]:
-    entry: dict[str, Any] = {"name": op.name, "operation": kind(op), "dtype": op.dtype, "shape": list(op.source.shape)}
+    entry: dict[str, Any] = {"name": op.name, "operation": op.verb, "dtype": op.dtype, "shape": list(op.source.shape)}
     match op:
         case Merge():
             entry["updates"] = [
@@ -381,8 +381,10 @@ def _tensor_json(op: Operation) -> dict[str, Any]:
                 for segment in op.segments
                 for u in segment.updates
             ]
-        case Copy():
+        case Copy() | Convert() | Replace():
             entry["from"] = op.source.source
+        case _:
+            assert_never(op)
     return entry
 
 

@@ -24,7 +24,7 @@ from lora_build.files.identity import Digest, FileKey, SourceName
 from lora_build.files.sources import Source, open_hashed
 from lora_build.files.targets import DirectorySink, FileRecord, FileWriter
 from lora_build.numerics.survival import TensorSurvival, share_of, total
-from lora_build.planning.operations import Merge, Operation, Segment, Shard, kind, touched_by
+from lora_build.planning.operations import Copy, Merge, Operation, Segment, Shard
 from lora_build.planning.plan import MergePlan
 
 if TYPE_CHECKING:
@@ -374,7 +374,7 @@ class _Run:
         if not block.base_is_finite:
             return f"{where} is not finite: the base has a NaN or infinity there"
         remedy = "lower the weight or build with dtype: float32"
-        return f"{where} is not finite: with adapter {', '.join(touched_by(op))} it exceeds {op.dtype}; {remedy}"
+        return f"{where} is not finite: with adapter {', '.join(op.adapters)} it exceeds {op.dtype}; {remedy}"
 
 
 def _survival(op: Merge, blocks: list[Block]) -> TensorSurvival:
@@ -395,7 +395,7 @@ def _survival(op: Merge, blocks: list[Block]) -> TensorSurvival:
 
 def _refuse_a_copy(plan: MergePlan, survival: list[TensorSurvival]) -> None:
     """Raise MergeError if every output tensor came out as the base has it."""
-    if {kind(op) for op in plan.operations} <= {"copy", "merge"} and not any(t.num_changed for t in survival):
+    if {op.verb for op in plan.operations} <= {Copy.verb, Merge.verb} and not any(t.num_changed for t in survival):
         raise MergeError(
             "the output would equal the base: no stored value changed; either the adapters are untrained (all zeros), "
             "or rounding swallows them whole: build with dtype: float32, or raise their weights"

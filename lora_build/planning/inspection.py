@@ -25,7 +25,7 @@ from lora_build.files.sources import Source, open_hashed, sizes
 from lora_build.methods.interface import AdaptedModule, Measurable, Update, methods, unmergeable
 from lora_build.methods.lora.implied import Implied
 from lora_build.methods.trainable_tokens import token_indices
-from lora_build.planning.operations import Merge, Operation, kind
+from lora_build.planning.operations import Merge, Operation
 from lora_build.planning.plan import MergePlan, make_plan
 from lora_build.planning.resolve import open_source, resolve, split_reference
 from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe, is_local
@@ -408,11 +408,11 @@ def _fit(base: str, plan: MergePlan, read: _Read) -> Fit:
     names = _names(read)
     return Fit(
         base=base,
-        num_tensors=dict(Counter(kind(op) for op in plan.operations)),
+        num_tensors=dict(Counter(op.verb for op in plan.operations)),
         touched=tuple(
-            Touched(name=op.name, operation=kind(op), adapted=tuple(sorted({names[t.name] for t in _used(op, names)})))
+            Touched(name=op.name, operation=op.verb, adapted=tuple(sorted({names[t.name] for t in _used(op, names)})))
             for op in plan.operations
-            if kind(op) != "copy"
+            if op.verb != "copy"
         ),
         notes=plan.notes,
         config_changes=plan.config_changes,

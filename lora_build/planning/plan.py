@@ -21,7 +21,7 @@ from lora_build.files.formats.checkpoint import (
     patch_json,
 )
 from lora_build.files.identity import BASE, Digest, SourceName, TensorKey
-from lora_build.planning.operations import Merge, Operation, Shard, kind, lay_out, output_bytes
+from lora_build.planning.operations import Convert, Copy, Merge, Operation, Shard, lay_out
 from lora_build.planning.planner import make_draft
 from lora_build.recipe.schema import DType, Numerics, Recipe, parse_size
 
@@ -98,7 +98,7 @@ class MergePlan:
         return format_index(
             {op.name: shard.file for shard in self.shards for op in shard.operations},
             total_parameters=sum(op.source.num_elements for op in self.operations),
-            total_size_bytes=sum(output_bytes(op) for op in self.operations),
+            total_size_bytes=sum(op.num_bytes for op in self.operations),
         )
 
 
@@ -112,7 +112,7 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
     operations, changes = draft.operations(), draft.layout.config_changes
     if not inputs.adapters:
         draft.issues.append("no adapter is left to merge: every weight is 0; the output would equal the base")
-    elif not draft.issues and not changes and all(kind(op) in ("copy", "convert") for op in operations):
+    elif not draft.issues and not changes and all(isinstance(op, Copy | Convert) for op in operations):
         draft.issues.append("the adapters change nothing: the output would equal the base")
     if draft.issues:
         raise PlanError(dict.fromkeys(draft.issues))

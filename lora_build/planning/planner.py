@@ -14,7 +14,7 @@ from lora_build.models.layer_replication import replication_of
 from lora_build.models.parameters import Parameter, Part
 from lora_build.models.tied_weights import same_parameter
 from lora_build.planning.layout import Layout, is_plain
-from lora_build.planning.operations import Copy, Merge, Operation, cut
+from lora_build.planning.operations import Merge, Operation, cut, taken
 from lora_build.planning.peft_compat import as_in_peft, check_whole, dtypes_in_peft, refuse_adapter
 from lora_build.recipe.schema import Numerics, Recipe
 
@@ -390,7 +390,7 @@ class Draft:
         dtype = self._in_peft.get(name, wanted if wanted and stored in FLOATS else stored)
         placed = self.placed.get(name)
         if not placed:
-            return Copy(name=name, dtype=dtype, source=source)
+            return taken(name=name, dtype=dtype, source=source)
         merge = Merge(name=name, dtype=dtype, source=source, columns=self.columns[name], segments=cut(placed))
         if self._repeats_peft:
             self.issues += check_whole(name, merge.segments)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from lora_build.errors import SourceError, VerificationError
 from lora_build.files.identity import Digest, SourceName
 from lora_build.files.targets import FileRecord
-from lora_build.planning.operations import kind, touched_by
 from lora_build.proof.canonical_json import canonical_json
 from lora_build.proof.plan_record import (
     InputDigests,
@@ -158,7 +157,7 @@ def make_manifest(
     records = [
         TensorRecord(
             name=op.name, dtype=op.dtype, shape=op.source.shape, sha256=tensors[op.name][1], file=tensors[op.name][0],
-            operation=kind(op), adapters=tuple(sorted(places[SourceName.of_adapter(name)] for name in touched_by(op))),
+            operation=op.verb, adapters=tuple(sorted(places[SourceName.of_adapter(name)] for name in op.adapters)),
         )
         for op in plan.operations
     ]  # fmt: skip

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lora_build.files.formats.checkpoint import TensorInfo
 from lora_build.files.identity import BASE, Digest, FileKey, SourceName
 from lora_build.files.targets import FileRecord
-from lora_build.planning.operations import Merge, Operation, Segment, kind
+from lora_build.planning.operations import Merge, Operation, Segment
 from lora_build.proof.canonical_json import canonical_json, without_floats
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _operations(plan: "MergePlan", places: Mapping[SourceName, int]) -> list[Any
         return [[s.start, s.stop, _segment_updates(s, places, tensor)] for s in op.segments]
 
     rows = [
-        [shard.file, op.name, op.dtype, kind(op), tensor(op.source), updates(op)]
+        [shard.file, op.name, op.dtype, op.verb, tensor(op.source), updates(op)]
         for shard in plan.shards
         for op in shard.operations
     ]

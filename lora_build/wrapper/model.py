@@ -29,7 +29,7 @@ from lora_build.methods.interface import PlacedUpdate, methods
 from lora_build.methods.lora.forward import without_offsets
 from lora_build.models.parameters import Part
 from lora_build.numerics.exact import self_test
-from lora_build.planning.operations import Merge, Operation
+from lora_build.planning.operations import Merge, Operation, Replace, with_dtype
 from lora_build.planning.planner import make_draft
 from lora_build.planning.resolve import digests_of, open_source, split_reference
 from lora_build.recipe.schema import AdapterSpec, Packing, Recipe, TiedEmbeddings
@@ -365,9 +365,9 @@ class LoraModel(nn.Module):
         new = (
             {n: m for n, m in layout.knots.cut_members().items() if n in layout.sources} if layout.knots.is_cut else {}
         )
-        changing = [op for op in operations if isinstance(op, Merge) or not op.source.source.is_base or op.name in new]
+        changing = [op for op in operations if isinstance(op, Merge | Replace) or op.name in new]
         begins = {op.name: new.get(op.name, ("", op.name))[1] for op in changing}
-        changing = [replace(op, dtype=self._live.dtype(begins[op.name])) for op in changing]
+        changing = [with_dtype(op, self._live.dtype(begins[op.name])) for op in changing]
         self._refuse_tensors(place.parameter for name in begins.values() for place in self._live.places(name))
         places = [place for op in changing for place in self._live.places(op.name)]
         if not hasattr(self.base_model, "all_tied_weights_keys"):

@@ -26,7 +26,6 @@ from torch import Tensor
 
 import lora_build
 from lora_build.pipeline import prepare
-from lora_build.planning.operations import kind
 from lora_build.recipe.validate import from_mapping
 
 PREFIX = "base_model.model."
@@ -462,7 +461,7 @@ def test_peft_overwrites_the_base_with_extra_full_tensors_and_does_not_say_so(tm
     match outcome(tmp_path, base, more):
         case Path():
             plan = prepare(from_mapping(recipe(tmp_path, base, more))).plan
-            assert [op.name for op in plan.operations if kind(op) == "replace"] == ["model.norm.weight"]
+            assert [op.name for op in plan.operations if op.verb == "replace"] == ["model.norm.weight"]
         case message:
             assert "model.norm.weight" in message
 

@@ -13,7 +13,7 @@ from makers import small
 import lora_build
 from lora_build.files.targets import FileRecord
 from lora_build.pipeline import prepare
-from lora_build.planning.operations import Merge, kind
+from lora_build.planning.operations import Merge
 from lora_build.proof.plan_record import record_plan
 from lora_build.recipe.validate import from_mapping
 
@@ -37,7 +37,7 @@ def refusal(folder: Path, *adapters: str, **more: object) -> str:
 def test_a_plan_says_of_every_tensor_what_happens_to_it(folder: Path) -> None:
     plan = prepare(from_mapping(small.recipe(folder))).plan
 
-    kinds = {op.name: kind(op) for op in plan.operations}
+    kinds = {op.name: op.verb for op in plan.operations}
     assert kinds == {"model.norm.weight": "copy"} | {f"{m}.weight": "merge" for m in small.MODULES}
     assert plan.side_files == {"tokenizer.json": "base"}
 
@@ -298,7 +298,7 @@ def test_two_adapters_that_saved_the_same_base_along_are_merged_into_it(folder: 
         op for op in prepare(from_mapping(small.recipe(folder, "math", "other"))).plan.operations if "q_proj" in op.name
     ]
     assert op.source.source.startswith("adapters.")
-    assert kind(op) == "merge"
+    assert op.verb == "merge"
 
 
 def test_another_plan_for_the_same_inputs_is_another_build(folder: Path) -> None:
