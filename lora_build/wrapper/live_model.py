@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lora_build.dtypes import FLOATS, name_of, torch_dtype
-from lora_build.errors import MergeError
 from lora_build.files.formats.checkpoint import WEIGHTS_NAME, Checkpoint, TensorInfo
 from lora_build.files.identity import BASE
 from lora_build.methods.interface import methods
 from lora_build.models.names import Names
 from lora_build.models.parameters import Part
-from lora_build.numerics.exact import all_finite, round_once
+from lora_build.numerics.exact import round_once
 from lora_build.planning.operations import Merge, Operation
 
 _BLOCK_ELEMENTS = 1 << 18
@@ -55,7 +54,7 @@ class LiveModel:
         disk = _on_disk(model) if disk is None else disk
         self.names = Names(self.config, {name: tuple(tensor.shape) for name, tensor in disk.items()})
         self._places: dict[str, list[Place]] = {}
-        for name in _own(model):
+        for name in _saved_paths(model):
             found = self.names.find(name)
             for part in found.parts if found else ():
                 self._places.setdefault(part.name, []).append(Place(parameter=name, part=part))
@@ -88,6 +87,13 @@ class LiveModel:
         """Return the module of a parameter, and the parameter's name in it."""
         path, _, leaf = parameter.rpartition(".")
         return self.model.get_submodule(path), leaf
+
+    def sharing(self, parameter: str) -> Iterator[str]:
+        """Yield the other parameters that share a parameter's memory."""
+        mine = self.tensor(parameter).data_ptr()
+        for name, tensor in self.model.named_parameters(remove_duplicate=False):
+            if name != parameter and tensor.data_ptr() == mine:
+                yield name
 
     def read(self, name: str) -> Tensor:
         """Return a disk tensor, in its shape there; its values may be the model's own."""
@@ -160,29 +166,7 @@ def merged(operation: Operation, W: Tensor, load: Load) -> Tensor:
     return out.reshape(operation.source.shape)
 
 
-def check_finite(operation: Operation, W: Tensor, values: Tensor, load: Load) -> None:
-    """Raise MergeError, as `safe_merge` asks, if a merged value is not finite; `merged` has the arguments."""
-    if values.is_floating_point() and not all_finite(values):
-        at = torch.nonzero(~torch.isfinite(values))[0].tolist()
-        why = _why_not_finite(operation, W.reshape(values.shape)[tuple(at)], load)
-        raise MergeError(f"safe_merge: {operation.name}{at} is not finite: {why}; the model is as it was")
-
-
-def _why_not_finite(operation: Operation, before: Tensor, load: Load) -> str:
-    """Return whose fault a value is that is not finite, from what it was in the base."""
-    if operation.source.source.is_base and not torch.isfinite(before):
-        return "the base has a NaN or infinity there"
-    updates = operation.updates if isinstance(operation, Merge) else ()
-    factors = [operation.source, *(tensor for update in updates for tensor in update.factors.values())]
-    taken = [tensor for tensor in factors if not tensor.source.is_base]
-    for tensor in taken:
-        if not all_finite(load(tensor)):
-            return f"{tensor.source} has a NaN or infinity in {tensor.name}"
-    names = ", ".join(sorted({tensor.source for tensor in taken}))
-    return f"with {names} it exceeds {operation.dtype}; lower the scale, or convert the model to float32"
-
-
-def _own(model: nn.Module) -> Iterator[str]:
+def _saved_paths(model: nn.Module) -> Iterator[str]:
     """Yield the paths of a model's saved tensors; of those that share memory, the one that the others are tied to."""
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     state: dict[str, Any] = model.state_dict()
@@ -202,7 +186,7 @@ def _own(model: nn.Module) -> Iterator[str]:
 def _on_disk(model: nn.Module) -> Mapping[str, Tensor]:
     """Return the names, shapes and dtypes that a model's tensors have once saved, on the meta device."""
     state = model.state_dict()
-    meta = {name: torch.empty_like(state[name], device="meta") for name in _own(model)}
+    meta = {name: torch.empty_like(state[name], device="meta") for name in _saved_paths(model)}
     if not hasattr(model, "save_pretrained"):
         return meta
     from transformers.core_model_loading import revert_weight_conversion
