@@ -26,7 +26,8 @@ from lora_build.errors import (
 if TYPE_CHECKING:
     from lora_build.cli.main import load_recipe
     from lora_build.pipeline import build
-    from lora_build.planning.inspection import Inspection, inspect
+    from lora_build.planning.inspection.inspecting import inspect
+    from lora_build.planning.inspection.result import Inspection
     from lora_build.proof.forward.check import ForwardReport, verify_forward
     from lora_build.proof.manifest import Manifest
     from lora_build.proof.verify import Verified, verify
@@ -46,8 +47,8 @@ _HOMES = {
     "Manifest": "proof.manifest",
     "Verified": "proof.verify",
     "Recipe": "recipe.schema",
-    "inspect": "planning.inspection",
-    "Inspection": "planning.inspection",
+    "inspect": "planning.inspection.inspecting",
+    "Inspection": "planning.inspection.result",
     "LoraModel": "wrapper.model",
     "ForwardReport": "proof.forward.check",
     "verify_forward": "proof.forward.check",

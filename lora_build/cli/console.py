@@ -17,7 +17,7 @@ from lora_build.planning.operations import Convert, Copy, Merge, Operation, Repl
 from lora_build.recipe.files import label
 
 if TYPE_CHECKING:
-    from lora_build.planning.inspection import Adapted, Fit, Inspection
+    from lora_build.planning.inspection.result import AdaptedParameter, BaseFit, Inspection
     from lora_build.proof.forward.check import ForwardReport
 
 _PLAIN_EVERY_SECONDS = 5.0
@@ -29,7 +29,7 @@ _STAGES = {
     "disk": ("write", "sync"),
     "idle": ("wait for load", "wait for merge", "wait for queues"),
 }
-# what an adapter may hold whole (`Whole.kind`), the word for its line, and what becomes of it
+# what an adapter may hold whole (`WholeParameter.kind`), the word for its line, and what becomes of it
 _WHOLE = (
     ("modules_to_save", "saved", "in place of the base's"),
     ("saved", "saved", "in place of the base's"),
@@ -206,7 +206,7 @@ def _module_lines(found: "Inspection") -> list[str]:
     """Return the modules by kind, and their norms."""
     if not found.adapted:
         return []
-    groups: dict[str, list[Adapted]] = {}
+    groups: dict[str, list[AdaptedParameter]] = {}
     for adapted in found.adapted:
         groups.setdefault(_kind(adapted.path), []).append(adapted)
     settings = _settings(found.adapted)
@@ -260,7 +260,7 @@ def _part_lines(found: "Inspection") -> list[str]:
     return lines
 
 
-def _fit_lines(fit: "Fit") -> list[str]:
+def _fit_lines(fit: "BaseFit") -> list[str]:
     if fit.issues:
         return [f"fits      not into {fit.base}: {_count(len(fit.issues), 'issue')}"]
     counts = ", ".join(f"{fit.num_tensors[k]} {verb}" for k, verb in _VERBS if k in fit.num_tensors)
@@ -297,7 +297,7 @@ def _starred(path: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", path)
 
 
-def _settings(group: "Sequence[Adapted]") -> str:
+def _settings(group: "Sequence[AdaptedParameter]") -> str:
     """Return rank, alpha and scaling of some modules, or an empty string where they have none."""
     columns = (("rank", [a.rank for a in group]), ("alpha", [a.alpha for a in group]))
     scalings = [a.scaling for a in group if a.scaling is not None]

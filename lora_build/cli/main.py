@@ -350,10 +350,10 @@ def _verify_words(words: Sequence[str]) -> tuple[list[str], dict[str, Any] | Non
 
 def _inspect(words: Sequence[str], *, as_json: bool) -> int:
     from lora_build.cli import console
-    from lora_build.planning import inspection
+    from lora_build.planning.inspection.inspecting import inspect
 
     adapter, base = _inspect_words(words)
-    found = inspection.inspect(adapter, base)
+    found = inspect(adapter, base)
     _print_json(console.inspection_json(found)) if as_json else console.print_inspection(found)
     if found.fit and found.fit.issues:
         sys.stdout.flush()

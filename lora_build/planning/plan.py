@@ -20,27 +20,14 @@ from lora_build.files.formats.checkpoint import (
     is_tokenizer_file,
     patch_json,
 )
-from lora_build.files.identity import BASE, Digest, SourceName, TensorKey
+from lora_build.files.identity import BASE, SourceName
+from lora_build.planning.inputs import Inputs
 from lora_build.planning.operations import Convert, Copy, Merge, Operation, Shard, lay_out
 from lora_build.planning.planner import make_draft
 from lora_build.recipe.schema import DType, Numerics, Recipe, parse_size
 
 # what arithmetic.py and peft_numerics.py compute; another id means that bits may differ
 NUMERICS = {Numerics.exact: "exact-1", Numerics.peft: "peft-0.21"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
-    """What a recipe is today: the base and the adapters that take part, in the recipe's order.
-
-    `digests` holds the SHA-256 of the data of whole parameters in adapters (frozen or replaced ones), by (adapter,
-    key): two of them may be the same. Where an adapter kept tied modules alike, it holds those of their factors, and by
-    (adapter, key + ".T") those of their transposes.
-    """
-
-    base: Checkpoint
-    adapters: tuple[Adapter, ...]
-    digests: Mapping[TensorKey, Digest]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,8 @@
 """Resolving: from what a recipe says to what that is today.
 
-Opens sources and reads headers and configs; of weights only what adapters replace whole, to tell whether two agree.
+Opens sources and reads headers and configs; of weights only what `digests_of` has to compare.
 """
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -11,15 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from lora_build.dtypes import num_bytes
 from lora_build.errors import LoraBuildError, PlanError, SourceError, did_you_mean
-from lora_build.files.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, open_adapter, sort_tensors
-from lora_build.files.formats.checkpoint import Checkpoint, TensorInfo, is_tokenizer_file, open_checkpoint
-from lora_build.files.hashing import CHUNK_BYTES
-from lora_build.files.identity import BASE, Digest, SourceName, TensorKey
+from lora_build.files.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, open_adapter
+from lora_build.files.formats.checkpoint import Checkpoint, is_tokenizer_file, open_checkpoint
+from lora_build.files.identity import BASE, SourceName
 from lora_build.files.sources import Source, open_hub, open_local, sizes
-from lora_build.methods.interface import methods
-from lora_build.planning.plan import Inputs
+from lora_build.planning.inputs import Inputs, digests_of
 from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe, is_local, resolve_path, selected
 from lora_build.recipe.validate import check_adapter, refuse
 
@@ -113,41 +109,3 @@ def split_reference(role: str, written: str | os.PathLike[str]) -> tuple[str, st
         repo, revision = text, ""
     refuse(role, check_adapter({"source": repo}))
     return repo, revision or None
-
-
-def digests_of(sources: Mapping[SourceName, Source], adapters: tuple[Adapter, ...]) -> dict[TensorKey, Digest]:
-    """Return the SHA-256 of the tensors of adapters that may have to be the same; see `Inputs.digests`."""
-    found: dict[TensorKey, Digest] = {}
-    for adapter in adapters:
-        source, method = sources[adapter.source], methods().get(adapter.peft_type)
-        if method is None:
-            continue
-        parts = sort_tensors(adapter, method.leaves)
-        copies = (tensor for tensors in parts.copies.values() for tensor in tensors)
-        for tensor in (*parts.frozen.values(), *parts.replaced.values(), *copies):
-            found[TensorKey(adapter.name, tensor.name)] = _data_digest(source, tensor)
-        if adapter.config.get("ensure_weight_tying"):
-            for tensor in (t for module in sorted(parts.factors) if _may_be_tied(module)
-                           for t in parts.factors[module].values()):  # fmt: skip
-                found[TensorKey(adapter.name, tensor.name)] = _data_digest(source, tensor)
-                if len(tensor.shape) == 2:
-                    found[TensorKey(adapter.name, tensor.name + ".T")] = _transpose_digest(source, tensor)
-    return found
-
-
-def _may_be_tied(module: str) -> bool:
-    return not any(part.isdigit() for part in module.split("."))
-
-
-def _data_digest(source: Source, tensor: TensorInfo) -> Digest:
-    digest = hashlib.sha256()
-    for start in range(tensor.start, tensor.end, CHUNK_BYTES):
-        digest.update(source.read(tensor.file, start, min(start + CHUNK_BYTES, tensor.end)))
-    return Digest.of_hash(digest)
-
-
-def _transpose_digest(source: Source, tensor: TensorInfo) -> Digest:
-    import numpy as np
-
-    data = np.frombuffer(source.read(tensor.file, tensor.start, tensor.end), dtype=f"V{num_bytes(tensor.dtype)}")
-    return Digest.sha256(data.reshape(tensor.shape).T.tobytes())

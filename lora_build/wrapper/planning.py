@@ -12,10 +12,10 @@ from torch import Tensor
 
 from lora_build.errors import PlanError
 from lora_build.models.parameters import Part
+from lora_build.planning.inputs import digests_of
 from lora_build.planning.layout import Layout
 from lora_build.planning.operations import Merge, Operation, Replace, with_dtype
 from lora_build.planning.planner import make_draft
-from lora_build.planning.resolve import digests_of
 from lora_build.recipe.schema import Recipe
 from lora_build.wrapper.adapters import LoadedAdapter
 from lora_build.wrapper.live_model import LiveModel, Place

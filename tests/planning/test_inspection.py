@@ -20,8 +20,8 @@ from torch import Tensor
 
 import lora_build
 from lora_build.cli import main as app
-from lora_build.planning import inspection
-from lora_build.planning.inspection import Adapted, Inspection
+from lora_build.planning.inspection import inspecting
+from lora_build.planning.inspection.result import AdaptedParameter, Inspection
 
 PREFIX = "base_model.model."
 LLAMA = PicoBase(arch="llama")
@@ -45,7 +45,7 @@ def norms(found: Inspection) -> dict[str, float | None]:
     return {adapted.path: adapted.norm for adapted in found.adapted}
 
 
-def by_path(found: Inspection) -> dict[str, Adapted]:
+def by_path(found: Inspection) -> dict[str, AdaptedParameter]:
     return {adapted.path: adapted for adapted in found.adapted}
 
 
@@ -438,7 +438,7 @@ def test_a_folder_of_the_name_is_meant_before_a_repository(folder: Path) -> None
 
 
 def test_describing_without_weights_needs_no_torch() -> None:
-    code = "import sys, lora_build.planning.inspection; sys.exit('torch' in sys.modules)"
+    code = "import sys, lora_build.planning.inspection.inspecting; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
@@ -464,7 +464,7 @@ def test_a_repository_is_read_at_the_revision_that_is_named(tmp_path: Path) -> N
         shards = [r for r in hub.requests if "model-0000" in r[1] and r[0] == "GET"]
 
     data = json.loads(done.stdout)
-    local = inspection.inspect(math_, base)
+    local = inspecting.inspect(math_, base)
     assert (done.returncode, done.stderr) == (0, "")
     assert data["source"] == f"hf://acme/math@{commit}"
     assert (data["norm"], data["digest"]) == (local.norm, local.digest)
