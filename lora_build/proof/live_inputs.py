@@ -31,7 +31,9 @@ def attach_adapters(model: "nn.Module", inputs: BuildInputs) -> "LoraModel":
     from lora_build.wrapper.model import LoraModel
 
     recipe = inputs.recipe
-    wrapped = LoraModel(model, tied=recipe.tied_embeddings.value, modules_to_save=recipe.saved_modules_from)
+    wrapped = LoraModel(
+        model, tied_embeddings=recipe.tied_embeddings.value, saved_modules_from=recipe.saved_modules_from
+    )
     chosen = selected(recipe)
     for name, spec in chosen.items():
         packing = spec.expert_packing.value

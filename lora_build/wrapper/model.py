@@ -59,20 +59,22 @@ _LEFT_OUT = (
 class LoraModel(Module):
     """A `base_model` with adapters, of which a forward applies the `active_adapters`, and merging by default too."""
 
-    def __init__(self, model: Module, *, tied: str = "untie", modules_to_save: str | None = None) -> None:
+    def __init__(self, model: Module, *, tied_embeddings: str = "untie", saved_modules_from: str | None = None) -> None:
         """Wrap a model with no adapter yet.
 
         Args:
             model: the base.
-            tied: the recipe's word on what an update of one of two ties means.
-            modules_to_save: the adapter that wins where two replace one parameter.
+            tied_embeddings: the recipe's word on what an update of one of two ties means.
+            saved_modules_from: the adapter that wins where two replace one parameter.
         """
         super().__init__()
         self.base_model = model
         self.forward = _BaseForward(model)
         self.active_adapters: list[str] = []
         self._disabled = False
-        recipe = Recipe(name="model", tied_embeddings=TiedEmbeddings(tied), saved_modules_from=modules_to_save)
+        recipe = Recipe(
+            name="model", tied_embeddings=TiedEmbeddings(tied_embeddings), saved_modules_from=saved_modules_from
+        )
         self._planner = LivePlanner(live=LiveModel(model), recipe=recipe)
         self._adapters = LoadedAdapters()
         self._hooks = Hooks(model, self._applied_now)
@@ -81,10 +83,10 @@ class LoraModel(Module):
 
     @classmethod
     def from_pretrained(
-        cls, model: Module, adapter: _Path, adapter_name: str = "default", *, tied: str = "untie", **kw: Any
+        cls, model: Module, adapter: _Path, adapter_name: str = "default", *, tied_embeddings: str = "untie", **kw: Any
     ) -> Self:
         """Return a model with one adapter, active; `load_adapter` says what the arguments are, and what is refused."""
-        wrapped = cls(model, tied=tied)
+        wrapped = cls(model, tied_embeddings=tied_embeddings)
         wrapped.load_adapter(adapter, adapter_name, **kw)
         return wrapped.eval()
 

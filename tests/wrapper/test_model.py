@@ -259,7 +259,7 @@ def wrap(case: Case, workshop: Workshop, dtype: str = "auto") -> LoraModel:
 
 
 def with_adapters(model: Any, case: Case, workshop: Workshop) -> LoraModel:
-    wrapper = LoraModel(model, tied=case.tied)
+    wrapper = LoraModel(model, tied_embeddings=case.tied)
     for i, adapter in enumerate(case.adapters):
         wrapper.load_adapter(workshop.adapter(case.base, adapter), f"a{i}")
         wrapper.set_scale(f"a{i}", adapter.weight)
@@ -393,7 +393,7 @@ def test_the_recipes_word_on_ties_is_the_wrappers(tied: str, zoo: Zoo, tmp_path:
     recipe = {"base": str(zoo.base(TIED)), "adapters": {"math": str(adapter)}, "tied_embeddings": tied}
     lora_build.build({**recipe, "output": {"dir": str(tmp_path / "out")}})
 
-    wrapper = LoraModel.from_pretrained(base_model(zoo, TIED), adapter, tied=tied)
+    wrapper = LoraModel.from_pretrained(base_model(zoo, TIED), adapter, tied_embeddings=tied)
     unmerged = logits("llama", copy.deepcopy(wrapper).float())
     merged = wrapper.merge_and_unload()
 
@@ -405,7 +405,7 @@ def test_the_recipes_word_on_ties_is_the_wrappers(tied: str, zoo: Zoo, tmp_path:
 
 def test_tied_error_refuses_an_update_of_one_of_two_ties(zoo: Zoo) -> None:
     with pytest.raises(PlanError, match="tied to lm_head"):
-        LoraModel.from_pretrained(base_model(zoo, TIED), zoo.adapter(TIED, TIED_MATH), tied="error")
+        LoraModel.from_pretrained(base_model(zoo, TIED), zoo.adapter(TIED, TIED_MATH), tied_embeddings="error")
 
 
 def test_a_cut_tie_stays_cut_when_transformers_ties_again_and_when_wrapped_again(zoo: Zoo) -> None:
@@ -1205,7 +1205,7 @@ def in_place(zoo: Zoo, folder: Path) -> LoraModel:
         tensors = load_file(folder / "adapter_model.safetensors")
         lora = {name: tensor for name, tensor in tensors.items() if "lora_" in name}  # without the copy of the base's
         save_file(lora, folder / "adapter_model.safetensors", {"format": "pt"})
-    return LoraModel.from_pretrained(base_model(zoo, TIED).float(), folder, "math", tied="peft")
+    return LoraModel.from_pretrained(base_model(zoo, TIED).float(), folder, "math", tied_embeddings="peft")
 
 
 def test_adapters_may_change_within_a_call(zoo: Zoo, tmp_path: Path) -> None:
