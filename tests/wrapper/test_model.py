@@ -926,6 +926,15 @@ def test_a_wrapper_is_pickled_and_copied_with_its_adapters(zoo: Zoo) -> None:
     assert snapshot(model.unload()) == snapshot(base_model(zoo))
 
 
+def test_a_copy_of_a_merged_wrapper_is_unmerged_apart_from_it(zoo: Zoo) -> None:
+    model = wrapped(zoo, TIED, math=TIED_MATH)
+    model.merge_adapter()
+    merged = snapshot(model.base_model)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert snapshot(other.unload()) == snapshot(base_model(zoo, TIED))
+        assert snapshot(model.base_model) == merged
+
+
 # --- modules without a config -------------------------------------------------------------------------------------
 
 
