@@ -14,10 +14,13 @@ from lora_build._native import levels, problem
 from lora_build.engine.blocks import could_be_fused, is_fused
 from lora_build.errors import RecipeError, StorageError, VerificationError
 from lora_build.files.formats.checkpoint import INDEX_NAME, Checkpoint
-from lora_build.files.hashing import file_digest
-from lora_build.files.identity import FileKey, SourceName
-from lora_build.files.sources import LocalSource, Source, digest, read_whole
-from lora_build.files.targets import DirectorySink, FileRecord, free_bytes, lock
+from lora_build.files.hashing.hashed_file import file_digest
+from lora_build.files.identity import FileKey, FileRecord, SourceName
+from lora_build.files.sources import Source, digest, read_whole
+from lora_build.files.sources.local import LocalSource
+from lora_build.files.targets.directory import DirectoryTarget
+from lora_build.files.targets.disk import free_bytes
+from lora_build.files.targets.lock import lock
 from lora_build.numerics.survival import TensorSurvival, warnings
 from lora_build.numerics.survival import to_bytes as survival_bytes
 from lora_build.planning.operations import Merge, Operation
@@ -126,8 +129,8 @@ def run(prepared: Prepared, *, progress: Callable[[int], None] | None = None) ->
             return Built(dir=prepared.target, manifest=there, reused=True)
         _check_space(prepared)
         _fetch(prepared, quiet=progress is None)
-        with DirectorySink(prepared.target) as sink:
-            return _build(prepared, sink, progress or (lambda _: None))
+        with DirectoryTarget(prepared.target) as target:
+            return _build(prepared, target, progress or (lambda _: None))
 
 
 def build(recipe: Recipe | Mapping[str, Any]) -> Manifest:
@@ -144,7 +147,7 @@ def build(recipe: Recipe | Mapping[str, Any]) -> Manifest:
     return built.manifest
 
 
-def _build(prepared: Prepared, sink: DirectorySink, progress: Callable[[int], None]) -> Built:
+def _build(prepared: Prepared, target: DirectoryTarget, progress: Callable[[int], None]) -> Built:
     from lora_build.engine.execute import execute  # the compiled pass, or torch, which planning does without
 
     started, clock = datetime.now(UTC), time.perf_counter()
@@ -154,17 +157,17 @@ def _build(prepared: Prepared, sink: DirectorySink, progress: Callable[[int], No
     files = []
     copied = ((name, read_whole(sources[role], name)) for name, role in plan.side_files.items())
     for name, data in (*texts.items(), *copied):
-        files.append(sink.write(name, data))
+        files.append(target.write(name, data))
         progress(len(data))
-    done = execute(plan, sources, sink, progress)
+    done = execute(plan, sources, target, progress)
     inputs = {**small, **done.inputs}
     manifest = make_manifest(plan, inputs=inputs, files=(*files, *done.files), tensors=done.tensors)
-    sink.write(SURVIVAL_NAME, survival_bytes(done.survival))
-    checks = _check(prepared, sink.staging, manifest)
+    target.write(SURVIVAL_NAME, survival_bytes(done.survival))
+    checks = _check(prepared, target.staging, manifest)
     happened = Run(started=started, root=root_above(Path(prepared.recipe.root), prepared.target), checks=checks)
-    sink.write(PROVENANCE_NAME, provenance_bytes(prepared.recipe, prepared.sources, inputs, manifest, happened))
-    sink.write(MANIFEST_NAME, manifest.to_bytes())
-    sink.commit()
+    target.write(PROVENANCE_NAME, provenance_bytes(prepared.recipe, prepared.sources, inputs, manifest, happened))
+    target.write(MANIFEST_NAME, manifest.to_bytes())
+    target.commit()
     seconds = {**done.seconds, "whole": time.perf_counter() - clock}
     return Built(
         dir=prepared.target, manifest=manifest, reused=False, survival=done.survival, seconds=seconds,

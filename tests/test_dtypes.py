@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from lora_build import _native
 from lora_build.dtypes import FLOATS, MERGEABLE, STORED_DTYPES, name_of, named, num_bytes, place_in_file, torch_dtype
-from lora_build.files.formats.checkpoint import read_tensors
+from lora_build.files.formats.safetensors import read_tensors
 from lora_build.files.identity import BASE
 
 NAMES = tuple(STORED_DTYPES)

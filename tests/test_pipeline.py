@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from safetensors.torch import load_file
 import lora_build
 from lora_build.cli import console
 from lora_build.files import executor
-from lora_build.files import targets as sinks
+from lora_build.files.targets import file_writer
+from lora_build.files.targets.lock import lock
 from lora_build.numerics import exact_compiled as kernel
 from lora_build.numerics import survival
 from lora_build.pipeline import prepare, run
@@ -201,7 +203,7 @@ KILLED = """
 import json, os, signal, sys
 from lora_build import pipeline
 from lora_build.engine import execute as engine
-from lora_build.files import targets as sinks
+from lora_build.files.targets import directory, file_writer
 from lora_build.recipe.validate import from_mapping
 stop, steps = int(sys.argv[2]), 0
 def step():
@@ -209,7 +211,8 @@ def step():
     steps += 1
     if steps == stop:
         os.kill(os.getpid(), signal.SIGKILL)
-for owner, name in [(sinks.FileWriter, "write"), (sinks.FileWriter, "close"), (sinks, "_sync_folder"), (sinks, "_exchange")]:
+for owner, name in [(file_writer.FileWriter, "write"), (file_writer.FileWriter, "close"), (directory, "_sync_folder"),
+                    (directory, "_exchange")]:
     def wrapped(*a, _real=getattr(owner, name), **k):
         step()
         result = _real(*a, **k)
@@ -231,7 +234,7 @@ def test_a_build_killed_at_any_step_leaves_the_target_absent_or_whole(folder: Pa
     whole = read_manifest(folder / "out").manifest_hash
     assert steps > 20
     for step in (1, 4, steps // 2, steps - 3, steps - 1, steps):
-        sinks.shutil.rmtree(folder / "out", ignore_errors=True)
+        shutil.rmtree(folder / "out", ignore_errors=True)
         assert killed_at(folder, step).returncode == -signal.SIGKILL
         if (folder / "out").exists():
             assert lora_build.verify(folder / "out").manifest_hash == whole
@@ -257,7 +260,7 @@ def test_ctrl_c_leaves_nothing_behind(folder: Path, monkeypatch: pytest.MonkeyPa
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sinks.FileWriter, "close", interrupt)
+    monkeypatch.setattr(file_writer.FileWriter, "close", interrupt)
     with pytest.raises(KeyboardInterrupt):
         lora_build.build(small.recipe(folder))
     assert listing(folder) == ["base", "math"]
@@ -344,14 +347,14 @@ def test_a_disk_that_fills_up_is_reported_and_cleaned(folder: Path, monkeypatch:
             return real(fd, data, start)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sinks.os, "pwrite", full)
+    monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(lora_build.StorageError, match="No space left on device; free some space"):
         lora_build.build(small.recipe(folder))
     assert [n for n in listing(folder) if n not in ("base", "math")] == []
 
 
 def test_a_second_build_of_one_target_waits_for_the_first(folder: Path) -> None:
-    with sinks.lock(folder / "out"):
+    with lock(folder / "out"):
         code = "import json, sys, lora_build; lora_build.build(json.loads(sys.argv[1])); print('built')"
         recipe = json.dumps(small.recipe(folder))
         other = subprocess.Popen(

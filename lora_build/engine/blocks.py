@@ -6,7 +6,7 @@ from typing import Protocol
 
 from lora_build._native import levels
 from lora_build.dtypes import MERGEABLE
-from lora_build.files.formats.checkpoint import TensorInfo
+from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.methods.interface import LowRank, PlacedUpdate, methods
 from lora_build.numerics.survival import Measured, Share
 from lora_build.planning.operations import Merge, Segment

@@ -18,11 +18,13 @@ from lora_build.engine.blocks import Block, Data, Loaded, Merger, is_fused
 from lora_build.errors import MergeError
 from lora_build.files.buffers import Buffers
 from lora_build.files.executor import Executor, Future, SerialQueue, StageTimer, num_cores
-from lora_build.files.formats.checkpoint import TensorInfo
-from lora_build.files.hashing import CHUNK_BYTES, HashedFile, Sha256
-from lora_build.files.identity import Digest, FileKey, SourceName
+from lora_build.files.formats.safetensors import TensorInfo
+from lora_build.files.hashing.hashed_file import CHUNK_BYTES, HashedFile
+from lora_build.files.hashing.sha256 import Sha256
+from lora_build.files.identity import Digest, FileKey, FileRecord, SourceName
 from lora_build.files.sources import Source, open_hashed
-from lora_build.files.targets import DirectorySink, FileRecord, FileWriter
+from lora_build.files.targets import Target
+from lora_build.files.targets.file_writer import FileQueues, FileWriter
 from lora_build.numerics.survival import TensorSurvival, share_of, total
 from lora_build.planning.operations import Copy, Merge, Operation, Segment, Shard
 from lora_build.planning.plan import MergePlan
@@ -59,7 +61,7 @@ class Executed:
 def execute(
     plan: MergePlan,
     sources: Mapping[SourceName, Source],
-    sink: DirectorySink,
+    target: Target,
     progress: Progress,
 ) -> Executed:
     """Write the plan's weight files, each tensor once, and say what was written and read.
@@ -67,7 +69,7 @@ def execute(
     Args:
         plan: what to do.
         sources: where its inputs are.
-        sink: where its output goes.
+        target: where its output goes.
         progress: is told of bytes written.
 
     Raises:
@@ -82,7 +84,7 @@ def execute(
         merges = (op for op in plan.operations if isinstance(op, Merge))
         targets = {op.dtype for op in merges if any(is_fused(op, segment) for segment in op.segments)}
         run = _Run(
-            plan=plan, inputs=inputs, sink=sink, progress=progress, timer=timer, stack=stack, opened=files,
+            plan=plan, inputs=inputs, target=target, progress=progress, timer=timer, stack=stack, opened=files,
             executor=executor,
             kernel=executor.submit(partial(_load_kernel, set() if plan.repeats_peft else targets, timer)),
             hash_output=executor.serial_queue("hash output", urgent=True), write_files=executor.disk_queue("write"),
@@ -162,7 +164,7 @@ class _Run:
 
     plan: MergePlan
     inputs: _Inputs
-    sink: DirectorySink
+    target: Target
     progress: Progress
     timer: StageTimer
     stack: ExitStack
@@ -187,7 +189,9 @@ class _Run:
     def write_shard(self, shard: Shard) -> None:
         """Write one file; its last bytes may still be hashed and synced when this returns."""
         file = self.opened.enter_context(
-            self.sink.open(shard.file, shard.num_bytes, self.hash_output, self.write_files)
+            self.target.open(
+                shard.file, shard.num_bytes, FileQueues(hashing=self.hash_output, writing=self.write_files)
+            )
         )
         self._put(shard.header, file)
         digests = {

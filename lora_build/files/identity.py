@@ -4,6 +4,7 @@ Names and digests are text, and stay it: they go into JSON, messages and diction
 """
 
 import hashlib
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 _ADAPTERS = "adapters."
@@ -97,3 +98,12 @@ class Digest(str):
     def is_git(self) -> bool:
         """Whether it is git's SHA-1 of a blob."""
         return self.algorithm == "git-sha1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRecord:
+    """A file of an input or of the output: its name there, its size, its SHA-256."""
+
+    path: str
+    size_bytes: int
+    sha256: Digest

@@ -9,7 +9,7 @@ Shapes: W [V, d], rows [n, d] for the n token indices of the config.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_build.files.formats.checkpoint import TensorInfo
+from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.methods.interface import AdaptedModule, Call, MergeRows, PlacedUpdate, ReadRows, Update
 from lora_build.methods.shared import through, unknown_keys
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_build.errors import SourceError
-from lora_build.files.formats.checkpoint import TensorInfo
+from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.models.architecture import Architecture, read_architecture, read_ties
 from lora_build.models.tied_weights import same_parameter
 

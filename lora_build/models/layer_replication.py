@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_build.errors import PlanError
 from lora_build.files.formats.adapter import Adapter
-from lora_build.files.formats.checkpoint import TensorInfo
+from lora_build.files.formats.safetensors import TensorInfo
 
 _LAYER = re.compile(r"(?P<stack>(?:.+\.)?(?:layers|encoder\.layer|h))\.(?P<number>\d+)\.(?P<rest>.+)")
 COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")

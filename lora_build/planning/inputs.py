@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from lora_build.dtypes import num_bytes
 from lora_build.files.formats.adapter import Adapter, sort_tensors
-from lora_build.files.formats.checkpoint import Checkpoint, TensorInfo
-from lora_build.files.hashing import CHUNK_BYTES
+from lora_build.files.formats.checkpoint import Checkpoint
+from lora_build.files.formats.safetensors import TensorInfo
+from lora_build.files.hashing.hashed_file import CHUNK_BYTES
 from lora_build.files.identity import Digest, SourceName, TensorKey
 from lora_build.files.sources import Source
 from lora_build.methods.interface import methods

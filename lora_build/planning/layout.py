@@ -10,7 +10,8 @@ from typing import Any
 
 from lora_build.errors import PlanError
 from lora_build.files.formats.adapter import Adapter
-from lora_build.files.formats.checkpoint import Checkpoint, TensorInfo
+from lora_build.files.formats.checkpoint import Checkpoint
+from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.models.heads import head_of, vocab_size, vocabulary_changes
 from lora_build.models.layer_replication import replicate
 from lora_build.models.names import Names, Parameter, Part, is_conv1d

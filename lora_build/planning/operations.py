@@ -7,7 +7,8 @@ from itertools import pairwise
 from typing import ClassVar, assert_never
 
 from lora_build.dtypes import num_bytes
-from lora_build.files.formats.checkpoint import WEIGHTS_NAME, TensorInfo, file_order, format_header
+from lora_build.files.formats.checkpoint import WEIGHTS_NAME
+from lora_build.files.formats.safetensors import TensorInfo, file_order, format_header
 from lora_build.methods.interface import PlacedUpdate
 
 

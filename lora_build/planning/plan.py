@@ -12,14 +12,10 @@ from typing import Any
 from lora_build.errors import PlanError
 from lora_build.files.formats.adapter import CONFIG_NAME, Adapter
 from lora_build.files.formats.adapter import WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
-from lora_build.files.formats.checkpoint import (
-    INDEX_NAME,
-    WEIGHTS_NAME,
-    Checkpoint,
-    format_index,
-    is_tokenizer_file,
-    patch_json,
-)
+from lora_build.files.formats.checkpoint import INDEX_NAME, WEIGHTS_NAME, Checkpoint
+from lora_build.files.formats.json_object import patch_json
+from lora_build.files.formats.safetensors import format_index
+from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.identity import BASE, SourceName
 from lora_build.planning.inputs import Inputs
 from lora_build.planning.operations import Convert, Copy, Merge, Operation, Shard, lay_out

@@ -6,7 +6,8 @@ from typing import Any
 
 from lora_build.dtypes import FLOATS, MERGEABLE, named, num_bytes
 from lora_build.files.formats.adapter import Adapter, Parts, sort_tensors
-from lora_build.files.formats.checkpoint import Checkpoint, TensorInfo
+from lora_build.files.formats.checkpoint import Checkpoint
+from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import Digest, TensorKey
 from lora_build.methods.interface import AdaptedModule, Method, PeftLayer, PlacedUpdate, Update, methods, unmergeable
 from lora_build.methods.trainable_tokens import TrainableTokens, replacement

@@ -12,9 +12,12 @@ from typing import TypeVar
 
 from lora_build.errors import LoraBuildError, PlanError, SourceError, did_you_mean
 from lora_build.files.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, open_adapter
-from lora_build.files.formats.checkpoint import Checkpoint, is_tokenizer_file, open_checkpoint
+from lora_build.files.formats.checkpoint import Checkpoint, open_checkpoint
+from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.identity import BASE, SourceName
-from lora_build.files.sources import Source, open_hub, open_local, sizes
+from lora_build.files.sources import Source, sizes
+from lora_build.files.sources.hub import open_hub
+from lora_build.files.sources.local import open_local
 from lora_build.planning.inputs import Inputs, digests_of
 from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe, is_local, resolve_path, selected
 from lora_build.recipe.validate import check_adapter, refuse
@@ -48,7 +51,7 @@ def resolve(recipe: Recipe) -> Resolved:
             failures.append(error)
             return None
 
-    base = attempt(BASE, recipe.base, lambda s: open_checkpoint(s.read, s.role, sizes(s)))
+    base = attempt(BASE, recipe.base, lambda s: open_checkpoint(s.read, s.name, sizes(s)))
     adapters = []
     for name, spec in selected(recipe).items():
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_build.errors import PlanError, RecipeError, VerificationError
-from lora_build.files.formats.checkpoint import is_tokenizer_file, parse_object
-from lora_build.files.hashing import file_digest
+from lora_build.files.formats.json_object import parse_object
+from lora_build.files.formats.side_files import is_tokenizer_file
+from lora_build.files.hashing.hashed_file import file_digest
 from lora_build.models.heads import vocab_size
 from lora_build.planning.plan import MergePlan
 from lora_build.proof.manifest import PROVENANCE_NAME, Manifest

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lora_build.files.identity import BASE, SourceName
-from lora_build.files.sources import HubSource, LocalSource
+from lora_build.files.sources.hub import HubSource
+from lora_build.files.sources.local import LocalSource
 from lora_build.proof.reopen import BuildInputs
 from lora_build.recipe.schema import selected
 

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_build.errors import SourceError, VerificationError
-from lora_build.files.identity import Digest, SourceName
-from lora_build.files.targets import FileRecord
+from lora_build.files.identity import Digest, FileRecord, SourceName
 from lora_build.proof.canonical_json import canonical_json
 from lora_build.proof.plan_record import (
     InputDigests,

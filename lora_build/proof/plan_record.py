@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_build.files.formats.checkpoint import TensorInfo
-from lora_build.files.identity import BASE, Digest, FileKey, SourceName
-from lora_build.files.targets import FileRecord
+from lora_build.files.formats.safetensors import TensorInfo
+from lora_build.files.identity import BASE, Digest, FileKey, FileRecord, SourceName
 from lora_build.planning.operations import Merge, Operation, Segment
 from lora_build.proof.canonical_json import canonical_json, without_floats
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from lora_build.errors import SourceError, VerificationError
 from lora_build.files.executor import Executor, StageTimer, num_cores
-from lora_build.files.formats.checkpoint import TensorInfo, read_tensors
-from lora_build.files.hashing import HashedFile
-from lora_build.files.identity import Digest, SourceName
-from lora_build.files.targets import FileRecord
+from lora_build.files.formats.safetensors import TensorInfo, read_tensors
+from lora_build.files.hashing.hashed_file import HashedFile
+from lora_build.files.identity import Digest, FileRecord, SourceName
 from lora_build.proof.manifest import TensorRecord, read_manifest, untracked_files
 
 _MOST_THREADS = 32  # each with a file, some 20 MB of which wait for their hash

@@ -11,7 +11,7 @@ from torch import Tensor
 from lora_build.dtypes import torch_dtype
 from lora_build.errors import RecipeError, did_you_mean
 from lora_build.files.formats.adapter import Adapter, open_adapter
-from lora_build.files.formats.checkpoint import TensorInfo
+from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import SourceName
 from lora_build.files.sources import Source, sizes
 from lora_build.planning.resolve import open_source, split_reference

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_build.dtypes import FLOATS, name_of, torch_dtype
-from lora_build.files.formats.checkpoint import WEIGHTS_NAME, Checkpoint, TensorInfo
+from lora_build.files.formats.checkpoint import WEIGHTS_NAME, Checkpoint
+from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import BASE
 from lora_build.methods.interface import methods
 from lora_build.models.names import Names

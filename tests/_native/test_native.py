@@ -17,11 +17,11 @@ from makers import small
 
 import lora_build
 from lora_build import _native as compiled
-from lora_build.files import hashing as digests
-from lora_build.files import targets as sinks
 from lora_build.files.buffers import Buffers
-from lora_build.files.hashing import Sha256, update_both
+from lora_build.files.hashing import sha256
+from lora_build.files.hashing.sha256 import Sha256, update_both
 from lora_build.files.identity import Digest
+from lora_build.files.targets.file_writer import BLOCK_BYTES, FileWriter
 from lora_build.proof.manifest import read_manifest
 
 ROOT = Path(__file__).parent.parent.parent
@@ -38,7 +38,7 @@ SHAPES: list[Callable[[bytes], bytes | bytearray | memoryview]] = [
 def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have SHA-256 taken by our loops, and in its turn by hashlib."""
     if request.param == "without":
-        monkeypatch.setattr(digests, "sha256_loops", lambda: None)
+        monkeypatch.setattr(sha256, "sha256_loops", lambda: None)
     elif compiled.sha256() is None:
         pytest.skip("this processor has no instructions for SHA-256")
 
@@ -113,9 +113,9 @@ def test_the_same_message_given_twice_gets_the_bytes_twice() -> None:
 
 @pytest.mark.usefixtures("either")
 def test_a_file_and_the_tensors_in_it_have_the_digests_of_what_was_written(tmp_path: Path) -> None:
-    sizes = [100, 0, 1, 2 * sinks.BLOCK_BYTES, 5, sinks.BLOCK_BYTES - 107, 3, 70_000]
+    sizes = [100, 0, 1, 2 * BLOCK_BYTES, 5, BLOCK_BYTES - 107, 3, 70_000]
     tensors, at = [], 11
-    with sinks.FileWriter(tmp_path, "out", 11 + sum(sizes), Buffers(sinks.BLOCK_BYTES)) as file:
+    with FileWriter(tmp_path, "out", 11 + sum(sizes), Buffers(BLOCK_BYTES)) as file:
         data = (DATA * 3)[: 11 + sum(sizes)]
         file.write(data[:11])
         for size in sizes:
@@ -192,12 +192,12 @@ def test_a_checkout_is_installed_again_in_place_and_anything_else_from_one(
 CODE = """
 import hashlib, platform, random
 from lora_build.numerics import exact_compiled as kernel
-from lora_build.files import hashing as digests
+from lora_build.files.hashing.sha256 import Sha256, update_both
 from lora_build import _native as compiled
 kernel.self_test()
-data, one, other = random.Random(0).randbytes(99_999), digests.Sha256(), digests.Sha256()
+data, one, other = random.Random(0).randbytes(99_999), Sha256(), Sha256()
 one.update(data[:77])
-digests.update_both(one, other, data)
+update_both(one, other, data)
 assert one.hexdigest() == hashlib.sha256(data[:77] + data).hexdigest()
 assert other.hexdigest() == hashlib.sha256(data).hexdigest()
 print(platform.machine(), *compiled.levels(), compiled.sha256() is not None)

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 
 import lora_build
 from lora_build.cli import main as app
-from lora_build.files.formats.checkpoint import format_index
-from lora_build.files.hashing import HashedFile
+from lora_build.files.formats.safetensors import format_index
+from lora_build.files.hashing.hashed_file import HashedFile
 from lora_build.pipeline import prepare
 from lora_build.recipe.validate import from_mapping
 
@@ -146,7 +146,7 @@ def test_a_plan_writes_each_header_and_its_index_once_however_often_they_are_ask
 def test_verify_reads_a_file_in_chunks_however_small_its_tensors(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = _count(monkeypatch, "lora_build.files.hashing.HashedFile._pread")
+    read = _count(monkeypatch, "lora_build.files.hashing.hashed_file.HashedFile._pread")
 
     assert lora_build.verify(project / "out").num_tensors == 3
 

@@ -28,10 +28,11 @@ from lora_build import pipeline
 from lora_build.dtypes import STORED_DTYPES
 from lora_build.engine import execute as engine
 from lora_build.engine.backends import compiled as fused
-from lora_build.files import hashing as digests
-from lora_build.files import sources
-from lora_build.files import targets as sinks
 from lora_build.files.buffers import Buffers
+from lora_build.files.hashing import hashed_file
+from lora_build.files.hashing import sha256 as hashing
+from lora_build.files.sources import local
+from lora_build.files.targets import directory, file_writer
 from lora_build.numerics import exact_compiled as kernel
 from lora_build.numerics.exact_compiled import FusedSum
 from lora_build.recipe.validate import from_mapping
@@ -100,20 +101,20 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
 
     monkeypatch.setattr(hashlib, "sha256", Hash)
 
-    class Digest(digests.Sha256):
+    class Digest(hashing.Sha256):
         def update(self, data: Any) -> None:
             super().update(data)
             done.hashed["alone"] += len(data)
 
     def update_both(one: Any, other: Any, data: Any) -> None:
         alone = done.hashed["alone"]
-        digests.update_both(one, other, data)
+        hashing.update_both(one, other, data)
         done.hashed["alone"] = alone  # where the processor cannot take both at once
         done.hashed["both"] += len(data)
 
-    for module in (engine, sinks):
+    for module in (engine, file_writer):
         monkeypatch.setattr(module, "Sha256", Digest)
-    monkeypatch.setattr(sinks, "update_both", update_both)
+    monkeypatch.setattr(file_writer, "update_both", update_both)
 
     class Sum(FusedSum):
         def __init__(self, pairs: Any, *formats: str, transposed: bool) -> None:
@@ -128,14 +129,14 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
         done.elements["converted"] += x.size
         kernel.convert(x, *others)
 
-    def read_header(path: Path, *arguments: Any, real: Any = sources._read) -> bytes:
+    def read_header(path: Path, *arguments: Any, real: Any = local.read_range) -> bytes:
         found: bytes = real(path, *arguments)
         done.headers += len(found) if path.suffix == ".safetensors" else 0
         return found
 
     monkeypatch.setattr(fused, "FusedSum", Sum)
     monkeypatch.setattr(fused, "convert", convert)
-    monkeypatch.setattr(sources, "_read", read_header)
+    monkeypatch.setattr(local, "read_range", read_header)
 
     class Counted(Buffers):
         def __init__(self, size_bytes: int) -> None:
@@ -147,23 +148,24 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
                 done.too_large.append(size_bytes)
             return super().take(size_bytes)
 
-    def place(self: Any, size_bytes: int, *, real: Any = sinks.FileWriter.place) -> memoryview:
+    def place(self: Any, size_bytes: int, *, real: Any = file_writer.FileWriter.place) -> memoryview:
         found: memoryview = real(self, size_bytes)
         done.copied += [size_bytes] if self._places[-1] is None else []
         return found
 
-    monkeypatch.setattr(sinks.FileWriter, "place", place)
+    monkeypatch.setattr(file_writer.FileWriter, "place", place)
     monkeypatch.setattr(engine, "Buffers", Counted)
-    monkeypatch.setattr(sinks, "Buffers", Counted)
+    monkeypatch.setattr(directory, "Buffers", Counted)
     return done
 
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "CHUNK_BYTES", BLOCK)
-    monkeypatch.setattr(digests, "CHUNK_BYTES", BLOCK)
-    monkeypatch.setattr(sinks, "BLOCK_BYTES", BLOCK)
-    monkeypatch.setattr(sinks, "_SPARE_BYTES", 4 * COLUMNS)
+    monkeypatch.setattr(hashed_file, "CHUNK_BYTES", BLOCK)
+    for module in (file_writer, directory):
+        monkeypatch.setattr(module, "BLOCK_BYTES", BLOCK)
+    monkeypatch.setattr(directory, "SPARE_BYTES", 4 * COLUMNS)
     monkeypatch.setattr(fused.FusedMerger, "num_elements", BLOCK // 2)
 
 
@@ -343,7 +345,7 @@ def test_a_build_of_plain_lora_imports_neither_torch_nor_transformers(tmp_path: 
 def test_a_build_that_is_up_to_date_reads_headers_alone(
     tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(digests, "_SETTLED_SECONDS", 0)
+    monkeypatch.setattr(hashed_file, "_SETTLED_SECONDS", 0)
     make_inputs(tmp_path)
     recipe = small.recipe(tmp_path, "math", "code")
     lora_build.build(recipe)

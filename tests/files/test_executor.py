@@ -16,9 +16,9 @@ import pytest
 
 from lora_build.files.buffers import Buffers
 from lora_build.files.executor import AHEAD, Executor, Future, SerialQueue, StageTimer, num_cores
-from lora_build.files.hashing import HashedFile
+from lora_build.files.hashing.hashed_file import HashedFile
 from lora_build.files.identity import Digest
-from lora_build.files.targets import BLOCK_BYTES, FileWriter
+from lora_build.files.targets.file_writer import BLOCK_BYTES, FileQueues, FileWriter
 
 ENOUGH = 10.0  # seconds, for what takes none unless it never comes
 
@@ -484,7 +484,7 @@ def test_a_digest_waits_for_what_is_still_in_its_queue(executor: Executor, tmp_p
     (tmp_path / "in").write_bytes(b"abc")
     with executor:
         queue = executor.serial_queue("stage")
-        with FileWriter(tmp_path, "out", 3, Buffers(BLOCK_BYTES), queue) as written:
+        with FileWriter(tmp_path, "out", 3, Buffers(BLOCK_BYTES), FileQueues(hashing=queue)) as written:
             queue.submit(lambda: time.sleep(0.1))
             with HashedFile(tmp_path / "in", "in", None, queue) as read:
                 assert read.finish() == Digest.sha256(b"abc")

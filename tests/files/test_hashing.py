@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lora_build.errors import SourceError, VerificationError
-from lora_build.files import hashing as digests
-from lora_build.files.hashing import HashedFile, file_digest, git_sha1
+from lora_build.files.hashing import hashed_file, remembered
+from lora_build.files.hashing.hashed_file import HashedFile, file_digest, git_sha1
 from lora_build.files.identity import Digest
 
 DATA = random.Random(0).randbytes(50_000)
@@ -25,7 +25,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if every file had been at rest for a while."""
-    monkeypatch.setattr(digests, "_SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(hashed_file, "_SETTLED_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -67,7 +67,7 @@ def test_a_file_that_has_just_changed_is_not_remembered(file: Path) -> None:
 
     assert file_digest(file, "f") == Digest.sha256(DATA[::-1])
     with file.open("rb") as opened:
-        assert digests._recall(digests._signature(opened.fileno())) is None
+        assert remembered.recall(opened.fileno()) is None
 
 
 def test_a_change_that_keeps_size_and_mtime_is_noticed(file: Path, settled: None) -> None:
@@ -88,7 +88,7 @@ def test_a_remembered_digest_is_held_to_a_promise_too(file: Path, settled: None)
 
 def test_a_damaged_memory_is_ignored(file: Path, settled: None) -> None:
     file_digest(file, "f")
-    for slot in (digests.cache_dir() / "digests").rglob("*"):
+    for slot in (remembered.cache_dir() / "digests").rglob("*"):
         if slot.is_file():
             slot.write_text("sha256:short")
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 
-from lora_build.files.hashing import Sha256
+from lora_build.files.hashing.sha256 import Sha256
 from lora_build.files.identity import BASE, Digest, FileKey, SourceName
 
 

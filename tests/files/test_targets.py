@@ -1,4 +1,4 @@
-"""Sinks: a file has the bytes that were written, in whichever way its file system takes them."""
+"""Targets: a file has the bytes that were written, in whichever way its file system takes them."""
 
 import errno
 import fcntl
@@ -14,9 +14,9 @@ import pytest
 from lora_build.errors import StorageError
 from lora_build.files.buffers import Buffers
 from lora_build.files.executor import AHEAD, Executor, SerialQueue, StageTimer
-from lora_build.files.hashing import Sha256
-from lora_build.files.identity import Digest
-from lora_build.files.targets import BLOCK_BYTES, FileRecord, FileWriter, _set_direct
+from lora_build.files.hashing.sha256 import Sha256
+from lora_build.files.identity import Digest, FileRecord
+from lora_build.files.targets.file_writer import BLOCK_BYTES, FileQueues, FileWriter, _set_direct
 
 DATA = np.random.default_rng(0).integers(0, 256, 4 * BLOCK_BYTES, np.uint8).tobytes()
 SIZES = [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 3 * BLOCK_BYTES + 4097]
@@ -31,8 +31,7 @@ def written(path: Path, data: bytes, *, step: int = 700_001) -> FileRecord:
             path.name,
             len(data),
             Buffers(BLOCK_BYTES),
-            executor.serial_queue("hash"),
-            executor.disk_queue("write"),
+            FileQueues(hashing=executor.serial_queue("hash"), writing=executor.disk_queue("write")),
         ) as file,
     ):
         for at in range(0, len(data), step):
@@ -56,8 +55,7 @@ def test_rows_that_are_made_in_their_place_are_the_file(tmp_path: Path, size: in
             "out",
             size,
             Buffers(BLOCK_BYTES + SPARE),
-            executor.serial_queue("hash"),
-            executor.disk_queue("write"),
+            FileQueues(hashing=executor.serial_queue("hash"), writing=executor.disk_queue("write")),
         ) as file,
     ):
         head = min(size, 107)
@@ -205,7 +203,7 @@ def test_a_write_that_takes_a_part_is_followed_by_one_of_the_rest(
 
 @pytest.fixture
 def unremembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_build.files.targets.remember", lambda *_: pytest.fail("remembered"))
+    monkeypatch.setattr("lora_build.files.targets.file_writer.remember", lambda *_: pytest.fail("remembered"))
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, number: int, *, when: Callable[[int, int], bool]) -> list[int]:
@@ -275,7 +273,11 @@ def test_a_file_that_missed_a_block_is_not_closed_as_if_it_were_whole_whoever_wa
     with (
         Executor(1, StageTimer()) as executor,
         FileWriter(
-            tmp_path, "out", 2 * BLOCK_BYTES, Buffers(BLOCK_BYTES), None, writing := executor.disk_queue("write")
+            tmp_path,
+            "out",
+            2 * BLOCK_BYTES,
+            Buffers(BLOCK_BYTES),
+            FileQueues(writing=(writing := executor.disk_queue("write"))),
         ) as file,
     ):
         with monkeypatch.context() as patch:
@@ -337,7 +339,7 @@ def test_a_file_is_closed_once_even_if_that_fails(tmp_path: Path, monkeypatch: p
     file.write(b"abc")
     number = file._fd
     with monkeypatch.context() as patch:
-        patch.setattr("lora_build.files.targets.remember", lambda *_: None)
+        patch.setattr("lora_build.files.targets.file_writer.remember", lambda *_: None)
         patch.setattr(os, "close", close)
         with pytest.raises(StorageError, match="out: Input/output error"), file:
             file.close()
@@ -353,8 +355,7 @@ def test_a_writer_keeps_nothing_of_the_blocks_that_are_done(tmp_path: Path) -> N
             "out",
             40 * BLOCK_BYTES,
             Buffers(BLOCK_BYTES),
-            executor.serial_queue("hash"),
-            executor.disk_queue("write"),
+            FileQueues(hashing=executor.serial_queue("hash"), writing=executor.disk_queue("write")),
         ) as file,
     ):
         for _ in range(40):

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lora_build
-from lora_build.files import targets as sinks
+from lora_build.files.targets.file_writer import FileWriter
 from lora_build.pipeline import prepare, run
 from lora_build.proof.manifest import read_manifest
 from lora_build.recipe.validate import from_mapping
@@ -468,7 +468,7 @@ def test_mergekit_poisoned_cache_a_build_that_ran_out_of_memory_spoils_no_later_
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(sinks.FileWriter, "close", no_memory)
+        patch.setattr(FileWriter, "close", no_memory)
         with pytest.raises(MemoryError):
             build(folder)
     assert sorted(p.name for p in folder.iterdir()) == ["base", "math"]
@@ -586,7 +586,7 @@ def test_unsloth_a_run_after_a_crash_does_not_merge_twice(tmp_path: Path, monkey
 
 def crash_after_the_first_shard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Begin a build that stops when one shard has been written, and leave there what a killed process leaves."""
-    close, inputs = sinks.FileWriter.close, set(folder.iterdir())
+    close, inputs = FileWriter.close, set(folder.iterdir())
 
     def crash(self: Any) -> Any:
         record = close(self)
@@ -598,7 +598,7 @@ def crash_after_the_first_shard(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sinks.FileWriter, "close", crash)
+        patch.setattr(FileWriter, "close", crash)
         with pytest.raises(KeyboardInterrupt):
             lora_build.build(small.recipe(folder))
     assert list((folder / "left").rglob("model-*.safetensors"))

@@ -31,7 +31,7 @@ from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 from transformers.pytorch_utils import Conv1D
 
-from lora_build.files.formats.checkpoint import TensorInfo
+from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import SourceName
 from lora_build.methods.interface import AdaptedModule, PlacedUpdate, methods
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import lora_build
 from lora_build.errors import LoraBuildError
-from lora_build.files.formats.checkpoint import TensorInfo
+from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import SourceName
 from lora_build.methods.interface import AdaptedModule, PlacedUpdate, Update, methods
 from lora_build.planning.operations import cut

@@ -11,7 +11,7 @@ import torch
 from makers import small
 
 import lora_build
-from lora_build.files.targets import FileRecord
+from lora_build.files.identity import FileRecord
 from lora_build.pipeline import prepare
 from lora_build.planning.operations import Merge
 from lora_build.proof.plan_record import record_plan

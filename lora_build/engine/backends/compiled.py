@@ -4,8 +4,8 @@ import numpy as np
 
 from lora_build.dtypes import STORED_DTYPES
 from lora_build.engine.blocks import Block, Data, Loaded
-from lora_build.files.formats.checkpoint import TensorInfo
-from lora_build.files.hashing import CHUNK_BYTES
+from lora_build.files.formats.safetensors import TensorInfo
+from lora_build.files.hashing.hashed_file import CHUNK_BYTES
 from lora_build.methods.interface import LowRank, PlacedUpdate, methods
 from lora_build.numerics.exact_compiled import Array, FusedSum, convert, first_not_finite
 from lora_build.numerics.survival import Measured, Share, share_of

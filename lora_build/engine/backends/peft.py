@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lora_build.files.formats.checkpoint import TensorInfo
+from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.methods.interface import PeftLayer, PlacedUpdate
 
 # layers and variants that cast a delta to the base's dtype before they add it, whatever safe_merge says

@@ -11,7 +11,7 @@ from lora_build.engine.backends.compiled import as_bytes
 from lora_build.engine.backends.peft import Deltas
 from lora_build.engine.backends.peft import merge as merge_as_peft
 from lora_build.engine.blocks import Block, Data, Loaded
-from lora_build.files.formats.checkpoint import TensorInfo
+from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.methods.interface import MergeRows, methods
 from lora_build.numerics.exact import all_finite, as_stored, round_once
 from lora_build.numerics.survival import Measured, share_of, total

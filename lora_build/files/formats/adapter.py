@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_build.errors import SourceError
-from lora_build.files.formats.checkpoint import Reader, TensorInfo, is_tokenizer_file, parse_object, read_tensors
+from lora_build.files.formats.json_object import parse_object
+from lora_build.files.formats.safetensors import Reader, TensorInfo, read_tensors
+from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.identity import SourceName
 
 CONFIG_NAME = "adapter_config.json"

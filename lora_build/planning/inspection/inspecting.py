@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lora_build.errors import PlanError
 from lora_build.files.formats.adapter import WEIGHTS_NAME, open_adapter
-from lora_build.files.formats.checkpoint import TensorInfo
+from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import BASE, SourceName
 from lora_build.files.sources import Source, open_hashed, sizes
 from lora_build.planning.inspection.contents import (

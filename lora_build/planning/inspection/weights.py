@@ -6,8 +6,8 @@ from typing import Any
 
 from lora_build.dtypes import FLOATS, torch_dtype
 from lora_build.files.formats.adapter import Adapter
-from lora_build.files.formats.checkpoint import TensorInfo
-from lora_build.files.hashing import HashedFile
+from lora_build.files.formats.safetensors import TensorInfo
+from lora_build.files.hashing.hashed_file import HashedFile
 from lora_build.methods.interface import Measurable, Update, methods
 from lora_build.planning.inspection.contents import AdapterContents
 from lora_build.planning.inspection.result import AdaptedParameter

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lora_build.dtypes import FLOATS, STORED_DTYPES, torch_dtype
 from lora_build.errors import SourceError, VerificationError
-from lora_build.files.formats.checkpoint import parse_object
+from lora_build.files.formats.json_object import parse_object
 from lora_build.models.architecture import FAULTS, class_and_config, quiet
 from lora_build.models.heads import vocab_size
 from lora_build.models.layer_replication import COUNTS

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lora_build.dtypes import FLOATS, torch_dtype
-from lora_build.files.formats.checkpoint import TensorInfo, open_checkpoint
+from lora_build.files.formats.checkpoint import open_checkpoint
+from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import SourceName
-from lora_build.files.sources import Source, open_local, sizes
+from lora_build.files.sources import Source, sizes
+from lora_build.files.sources.local import open_local
 from lora_build.proof.forward.trace import blocks, half_ulps
 from lora_build.wrapper.live_model import LiveModel
 

@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 import lora_build
 from lora_build.engine.backends.peft import Deltas, merge
-from lora_build.files.formats.checkpoint import TensorInfo
+from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import SourceName
 from lora_build.methods.interface import AdaptedModule, PlacedUpdate, methods
 from lora_build.pipeline import memory_bytes, prepare

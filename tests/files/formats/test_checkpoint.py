@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from lora_build.errors import SourceError
-from lora_build.files.formats.checkpoint import file_order, format_header, patch_json, read_tensors
+from lora_build.files.formats.json_object import patch_json
+from lora_build.files.formats.safetensors import file_order, format_header, read_tensors
 from lora_build.files.identity import BASE
 
 TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import lora_build
 from lora_build.cli import main as app
 from lora_build.errors import RecipeError, SourceError, VerificationError
-from lora_build.files.formats.checkpoint import is_tokenizer_file
+from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.identity import Digest
 from lora_build.pipeline import prepare
 from lora_build.proof.forward.check import check_build

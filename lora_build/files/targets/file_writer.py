@@ -1,49 +1,36 @@
-"""Sinks: where the output goes. A directory, all or nothing.
+"""A file of the output: hashed as it is written, and synced.
 
-Files are written to a hidden folder beside the target, hashed as they are written and synced, the manifest last.
 Weights go past the page cache where the file system lets them (O_DIRECT): copying into it takes as much of a core as
-hashing does, and pushes out the base, which the next build reads again. Then `commit` puts the folder in the target's
-place with one rename. Whatever ends a build earlier leaves the target absent, or old and whole. One build per target at
-a time: the next one waits.
+hashing does, and pushes out the base, which the next build reads again.
 """
 
 import contextlib
 import ctypes
 import errno
 import fcntl
-import logging
 import os
-import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Self
 
-from lora_build.errors import LoraBuildError, StorageError
+from lora_build.errors import StorageError
 from lora_build.files.buffers import Buffers
 from lora_build.files.executor import Future, SerialQueue
-from lora_build.files.hashing import Sha256, remember, update_both
-from lora_build.files.identity import Digest
+from lora_build.files.hashing.remembered import remember
+from lora_build.files.hashing.sha256 import Sha256, update_both
+from lora_build.files.identity import Digest, FileRecord
+from lora_build.files.targets.disk import LIBC, disk_errors
 
-log = logging.getLogger(__name__)
 BLOCK_BYTES = 15 << 17
-_SPARE_BYTES = 1 << 17  # for what runs over a block's end; both together are a huge page
-_RENAME_EXCHANGE = 2
-_AT_FDCWD = -100
+
+
+SPARE_BYTES = 1 << 17  # for what runs over a block's end; both together are a huge page
+
+
 _SYNC_FILE_RANGE_WRITE = 2
-_LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileRecord:
-    """A file that was written: its name below the output, its size, its SHA-256."""
-
-    path: str
-    size_bytes: int
-    sha256: Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +40,17 @@ class _Block:
     start: int
     size: int
     memory: memoryview
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileQueues:
+    """Where a file is hashed and written, beside who makes it; without a queue that is done before a write returns."""
+
+    hashing: SerialQueue | None = None
+    writing: SerialQueue | None = None
+
+
+_AT_ONCE = FileQueues()
 
 
 class FileWriter:
@@ -67,8 +65,7 @@ class FileWriter:
         name: str,
         size_bytes: int,
         buffers: Buffers,
-        hashing: SerialQueue | None = None,
-        writing: SerialQueue | None = None,
+        queues: FileQueues = _AT_ONCE,
     ) -> None:
         """Create the file and reserve its space.
 
@@ -77,15 +74,13 @@ class FileWriter:
             name: the file's name.
             size_bytes: how much will be written.
             buffers: memory of `BLOCK_BYTES`, and some more for what runs over a block's end.
-            hashing: where to hash, beside the caller; None hashes before a write returns.
-            writing: the same for writing.
+            queues: where it is hashed and written.
         """
         self._name = name
         self._path = root / name
         self._size = size_bytes
         self._buffers = buffers
-        self._hashing = hashing
-        self._writing = writing
+        self._queues = queues
         self._hash = Sha256()
         self._blocks: deque[_Block] = deque()  # not whole yet
         self._places: deque[memoryview | None] = deque()  # not written yet; None is no part of a block
@@ -176,8 +171,8 @@ class FileWriter:
 
     def _finish_block(self) -> None:
         block, parts, self._parts = self._blocks.popleft(), self._parts, []
-        self._do(partial(self._update, parts), self._hashing)
-        self._do(partial(self._put, block.memory[: block.size], block.start), self._writing)
+        self._do(partial(self._update, parts), self._queues.hashing)
+        self._do(partial(self._put, block.memory[: block.size], block.start), self._queues.writing)
 
     def _update(self, parts: list[tuple[memoryview, Sha256 | None]]) -> None:
         for part, digest in parts:
@@ -224,112 +219,6 @@ class FileWriter:
             raise StorageError(f"{self._path}: {found} bytes than the {self._size} announced; this is a bug")
 
 
-class DirectorySink:
-    """The staging folder of one target directory; the caller holds the target's lock."""
-
-    def __init__(self, target: Path) -> None:
-        """Prepare a fresh staging folder beside `target`; what a killed build left there is removed."""
-        self.target = target
-        self.staging = target.with_name(f".{target.name}.lora-build.tmp")
-        self._buffers = Buffers(BLOCK_BYTES + _SPARE_BYTES)
-
-    def __enter__(self) -> Self:
-        with disk_errors(self.staging):
-            _remove(self.staging)
-            self.staging.mkdir(parents=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            _remove(self.staging)
-            _remove(_aside(self.target))
-
-    def open(
-        self, name: str, size_bytes: int, hashing: SerialQueue | None = None, writing: SerialQueue | None = None
-    ) -> FileWriter:
-        """Return a writer for a new file, hashed and written in queues if some are given."""
-        return FileWriter(self.staging, name, size_bytes, self._buffers, hashing, writing)
-
-    def write(self, name: str, data: bytes) -> FileRecord:
-        """Write a small file whole."""
-        with self.open(name, len(data)) as file:
-            file.write(data)
-            return file.close()
-
-    def commit(self) -> None:
-        """Put the staging folder in the target's place, at once."""
-        with disk_errors(self.target):
-            for folder in sorted({self.staging, *(p for p in self.staging.rglob("*") if p.is_dir())}):
-                _sync_folder(folder)
-            if self.target.is_symlink() or self.target.exists():
-                _exchange(self.staging, self.target)
-            else:
-                self.staging.rename(self.target)
-            _sync_folder(self.target.parent)
-
-
-def free_bytes(target: Path) -> int:
-    """Return the free bytes of the file system that will hold `target`."""
-    parent = target.absolute()
-    while not parent.exists():
-        parent = parent.parent
-    return shutil.disk_usage(parent).free
-
-
-@contextmanager
-def lock(target: Path) -> Iterator[None]:
-    """Hold the lock of a target; wait while another build has it. The lock file is removed afterwards."""
-    path = target.with_name(f".{target.name}.lora-build.lock")
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with disk_errors(path):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            with disk_errors(path):
-                _acquire(fd, target)
-            if _is_current(fd, path):  # the holder before us may have removed the file that we opened
-                try:
-                    yield
-                finally:
-                    with contextlib.suppress(OSError):
-                        path.unlink()
-                return
-        finally:
-            os.close(fd)
-
-
-def _is_current(fd: int, path: Path) -> bool:
-    try:
-        return os.fstat(fd).st_ino == path.stat().st_ino
-    except FileNotFoundError:
-        return False
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError into a StorageError that names the file and, for a full disk, what to do."""
-    try:
-        yield
-    except LoraBuildError:
-        raise
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "; free some space, or set output.dir to another disk" if full else ""
-        raise StorageError(f"{error.filename or path}: {error.strerror}{remedy}") from error
-
-
-def _acquire(fd: int, target: Path) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(fd, 64, 0).decode(errors="replace").strip()
-        log.warning("waiting for another build of %s (process %s)", target, holder or "unknown")
-        fcntl.flock(fd, fcntl.LOCK_EX)
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-
-
 def _reserve(fd: int, size_bytes: int) -> None:
     """Reserve space, so that a full disk shows before the work; not every file system can."""
     try:
@@ -349,43 +238,5 @@ def _set_direct(fd: int, *, on: bool) -> bool:
 
 def _start_to_sync(fd: int, start: int, end: int) -> None:
     """Have the disk begin with what was written, so that the last sync finds little to do; Linux alone can."""
-    if hasattr(_LIBC, "sync_file_range"):
-        _LIBC.sync_file_range(fd, ctypes.c_int64(start), ctypes.c_int64(end - start), _SYNC_FILE_RANGE_WRITE)
-
-
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _exchange(new: Path, old: Path) -> None:
-    """Swap two directories in one step; `new` then holds what is to be removed."""
-    if hasattr(_LIBC, "renameat2"):
-        names = os.fsencode(new), os.fsencode(old)
-        if _LIBC.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
-            return
-        code = ctypes.get_errno()
-        if code not in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
-            raise OSError(code, os.strerror(code), str(old))
-    # two renames: between them the target is absent, never mixed
-    aside = _aside(old)
-    _remove(aside)
-    old.rename(aside)
-    new.rename(old)
-    _remove(aside)
-
-
-def _aside(target: Path) -> Path:
-    return target.with_name(f".{target.name}.lora-build.old")
-
-
-def _remove(path: Path) -> None:
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        for folder in (path, *(p for p in path.rglob("*") if p.is_dir() and not p.is_symlink())):
-            folder.chmod(0o700)  # an old build may be write-protected
-        shutil.rmtree(path)
+    if hasattr(LIBC, "sync_file_range"):
+        LIBC.sync_file_range(fd, ctypes.c_int64(start), ctypes.c_int64(end - start), _SYNC_FILE_RANGE_WRITE)

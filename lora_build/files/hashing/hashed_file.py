@@ -1,72 +1,26 @@
-"""SHA-256 of files: taken while they are read, checked against what was promised, remembered between builds.
+"""Files that are hashed while they are read, and held to what their source promises.
 
-What a source promises is a SHA-256, or git's id of a file, which the Hub gives for small ones. What is remembered is
-keyed by device, inode, size, mtime and ctime, so any change to a file forgets it; a file that changed in the last
-seconds is not remembered at all, since a clock tick may hide its next change.
+What it promises is a SHA-256, or git's id of a file, which the Hub gives for small ones.
 """
 
-import contextlib
-import ctypes
 import hashlib
-import json
 import os
 import threading
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from lora_build._native import Message
-from lora_build._native import sha256 as sha256_loops
 from lora_build.errors import SourceError, VerificationError
 from lora_build.files.executor import SerialQueue
+from lora_build.files.hashing.remembered import recall, remember, signature
 from lora_build.files.identity import Digest
 
 CHUNK_BYTES = 2 << 20  # what several threads work on in turn while it is in a shared cache
+
+
 _SETTLED_SECONDS = 2.0
-_START = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)
-
-
-class Sha256:
-    """SHA-256 of bytes that come in parts, as in hashlib; `update_both` takes two in less time than one by one."""
-
-    def __init__(self) -> None:
-        self._loops = sha256_loops()
-        self._message = Message(h=(ctypes.c_uint32 * 8)(*_START))
-        self._hash = hashlib.sha256()  # where there are no such loops
-
-    def update(self, data: bytes | bytearray | memoryview) -> None:
-        """Append bytes."""
-        if self._loops:
-            self._loops.update(self._message, *_place(data))
-        else:
-            self._hash.update(data)
-
-    def hexdigest(self) -> str:
-        """Return the digest of the bytes so far, in hexadecimal."""
-        if not self._loops:
-            return self._hash.hexdigest()
-        out = (ctypes.c_uint8 * 32)()
-        self._loops.digest(self._message, out)
-        return bytes(out).hex()
-
-
-def update_both(one: Sha256, other: Sha256, data: bytes | bytearray | memoryview) -> None:
-    """Append bytes to two messages, which may have begun differently."""
-    if one._loops and other._loops and one is not other:
-        one._loops.update_both(one._message, other._message, *_place(data))
-    else:
-        one.update(data)
-        other.update(data)
-
-
-def _place(data: bytes | bytearray | memoryview) -> tuple[Any, int]:
-    """Return where bytes lie, in words that keep them there, and how many they are."""
-    view = memoryview(data)
-    if view.readonly or not view.nbytes:
-        return bytes(data), view.nbytes  # ctypes takes no address of what must not be written to
-    return ctypes.byref(ctypes.c_char.from_buffer(view)), view.nbytes
 
 
 def git_sha1(data: bytes | bytearray) -> Digest:
@@ -118,7 +72,7 @@ class HashedFile:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise SourceError(f"{where}: cannot be opened ({error.strerror})") from error
-        self._signature = _signature(self._fd)
+        self._signature = signature(self._fd)
         self._size = os.fstat(self._fd).st_size
         self._hash = hashlib.sha256()
         self._git_hash = (
@@ -169,7 +123,7 @@ class HashedFile:
         if self._queue:
             self._queue.drain()
         found = Digest.of_hash(self._hash)
-        if _signature(self._fd) != self._signature:
+        if signature(self._fd) != self._signature:
             raise VerificationError(f"{self.where}: changed while it was read; build again once it is at rest")
         if self._expected is not None:
             git = Digest.of_git(self._git_hash.hexdigest()) if self._git_hash else None
@@ -210,43 +164,9 @@ class HashedFile:
 def file_digest(path: Path, where: str, expected: Digest | None = None) -> Digest:
     """Return the SHA-256 of a file: remembered where nothing about it changed, else read and checked."""
     with HashedFile(path, where, expected) as file:
-        found = _recall(_signature(file._fd))
+        found = recall(file._fd)
         if found is None or (expected is not None and expected.is_git):
             return file.finish()
         if expected is not None:
             compare(where, found, expected, path)
         return found
-
-
-def cache_dir() -> Path:
-    """Return lora-build's folder below `$XDG_CACHE_HOME` (default `~/.cache`)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora-build"
-
-
-def _signature(fd: int) -> tuple[int, ...]:
-    stat = os.fstat(fd)
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-
-
-def _slot(signature: tuple[int, ...]) -> Path:
-    name = hashlib.sha256(json.dumps(["file-digest-1", *signature]).encode()).hexdigest()
-    return cache_dir() / "digests" / name[:2] / name
-
-
-def _recall(signature: tuple[int, ...]) -> Digest | None:
-    with contextlib.suppress(OSError):
-        found = Digest(_slot(signature).read_text())
-        if len(found.hex) == 64:
-            return found
-    return None
-
-
-def remember(fd: int, digest: Digest) -> None:
-    """Remember the digest of an open file for as long as nothing about it changes."""
-    # a cache that cannot be written costs time, never correctness
-    with contextlib.suppress(OSError):
-        slot = _slot(_signature(fd))
-        slot.parent.mkdir(parents=True, exist_ok=True)
-        draft = slot.with_name(f"{slot.name}.{os.getpid()}")
-        draft.write_text(digest)
-        draft.replace(slot)

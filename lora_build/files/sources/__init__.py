@@ -1,0 +1,64 @@
+"""Sources: where inputs come from. A local directory, or a Hub repository at a commit; files are opened, never run.
+
+Every source lists its files with their sizes and, where its host promises one, their digest. Nothing that a file says
+is followed: no pickle is opened, no code imported.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from lora_build.files.executor import SerialQueue
+from lora_build.files.hashing.hashed_file import HashedFile, file_digest
+from lora_build.files.identity import Digest, SourceName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFile:
+    """A file of a source: its size, and the digest that the source promises, if any."""
+
+    size_bytes: int
+    promised: Digest | None = None
+
+
+class Source(Protocol):
+    """Where one input comes from."""
+
+    @property
+    def name(self) -> SourceName:
+        """Its key in the recipe: `base`, `adapters.math`."""
+
+    @property
+    def uri(self) -> str:
+        """What it is, for provenance: a path as written, or `hf://org/name@<40 hex>`."""
+
+    @property
+    def files(self) -> Mapping[str, SourceFile]:
+        """Its files by name."""
+
+    def read(self, name: str, start: int, end: int) -> bytes | bytearray:
+        """Return the bytes [start, end) of a file, held to what the source promises if that is all of it."""
+
+    def path(self, name: str, *, quiet: bool = True) -> Path:
+        """Return where the whole file lies on this machine, fetching it first if need be."""
+
+
+def sizes(source: Source) -> dict[str, int]:
+    """Return the size in bytes of each file."""
+    return {name: file.size_bytes for name, file in source.files.items()}
+
+
+def read_whole(source: Source, name: str) -> bytes:
+    """Return a small file's bytes."""
+    return bytes(source.read(name, 0, source.files[name].size_bytes))
+
+
+def open_hashed(source: Source, name: str, queue: SerialQueue | None = None) -> HashedFile:
+    """Return a file that is hashed as it is read and, once finished, held to what its source promises."""
+    return HashedFile(source.path(name), f"{source.name}/{name}", source.files[name].promised, queue)
+
+
+def digest(source: Source, name: str) -> Digest:
+    """Return the SHA-256 of a file, without reading it if it is remembered."""
+    return file_digest(source.path(name), f"{source.name}/{name}", source.files[name].promised)
