@@ -16,7 +16,7 @@ Digests = Mapping[TensorKey, Digest]
 """The SHA-256 of tensors of adapters, by (adapter, key); of their transposes by (adapter, key + ".T")."""
 
 
-class Knots:
+class TiedWeights:
     """The ties of a base, found out when first needed, and whether they have been cut."""
 
     def __init__(self, config: Mapping[str, Any], names: Names) -> None:

@@ -15,7 +15,7 @@ from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.models.heads import head_of, vocab_size, vocabulary_changes
 from lora_build.models.layer_replication import replicate
 from lora_build.models.names import Names, Parameter, Part, is_conv1d
-from lora_build.models.tied_weights import Knots
+from lora_build.models.tied_weights import TiedWeights
 from lora_build.recipe.schema import TiedEmbeddings
 
 
@@ -49,7 +49,7 @@ class Layout:
     issues: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     names: Names = field(init=False)
-    knots: Knots = field(init=False)
+    tied_weights: TiedWeights = field(init=False)
     _regrown: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -67,15 +67,15 @@ class Layout:
         """Find out anew what the tensors are called in memory."""
         self.config = {**self.base.config, **self.config_changes}
         self.names = Names(self.config, {name: tensor.shape for name, tensor in self.sources.items()})
-        is_cut = hasattr(self, "knots") and self.knots.is_cut
-        self.knots = Knots(self.config, self.names)
+        is_cut = hasattr(self, "tied_weights") and self.tied_weights.is_cut
+        self.tied_weights = TiedWeights(self.config, self.names)
         if is_cut:
-            self.knots.cut()
+            self.tied_weights.cut()
 
     def look(self, parameter: str) -> Parameter | None:
         """Return the parameter of a path as it lies now."""
-        if self.knots.shared(parameter):
-            name = self.knots.name(parameter)
+        if self.tied_weights.shared(parameter):
+            name = self.tied_weights.name(parameter)
             return Parameter(name=name, shape=self.sources[name].shape, parts=(Part(name=name),))
         found = self.names.find(parameter)
         if found is None or not is_plain(found) or len(found.shape) > 4:  # a Conv3d's kernel is flat in memory
@@ -84,10 +84,10 @@ class Layout:
 
     def look_all(self, parameter: str) -> list[Parameter]:
         """Return a parameter and all that share, or shared, its tensor, as they lie now; each tensor once."""
-        if not self.knots.shared(parameter):
+        if not self.tied_weights.shared(parameter):
             found = self.look(parameter)
             return [found] if found else []
-        names = self.knots.all_names(parameter)
+        names = self.tied_weights.all_names(parameter)
         return [Parameter(name=name, shape=self.sources[name].shape, parts=(Part(name=name),)) for name in names]
 
     def give_own_tensor(self, parameter: str, *, replaces: bool) -> bool:
@@ -100,10 +100,10 @@ class Layout:
         Returns:
             Whether it has one; else what happens to it happens to all that share it.
         """
-        if not self.knots.shared(parameter):
+        if not self.tied_weights.shared(parameter):
             return True
-        member, others = self.knots.member(parameter), ", ".join(self.knots.others(parameter))
-        name = self.knots.name(parameter)
+        member, others = self.tied_weights.member(parameter), ", ".join(self.tied_weights.others(parameter))
+        name = self.tied_weights.name(parameter)
         if self.tied is TiedEmbeddings.error:
             self.issues.append(
                 f"base: {member} is tied to {others}, an adapter changes it, and the recipe says tied_embeddings: error"
@@ -113,19 +113,19 @@ class Layout:
                 f"{member} is tied: its update goes into {name} and so into all that share it (tied_embeddings: peft)"
             )
             return False
-        elif bound := self.knots.bound(parameter):
+        elif bound := self.tied_weights.bound(parameter):
             self.issues.append(
                 f"base: {member} shares its tensor with {', '.join(bound)} whatever tie_word_embeddings says, "
                 "so an update to it alone cannot be kept apart; set tied_embeddings: peft to share it"
             )
-        elif not self.knots.is_cut:
+        elif not self.tied_weights.is_cut:
             self.cut_ties()
         return True
 
     def cut_ties(self) -> None:
         """Give every parameter that `tie_word_embeddings: false` sets free a tensor of its own."""
-        self.config_changes |= self.knots.cut()
-        for new, root in self.knots.cut_names().items():
+        self.config_changes |= self.tied_weights.cut()
+        for new, root in self.tied_weights.cut_names().items():
             if new not in self.sources:
                 self.sources[new] = self.sources[root]
                 self.homes[new], self.dtypes[new] = self.homes[root], self.dtypes[root]
@@ -170,8 +170,8 @@ class Layout:
 
     def finish(self) -> None:
         """Report what only the whole tells: tensors that still have the old vocabulary, ties that nobody knows."""
-        if self.knots.problem:
-            self.issues.append(self.knots.problem)
+        if self.tied_weights.problem:
+            self.issues.append(self.tied_weights.problem)
         if not self._regrown:
             return
         changes, problems = vocabulary_changes(self.config, self.sources, self._regrown)

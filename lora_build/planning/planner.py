@@ -140,7 +140,7 @@ class Draft:
             )
         self.notes.append(f"{name} comes from adapter {adapter.name}, which saved its base's along")
         # a tie that has been cut was whole in training: what the base had there, all had
-        new = self.layout.knots.cut_names() if self.layout.knots.is_cut else {}
+        new = self.layout.tied_weights.cut_names() if self.layout.tied_weights.is_cut else {}
         root = new.get(name, name)
         for other in (root, *(n for n, r in new.items() if r == root)):
             plain = found if other == name else replace(found, name=other, parts=(Part(name=other),))
@@ -205,7 +205,7 @@ class Draft:
         method = methods()[adapter.peft_type]
         # training changed alike all that share a tensor: with ensure_weight_tying, and where tokens of an input
         # embedding alone were trained (peft/utils/other.py set_additional_trainable_modules)
-        twins = self.layout.knots.twins(adapter, parts, self.digests)
+        twins = self.layout.tied_weights.twins(adapter, parts, self.digests)
         copies = {copy for others in twins.values() for copy in others}
         if copies and self._repeats_peft:
             self.issues.append(
@@ -216,7 +216,7 @@ class Draft:
             if module not in copies:
                 self._update(adapter, method, module, factors, parts, keep_tied=module in twins)
         for module, tensor in parts.tokens.items():
-            keep_tied = self.layout.knots.is_root(module, others=parts.tokens.keys() - {module})
+            keep_tied = self.layout.tied_weights.is_root(module, others=parts.tokens.keys() - {module})
             leaf = TrainableTokens.leaves[0]
             if keep_tied:
                 self._check_biases(adapter, module)
@@ -224,7 +224,7 @@ class Draft:
 
     def _check_biases(self, adapter: Adapter, module: str) -> None:
         """Report a tied head with a bias, which peft leaves out of it while tokens are trained."""
-        for member in self.layout.knots.others(f"{module}.weight"):
+        for member in self.layout.tied_weights.others(f"{module}.weight"):
             if self.layout.look(bias := member.removesuffix("weight") + "bias"):
                 self.issues.append(
                     f"{adapter.source}: trains tokens of {module}, and while it trains, peft leaves out {bias} of the "
@@ -274,7 +274,7 @@ class Draft:
     ) -> tuple[Update, PeftLayer | None]:
         """Return an update as peft merges it and the layer that does, and report why that is not repeated."""
         name = parameter.parts[0].name
-        if self.layout.knots.shared(f"{module.path}.{leaf}"):
+        if self.layout.tied_weights.shared(f"{module.path}.{leaf}"):
             first = self._tied_through.setdefault(name, module.path)
             if first != module.path:
                 self.issues.append(
@@ -294,7 +294,7 @@ class Draft:
 
     def _spread(self, parameter: Parameter, update: Update, peft: PeftLayer | None = None) -> None:
         """Place an update of a parameter on every disk tensor that holds some of it."""
-        if update.decomposes_base and self.layout.knots.shared(parameter.name):
+        if update.decomposes_base and self.layout.tied_weights.shared(parameter.name):
             self.issues.append(
                 f"{parameter.name}: adapter {update.adapter} began by changing it, and with it all that share it; "
                 "convert the adapter to plain LoRA where peft can (path_initial_model_for_weight_conversion)"
@@ -339,12 +339,12 @@ class Draft:
 
     def _agree(self, adapter: Adapter, parameter: str) -> bool:
         """Whether an adapter replaces all that share a tensor by one value."""
-        if not self.layout.knots.shared(parameter):
+        if not self.layout.tied_weights.shared(parameter):
             return True
         replaced = self._parts[adapter.name].replaced
         values = {
             next((self._digest(adapter, t) for p, t in replaced.items() if same_parameter(p, member)), None)
-            for member in self.layout.knots.members(parameter)
+            for member in self.layout.tied_weights.members(parameter)
         }
         return len(values) == 1 and None not in values
 
@@ -406,7 +406,7 @@ def make_draft(
     Whether a tie has to be cut shows while adapters are added. Then they are added anew with the tie cut first.
     """
     draft = Draft(recipe=recipe, base=base, adapters=adapters, digests=digests)
-    if draft.layout.knots.is_cut:
+    if draft.layout.tied_weights.is_cut:
         draft = Draft(recipe=recipe, base=base, adapters=adapters, digests=digests, cut_first=True)
     return draft
 

@@ -86,16 +86,16 @@ class LivePlanner:
         # what shares its memory in a model of transformers is tied, and the plan knows what that means
         if not hasattr(self.live.model, "all_tied_weights_keys"):
             _refuse_shared(self.live, [change.operation.name for change in changes])
-        places = [] if layout.knots.is_cut else [place for change in changes for place in change.places]
+        places = [] if layout.tied_weights.is_cut else [place for change in changes for place in change.places]
         return LivePlan(
             changes=tuple(sorted(changes, key=lambda change: not change.is_new)),
             config_changes=layout.config_changes,
-            tied=frozenset(place.parameter for place in places if layout.knots.shared(place.parameter)),
+            tied=frozenset(place.parameter for place in places if layout.tied_weights.shared(place.parameter)),
         )
 
     def _changes(self, operations: Iterable[Operation], layout: Layout) -> Iterator[Change]:
         """Yield what is more than a copy of the base, in the plan's order."""
-        cut = layout.knots.cut_members() if layout.knots.is_cut else {}
+        cut = layout.tied_weights.cut_members() if layout.tied_weights.is_cut else {}
         new = {name: member for name, member in cut.items() if name in layout.sources}
         for op in operations:
             if not isinstance(op, Merge | Replace) and op.name not in new:
