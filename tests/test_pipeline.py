@@ -1,5 +1,6 @@
 """Builds end to end: all or nothing, at most once, and what is written is what the manifest says."""
 
+import dataclasses
 import json
 import os
 import re
@@ -474,8 +475,7 @@ def test_a_target_below_a_file_is_refused_when_planning(folder: Path) -> None:
 
 
 def test_a_recipe_changed_in_python_is_checked_again(folder: Path) -> None:
-    recipe = from_mapping(small.recipe(folder))
-    recipe.adapter_names = ["mth"]
+    recipe = dataclasses.replace(from_mapping(small.recipe(folder)), adapter_names=("mth",))
 
     with pytest.raises(lora_build.RecipeError, match="no adapter 'mth'; did you mean 'math'"):
         lora_build.build(recipe)

@@ -31,6 +31,7 @@ from lora_build.errors import (
 from lora_build.numerics.survival import json_numbers
 from lora_build.recipe import files as recipe_files
 from lora_build.recipe.schema import Recipe
+from lora_build.recipe.shorthand import expand_override
 from lora_build.sweep import points as sweep
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
             flags.append(word)
             flags += [rest.pop(0)] if name in _VALUED and "=" not in word and rest else []
         elif "=" in word or word.startswith("~"):
-            overrides.append(recipe_files.expand_override(word))
+            overrides.append(expand_override(word))
         else:
             if word in _COMMANDS:
                 raise RecipeError(f"'{word}' comes first: lora-build {word} ...")
@@ -410,6 +411,7 @@ def _list(words: Sequence[str], *, as_json: bool) -> int:
 def _complete(words: Sequence[str]) -> int:
     """Answer TAB, or print the lines that a shell needs to ask."""
     from lora_build.recipe import compose as recipe_source
+    from lora_build.recipe.completion import complete_values
 
     request = [word for word in words if word not in ("-sc", "--shell-completion")]
     if len(request) != 1 or not re.fullmatch(r"(install|uninstall|query)=(bash|fish|zsh)", request[0]):
@@ -429,7 +431,7 @@ def _complete(words: Sequence[str]) -> int:
             recipe_source.run(["-sc"], request, lambda _: None)
         except (LoraBuildError, SystemExit):  # a line being typed may well be wrong
             return 0
-    _print("\n".join([*found, *recipe_source.complete_values(out.getvalue())]) if is_query else out.getvalue())
+    _print("\n".join([*found, *complete_values(out.getvalue())]) if is_query else out.getvalue())
     return 0
 
 

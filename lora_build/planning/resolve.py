@@ -19,8 +19,9 @@ from lora_build.files.sources import Source, sizes
 from lora_build.files.sources.hub import open_hub
 from lora_build.files.sources.local import open_local
 from lora_build.planning.inputs import Inputs, digests_of
-from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe, is_local, resolve_path, selected
-from lora_build.recipe.validate import check_adapter, refuse
+from lora_build.recipe.identity import selected
+from lora_build.recipe.keys import check_adapter, raise_problems
+from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe, is_local, resolve_path
 
 _Opened = TypeVar("_Opened", Checkpoint, Adapter)
 
@@ -110,5 +111,5 @@ def split_reference(role: str, written: str | os.PathLike[str]) -> tuple[str, st
     repo, _, revision = text.partition("@")
     if not revision or "://" in text:
         repo, revision = text, ""
-    refuse(role, check_adapter({"source": repo}))
+    raise_problems(role, check_adapter({"source": repo}))
     return repo, revision or None

@@ -7,7 +7,7 @@ from lora_build.files.identity import BASE, SourceName
 from lora_build.files.sources.hub import HubSource
 from lora_build.files.sources.local import LocalSource
 from lora_build.proof.reopen import BuildInputs
-from lora_build.recipe.schema import selected
+from lora_build.recipe.identity import selected
 
 if TYPE_CHECKING:
     import torch

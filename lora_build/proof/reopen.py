@@ -17,7 +17,8 @@ from lora_build.planning.resolve import resolve
 from lora_build.proof.manifest import PROVENANCE_NAME, Manifest
 from lora_build.proof.plan_record import AdapterRecord
 from lora_build.proof.provenance import Recorded, read
-from lora_build.recipe.schema import DType, Numerics, Recipe, TiedEmbeddings, is_local, resolve_path, selected
+from lora_build.recipe.identity import selected
+from lora_build.recipe.schema import DType, Numerics, Recipe, TiedEmbeddings, is_local, resolve_path
 from lora_build.recipe.validate import from_mapping
 
 

@@ -17,7 +17,8 @@ from lora_build.models.architecture import class_and_config
 from lora_build.proof.live_inputs import attach_adapters, load_base
 from lora_build.proof.manifest import Manifest
 from lora_build.proof.reopen import BuildInputs
-from lora_build.recipe.schema import DType, Numerics, Recipe, selected
+from lora_build.recipe.identity import selected
+from lora_build.recipe.schema import DType, Numerics, Recipe
 
 if TYPE_CHECKING:
     import torch

@@ -1,6 +1,6 @@
 """Hydra's side of lora-build: serves `recipes/` as config groups, composes, says Hydra's errors in our words.
 
-With `app.py` this is all of the code that knows Hydra.
+With `cli/` this is all of the code that knows Hydra.
 
     recipe=team/chat       recipes/team/chat.yaml      into the key `recipe`
     recipe/adapter=math    recipes/adapter/math.yaml   into `recipe.adapters.math`
@@ -34,9 +34,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_build.errors import LoraBuildError, RecipeError, did_you_mean
 from lora_build.recipe import files as recipe_files
+from lora_build.recipe.keys import check_recipe, raise_problems
 from lora_build.recipe.renamed import answer_override
-from lora_build.recipe.schema import Combine, DType, IfExists, Numerics, Recipe, TiedEmbeddings
-from lora_build.recipe.validate import check_recipe, from_mapping, refuse
+from lora_build.recipe.schema import Recipe
+from lora_build.recipe.shorthand import expand_override
+from lora_build.recipe.validate import from_mapping, to_plain
 
 _VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}
 _CONF = str(recipe_files.beside_package("conf"))
@@ -46,7 +48,7 @@ _CONF = str(recipe_files.beside_package("conf"))
 class Config:
     """The top of what Hydra composes."""
 
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: Any = field(default_factory=lambda: to_plain(Recipe()))  # which keys.py checks before and after
     progressbar: bool = True
 
 
@@ -138,7 +140,7 @@ class RecipeSearchPath(SearchPathPlugin):
 
 def compose(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Return one recipe, checked. Hydra is left as it was found."""
-    overrides = [recipe_files.expand_override(text) for text in overrides]
+    overrides = [expand_override(text) for text in overrides]
     with _plain_errors(), _hydra_kept():
         _register()
         check_overrides(overrides)
@@ -168,18 +170,6 @@ def run(flags: Sequence[str], overrides: Sequence[str], task: Callable[[DictConf
             hydra.main(config_path=_CONF, config_name="config", **_VERSION_BASE)(functools.wraps(run)(task))()
         finally:
             sys.argv = arguments
-
-
-def complete_values(words: str) -> list[str]:
-    """Return Hydra's words for TAB with every value of an enumeration, of which Hydra offers one as `DType.keep`."""
-    kinds = {kind.__name__: kind for kind in (DType, IfExists, Numerics, TiedEmbeddings, Combine)}
-    found: list[str] = []
-    for word in words.split():
-        key, _, value = word.partition("=")
-        kind = kinds.get(value.partition(".")[0])
-        plain = f"{word}=" if word in ("recipe", "sweep") else word
-        found += [f"{key}={member.value}" for member in kind] if kind else [plain]
-    return found
 
 
 def to_recipe(config: DictConfig) -> Recipe:
@@ -217,7 +207,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
             problems.append(f"{key}: expected a name, found nothing")
         elif group == "recipe" and rest:
             problems += _check_values(override, rest, parser)
-    refuse("command line", problems)
+    raise_problems("command line", problems)
 
 
 def _parse(parser: OverridesParser, text: str) -> Override:
@@ -270,6 +260,7 @@ def _register() -> None:
     plugins.register(RecipeSearchPath)
     if "lora_build_schema.yaml" not in ConfigStore.instance().repo:
         schema = OmegaConf.structured(Config)
+        OmegaConf.set_struct(schema.recipe, True)
         OmegaConf.set_struct(schema.recipe.adapters, False)  # an override may add an adapter without a +
         OmegaConf.set_struct(schema.recipe.checks, False)  # or a key of a check
         ConfigStore.instance().store(name="lora_build_schema", node=schema, provider="lora-build")

@@ -17,8 +17,9 @@ from typing import Any
 import yaml
 
 from lora_build.errors import RecipeError
+from lora_build.recipe.keys import check_adapter, check_recipe, raise_problems
 from lora_build.recipe.schema import flatten
-from lora_build.recipe.validate import check_adapter, check_recipe, expand, refuse
+from lora_build.recipe.shorthand import expand
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _MAX_SIZE_BYTES = 2**20
@@ -71,7 +72,7 @@ def load_recipe_file(folder: Folder, file: Path) -> dict[str, Any]:
     """
     data = read_yaml(file)
     defaults = data.pop("defaults", [])
-    refuse(label(file), [*_check_defaults(defaults, own_keys_last=True), *check_recipe(data)])
+    raise_problems(label(file), [*_check_defaults(defaults, own_keys_last=True), *check_recipe(data)])
     defaults = [_from_the_top(item) for item in defaults]
     data = expand(data)
     data.setdefault("name", file.stem)
@@ -84,14 +85,14 @@ def load_adapter_file(file: Path) -> dict[str, Any]:
     data = read_yaml(file)
     defaults = data.pop("defaults", [])
     named = check_recipe({"adapters": {file.stem: None}})
-    refuse(label(file), [*_check_defaults(defaults, own_keys_last=True), *named, *check_adapter(data)])
+    raise_problems(label(file), [*_check_defaults(defaults, own_keys_last=True), *named, *check_adapter(data)])
     return {"defaults": defaults, **data}
 
 
 def load_sweep_file(file: Path) -> dict[str, Any]:
     """Return the keys of a file that describes a sweep: `defaults`, `recipe` and Hydra's own."""
     data = read_yaml(file)
-    refuse(label(file), _check_sweep(data))
+    raise_problems(label(file), _check_sweep(data))
     return {**data, "recipe": expand(data.get("recipe", {}))}
 
 
@@ -169,11 +170,6 @@ _Loader.add_implicit_resolver(f"{_TAG}float", re.compile(r"[-+]?\d+(\.\d*)?[eE][
 
 def _refusal(problem: str, at: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
-
-
-def expand_override(text: str) -> str:
-    """Return an override with the shorthand of a source written out, as a file may have it; other keys stay as set."""
-    return re.sub(r"^(\+{0,2}recipe\.(?:base|adapters\.[\w-]+))=(?!\{|\[|null$|$)", r"\1.source=", text)
 
 
 def _from_the_top(item: Any) -> Any:

@@ -1,18 +1,25 @@
-"""The recipe: what a user wrote. Its dataclasses are the YAML schema (Hydra needs them mutable)."""
+"""The recipe: what a user wrote, frozen. Its dataclasses are the one statement of the keys of a recipe.
 
-import dataclasses
-import hashlib
-import json
+What is checked, composed, completed and documented follows from the fields: their names, types and defaults. Each says
+besides what it `affects`:
+
+    bytes     values of the output; part of what tells two builds apart
+    layout    into which files they are cut; the same
+    nothing   what the output is called, where it goes, what is done besides
+
+and, where the manifest records the key as one of the plan's options, under which name.
+"""
+
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
-
-from omegaconf import MISSING
+from typing import Any, Literal
 
 from lora_build.errors import RecipeError
+
+MISSING: Any = "???"  # of a key that must be set; OmegaConf's word, so that a composed file may have it
 
 
 class DType(Enum):
@@ -64,125 +71,90 @@ class IfExists(Enum):
     overwrite = "overwrite"
 
 
-@dataclass
+def _affects(
+    what: Literal["bytes", "layout", "nothing"], *, recorded_as: str | None = None
+) -> Mapping[str, str | None]:
+    """Return what a field says of itself: what it affects, and what the manifest calls it among the options."""
+    return {"affects": what, "recorded_as": recorded_as}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BaseSpec:
     """The base model: a local path (starts with `/`, `./`, `../` or `~`) or a Hub repository."""
 
-    source: str = MISSING
-    revision: str | None = None
+    source: str = field(default=MISSING, metadata=_affects("bytes"))
+    revision: str | None = field(default=None, metadata=_affects("bytes"))
 
 
-@dataclass
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterSpec:
     """One adapter: its source as for the base, its weight in the sum, and how it packs expert stacks."""
 
-    source: str = MISSING
-    revision: str | None = None
-    weight: float = 1.0
-    expert_packing: Packing = Packing.peft
+    source: str = field(default=MISSING, metadata=_affects("bytes"))
+    revision: str | None = field(default=None, metadata=_affects("bytes"))
+    weight: float = field(default=1.0, metadata=_affects("bytes"))
+    expert_packing: Packing = field(default=Packing.peft, metadata=_affects("bytes"))
 
 
-@dataclass
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CombineSpec:
     """How the adapters are combined."""
 
-    method: Combine = Combine.linear
+    method: Combine = field(default=Combine.linear, metadata=_affects("bytes", recorded_as="combine"))
 
 
-@dataclass
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputSpec:
     """Where the checkpoint goes and how it is cut into shards."""
 
-    dir: str = "builds/${recipe.name}"
-    max_shard_size: str = "keep"
-    if_exists: IfExists = IfExists.reuse
+    dir: str = field(default="builds/${recipe.name}", metadata=_affects("nothing"))
+    max_shard_size: str = field(default="keep", metadata=_affects("layout", recorded_as="max_shard_size"))
+    if_exists: IfExists = field(default=IfExists.reuse, metadata=_affects("nothing"))
 
 
-@dataclass
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardSpec:
     """A comparison of the built model with base and adapters: on the prompts of a file, or on what a seed gives."""
 
-    prompts: str | None = None
-    seed: int = 0
+    prompts: str | None = field(default=None, metadata=_affects("nothing"))
+    seed: int = field(default=0, metadata=_affects("nothing"))
 
 
-@dataclass
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WrapperSpec:
     """A comparison of the built tensors, byte by byte, with those of a live model that `LoraModel` merged."""
 
 
-@dataclass
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChecksSpec:
-    """What a build must pass before its output is published; None for no such check.
+    """What a build must pass before its output is published; None for no such check."""
 
-    `forward` is a `ForwardSpec`, `wrapper` a `WrapperSpec`. They have no type because OmegaConf sets no key of a typed
-    null, as an override of `checks.forward.seed` does.
-    """
-
-    forward: Any = None
-    wrapper: Any = None
+    forward: ForwardSpec | None = field(default=None, metadata=_affects("nothing"))
+    wrapper: WrapperSpec | None = field(default=None, metadata=_affects("nothing"))
 
 
-@dataclass
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A whole recipe.
+    """A whole recipe. `saved_modules_from` names the adapter whose saved modules win; `root` is where paths begin."""
 
-    `adapters` maps a name to an `AdapterSpec`; `saved_modules_from` names the adapter whose saved modules win.
-    """
-
-    name: str = MISSING
-    description: str = ""
+    name: str = field(default=MISSING, metadata=_affects("nothing"))
+    description: str = field(default="", metadata=_affects("nothing"))
     base: BaseSpec = field(default_factory=BaseSpec)
-    adapters: dict[str, Any] = field(default_factory=dict)
-    adapter_names: list[str] | None = None
+    adapters: Mapping[str, AdapterSpec] = field(default_factory=dict)
+    adapter_names: tuple[str, ...] | None = field(default=None, metadata=_affects("bytes"))
     combine: CombineSpec = field(default_factory=CombineSpec)
-    safe_merge: bool = True
-    dtype: DType = DType.keep
-    numerics: Numerics = Numerics.exact
-    tied_embeddings: TiedEmbeddings = TiedEmbeddings.untie
-    saved_modules_from: str | None = None
+    safe_merge: bool = field(
+        default=True, metadata=_affects("bytes", recorded_as="safe_merge")
+    )  # numerics: peft rounds once more with it
+    dtype: DType = field(default=DType.keep, metadata=_affects("bytes", recorded_as="dtype"))
+    numerics: Numerics = field(default=Numerics.exact, metadata=_affects("bytes", recorded_as="numerics"))
+    tied_embeddings: TiedEmbeddings = field(
+        default=TiedEmbeddings.untie, metadata=_affects("bytes", recorded_as="tied")
+    )
+    saved_modules_from: str | None = field(default=None, metadata=_affects("bytes"))
     output: OutputSpec = field(default_factory=OutputSpec)
     checks: ChecksSpec = field(default_factory=ChecksSpec)
-    root: str = "."
-
-
-def selected(recipe: Recipe) -> dict[str, AdapterSpec]:
-    """Return the adapters to merge, in the recipe's order: those of `adapter_names` whose weight is not 0."""
-    names = recipe.adapters if recipe.adapter_names is None else recipe.adapter_names
-    return {name: spec for name, spec in recipe.adapters.items() if name in names and spec.weight != 0}
-
-
-def point_name(recipe: Recipe) -> str:
-    """Return what tells a recipe from its siblings in a sweep, such as `math@0.5+text-3f2a91c04d1e`.
-
-    The words are for people: the selected adapters, their weights and the options that are not the default.
-    The digits are of the SHA-256 of all that decides the bytes, as written, without the recipe's name and the
-    paths of outputs. `<output.dir>-<point_name>` ends in a file name of at most 200 bytes.
-    """
-    adapters = sorted(selected(recipe).items())
-    options = _options(recipe)
-    effective = {
-        "adapters": [[name, _as_written(spec)] for name, spec in adapters],
-        "base": dataclasses.asdict(recipe.base),
-        "options": options,
-    }
-    text = json.dumps(effective, sort_keys=True, separators=(",", ":"))
-    digits = hashlib.sha256(text.encode()).hexdigest()[:12]
-    words = "+".join(name if spec.weight == 1 else f"{name}@{spec.weight:.12g}" for name, spec in adapters)
-    defaults = _options(Recipe())
-    for key, value in options.items():
-        if value != defaults.get(key):
-            words += f"-{key.rpartition('.')[2]}_{str(value).lower()}"
-    room = 200 - len(Path(recipe.output.dir).name.encode()) - len(f"--{digits}")
-    words = words[: max(room, 0)]
-    return f"{words}-{digits}" if words else digits
-
-
-def _as_written(spec: AdapterSpec) -> dict[str, Any]:
-    """Return an adapter's keys as data; what only few need is left out where it is the default."""
-    data = dataclasses.asdict(spec)
-    packing = data.pop("expert_packing").value
-    return data if packing == Packing.peft.value else data | {"expert_packing": packing}
+    root: str = field(default=".", metadata=_affects("nothing"))
 
 
 def resolve_path(recipe: Recipe, text: str) -> Path:
@@ -215,11 +187,3 @@ def flatten(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     for key, value in data.items():
         flat |= flatten(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
     return flat
-
-
-def _options(recipe: Recipe) -> dict[str, Any]:
-    """Return what decides the bytes beside base and adapters, by dotted key."""
-    others = r"(name|description|base|adapters|adapter_names|root|output\.dir|output\.if_exists|checks)(\..*)?"
-    flat = flatten(dataclasses.asdict(recipe)).items()
-    found = {k: v.value if isinstance(v, Enum) else v for k, v in flat if not re.fullmatch(others, k)}
-    return {k: v for k, v in found.items() if v is not None}

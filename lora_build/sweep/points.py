@@ -8,12 +8,14 @@ import hashlib
 import json
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lora_build.errors import LoraBuildError
 from lora_build.recipe.files import label
-from lora_build.recipe.schema import Recipe, point_name, resolve_path
+from lora_build.recipe.identity import point_name
+from lora_build.recipe.schema import Recipe, resolve_path
 
 UNEXPECTED = 70  # the exit code of a bug of ours: EX_SOFTWARE of sysexits.h
 
@@ -33,7 +35,8 @@ def run_point(
     point: dict[str, Any] = {"number": number, "overrides": list(overrides), "exit_code": 0}
     try:
         made = recipe()
-        made.output.dir = f"{Path(made.output.dir)}-{point_name(made)}"
+        folder_name = f"{Path(made.output.dir)}-{point_name(made)}"
+        made = replace(made, output=replace(made.output, dir=folder_name))
         point["dir"] = str(resolve_path(made, made.output.dir))
         point |= work(made) if _is_first(folder, point["dir"]) else {"same_as": None}
     except LoraBuildError as error:

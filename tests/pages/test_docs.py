@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 import typing
 from collections.abc import Iterator
 from enum import Enum
@@ -36,7 +37,7 @@ from lora_build.pipeline import prepare
 from lora_build.proof.canonical_json import canonical_json
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, read_manifest
 from lora_build.recipe import files as recipe_files
-from lora_build.recipe.schema import AdapterSpec, ForwardSpec, Recipe
+from lora_build.recipe.schema import AdapterSpec, Recipe
 from lora_build.recipe.validate import from_mapping
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -124,11 +125,11 @@ def schema(kind: Any = Recipe, path: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, hint in typing.get_type_hints(kind).items():
         found[f"{path}{key}"] = hint
-        if dataclasses.is_dataclass(hint):
-            found |= schema(hint, f"{path}{key}.")
+        kind_of = next(iter(typing.get_args(hint)), hint) if isinstance(hint, types.UnionType) else hint
+        if dataclasses.is_dataclass(kind_of):
+            found |= schema(kind_of, f"{path}{key}.")
     if kind is Recipe:
         found |= {"adapters.NAME": AdapterSpec} | schema(AdapterSpec, "adapters.NAME.")
-        found |= schema(ForwardSpec, "checks.forward.")
     return found
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from lora_build.errors import RecipeError
+from lora_build.recipe.identity import point_name, selected
+from lora_build.recipe.keys import check_recipe
 from lora_build.recipe.schema import (
     DType,
     ForwardSpec,
@@ -13,11 +15,10 @@ from lora_build.recipe.schema import (
     WrapperSpec,
     is_local,
     parse_size,
-    point_name,
     resolve_path,
-    selected,
 )  # fmt: skip
-from lora_build.recipe.validate import check_recipe, expand, from_mapping
+from lora_build.recipe.shorthand import expand
+from lora_build.recipe.validate import from_mapping
 
 
 def make(**changes):

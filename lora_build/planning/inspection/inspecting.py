@@ -10,6 +10,7 @@ and for the file's digest, and then one module at a time for the norms; of a bas
 import os
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from lora_build.errors import PlanError
@@ -31,7 +32,7 @@ from lora_build.planning.operations import Copy, Merge, Operation
 from lora_build.planning.plan import MergePlan, make_plan
 from lora_build.planning.resolve import open_source, resolve, split_reference
 from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe, is_local
-from lora_build.recipe.validate import expand
+from lora_build.recipe.shorthand import expand
 
 
 def inspect(adapter: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> Inspection:
@@ -53,7 +54,7 @@ def inspect(adapter: str | os.PathLike[str], base: str | os.PathLike[str] | None
         opened = open_adapter(opened_source.read, name, 1.0, sizes(opened_source))
         return _inspect(opened_source, read_contents(opened))
     source, revision = split_reference("base", base)
-    recipe.base = BaseSpec(source=source, revision=revision)
+    recipe = replace(recipe, base=BaseSpec(source=source, revision=revision))
     resolved = resolve(recipe)
     (opened,) = resolved.inputs.adapters
     contents, base_uri = read_contents(opened), resolved.sources[BASE].uri

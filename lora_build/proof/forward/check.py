@@ -39,7 +39,8 @@ from lora_build.proof.live_inputs import attach_adapters, load_base
 from lora_build.proof.manifest import Manifest, TensorRecord, read_manifest
 from lora_build.proof.reopen import BuildInputs, reopen
 from lora_build.proof.verify import verify
-from lora_build.recipe.schema import Numerics, Recipe, selected
+from lora_build.recipe.identity import selected
+from lora_build.recipe.schema import Numerics, Recipe
 from lora_build.wrapper.loading import load_model
 from lora_build.wrapper.model import LoraModel
 

@@ -1,0 +1,30 @@
+"""TAB: makes words for a shell of what Hydra knows to complete."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from lora_build.recipe.schema import Recipe
+
+
+def complete_values(words: str) -> list[str]:
+    """Return Hydra's words with every choice that a key has, of which Hydra offers the one that is set."""
+    found: list[str] = []
+    for word in words.split():
+        key, _, value = word.partition("=")
+        choices = _choices(key) if value else []
+        found += [f"{key}={choice}" for choice in choices] or [f"{word}=" if word in ("recipe", "sweep") else word]
+    return found
+
+
+def _choices(key: str) -> list[str]:
+    """Return the values of a key, such as `recipe.dtype`, that is one of an enumeration."""
+    kind: Any = {"recipe": Recipe}.get(key.partition(".")[0])
+    for part in key.split(".")[1:]:
+        if typing.get_origin(kind) is Mapping:
+            kind = typing.get_args(kind)[1]
+        else:
+            kind = typing.get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else None
+    return [member.value for member in kind] if isinstance(kind, type) and issubclass(kind, Enum) else []
