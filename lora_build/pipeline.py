@@ -1,7 +1,6 @@
 """The straight line: recipe, inputs, plan, files, manifest."""
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -12,12 +11,10 @@ from typing import Any
 
 from lora_build._native import levels, problem
 from lora_build.engine.blocks import could_be_fused, is_fused
-from lora_build.errors import RecipeError, StorageError, VerificationError
+from lora_build.errors import RecipeError, VerificationError
 from lora_build.files.formats.checkpoint import INDEX_NAME, Checkpoint
-from lora_build.files.hashing.hashed_file import file_digest
-from lora_build.files.identity import FileKey, FileRecord, SourceName
-from lora_build.files.sources import Source, digest, read_whole
-from lora_build.files.sources.local import LocalSource
+from lora_build.files.identity import SourceName
+from lora_build.files.sources import Source, read_whole
 from lora_build.files.targets.directory import DirectoryTarget
 from lora_build.files.targets.disk import free_bytes
 from lora_build.files.targets.lock import lock
@@ -27,16 +24,14 @@ from lora_build.planning.operations import Merge, Operation
 from lora_build.planning.plan import MergePlan, make_plan
 from lora_build.planning.resolve import resolve
 from lora_build.proof.checks import checks_of, have_passed, run_checks
-from lora_build.proof.manifest import (
-    MANIFEST_NAME,
-    PROVENANCE_NAME,
-    SURVIVAL_NAME,
-    Manifest,
-    make_manifest,
-    read_manifest,
-    untracked_files,
+from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, Manifest, make_manifest
+from lora_build.proof.output_dir import (
+    build_at,
+    input_digests,
+    is_up_to_date,
+    refuse_lack_of_space,
+    refuse_overlap,
 )  # fmt: skip
-from lora_build.proof.plan_record import record_plan
 from lora_build.proof.provenance import Run, root_above
 from lora_build.proof.provenance import to_bytes as provenance_bytes
 from lora_build.proof.reopen import BuildInputs
@@ -100,13 +95,13 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     resolved = resolve(recipe)
     target = resolve_path(recipe, recipe.output.dir).resolve()
-    _check_overlap(target, resolved.sources)
+    refuse_overlap(target, resolved.sources)
     plan = make_plan(recipe, resolved.inputs)
     prepared = Prepared(recipe=recipe, sources=resolved.sources, plan=plan, target=target, base=resolved.inputs.base)
     for check in checks_of(recipe):
         check.refuse(_inputs(prepared), plan)
-    if _check_target(prepared) is None:
-        _check_space(prepared)
+    if build_at(target, recipe.output.if_exists) is None:
+        refuse_lack_of_space(target, prepared.num_bytes_written)
     return prepared
 
 
@@ -127,10 +122,19 @@ def run(prepared: Prepared, *, progress: Callable[[int], None] | None = None) ->
             if not have_passed(prepared.recipe, prepared.target):
                 _check(prepared, prepared.target, there)
             return Built(dir=prepared.target, manifest=there, reused=True)
-        _check_space(prepared)
+        refuse_lack_of_space(prepared.target, prepared.num_bytes_written)
         _fetch(prepared, quiet=progress is None)
         with DirectoryTarget(prepared.target) as target:
             return _build(prepared, target, progress or (lambda _: None))
+
+
+def _existing(prepared: Prepared) -> Manifest | None:
+    """Return the manifest of the build at the target if it is this one and whole, and may be used again."""
+    manifest = build_at(prepared.target, prepared.recipe.output.if_exists)
+    if manifest is None or prepared.recipe.output.if_exists is IfExists.overwrite:
+        return None
+    same = is_up_to_date(prepared.target, manifest, prepared.plan, prepared.sources)
+    return manifest if same else None
 
 
 def build(recipe: Recipe | Mapping[str, Any]) -> Manifest:
@@ -152,7 +156,7 @@ def _build(prepared: Prepared, target: DirectoryTarget, progress: Callable[[int]
 
     started, clock = datetime.now(UTC), time.perf_counter()
     plan, sources = prepared.plan, prepared.sources
-    small = _records(prepared, lambda name: not name.endswith(".safetensors"))
+    small = input_digests(plan, sources, lambda name: not name.endswith(".safetensors"))
     texts = {"config.json": plan.config} | ({} if plan.index is None else {INDEX_NAME: plan.index})
     files = []
     copied = ((name, read_whole(sources[role], name)) for name, role in plan.side_files.items())
@@ -197,64 +201,6 @@ def _check(prepared: Prepared, folder: Path, manifest: Manifest) -> dict[str, An
         return run_checks(folder, manifest, _inputs(prepared))
     except VerificationError as error:
         raise VerificationError(f"{error}; {prepared.target} is as it was") from error
-
-
-def _records(prepared: Prepared, wanted: Callable[[str], bool]) -> dict[FileKey, FileRecord]:
-    """Return the digests of input files, without reading what is remembered."""
-    found = {}
-    for role, names in prepared.plan.input_files.items():
-        source = prepared.sources[role]
-        for name in filter(wanted, names):
-            size = source.files[name].size_bytes
-            found[FileKey(role, name)] = FileRecord(path=name, size_bytes=size, sha256=digest(source, name))
-    return found
-
-
-def _existing(prepared: Prepared) -> Manifest | None:
-    """Return the manifest of the build at the target if it is this one and whole."""
-    target, manifest = prepared.target, _check_target(prepared)
-    if manifest is None or prepared.recipe.output.if_exists is IfExists.overwrite:
-        return None
-    inputs = _records(prepared, lambda _: True)
-    same = record_plan(prepared.plan, inputs).build_key == manifest.build_key
-    return manifest if same and all(_is_whole(target / file.path, file) for file in manifest.files) else None
-
-
-def _check_target(prepared: Prepared) -> Manifest | None:
-    """Return the manifest of the build that is at the target, after making sure that a build may go there.
-
-    Raises:
-        RecipeError: something is there that must stay.
-        StorageError: nothing can be written there.
-    """
-    target = prepared.target
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        there = next(parent for parent in target.parents if parent.exists())
-        if not there.is_dir():
-            raise RecipeError(f"output.dir: {target} cannot be made: {there} is a file")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise StorageError(f"output.dir: {target} cannot be made: no permission to write in {there}")
-        return None
-    if prepared.recipe.output.if_exists is IfExists.fail:
-        raise RecipeError(f"output.dir: {target} exists, and the recipe says if_exists: fail")
-    if not (target / MANIFEST_NAME).is_file():
-        raise RecipeError(
-            f"output.dir: {target} exists and is no build of lora-build; it is left alone, choose another"
-        )
-    try:
-        manifest = read_manifest(target)
-    except VerificationError as error:
-        raise RecipeError(f"output.dir: {error}; it is left alone: remove {target} or choose another") from error
-    if others := untracked_files(target, manifest):
-        names = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-        raise RecipeError(f"output.dir: {target} holds files that lora-build did not write ({names}); move them away")
-    return manifest
-
-
-def _is_whole(path: Path, file: FileRecord) -> bool:
-    """Whether a file of the output is as it was built; it is read only where something about it changed."""
-    same_size = path.is_file() and path.stat().st_size == file.size_bytes
-    return same_size and file_digest(path, file.path) == file.sha256
 
 
 def free_bytes_for(prepared: Prepared) -> int:
@@ -309,23 +255,6 @@ def _factor_bytes(op: Merge) -> int:
     }
     ready = sum(tensor.num_elements // experts for tensor, experts in loaded.items())
     return sum(t.num_bytes for t in loaded) + 6 * 8 * ready
-
-
-def _check_space(prepared: Prepared) -> None:
-    needed, free = prepared.num_bytes_written, free_bytes_for(prepared)
-    if needed > free:
-        raise StorageError(
-            f"output.dir: {prepared.target} needs {needed / 1e6:,.1f} MB, its disk has {free / 1e6:,.1f} MB free; "
-            "free some space, or set output.dir to another disk"
-        )
-
-
-def _check_overlap(target: Path, sources: Mapping[SourceName, Source]) -> None:
-    for role, source in sources.items():
-        if isinstance(source, LocalSource):
-            root = source.root.resolve()
-            if root == target or root in target.parents or target in root.parents:
-                raise RecipeError(f"output.dir: {target} overlaps {role} ({root}); choose a directory outside it")
 
 
 def _fetch(prepared: Prepared, *, quiet: bool) -> None:
