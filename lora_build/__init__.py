@@ -2,8 +2,9 @@
 
     import lora_build
 
-    manifest = lora_build.build({"base": "./base", "adapters": {"math": "./math"}, "output": {"dir": "./merged"}})
-    manifest = lora_build.build(lora_build.load_recipe("prod_math", ["recipe.dtype=float32"]))
+    built = lora_build.build({"base": "./base", "adapters": {"math": "./math"}, "output": {"dir": "./merged"}})
+    built = lora_build.build(lora_build.load_recipe("prod_math", ["recipe.dtype=float32"]))
+    built.manifest.manifest_hash, built.warnings
     lora_build.verify("./merged")
 
 Nothing is printed; what there is to say is logged below the logger `lora_build`.
@@ -25,33 +26,37 @@ from lora_build.errors import (
 
 if TYPE_CHECKING:
     from lora_build.cli.main import load_recipe
-    from lora_build.pipeline import build
+    from lora_build.pipeline import Build, Plan, build, plan
     from lora_build.planning.inspection.inspecting import inspect
     from lora_build.planning.inspection.result import Inspection
-    from lora_build.proof.forward.check import ForwardReport, verify_forward
+    from lora_build.proof.forward.check import ForwardReport
     from lora_build.proof.manifest import Manifest
-    from lora_build.proof.verify import Verified, verify
+    from lora_build.proof.verify import Verification, verify
+    from lora_build.proof.wrapper_check import WrapperReport
     from lora_build.recipe.schema import Recipe
     from lora_build.wrapper.model import LoraModel
 
 __all__ = [
-    "ForwardReport", "Inspection", "LoraBuildError", "LoraModel", "Manifest", "MergeError", "PlanError", "Recipe",
-    "RecipeError", "SourceError", "StorageError", "VerificationError", "Verified", "__version__", "build", "inspect",
-    "load_recipe", "verify", "verify_forward",
+    "Build", "ForwardReport", "Inspection", "LoraBuildError", "LoraModel", "Manifest", "MergeError", "Plan",
+    "PlanError", "Recipe", "RecipeError", "SourceError", "StorageError", "Verification", "VerificationError",
+    "WrapperReport", "__version__", "build", "inspect", "load_recipe", "plan", "verify",
 ]  # fmt: skip
 
 _HOMES = {
     "build": "pipeline",
+    "plan": "pipeline",
+    "Build": "pipeline",
+    "Plan": "pipeline",
     "load_recipe": "cli.main",
     "verify": "proof.verify",
     "Manifest": "proof.manifest",
-    "Verified": "proof.verify",
+    "Verification": "proof.verify",
     "Recipe": "recipe.schema",
     "inspect": "planning.inspection.inspecting",
     "Inspection": "planning.inspection.result",
     "LoraModel": "wrapper.model",
     "ForwardReport": "proof.forward.check",
-    "verify_forward": "proof.forward.check",
+    "WrapperReport": "proof.wrapper_check",
 }
 
 

@@ -12,11 +12,10 @@ from typing import Any
 from lora_build._native import levels, problem
 from lora_build.engine.blocks import could_be_fused, is_fused
 from lora_build.errors import RecipeError, VerificationError
-from lora_build.files.formats.checkpoint import INDEX_NAME, Checkpoint
-from lora_build.files.identity import SourceName
+from lora_build.files.formats.checkpoint import INDEX_NAME
+from lora_build.files.identity import FileRecord, SourceName
 from lora_build.files.sources import Source, read_whole
 from lora_build.files.targets.directory import DirectoryTarget
-from lora_build.files.targets.disk import free_bytes
 from lora_build.files.targets.lock import lock
 from lora_build.numerics.survival import TensorSurvival, warnings
 from lora_build.numerics.survival import to_bytes as survival_bytes
@@ -35,6 +34,7 @@ from lora_build.proof.output_dir import (
 from lora_build.proof.provenance import Run, root_above
 from lora_build.proof.provenance import to_bytes as provenance_bytes
 from lora_build.proof.reopen import BuildInputs
+from lora_build.proof.survival_report import read_survival
 from lora_build.recipe.schema import IfExists, Recipe, resolve_path
 from lora_build.recipe.validate import from_mapping
 
@@ -45,33 +45,48 @@ _TORCH_BYTES = 290_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """A recipe that has been resolved and planned: all that a build needs."""
+class Plan:
+    """A recipe that has been resolved and planned: all that a build needs.
 
-    recipe: Recipe
-    sources: Mapping[SourceName, Source]
-    plan: MergePlan
+    Attributes:
+        inputs: the recipe, and the base and adapters that it names.
+        merge_plan: what will happen to every tensor.
+        target: where the output goes.
+    """
+
+    inputs: BuildInputs
+    merge_plan: MergePlan
     target: Path
-    base: Checkpoint
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe."""
+        return self.inputs.recipe
+
+    @property
+    def sources(self) -> Mapping[SourceName, Source]:
+        """Where base and adapters are."""
+        return self.inputs.sources
 
     @property
     def num_bytes_written(self) -> int:
         """The bytes of all files that a build writes, but lora-build's own."""
-        copied = (self.sources[role].files[name].size_bytes for name, role in self.plan.side_files.items())
-        return self.plan.num_bytes + len(self.plan.config) + len(self.plan.index or b"") + sum(copied)
+        plan = self.merge_plan
+        copied = (self.sources[role].files[name].size_bytes for name, role in plan.side_files.items())
+        return plan.num_bytes + len(plan.config) + len(plan.index or b"") + sum(copied)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Built:
+class Build:
     """A finished build.
 
     Attributes:
         dir: the output.
         manifest: its manifest.
         reused: whether it was there already.
-        survival: what rounding left of each update; empty for a build that was reused.
+        survival: what rounding left of each update; of a build that was reused, what its report says.
         seconds: how long each stage took; stages run beside each other, and `whole` is all of them.
-        notes: what its user should know of the installation.
+        notes: what its user should know of the installation, or of the build that was there.
     """
 
     dir: Path
@@ -87,7 +102,38 @@ class Built:
         return (*self.notes, *warnings(self.survival))
 
 
-def prepare(recipe: Recipe) -> Prepared:
+def plan(recipe: Recipe | Mapping[str, Any]) -> Plan:
+    """Return what a build of a recipe would do, without doing it; the recipe is given as such or as plain data.
+
+    Raises:
+        LoraBuildError: see `prepare`.
+    """
+    return prepare(_checked(recipe, "plan"))
+
+
+def build(recipe: Recipe | Mapping[str, Any]) -> Build:
+    """Build a recipe, given as such or as plain data, and return what is then in its output directory.
+
+    Its warnings are logged besides.
+
+    Raises:
+        LoraBuildError: see `prepare` and `run`.
+    """
+    built = run(prepare(_checked(recipe, "build")))
+    for warning in built.warnings:
+        log.warning(warning)
+    return built
+
+
+def _checked(recipe: Recipe | Mapping[str, Any], verb: str) -> Recipe:
+    if not isinstance(recipe, Recipe | Mapping):
+        raise RecipeError(
+            f"{verb} takes a Recipe or a mapping, found {recipe!r}; load_recipe('NAME') reads one by name"
+        )
+    return from_mapping(recipe)
+
+
+def prepare(recipe: Recipe) -> Plan:
     """Return a recipe resolved and planned; reads headers and configs, writes nothing.
 
     Raises:
@@ -96,87 +142,87 @@ def prepare(recipe: Recipe) -> Prepared:
     resolved = resolve(recipe)
     target = resolve_path(recipe, recipe.output.dir).resolve()
     refuse_overlap(target, resolved.sources)
-    plan = make_plan(recipe, resolved.inputs)
-    prepared = Prepared(recipe=recipe, sources=resolved.sources, plan=plan, target=target, base=resolved.inputs.base)
+    inputs = BuildInputs(recipe=recipe, sources=resolved.sources, base=resolved.inputs.base)
+    found = Plan(inputs=inputs, merge_plan=make_plan(recipe, resolved.inputs), target=target)
     for check in checks_of(recipe):
-        check.refuse(_inputs(prepared), plan)
+        check.refuse(inputs, found.merge_plan)
     if build_at(target, recipe.output.if_exists) is None:
-        refuse_lack_of_space(target, prepared.num_bytes_written)
-    return prepared
+        refuse_lack_of_space(target, found.num_bytes_written)
+    return found
 
 
-def run(prepared: Prepared, *, progress: Callable[[int], None] | None = None) -> Built:
+def run(plan: Plan, *, progress: Callable[[int], None] | None = None) -> Build:
     """Return the build of a plan: the one that is there if nothing changed, else a new one.
 
     Args:
-        prepared: what to build.
+        plan: what to build.
         progress: is told how many more bytes have been written, out of `num_bytes_written`.
 
     Raises:
         LoraBuildError: the target is somebody else's, the disk or the network failed, an input's bytes are not the
             promised ones, or a merged value is not finite. The target is then as it was.
     """
-    with lock(prepared.target):
-        there = _existing(prepared)
-        if there is not None:
-            if not have_passed(prepared.recipe, prepared.target):
-                _check(prepared, prepared.target, there)
-            return Built(dir=prepared.target, manifest=there, reused=True)
-        refuse_lack_of_space(prepared.target, prepared.num_bytes_written)
-        _fetch(prepared, quiet=progress is None)
-        with DirectoryTarget(prepared.target) as target:
-            return _build(prepared, target, progress or (lambda _: None))
+    with lock(plan.target):
+        there = build_at(plan.target, plan.recipe.output.if_exists)
+        if there is not None and plan.recipe.output.if_exists is not IfExists.overwrite and _is_up_to_date(plan, there):
+            return _reuse(plan, there)
+        refuse_lack_of_space(plan.target, plan.num_bytes_written)
+        _fetch(plan, quiet=progress is None)
+        with DirectoryTarget(plan.target) as target:
+            return _build(plan, target, progress or (lambda _: None))
 
 
-def _existing(prepared: Prepared) -> Manifest | None:
-    """Return the manifest of the build at the target if it is this one and whole, and may be used again."""
-    manifest = build_at(prepared.target, prepared.recipe.output.if_exists)
-    if manifest is None or prepared.recipe.output.if_exists is IfExists.overwrite:
-        return None
-    same = is_up_to_date(prepared.target, manifest, prepared.plan, prepared.sources)
-    return manifest if same else None
+def _is_up_to_date(plan: Plan, there: Manifest) -> bool:
+    return is_up_to_date(plan.target, there, plan.merge_plan, plan.sources)
 
 
-def build(recipe: Recipe | Mapping[str, Any]) -> Manifest:
-    """Build a recipe, given as such or as plain data, and return the manifest of what is then in its output directory.
-
-    Raises:
-        LoraBuildError: see `prepare` and `run`.
-    """
-    if not isinstance(recipe, Recipe | Mapping):
-        raise RecipeError(f"build takes a Recipe or a mapping, found {recipe!r}; load_recipe('NAME') reads one by name")
-    built = run(prepare(from_mapping(recipe)))
-    for note in built.notes:
-        log.warning(note)
-    return built.manifest
+def _reuse(plan: Plan, there: Manifest) -> Build:
+    """Return the build that is there, after the checks that it has not passed yet."""
+    if not have_passed(plan.recipe, plan.target):
+        _check(plan, plan.target, there)
+    survival = read_survival(plan.target)
+    notes = () if survival is not None else (f"what rounding left is not known: no {SURVIVAL_NAME} that can be read",)
+    return Build(dir=plan.target, manifest=there, reused=True, survival=survival or (), notes=notes)
 
 
-def _build(prepared: Prepared, target: DirectoryTarget, progress: Callable[[int], None]) -> Built:
+def _fetch(plan: Plan, *, quiet: bool) -> None:
+    """Have every input on this machine before a byte is written."""
+    for role, names in plan.merge_plan.input_files.items():
+        for name in names:
+            plan.sources[role].path(name, quiet=quiet)
+
+
+def _build(plan: Plan, target: DirectoryTarget, progress: Callable[[int], None]) -> Build:
     from lora_build.engine.execute import execute  # the compiled pass, or torch, which planning does without
 
     started, clock = datetime.now(UTC), time.perf_counter()
-    plan, sources = prepared.plan, prepared.sources
-    small = input_digests(plan, sources, lambda name: not name.endswith(".safetensors"))
-    texts = {"config.json": plan.config} | ({} if plan.index is None else {INDEX_NAME: plan.index})
-    files = []
-    copied = ((name, read_whole(sources[role], name)) for name, role in plan.side_files.items())
+    merge_plan, sources = plan.merge_plan, plan.sources
+    small = input_digests(merge_plan, sources, lambda name: not name.endswith(".safetensors"))
+    files = _write_small_files(plan, target, progress)
+    done = execute(merge_plan, sources, target, progress)
+    inputs = {**small, **done.inputs}
+    manifest = make_manifest(merge_plan, inputs=inputs, files=(*files, *done.files), tensors=done.tensors)
+    target.write(SURVIVAL_NAME, survival_bytes(done.survival))
+    checks = _check(plan, target.staging, manifest)
+    happened = Run(started=started, root=root_above(Path(plan.recipe.root), plan.target), checks=checks)
+    target.write(PROVENANCE_NAME, provenance_bytes(plan.recipe, sources, inputs, manifest, happened))
+    target.write(MANIFEST_NAME, manifest.to_bytes())
+    target.commit()
+    return Build(
+        dir=plan.target, manifest=manifest, reused=False, survival=done.survival,
+        seconds={**done.seconds, "whole": time.perf_counter() - clock}, notes=_notes(merge_plan),
+    )  # fmt: skip
+
+
+def _write_small_files(plan: Plan, target: DirectoryTarget, progress: Callable[[int], None]) -> list[FileRecord]:
+    """Write config.json, the index, and what goes along."""
+    merge_plan, files = plan.merge_plan, []
+    texts = {"config.json": merge_plan.config} | ({} if merge_plan.index is None else {INDEX_NAME: merge_plan.index})
+    copied = ((name, read_whole(plan.sources[role], name)) for name, role in merge_plan.side_files.items())
     for name, data in (*texts.items(), *copied):
         files.append(target.write(name, data))
         progress(len(data))
-    done = execute(plan, sources, target, progress)
-    inputs = {**small, **done.inputs}
-    manifest = make_manifest(plan, inputs=inputs, files=(*files, *done.files), tensors=done.tensors)
-    target.write(SURVIVAL_NAME, survival_bytes(done.survival))
-    checks = _check(prepared, target.staging, manifest)
-    happened = Run(started=started, root=root_above(Path(prepared.recipe.root), prepared.target), checks=checks)
-    target.write(PROVENANCE_NAME, provenance_bytes(prepared.recipe, prepared.sources, inputs, manifest, happened))
-    target.write(MANIFEST_NAME, manifest.to_bytes())
-    target.commit()
-    seconds = {**done.seconds, "whole": time.perf_counter() - clock}
-    return Built(
-        dir=prepared.target, manifest=manifest, reused=False, survival=done.survival, seconds=seconds,
-        notes=_notes(plan),
-    )  # fmt: skip
+    return files
 
 
 def _notes(plan: MergePlan) -> tuple[str, ...]:
@@ -187,51 +233,41 @@ def _notes(plan: MergePlan) -> tuple[str, ...]:
     return (f"no compiled loops, so torch merged, to the same bytes but more slowly: {found}",) if found else ()
 
 
-def _inputs(prepared: Prepared) -> BuildInputs:
-    return BuildInputs(recipe=prepared.recipe, sources=prepared.sources, base=prepared.base)
-
-
-def _check(prepared: Prepared, folder: Path, manifest: Manifest) -> dict[str, Any]:
+def _check(plan: Plan, folder: Path, manifest: Manifest) -> dict[str, Any]:
     """Return the record of the checks that the recipe asks for, after the output in a folder has passed them.
 
     Raises:
         VerificationError: it has not.
     """
     try:
-        return run_checks(folder, manifest, _inputs(prepared))
+        return run_checks(folder, manifest, plan.inputs)
     except VerificationError as error:
-        raise VerificationError(f"{error}; {prepared.target} is as it was") from error
+        raise VerificationError(f"{error}; {plan.target} is as it was") from error
 
 
-def free_bytes_for(prepared: Prepared) -> int:
-    """Return the free bytes of the disk that the output goes to."""
-    return free_bytes(prepared.target)
-
-
-def memory_bytes(prepared: Prepared) -> int:
+def memory_bytes(plan: Plan) -> int:
     """Return an estimate of the memory that a build takes: blocks, factors of its largest merge, torch if it is used.
 
     `numerics: peft` works on whole parameters; a check may hold a model.
     """
-    merges = (op for op in prepared.plan.operations if isinstance(op, Merge))
+    merges = (op for op in plan.merge_plan.operations if isinstance(op, Merge))
     by_factors = {tuple(id(update.factors) for update in op.updates): op for op in merges}  # experts share theirs
-    runtime = _RUNTIME_BYTES + _TORCH_BYTES * _uses_torch(prepared, by_factors.values())
+    runtime = _RUNTIME_BYTES + _TORCH_BYTES * _uses_torch(plan, by_factors.values())
     stream = runtime + max(map(_factor_bytes, by_factors.values()), default=0)
-    if prepared.plan.repeats_peft:
-        stream += max((_parameter_bytes(op) for op in prepared.plan.operations), default=0)
-    checks = (check.memory_bytes(_inputs(prepared), prepared.plan) for check in checks_of(prepared.recipe))
+    if plan.merge_plan.repeats_peft:
+        stream += max((_parameter_bytes(op) for op in plan.merge_plan.operations), default=0)
+    checks = (check.memory_bytes(plan.inputs, plan.merge_plan) for check in checks_of(plan.recipe))
     return max([stream, *(runtime + num_bytes for num_bytes in checks)])
 
 
-def _uses_torch(prepared: Prepared, merges: Iterable[Merge]) -> bool:
+def _uses_torch(plan: Plan, merges: Iterable[Merge]) -> bool:
     """Whether a build computes with torch, or planning had transformers import it."""
-    plan = prepared.plan
     return (
         "torch" in sys.modules
-        or plan.repeats_peft
-        or bool(checks_of(prepared.recipe))
+        or plan.merge_plan.repeats_peft
+        or bool(checks_of(plan.recipe))
         or not all(is_fused(op, segment) for op in merges for segment in op.segments)
-        or any(op.dtype != op.source.dtype and (op.dtype == "F64" or not levels()) for op in plan.operations)
+        or any(op.dtype != op.source.dtype and (op.dtype == "F64" or not levels()) for op in plan.merge_plan.operations)
     )
 
 
@@ -255,10 +291,3 @@ def _factor_bytes(op: Merge) -> int:
     }
     ready = sum(tensor.num_elements // experts for tensor, experts in loaded.items())
     return sum(t.num_bytes for t in loaded) + 6 * 8 * ready
-
-
-def _fetch(prepared: Prepared, *, quiet: bool) -> None:
-    """Have every input on this machine before a byte is written."""
-    for role, names in prepared.plan.input_files.items():
-        for name in names:
-            prepared.sources[role].path(name, quiet=quiet)

@@ -43,7 +43,7 @@ def listing(folder: Path) -> list[str]:
 
 def test_a_build_leaves_the_checkpoint_and_its_proof_and_nothing_else(folder: Path) -> None:
     before = listing(folder)
-    manifest = lora_build.build(small.recipe(folder))
+    manifest = lora_build.build(small.recipe(folder)).manifest
 
     assert listing(folder) == sorted([*before, "out"])
     assert listing(folder / "out") == [
@@ -63,7 +63,7 @@ def test_a_second_build_is_up_to_date_and_touches_nothing(folder: Path) -> None:
 
 
 def test_a_changed_adapter_at_the_same_path_is_built_anew(folder: Path) -> None:
-    first = lora_build.build(small.recipe(folder))
+    first = lora_build.build(small.recipe(folder)).manifest
     small.edit(folder / "math", lora_B__weight=small.values(77, 8, 2, dtype=torch.float32))
     second = run(prepare(from_mapping(small.recipe(folder))))
 
@@ -74,16 +74,18 @@ def test_a_changed_adapter_at_the_same_path_is_built_anew(folder: Path) -> None:
 
 @pytest.mark.parametrize("option", [{"dtype": "float32"}, {"safe_merge": False}, {"output": {"max_shard_size": "1KB"}}])
 def test_every_option_that_may_change_the_output_changes_the_build_key(folder: Path, option: dict[str, object]) -> None:
-    first = lora_build.build(small.recipe(folder))
+    first = lora_build.build(small.recipe(folder)).manifest
     changed = small.recipe(folder) | option
     changed["output"] = {"dir": str(folder / "other")} | dict(option.get("output", {}))  # type: ignore[call-overload]
 
-    assert lora_build.build(changed).build_key != first.build_key
+    assert lora_build.build(changed).manifest.build_key != first.build_key
 
 
 def test_shards_change_the_output_digest_but_not_the_weights_digest(folder: Path) -> None:
-    first = lora_build.build(small.recipe(folder))
-    second = lora_build.build(small.recipe(folder, output={"dir": str(folder / "two"), "max_shard_size": "0.1KB"}))
+    first = lora_build.build(small.recipe(folder)).manifest
+    second = lora_build.build(
+        small.recipe(folder, output={"dir": str(folder / "two"), "max_shard_size": "0.1KB"})
+    ).manifest
 
     assert len(list((folder / "two").glob("model-*-of-00003.safetensors"))) == 3
     assert first.weights_digest == second.weights_digest
@@ -124,7 +126,7 @@ def test_one_size_written_in_two_ways_is_one_build(folder: Path) -> None:
         lora_build.build(small.recipe(folder, output={"dir": str(folder / f"out{i}"), "max_shard_size": size}))
         for i, size in enumerate(("1KB", "0.001MB"))
     )
-    assert first.manifest_hash == second.manifest_hash
+    assert first.manifest.manifest_hash == second.manifest.manifest_hash
 
 
 def test_somebody_elses_directory_is_left_alone(folder: Path) -> None:
@@ -190,8 +192,8 @@ def test_safe_merge_finds_a_conversion_that_overflows(folder: Path) -> None:
 
 
 def test_without_safe_merge_the_bits_are_the_same_and_bad_values_pass(folder: Path) -> None:
-    checked = lora_build.build(small.recipe(folder))
-    unchecked = lora_build.build(small.recipe(folder, safe_merge=False, output={"dir": str(folder / "two")}))
+    checked = lora_build.build(small.recipe(folder)).manifest
+    unchecked = lora_build.build(small.recipe(folder, safe_merge=False, output={"dir": str(folder / "two")})).manifest
     assert checked.weights_digest == unchecked.weights_digest
 
     small.edit(folder / "math", lora_B__weight=torch.full((8, 2), float("nan")))
@@ -240,18 +242,18 @@ def test_a_build_killed_at_any_step_leaves_the_target_absent_or_whole(folder: Pa
         if (folder / "out").exists():
             assert lora_build.verify(folder / "out").manifest_hash == whole
         else:
-            assert lora_build.build(small.recipe(folder)).manifest_hash == whole
+            assert lora_build.build(small.recipe(folder)).manifest.manifest_hash == whole
     lora_build.build(small.recipe(folder))
     assert lora_build.verify(folder / "out").manifest_hash == whole
 
 
 def test_a_kill_while_an_old_build_is_replaced_leaves_one_of_the_two(folder: Path) -> None:
-    old = lora_build.build(small.recipe(folder)).manifest_hash
+    old = lora_build.build(small.recipe(folder)).manifest.manifest_hash
     small.edit(folder / "math", lora_B__weight=small.values(5, 8, 2, dtype=torch.float32))
     for step in (1, 6, 14):
         assert killed_at(folder, step).returncode == -signal.SIGKILL
         assert lora_build.verify(folder / "out").manifest_hash == old
-    new = lora_build.build(small.recipe(folder)).manifest_hash
+    new = lora_build.build(small.recipe(folder)).manifest.manifest_hash
 
     assert new != old
     assert [n for n in listing(folder) if "lora-build" in n] == []
@@ -332,7 +334,7 @@ def test_a_machine_that_fails_the_self_test_builds_nothing(folder: Path, monkeyp
 
 
 def test_a_full_disk_is_found_before_the_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_build.pipeline.free_bytes", lambda _: 10)
+    monkeypatch.setattr("lora_build.proof.output_dir.free_bytes", lambda _: 10)
 
     with pytest.raises(lora_build.StorageError, match=r"needs .* free some space") as caught:
         lora_build.build(small.recipe(folder))
@@ -413,6 +415,39 @@ def test_an_adapter_that_rounding_swallows_is_warned_about(folder: Path) -> None
     assert survival.by_adapter(built.survival)[0].changed < 0.1
 
 
+def test_a_build_that_is_up_to_date_still_says_what_rounding_left(folder: Path) -> None:
+    small.make_adapter(folder / "faint", scale=2e-4)
+    first = lora_build.build(small.recipe(folder, "faint"))
+    again = lora_build.build(small.recipe(folder, "faint"))
+
+    assert (first.reused, again.reused) == (False, True)
+    assert len(again.warnings) == 1
+    assert again.warnings == first.warnings
+    assert again.survival == first.survival
+    lines = console.built_lines(again)
+    assert [line.partition(" ")[0] for line in lines] == ["survival", "up", "warning", "manifest"]
+    assert lines[0] == console.built_lines(first)[0]
+
+
+def test_python_is_told_of_an_adapter_that_barely_survives(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    small.make_adapter(folder / "faint", scale=2e-4)
+    built = lora_build.build(small.recipe(folder, "faint"))
+
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("lora_build")] == [
+        *built.warnings
+    ]
+
+
+def test_a_plan_from_python_says_what_a_build_would_do_and_writes_nothing(folder: Path) -> None:
+    before = listing(folder)
+    plan = lora_build.plan(small.recipe(folder))
+
+    assert listing(folder) == before
+    assert {op.name for op in plan.merge_plan.operations} == set(load_file(folder / "base/model.safetensors"))
+    with pytest.raises(lora_build.RecipeError, match=r"plan takes a Recipe or a mapping.*load_recipe\('NAME'\)"):
+        lora_build.plan("prod")  # type: ignore[arg-type]
+
+
 def test_an_adapter_that_vanishes_beside_another_is_warned_about_by_name(folder: Path) -> None:
     small.make_adapter(folder / "faint", seed=70, scale=1e-7)
     built = run(prepare(from_mapping(small.recipe(folder, "math", "faint"))))
@@ -486,7 +521,7 @@ def test_a_recipe_changed_in_python_is_checked_again(folder: Path) -> None:
 def test_provenance_names_sources_and_no_path_of_this_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     recipe = {"base": "./base", "adapters": {"math": "./math"}, "output": {"dir": "./out"}}
-    manifest = lora_build.build(recipe)
+    manifest = lora_build.build(recipe).manifest
     text = (folder / "out/lora-build.provenance.json").read_text()
     statement = json.loads(text)
 

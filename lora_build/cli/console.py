@@ -11,14 +11,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, assert_never
 
 from lora_build.files.identity import BASE, SourceName
+from lora_build.files.targets.disk import free_bytes
 from lora_build.numerics.survival import by_adapter, describe_norm
-from lora_build.pipeline import Built, Prepared, free_bytes_for, memory_bytes
+from lora_build.pipeline import Build, Plan, memory_bytes
 from lora_build.planning.operations import Convert, Copy, Merge, Operation, Replace
 from lora_build.recipe.files import label
 
 if TYPE_CHECKING:
     from lora_build.planning.inspection.result import AdaptedParameter, BaseFit, Inspection
     from lora_build.proof.forward.check import ForwardReport
+    from lora_build.proof.verify import Verification
 
 _PLAIN_EVERY_SECONDS = 5.0
 _VERBS = (("merge", "merged"), ("replace", "replaced"), ("copy", "as they are"))
@@ -47,9 +49,9 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.3g} TB"
 
 
-def plan_lines(prepared: Prepared) -> list[str]:
+def plan_lines(plan: Plan) -> list[str]:
     """Return the plan in a few lines."""
-    plan, operations = prepared.plan, prepared.plan.operations
+    merge_plan, operations = plan.merge_plan, plan.merge_plan.operations
     counts = Counter(op.verb for op in operations)
     touched = Counter(name for op in operations for name in op.adapters)
     volumes: Counter[str] = Counter()
@@ -61,65 +63,62 @@ def plan_lines(prepared: Prepared) -> list[str]:
         if counts[k]
     ]
     lines = [
-        f"base      {prepared.sources[BASE].uri}",
+        f"base      {plan.sources[BASE].uri}",
         *(
             f"adapter   {name}: weight {weight:g}, {_count(touched[name], 'tensor')}, "
-            f"{prepared.sources[SourceName.of_adapter(name)].uri}"
-            for name, weight in plan.weights.items()
+            f"{plan.sources[SourceName.of_adapter(name)].uri}"
+            for name, weight in merge_plan.weights.items()
         ),
         f"tensors   {len(operations)}: {', '.join(parts)}",
-        f"files     {_count(len(plan.shards), 'weight file')}, config.json, {_count(len(plan.side_files), 'more')}",
-        f"disk      {size(prepared.num_bytes_written)} to write, {size(free_bytes_for(prepared))} free",
-        f"memory    about {size(memory_bytes(prepared))}",
-        f"target    {label(prepared.target)}",
+        f"files     {_count(len(merge_plan.shards), 'weight file')}, config.json, "
+        f"{_count(len(merge_plan.side_files), 'more')}",
+        f"disk      {size(plan.num_bytes_written)} to write, {size(free_bytes(plan.target))} free",
+        f"memory    about {size(memory_bytes(plan))}",
+        f"target    {label(plan.target)}",
     ]
-    if plan.config_changes:
-        lines.append("config    " + ", ".join(f"{k}: {_short(v)}" for k, v in plan.config_changes.items()))
-    if plan.left_out:
-        lines.append(f"left out  {', '.join(plan.left_out)}")
-    return lines + [f"note      {note}" for note in plan.notes]
+    if merge_plan.config_changes:
+        lines.append("config    " + ", ".join(f"{k}: {_short(v)}" for k, v in merge_plan.config_changes.items()))
+    if merge_plan.left_out:
+        lines.append(f"left out  {', '.join(merge_plan.left_out)}")
+    return lines + [f"note      {note}" for note in merge_plan.notes]
 
 
-def plan_json(prepared: Prepared) -> dict[str, Any]:
+def plan_json(plan: Plan) -> dict[str, Any]:
     """Return the plan for machines: every output tensor with what happens to it."""
-    plan = prepared.plan
+    merge_plan = plan.merge_plan
     return {
-        "name": prepared.recipe.name,
-        "target": str(prepared.target),
-        "options": dict(plan.options),
-        "sources": {role: source.uri for role, source in prepared.sources.items()},
-        "adapters": {name: {"weight": weight} for name, weight in plan.weights.items()},
-        "bytes_to_write": prepared.num_bytes_written,
-        "disk_free_bytes": free_bytes_for(prepared),
-        "memory_bytes": memory_bytes(prepared),
-        "config_changes": dict(plan.config_changes),
-        "side_files": list(plan.side_files),
-        "left_out": list(plan.left_out),
-        "notes": list(plan.notes),
+        "name": plan.recipe.name,
+        "target": str(plan.target),
+        "options": dict(merge_plan.options),
+        "sources": {role: source.uri for role, source in plan.sources.items()},
+        "adapters": {name: {"weight": weight} for name, weight in merge_plan.weights.items()},
+        "bytes_to_write": plan.num_bytes_written,
+        "disk_free_bytes": free_bytes(plan.target),
+        "memory_bytes": memory_bytes(plan),
+        "config_changes": dict(merge_plan.config_changes),
+        "side_files": list(merge_plan.side_files),
+        "left_out": list(merge_plan.left_out),
+        "notes": list(merge_plan.notes),
         "files": [
             {"path": shard.file, "size": shard.num_bytes, "tensors": [_tensor_json(op) for op in shard.operations]}
-            for shard in plan.shards
+            for shard in merge_plan.shards
         ],
     }
 
 
-def built_lines(built: Built) -> list[str]:
+def built_lines(built: Build) -> list[str]:
     """Return the result in a few lines; the last one is the manifest hash."""
-    lines = []
-    if built.reused:
-        lines.append(f"up to date  {label(built.dir)}")
-    else:
-        for a in by_adapter(built.survival):
-            lines.append(
-                f"survival    {a.adapter}: {describe_norm(a)} over {_count(a.num_tensors, 'tensor')}, "
-                f"{a.changed:.1%} of the updated elements changed"
-            )
-        lines.append(f"built       {label(built.dir)}")
+    lines = [
+        f"survival    {a.adapter}: {describe_norm(a)} over {_count(a.num_tensors, 'tensor')}, "
+        f"{a.changed:.1%} of the updated elements changed"
+        for a in by_adapter(built.survival)
+    ]
+    lines.append(f"{'up to date' if built.reused else 'built':<11} {label(built.dir)}")
     lines += [f"warning     {warning}" for warning in built.warnings]
     return [*lines, f"manifest    {built.manifest.manifest_hash}"]
 
 
-def timing_lines(built: Built) -> list[str]:
+def timing_lines(built: Build) -> list[str]:
     """Return where the time of a build went."""
     if built.reused:
         return ["timings     nothing was read or written"]
@@ -133,7 +132,7 @@ def timing_lines(built: Built) -> list[str]:
     return lines
 
 
-def built_json(built: Built) -> dict[str, Any]:
+def built_json(built: Build) -> dict[str, Any]:
     """Return the result for machines."""
     manifest = built.manifest
     return {
@@ -146,6 +145,19 @@ def built_json(built: Built) -> dict[str, Any]:
         "warnings": list(built.warnings),
         "seconds": {stage: round(seconds, 3) for stage, seconds in sorted(built.seconds.items())},
     }
+
+
+def verification_line(folder: str, found: "Verification") -> str:
+    """Return what was read and is whole."""
+    counts = f"{found.num_files} files, {found.num_tensors} tensors, {found.num_bytes} bytes"
+    return f"{folder}: ok, {counts}, {found.manifest_hash}"
+
+
+def verification_json(found: "Verification") -> dict[str, Any]:
+    """Return what was verified for machines, with the reports of the checks that were asked for."""
+    data = dataclasses.asdict(found)
+    reports = {"forward": found.forward and forward_json(found.forward)}
+    return {key: value for key, value in (data | reports).items() if value is not None}
 
 
 def forward_lines(report: "ForwardReport") -> list[str]:
@@ -397,12 +409,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def print_plan(prepared: Prepared) -> None:
+def print_plan(plan: Plan) -> None:
     """Print the plan."""
-    _print(plan_lines(prepared))
+    _print(plan_lines(plan))
 
 
-def print_built(built: Built, *, timings: bool = False) -> None:
+def print_built(built: Build, *, timings: bool = False) -> None:
     """Print the result, and where the time went."""
     _print(built_lines(built) + (timing_lines(built) if timings else []))
 

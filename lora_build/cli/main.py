@@ -4,7 +4,6 @@ Hydra, torch and the engine are imported by what needs them: `--help`, `list` an
 """
 
 import contextlib
-import dataclasses
 import functools
 import gc
 import io
@@ -37,7 +36,7 @@ from lora_build.sweep import points as sweep
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from lora_build.pipeline import Built
+    from lora_build.pipeline import Build
 
 HELP = """\
 lora-build: merged LoRA checkpoints from recipes in git: same recipe, same bytes.
@@ -271,7 +270,7 @@ def _run_single(command: str, config: "DictConfig", *, as_json: bool, timings: b
     return 0
 
 
-def _build(recipe: Recipe, *, progressbar: bool) -> "Built":
+def _build(recipe: Recipe, *, progressbar: bool) -> "Build":
     from lora_build import pipeline
     from lora_build.cli import console
 
@@ -281,6 +280,7 @@ def _build(recipe: Recipe, *, progressbar: bool) -> "Built":
 
 
 def _verify(words: Sequence[str], *, as_json: bool) -> int:
+    from lora_build.cli import console
     from lora_build.proof import verify
 
     folders, forward = _verify_words(words)
@@ -289,11 +289,15 @@ def _verify(words: Sequence[str], *, as_json: bool) -> int:
         result: dict[str, Any] = {"dir": word, "exit_code": 0}
         lines: list[str] = []
         try:
-            result |= dataclasses.asdict(verify.verify(Path(word)))
-            line = "{dir}: ok, {num_files} files, {num_tensors} tensors, {num_bytes} bytes, {manifest_hash}"
-            lines.append(line.format(**result))
+            found = verify.verify_bytes(Path(word))
+            result |= console.verification_json(found)
+            lines.append(console.verification_line(word, found))
             if forward is not None:
-                lines += _verify_forward(Path(word), forward, result)
+                found = verify.hold_to_inputs(Path(word), found, **forward)
+                result |= console.verification_json(found)
+                lines += console.forward_lines(found.forward) if found.forward else []
+            if found.problems:
+                raise VerificationError("\n  ".join(f"{word}: {problem}" for problem in found.problems))
         except LoraBuildError as error:
             result |= {"exit_code": error.exit_code, "error": str(error)}
         results.append(result)
@@ -304,18 +308,6 @@ def _verify(words: Sequence[str], *, as_json: bool) -> int:
     if as_json:
         _print_json({"builds": results})
     return sweep.exit_code(results)
-
-
-def _verify_forward(folder: Path, forward: dict[str, Any], result: dict[str, Any]) -> list[str]:
-    """Return the lines of a forward check, which goes into the result."""
-    from lora_build.cli import console
-    from lora_build.proof.forward import check as forward_check
-
-    report = forward_check.check_build(folder, forward["prompts"], forward["seed"])
-    result["forward"] = console.forward_json(report)
-    if report.problem:
-        result |= {"exit_code": VerificationError.exit_code, "error": f"{folder}: {report.problem}"}
-    return console.forward_lines(report)
 
 
 def _verify_words(words: Sequence[str]) -> tuple[list[str], dict[str, Any] | None]:
@@ -346,7 +338,7 @@ def _verify_words(words: Sequence[str]) -> tuple[list[str], dict[str, Any] | Non
         raise RecipeError(f"{next(iter(options))} goes with --forward; {usage}")
     if not re.fullmatch(r"\d{1,18}", seed, re.ASCII):
         raise RecipeError(f"--seed: expected a whole number, 0 or more, found '{seed}'")
-    return folders, {"prompts": options.get("--prompts"), "seed": int(seed)} if options else None
+    return folders, {"forward": True, "prompts": options.get("--prompts"), "seed": int(seed)} if options else None
 
 
 def _inspect(words: Sequence[str], *, as_json: bool) -> int:

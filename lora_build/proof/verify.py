@@ -1,33 +1,116 @@
-"""Verifying: every byte of a build is read again and held to its manifest."""
+"""Verifying: every byte of a build is held to its manifest and, if asked, what it is to its base and adapters."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lora_build.errors import SourceError, VerificationError
+from lora_build.errors import RecipeError, SourceError, VerificationError
 from lora_build.files.executor import Executor, StageTimer, num_cores
 from lora_build.files.formats.safetensors import TensorInfo, read_tensors
 from lora_build.files.hashing.hashed_file import HashedFile
 from lora_build.files.identity import Digest, FileRecord, SourceName
 from lora_build.proof.manifest import TensorRecord, read_manifest, untracked_files
 
+if TYPE_CHECKING:
+    from lora_build.proof.forward.check import ForwardReport
+    from lora_build.proof.wrapper_check import WrapperReport
+
 _MOST_THREADS = 32  # each with a file, some 20 MB of which wait for their hash
 _HERE = SourceName(".")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
-    """What `verify` went through and found right."""
+class Verification:
+    """What `verify` went through.
 
-    manifest_hash: str
+    Attributes:
+        manifest_hash: the digest of the manifest that every byte was held to.
+        num_files: how many files have the bytes that they were built with.
+        num_tensors: how many tensors.
+        num_bytes: the size of all files.
+        forward: how the build answers beside its base and adapters; None where that was not asked.
+        wrapper: how its tensors compare with a merge in memory; None where that was not asked.
+    """
+
+    manifest_hash: Digest
     num_files: int
     num_tensors: int
     num_bytes: int
+    forward: "ForwardReport | None" = None
+    wrapper: "WrapperReport | None" = None
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What the checks found wrong, a sentence each; bytes that differ are raised and not reported."""
+        return tuple(report.problem for report in (self.forward, self.wrapper) if report and report.problem)
 
 
-def verify(directory: Path | str) -> Verified:
+def verify(
+    directory: Path | str,
+    *,
+    forward: bool = False,
+    wrapper: bool = False,
+    prompts: Path | str | None = None,
+    seed: int = 0,
+) -> Verification:
+    """Read every byte of a build again and hold it to its manifest; if asked, hold it to its base and adapters as well.
+
+    Base and adapters are found by lora-build.provenance.json and held to the manifest's digests.
+
+    Args:
+        directory: the build.
+        forward: whether to run it beside its base with the adapters unmerged.
+        wrapper: whether to compare its tensors with a merge in memory.
+        prompts: what `forward` asks: a UTF-8 text file, one prompt a line; None makes token ids, pixels or sound.
+        seed: what to make them from.
+
+    Raises:
+        VerificationError: something differs: bytes, an input, the answers or the merged tensors; names each of them.
+        SourceError: there is no manifest, an input is missing, or the build cannot be held to its inputs.
+    """
+    found = verify_bytes(directory)
+    if forward or wrapper or prompts is not None:
+        found = hold_to_inputs(directory, found, forward=forward, wrapper=wrapper, prompts=prompts, seed=seed)
+    if found.problems:
+        raise VerificationError("\n  ".join(f"{directory}: {problem}" for problem in found.problems))
+    return found
+
+
+def hold_to_inputs(
+    directory: Path | str,
+    found: Verification,
+    *,
+    forward: bool = False,
+    wrapper: bool = False,
+    prompts: Path | str | None = None,
+    seed: int = 0,
+) -> Verification:
+    """Return what was verified with the reports of further checks, passed or not; `verify` says what they are."""
+    if prompts is not None and not forward:
+        raise RecipeError("prompts are what forward=True asks; leave them out, or ask for it")
+    root = Path(directory)
+    manifest = read_manifest(root)
+    from lora_build.proof.reopen import reopen
+
+    inputs = reopen(root, manifest)
+    if forward:
+        from lora_build.proof.forward.check import compare
+        from lora_build.proof.forward.inputs import Prompts, read_prompts
+
+        asked = Prompts(seed=seed) if prompts is None else read_prompts(Path(prompts), seed)
+        found = replace(found, forward=compare(root, manifest, inputs, asked))
+    if wrapper:
+        from lora_build.proof.wrapper_check import compare_with_wrapper, refuse_wrapper
+
+        refuse_wrapper(root, inputs)
+        found = replace(found, wrapper=compare_with_wrapper(manifest, inputs))
+    return found
+
+
+def verify_bytes(directory: Path | str) -> Verification:
     """Read every byte of a build again and hold it to its manifest.
 
     Raises:
@@ -50,7 +133,7 @@ def verify(directory: Path | str) -> Verified:
     problems += [f"{name}: is not in the manifest" for name in untracked_files(root, manifest)]
     if problems:
         raise VerificationError("\n  ".join((f"{root}: differs from its manifest:", *problems)))
-    return Verified(
+    return Verification(
         manifest_hash=manifest.manifest_hash,
         num_files=len(manifest.files),
         num_tensors=len(manifest.tensors),

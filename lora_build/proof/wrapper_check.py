@@ -8,10 +8,12 @@ The arithmetic is that of both, `exact-1`, so what the adapters mean is for the 
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_build.dtypes import torch_dtype
 from lora_build.errors import SourceError
+from lora_build.files.formats.json_object import parse_object
 from lora_build.files.identity import Digest
 from lora_build.models.architecture import class_and_config
 from lora_build.proof.live_inputs import attach_adapters, load_base
@@ -88,6 +90,14 @@ def wrapper_obstacles(recipe: Recipe, base_config: Mapping[str, Any], config: Ma
         class_and_config(base_config)
     except SourceError as error:
         yield str(error)
+
+
+def refuse_wrapper(directory: Path, inputs: BuildInputs) -> None:
+    """Raise SourceError if a finished build cannot be held to a merge in memory; names every reason."""
+    where = f"{directory}/config.json"
+    config = parse_object((directory / "config.json").read_text(encoding="utf-8"), where)
+    if issues := list(wrapper_obstacles(inputs.recipe, inputs.base.config, config)):
+        raise SourceError("\n  ".join((f"{directory}: cannot be held to a merge in memory:", *issues)))
 
 
 def _kept(value: Any) -> Any:

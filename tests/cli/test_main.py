@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,14 +18,6 @@ from lora_build.cli import main as app
 from lora_build.errors import MergeError, PlanError, StorageError, VerificationError
 
 REPOSITORY = Path(__file__).parent.parent.parent
-
-
-@dataclass
-class Verified:
-    manifest_hash: str = "sha256:abc"
-    num_files: int = 3
-    num_tensors: int = 2
-    num_bytes: int = 10
 
 
 @pytest.fixture
@@ -49,7 +40,8 @@ def engine(monkeypatch):
     """A fake engine: records the recipes that it is given, fails as the recipe's description says."""
     from lora_build import pipeline
     from lora_build.cli import console
-    from lora_build.proof import verify as verifying
+    from lora_build.proof import verify
+    from lora_build.proof.verify import Verification
 
     errors = {"bad": PlanError(["lora_A has no base"]), "merge": MergeError("not finite"), "full": StorageError("full")}
     fake = SimpleNamespace(recipes=[], progress=[])
@@ -68,10 +60,10 @@ def engine(monkeypatch):
             manifest=SimpleNamespace(manifest_hash="sha256:abc"), dir=Path(plan.recipe.name), reused=False, warnings=()
         )
 
-    def verify(directory):
+    def verify_bytes(directory):
         if directory.name == "broken":
             raise VerificationError("model.safetensors differs")
-        return Verified()
+        return Verification(manifest_hash="sha256:abc", num_files=3, num_tensors=2, num_bytes=10)
 
     def bar(enabled, total_bytes):
         fake.progress.append((enabled, total_bytes))
@@ -79,7 +71,7 @@ def engine(monkeypatch):
 
     monkeypatch.setattr(pipeline, "prepare", prepare)
     monkeypatch.setattr(pipeline, "run", run)
-    monkeypatch.setattr(verifying, "verify", verify)
+    monkeypatch.setattr(verify, "verify_bytes", verify_bytes)
     monkeypatch.setattr(console, "progress", bar)
     monkeypatch.setattr(console, "print_plan", lambda plan: print("PLAN", plan.recipe.name))
     monkeypatch.setattr(console, "plan_json", lambda plan: {"plan": plan.recipe.name})

@@ -44,7 +44,7 @@ class Client:
             "from lora_build.recipe.validate import from_mapping\n"
             "try:\n"
             "    prepared = pipeline.prepare(from_mapping(json.loads(sys.argv[1])))\n"
-            "    print(pipeline.run(prepared).manifest.manifest_hash if sys.argv[2] == 'build' else prepared.plan.num_bytes)\n"
+            "    print(pipeline.run(prepared).manifest.manifest_hash if sys.argv[2] == 'build' else prepared.merge_plan.num_bytes)\n"
             "except lora_build.LoraBuildError as error:\n"
             "    print(error, file=sys.stderr)\n"
             "    sys.exit(error.exit_code)\n"
@@ -68,7 +68,7 @@ def test_a_build_by_revision_equals_the_local_one_and_is_repeated_offline_from_t
     client: Client, tmp_path: Path
 ) -> None:
     commit = client.hub.commit("acme/base")
-    local = lora_build.build(small.recipe(tmp_path, output={"dir": str(tmp_path / "local")}))
+    local = lora_build.build(small.recipe(tmp_path, output={"dir": str(tmp_path / "local")})).manifest
     code, manifest_hash, error = client(base={"source": "acme/base", "revision": commit})
     assert (code, error) == (0, "")
     assert manifest_hash == local.manifest_hash

@@ -191,7 +191,7 @@ def build(case: Case, made: Inputs, out: Path) -> dict[str, str]:
     try:
         manifest = lora_build.build(
             {"base": str(made.base(case.base, case.dtype)), "adapters": adapters, "output": output, **keys}
-        )
+        ).manifest
     except LoraBuildError as error:
         return {"refused": type(error).__name__, "why": str(error)}
     found = {digest: getattr(manifest, digest).removeprefix("sha256:")[:20] for digest in DIGESTS}

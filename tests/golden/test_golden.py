@@ -50,7 +50,7 @@ def test_manifests_are_the_golden_ones(tmp_path: Path, update_goldens: bool) -> 
     inputs(tmp_path)
     found = {}
     for name in RECIPES:
-        manifest = lora_build.build(mapping(tmp_path, name))
+        manifest = lora_build.build(mapping(tmp_path, name)).manifest
         digests = ("manifest_hash", "build_key", "output_digest", "weights_digest")
         found[name] = {digest: getattr(manifest, digest) for digest in digests}
     if update_goldens:
@@ -62,7 +62,7 @@ def test_manifests_are_the_golden_ones(tmp_path: Path, update_goldens: bool) -> 
 
 def test_the_demo_is_the_golden_one(tmp_path: Path, update_goldens: bool) -> None:
     demo = lora_build.load_recipe("demo", [f"recipe.output.dir='{tmp_path / 'demo'}'"])
-    found = lora_build.build(demo).manifest_hash
+    found = lora_build.build(demo).manifest.manifest_hash
     golden = GOLDEN.with_name("demo.txt")
     if update_goldens:
         golden.write_text(found + "\n")
@@ -90,7 +90,7 @@ for seed, name in enumerate(("one", "two")):
 """
 BUILD = """
 import json, sys, lora_build
-print(lora_build.build(json.loads(sys.argv[1])).manifest_hash)
+print(lora_build.build(json.loads(sys.argv[1])).manifest.manifest_hash)
 """
 SETTINGS: dict[str, dict[str, str]] = {
     "1 thread": {"OMP_NUM_THREADS": "1"},
@@ -157,5 +157,5 @@ def test_blocks_of_any_size_give_the_same_bytes(
         "output": {"dir": str(tmp_path / "o")},
     }
 
-    assert lora_build.build(recipe).manifest_hash == reference
+    assert lora_build.build(recipe).manifest.manifest_hash == reference
     assert torch.get_num_threads() >= 1

@@ -460,7 +460,7 @@ def test_peft_overwrites_the_base_with_extra_full_tensors_and_does_not_say_so(tm
 
     match outcome(tmp_path, base, more):
         case Path():
-            plan = prepare(from_mapping(recipe(tmp_path, base, more))).plan
+            plan = prepare(from_mapping(recipe(tmp_path, base, more))).merge_plan
             assert [op.name for op in plan.operations if op.verb == "replace"] == ["model.norm.weight"]
         case message:
             assert "model.norm.weight" in message

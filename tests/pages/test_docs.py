@@ -356,7 +356,9 @@ def make_hira(zoo: pico.Zoo, arch: str, folder: Path, seed: int = 0) -> Path:
 def test_the_method_of_the_document_merges_as_peft_does(arch: str, zoo: pico.Zoo, tmp_path: Path) -> None:
     base = zoo.base(pico.PicoBase(arch=arch))
     adapter = make_hira(zoo, arch, tmp_path / "hira")
-    manifest = lora_build.build({"base": base, "adapters": {"hira": adapter}, "output": {"dir": tmp_path / "out"}})
+    manifest = lora_build.build(
+        {"base": base, "adapters": {"hira": adapter}, "output": {"dir": tmp_path / "out"}}
+    ).manifest
     with pico.quiet():
         model = pico.load_model(arch, base).double()
         peft = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().state_dict()
@@ -376,7 +378,7 @@ def test_the_method_of_the_document_gives_the_same_bits_in_any_order_of_adapters
     hashes = {
         lora_build.build(
             {"base": base, "adapters": {n: adapters[n] for n in order}, "output": {"dir": tmp_path / order}}
-        ).manifest_hash
+        ).manifest.manifest_hash
         for order in ("abc", "cab", "bca")
     }
     assert len(hashes) == 1

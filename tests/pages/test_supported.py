@@ -317,7 +317,7 @@ def attempt(row: Row, place: Place, base: Path, folder: Path) -> Cell:
     except PEFT_REFUSES as error:
         return Cell(IMPOSSIBLE, first_sentence(str(error)))
     try:
-        manifest = lora_build.build({"base": base, "adapters": {"x": adapter}, "output": {"dir": out}})
+        manifest = lora_build.build({"base": base, "adapters": {"x": adapter}, "output": {"dir": out}}).manifest
     except LoraBuildError as error:
         return Cell(REFUSED, first_issue(str(error)))
     assert not row.edits, f"{row.name} is merged: it needs an adapter that can be asked"

@@ -35,7 +35,7 @@ def refusal(folder: Path, *adapters: str, **more: object) -> str:
 
 
 def test_a_plan_says_of_every_tensor_what_happens_to_it(folder: Path) -> None:
-    plan = prepare(from_mapping(small.recipe(folder))).plan
+    plan = prepare(from_mapping(small.recipe(folder))).merge_plan
 
     kinds = {op.name: op.verb for op in plan.operations}
     assert kinds == {"model.norm.weight": "copy"} | {f"{m}.weight": "merge" for m in small.MODULES}
@@ -222,7 +222,7 @@ def test_foreign_weights_are_left_out_and_said(folder: Path) -> None:
     for name in ("consolidated.safetensors", "pytorch_model.bin", "model.gguf", "README.md", "code.py"):
         (folder / "base" / name).write_bytes(b"x")
 
-    assert set(prepare(from_mapping(small.recipe(folder))).plan.left_out) == {
+    assert set(prepare(from_mapping(small.recipe(folder))).merge_plan.left_out) == {
         "consolidated.safetensors", "pytorch_model.bin", "model.gguf", "README.md", "code.py",
     }  # fmt: skip
     lora_build.build(small.recipe(folder))
@@ -295,14 +295,16 @@ def test_two_adapters_that_saved_the_same_base_along_are_merged_into_it(folder: 
         small.edit(folder / name, **{f"base_model.model.{small.MODULES[0]}.base_layer.weight": small.values(1, 8, 6)})
 
     (op, *_) = [
-        op for op in prepare(from_mapping(small.recipe(folder, "math", "other"))).plan.operations if "q_proj" in op.name
+        op
+        for op in prepare(from_mapping(small.recipe(folder, "math", "other"))).merge_plan.operations
+        if "q_proj" in op.name
     ]
     assert op.source.source.startswith("adapters.")
     assert op.verb == "merge"
 
 
 def test_another_plan_for_the_same_inputs_is_another_build(folder: Path) -> None:
-    plan = prepare(from_mapping(small.recipe(folder))).plan
+    plan = prepare(from_mapping(small.recipe(folder))).merge_plan
     inputs = {
         (role, name): FileRecord(path=name, size_bytes=1, sha256="sha256:0")
         for role, names in plan.input_files.items()
@@ -335,7 +337,7 @@ def test_an_update_stored_either_way_round_is_accepted_for_a_model_that_nobody_k
     small.edit(tmp_path / "math", lora_A__weight=torch.ones(2, 8))
     small.edit(tmp_path / "math", lora_B__weight=torch.ones(6, 2))
 
-    first = prepare(from_mapping(small.recipe(tmp_path))).plan.operations[0]
+    first = prepare(from_mapping(small.recipe(tmp_path))).merge_plan.operations[0]
     assert isinstance(first, Merge)
     assert first.updates[0].transposed
 

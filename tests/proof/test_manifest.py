@@ -155,9 +155,11 @@ def test_names_and_order_of_adapters_do_not_change_the_manifest(tmp_path: Path) 
     small.make_base(tmp_path / "base")
     small.make_adapter(tmp_path / "one")
     small.make_adapter(tmp_path / "two", seed=90)
-    first = lora_build.build(small.recipe(tmp_path, "one", "two"))
+    first = lora_build.build(small.recipe(tmp_path, "one", "two")).manifest
     swapped = {"x": str(tmp_path / "two"), "y": str(tmp_path / "one")}
-    second = lora_build.build(small.recipe(tmp_path, adapters=swapped, output={"dir": str(tmp_path / "swapped")}))
+    second = lora_build.build(
+        small.recipe(tmp_path, adapters=swapped, output={"dir": str(tmp_path / "swapped")})
+    ).manifest
 
     assert first.manifest_hash == second.manifest_hash
 

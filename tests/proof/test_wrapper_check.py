@@ -67,7 +67,10 @@ def test_a_merge_in_memory_has_the_bytes_of_the_build(zoo: Zoo, tmp_path: Path, 
         recipe(zoo, base, tmp_path / "out", *adapters) | {"output": {"dir": str(tmp_path / "out")} | output}
     )
     not_held = ["lm_head.weight"] if case == "a tied head that is stored" else []
-    assert passed(tmp_path / "out") == {"num_tensors": len(built.tensors) - len(not_held), "not_held": not_held}
+    assert passed(tmp_path / "out") == {
+        "num_tensors": len(built.manifest.tensors) - len(not_held),
+        "not_held": not_held,
+    }
 
 
 def test_a_stack_of_experts_is_merged_alike(tmp_path: Path) -> None:
@@ -87,7 +90,7 @@ def test_a_stack_of_experts_is_merged_alike(tmp_path: Path) -> None:
         peft.save_pretrained(str(tmp_path / "math"))
     built = lora_build.build(small.recipe(tmp_path) | WRAPPER)
 
-    assert passed(tmp_path / "out") == {"num_tensors": len(built.tensors), "not_held": []}
+    assert passed(tmp_path / "out") == {"num_tensors": len(built.manifest.tensors), "not_held": []}
 
 
 def test_a_build_that_a_merge_in_memory_does_not_give_is_not_published(
@@ -108,6 +111,42 @@ def test_a_build_that_a_merge_in_memory_does_not_give_is_not_published(
     assert "embed_tokens" not in str(caught.value)
     assert str(caught.value).endswith(f"{tmp_path / 'out'} is as it was")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_build_is_held_to_a_merge_in_memory(zoo: Zoo, tmp_path: Path) -> None:
+    built = lora_build.build(recipe(zoo, PicoBase(dtype="bfloat16"), tmp_path / "out", checks={}))
+    found = lora_build.verify(tmp_path / "out", wrapper=True)
+
+    assert found.wrapper == wrapper_check.WrapperReport(num_tensors=len(built.manifest.tensors))
+    assert (found.forward, found.problems) == (None, ())
+
+
+def test_a_finished_build_of_other_weights_does_not_pass(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora_build.build(recipe(zoo, PicoBase(dtype="bfloat16"), tmp_path / "out", checks={}))
+    attach = wrapper_check.attach_adapters
+
+    def without(model: Any, inputs: Any) -> Any:
+        wrapped = attach(model, inputs)
+        wrapped.set_scale("a0", 0.0)
+        return wrapped
+
+    monkeypatch.setattr(wrapper_check, "attach_adapters", without)
+    with pytest.raises(VerificationError, match="merges base and adapters in memory to other bytes"):
+        lora_build.verify(tmp_path / "out", wrapper=True)
+
+
+def test_a_finished_build_that_no_model_in_memory_can_be_is_said_to_be_such(zoo: Zoo, tmp_path: Path) -> None:
+    lora_build.build(recipe(zoo, PicoBase(), tmp_path / "out", checks={}, dtype="bfloat16"))
+    with pytest.raises(SourceError, match=r"cannot be held to a merge in memory:\n  dtype: bfloat16 would round twice"):
+        lora_build.verify(tmp_path / "out", wrapper=True)
+
+
+def test_prompts_are_for_the_forward_check_alone(zoo: Zoo, tmp_path: Path) -> None:
+    lora_build.build(recipe(zoo, PicoBase(), tmp_path / "out", checks={}))
+    with pytest.raises(lora_build.RecipeError, match="prompts are what forward=True asks"):
+        lora_build.verify(tmp_path / "out", wrapper=True, prompts="p.txt")
 
 
 def test_a_report_on_no_tensor_at_all_is_not_one_of_success() -> None:

@@ -32,13 +32,12 @@ from lora_build.models.architecture import FAULTS, class_and_config, quiet
 from lora_build.models.heads import vocab_size
 from lora_build.models.layer_replication import COUNTS
 from lora_build.models.names import Names
-from lora_build.proof.forward.inputs import Prompts, Question, questions, read_prompts
+from lora_build.proof.forward.inputs import Prompts, Question, questions
 from lora_build.proof.forward.trace import Trace, Traced, blocks, half_ulps
 from lora_build.proof.forward.weights import strays
 from lora_build.proof.live_inputs import attach_adapters, load_base
-from lora_build.proof.manifest import Manifest, TensorRecord, read_manifest
-from lora_build.proof.reopen import BuildInputs, reopen
-from lora_build.proof.verify import verify
+from lora_build.proof.manifest import Manifest, TensorRecord
+from lora_build.proof.reopen import BuildInputs
 from lora_build.recipe.identity import selected
 from lora_build.recipe.schema import Numerics, Recipe
 from lora_build.wrapper.loading import load_model
@@ -153,35 +152,6 @@ class ForwardReport:
         elif not self.strays:
             text += "; every module with weights gives the same, so look at the build's config.json"
         return f"{text}; these tensors have other values: {tensors}" if self.strays else text
-
-
-def verify_forward(directory: Path | str, prompts: Path | str | None = None, seed: int = 0) -> ForwardReport:
-    """Return how a build answers beside its base with the adapters unmerged, after checking every byte of it.
-
-    Base and adapters are found by lora-build.provenance.json and held to the manifest's digests.
-
-    Args:
-        directory: the build.
-        prompts: a UTF-8 text file, one prompt a line; None makes token ids, pixels or sound from the seed.
-        seed: what to make them from.
-
-    Raises:
-        VerificationError: bytes differ, an input is not what the build was made of, or the answers differ by more than
-            rounding allows; names the layer.
-        SourceError: an input is missing, or nobody knows how to call the model.
-    """
-    verify(directory)
-    report = check_build(Path(directory), prompts, seed)
-    if report.problem:
-        raise VerificationError(f"{directory}: {report.problem}")
-    return report
-
-
-def check_build(directory: Path, prompts: Path | str | None = None, seed: int = 0) -> ForwardReport:
-    """Return what `verify_forward` returns, of a build whose bytes have been checked, whatever it is."""
-    asked = Prompts(seed=seed) if prompts is None else read_prompts(Path(prompts), seed)
-    manifest = read_manifest(directory)
-    return compare(directory, manifest, reopen(directory, manifest), asked)
 
 
 def refuse(base_config: Mapping[str, Any], config: Mapping[str, Any]) -> None:

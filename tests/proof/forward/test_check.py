@@ -21,11 +21,12 @@ from lora_build.errors import RecipeError, SourceError, VerificationError
 from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.identity import Digest
 from lora_build.pipeline import prepare
-from lora_build.proof.forward.check import check_build
+from lora_build.proof.forward.check import ForwardReport
 from lora_build.proof.forward.inputs import Prompts, questions
 from lora_build.proof.forward.trace import Trace, half_ulps
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, read_manifest
 from lora_build.proof.reopen import reopen
+from lora_build.proof.verify import Verification, hold_to_inputs
 from lora_build.recipe.validate import from_mapping
 
 LAYER = "model.layers.1.self_attn.v_proj"
@@ -68,6 +69,15 @@ def weights(zoo: Zoo, base: PicoBase, out: Path, end: str) -> tuple[torch.Tensor
     return before.double(), after.double()
 
 
+def report_of(folder: Path, **asked: Any) -> ForwardReport:
+    """Return what the check finds of a build whose bytes are taken for right."""
+    counts = {"num_files": 0, "num_tensors": 0, "num_bytes": 0}
+    unread = Verification(manifest_hash=read_manifest(folder).manifest_hash, **counts)
+    report = hold_to_inputs(folder, unread, forward=True, **asked).forward
+    assert report is not None
+    return report
+
+
 @pytest.mark.parametrize(
     ("arch", "dtype"),
     [
@@ -79,7 +89,7 @@ def weights(zoo: Zoo, base: PicoBase, out: Path, end: str) -> tuple[torch.Tensor
 )
 def test_a_correct_build_answers_as_base_and_adapters_do(zoo: Zoo, tmp_path: Path, arch: str, dtype: str) -> None:
     lora_build.build(recipe(zoo, PicoBase(arch=arch, dtype=dtype), tmp_path / "out"))
-    report = lora_build.verify_forward(tmp_path / "out")
+    report = lora_build.verify(tmp_path / "out", forward=True).forward
 
     assert report.is_ok
     assert report.dtypes == (dtype,)
@@ -101,14 +111,14 @@ def test_a_build_of_another_dtype_passes(zoo: Zoo, tmp_path: Path, more: dict[st
     base = PicoBase(arch="llama")
     lora_build.build(recipe(zoo, base, tmp_path / "out", PicoAdapter(), PicoAdapter(seed=1, rank=2), **more))
 
-    assert lora_build.verify_forward(tmp_path / "out").is_ok
+    assert lora_build.verify(tmp_path / "out", forward=True).forward.is_ok
 
 
 @pytest.mark.parametrize("options", [(("use_dora", True),), (("modules_to_save", ["lm_head"]),)])
 def test_dora_and_saved_modules_pass(zoo: Zoo, tmp_path: Path, options: tuple[tuple[str, Any], ...]) -> None:
     lora_build.build(recipe(zoo, LLAMA, tmp_path / "out", PicoAdapter(options=options)))
 
-    assert lora_build.verify_forward(tmp_path / "out").is_ok
+    assert lora_build.verify(tmp_path / "out", forward=True).forward.is_ok
 
 
 def test_a_tie_that_was_cut_passes(zoo: Zoo, tmp_path: Path) -> None:
@@ -116,7 +126,7 @@ def test_a_tie_that_was_cut_passes(zoo: Zoo, tmp_path: Path) -> None:
     lora_build.build(recipe(zoo, base, tmp_path / "out", PicoAdapter(targets=("embed_tokens", "q_proj"))))
 
     assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is False
-    assert lora_build.verify_forward(tmp_path / "out").is_ok
+    assert lora_build.verify(tmp_path / "out", forward=True).forward.is_ok
 
 
 def trained(folder: Path, model: Any, targets: list[str], **more: Any) -> Path:
@@ -147,13 +157,13 @@ def mixtral(tmp_path: Path) -> Path:
 
 def test_a_mixture_of_experts_passes_and_a_wrong_expert_is_named(mixtral: Path) -> None:
     lora_build.build(small.recipe(mixtral))
-    assert lora_build.verify_forward(mixtral / "out").is_ok
+    assert lora_build.verify(mixtral / "out", forward=True).forward.is_ok
 
     built = load_file(mixtral / "out/model.safetensors")
     base = load_file(mixtral / "base/model.safetensors")
     name = next(n for n in sorted(built) if "layers.1." in n and "expert" in n and not torch.equal(built[n], base[n]))
     forge(mixtral / "out", **{name: base[name]})
-    report = check_build(mixtral / "out")
+    report = report_of(mixtral / "out")
     assert not report.is_ok
     assert report.traced is not None
     assert report.traced.module == "model.layers.1.mlp.experts"
@@ -167,7 +177,7 @@ def test_a_layer_whose_module_uses_the_cache_is_named(tmp_path: Path) -> None:
     name = "model.layers.1.self_attn.q_proj.weight"
     forge(tmp_path / "out", **{name: load_file(tmp_path / "base/model.safetensors")[name]})
 
-    report = check_build(tmp_path / "out")
+    report = report_of(tmp_path / "out")
     assert report.traced is not None
     assert f"{report.traced.module}.weight" == name
 
@@ -180,7 +190,7 @@ def test_a_mixer_that_reads_the_weight_of_its_module_passes(tmp_path: Path) -> N
     model = transformers.MambaForCausalLM(config)
     lora_build.build(small.recipe(trained(tmp_path, model, ["in_proj", "dt_proj"])))
 
-    assert lora_build.verify_forward(tmp_path / "out").is_ok
+    assert lora_build.verify(tmp_path / "out", forward=True).forward.is_ok
 
 
 AST = {"patch_size": 4, "frequency_stride": 4, "time_stride": 4, "max_length": 16, "num_mel_bins": 8}
@@ -200,12 +210,12 @@ def test_models_of_sound_and_pictures_pass_and_a_missing_update_does_not(
     torch.manual_seed(0)
     model_class = getattr(transformers, name)
     lora_build.build(small.recipe(trained(tmp_path, model_class(model_class.config_class(**config)), targets)))
-    assert lora_build.verify_forward(tmp_path / "out").is_ok
+    assert lora_build.verify(tmp_path / "out", forward=True).forward.is_ok
 
     before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("base", "out"))
     changed = next(name for name in sorted(before) if not torch.equal(before[name], after[name]))
     forge(tmp_path / "out", **{changed: before[changed]})
-    assert changed in check_build(tmp_path / "out").strays
+    assert changed in report_of(tmp_path / "out").strays
 
 
 def test_a_layer_that_the_build_lacks_is_named(zoo: Zoo) -> None:
@@ -234,7 +244,7 @@ def test_one_update_that_is_missing_or_there_twice_is_found_and_its_layer_named(
     lora_build.verify(tmp_path / "out")
 
     with pytest.raises(VerificationError, match=rf"does not answer as base and adapters do.*; first in {LAYER}, "):
-        lora_build.verify_forward(tmp_path / "out")
+        lora_build.verify(tmp_path / "out", forward=True)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +261,7 @@ def test_the_layer_is_named_in_every_kind_of_model(zoo: Zoo, tmp_path: Path, arc
     before, _ = weights(zoo, base, tmp_path / "out", f"{module}.weight")
     forge(tmp_path / "out", **{f"{module}.weight": before})
 
-    report = check_build(tmp_path / "out")
+    report = report_of(tmp_path / "out")
     assert report.traced is not None
     assert report.traced.module == module
 
@@ -262,7 +272,7 @@ def test_one_weight_that_is_an_ulp_off_is_found(zoo: Zoo, tmp_path: Path) -> Non
     _, wrong = weights(zoo, LLAMA, tmp_path / "out", f"{LAYER}.weight")
     wrong.view(-1)[wrong.abs().argmax()] *= 1 + 2**-7
     forge(tmp_path / "out", **{f"{LAYER}.weight": wrong})
-    report = check_build(tmp_path / "out")
+    report = report_of(tmp_path / "out")
 
     assert max(p.unexplained / p.rounding for p in report.prompts) < 1
     assert not report.is_ok
@@ -277,13 +287,13 @@ def test_a_tensor_that_no_prompt_reaches_is_held_to_the_merge(tmp_path: Path) ->
     vision = transformers.CLIPVisionConfig(image_size=16, patch_size=8, **TINY)
     model = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(vision_config=vision, text_config=text))
     lora_build.build(small.recipe(trained(tmp_path, model, ["q_proj", "fc1"])))
-    assert lora_build.verify_forward(tmp_path / "out").is_ok
+    assert lora_build.verify(tmp_path / "out", forward=True).forward.is_ok
 
     tensors = load_file(tmp_path / "base/model.safetensors")
     (name,) = (n for n in tensors if n.endswith("fc1.weight"))
     forge(tmp_path / "out", **{name: tensors[name]})
     with pytest.raises(VerificationError, match=f"has other weights than base and adapters, .*reach: {name}$"):
-        lora_build.verify_forward(tmp_path / "out")
+        lora_build.verify(tmp_path / "out", forward=True)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -296,7 +306,7 @@ def test_a_row_of_the_embedding_that_no_prompt_asks_is_held_to_the_merge(
     rows[77] *= 1.01
     forge(with_words / dtype, **{"embed_tokens.weight": rows})
     (with_words / "p.txt").write_text("w10 w20")
-    report = check_build(with_words / dtype, with_words / "p.txt")
+    report = report_of(with_words / dtype, prompts=with_words / "p.txt")
 
     assert all(prompt.is_ok for prompt in report.prompts)
     assert report.strays == ("model.embed_tokens.weight",)
@@ -308,11 +318,11 @@ def test_weights_are_measured_in_blocks_of_any_size(zoo: Zoo, tmp_path: Path, mo
     lora_build.build(recipe(zoo, LLAMA, tmp_path / "out"))
     before, _ = weights(zoo, LLAMA, tmp_path / "out", f"{LAYER}.weight")
     forge(tmp_path / "out", **{f"{LAYER}.weight": before})
-    whole = check_build(tmp_path / "out")
+    whole = report_of(tmp_path / "out")
     monkeypatch.setattr("lora_build.proof.forward.trace._BLOCK_ELEMENTS", 100)
     rand, sizes = torch.rand, set()
     monkeypatch.setattr(torch, "rand", lambda size, **more: sizes.add(size.numel()) or rand(size, **more))
-    report = check_build(tmp_path / "out")
+    report = report_of(tmp_path / "out")
 
     assert max(sizes) == 100
     assert (report.strays, report.traced) == (whole.strays, whole.traced)
@@ -326,7 +336,7 @@ def test_an_answer_of_one_number_allows_what_peft_rounds(tmp_path: Path) -> None
     model = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision))
     lora_build.build(small.recipe(trained(tmp_path, model, ["q_proj", "fc1"]), numerics="peft"))
 
-    assert all(check_build(tmp_path / "out", seed=seed).is_ok for seed in range(5))
+    assert all(report_of(tmp_path / "out", seed=seed).is_ok for seed in range(5))
 
 
 def test_a_prompt_with_tokens_that_the_model_lacks_is_one_clear_error(with_words: Path) -> None:
@@ -338,17 +348,17 @@ def test_a_prompt_with_tokens_that_the_model_lacks_is_one_clear_error(with_words
     lora_build.build(small.recipe(with_words, output={"dir": str(with_words / "new")}))
 
     with pytest.raises(SourceError, match="cannot be asked 'w10 beyond': index out of range"):
-        lora_build.verify_forward(with_words / "new", with_words / "p.txt")
+        lora_build.verify(with_words / "new", forward=True, prompts=with_words / "p.txt")
 
 
 def test_weights_that_peft_rounds_more_often_pass_and_a_missing_update_does_not(zoo: Zoo, tmp_path: Path) -> None:
     adapters = PicoAdapter(options=(("use_dora", True),)), PicoAdapter(seed=1)
     lora_build.build(recipe(zoo, LLAMA, tmp_path / "out", *adapters, numerics="peft"))
-    assert check_build(tmp_path / "out").strays == ()
+    assert report_of(tmp_path / "out").strays == ()
 
     before, _ = weights(zoo, LLAMA, tmp_path / "out", f"{LAYER}.weight")
     forge(tmp_path / "out", **{f"{LAYER}.weight": before})
-    assert check_build(tmp_path / "out").strays == (f"{LAYER}.weight",)
+    assert report_of(tmp_path / "out").strays == (f"{LAYER}.weight",)
 
 
 def configure(folder: Path, **changes: Any) -> None:
@@ -381,7 +391,7 @@ def test_a_wrong_config_is_found(zoo: Zoo, tmp_path: Path, changes: dict[str, An
     configure(tmp_path / "out", **changes)
 
     with pytest.raises(VerificationError, match=text):
-        lora_build.verify_forward(tmp_path / "out")
+        lora_build.verify(tmp_path / "out", forward=True)
 
 
 def test_a_grown_vocabulary_passes_where_another_config_lies_in_the_base_s(tmp_path: Path) -> None:
@@ -397,7 +407,7 @@ def test_a_grown_vocabulary_passes_where_another_config_lies_in_the_base_s(tmp_p
     lora_build.build(small.recipe(tmp_path))
 
     assert json.loads((tmp_path / "out/config.json").read_text())["text_config"]["vocab_size"] == 70
-    assert lora_build.verify_forward(tmp_path / "out").is_ok
+    assert lora_build.verify(tmp_path / "out", forward=True).forward.is_ok
 
 
 @pytest.fixture
@@ -415,7 +425,7 @@ def overflown(zoo: Zoo, tmp_path: Path) -> Path:
 
 def test_rounding_that_leaves_no_finite_answer_explains_nothing(overflown: Path) -> None:
     with pytest.raises(VerificationError, match="a logit differs by inf"):
-        lora_build.verify_forward(overflown / "out")
+        lora_build.verify(overflown / "out", forward=True)
 
 
 def test_numbers_that_json_does_not_have_are_null(overflown: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -435,7 +445,7 @@ def test_a_base_that_answers_nan_proves_nothing(zoo: Zoo, tmp_path: Path, numeri
     lora_build.build(small.recipe(tmp_path, numerics=numerics))
 
     with pytest.raises(VerificationError, match="base and adapters answer NaN"):
-        lora_build.verify_forward(tmp_path / "out")
+        lora_build.verify(tmp_path / "out", forward=True)
 
 
 def test_a_merge_that_is_wrong_in_memory_too_is_found(
@@ -457,7 +467,7 @@ def test_a_merge_that_is_wrong_in_memory_too_is_found(
     monkeypatch.setattr("lora_build.wrapper.model.merged", doubled)
 
     with pytest.raises(VerificationError, match=rf"once they are merged in float32.*; first in {LAYER}, "):
-        lora_build.verify_forward(out)
+        lora_build.verify(out, forward=True)
 
 
 def test_a_damaged_build_is_not_run(zoo: Zoo, tmp_path: Path) -> None:
@@ -466,7 +476,7 @@ def test_a_damaged_build_is_not_run(zoo: Zoo, tmp_path: Path) -> None:
         file.write(" ")
 
     with pytest.raises(VerificationError, match="differs from its manifest"):
-        lora_build.verify_forward(tmp_path / "out")
+        lora_build.verify(tmp_path / "out", forward=True)
 
 
 @pytest.mark.parametrize(
@@ -491,7 +501,7 @@ def test_another_input_at_the_same_path_is_an_error_that_names_it(
     shutil.copytree(other, tmp_path / which)
 
     with pytest.raises(VerificationError, match=text):
-        lora_build.verify_forward(tmp_path / "out")
+        lora_build.verify(tmp_path / "out", forward=True)
 
 
 def test_inputs_are_found_again_from_anywhere_if_the_recipe_s_folder_is_above_the_build(
@@ -521,7 +531,7 @@ def test_a_build_without_provenance_says_what_is_missing(zoo: Zoo, tmp_path: Pat
     (tmp_path / "out" / PROVENANCE_NAME).unlink()
 
     with pytest.raises(SourceError, match="which says where base and adapters are"):
-        lora_build.verify_forward(tmp_path / "out")
+        lora_build.verify(tmp_path / "out", forward=True)
 
 
 # --- what is asked ---------------------------------------------------------------------------------------------
@@ -541,7 +551,7 @@ def with_words(zoo: Zoo, tmp_path: Path) -> Path:
 def test_prompts_go_through_the_tokenizer_of_the_build(with_words: Path) -> None:
     tmp_path = with_words
     (tmp_path / "prompts.txt").write_text("w10 w20 w30\n\nw40\n", encoding="utf-8")
-    report = lora_build.verify_forward(tmp_path / "out", tmp_path / "prompts.txt")
+    report = lora_build.verify(tmp_path / "out", forward=True, prompts=tmp_path / "prompts.txt")
 
     assert [(p.prompt, p.num_tokens) for p in report.prompts] == [("w10 w20 w30", 3), ("w40", 1)]
 
@@ -559,7 +569,7 @@ def test_prompts_that_cannot_be_asked_are_a_mistake_of_the_user(
         (tmp_path / "prompts.txt").write_bytes(content)
 
     with pytest.raises(RecipeError, match=text):
-        lora_build.verify_forward(tmp_path / "out", tmp_path / "prompts.txt")
+        lora_build.verify(tmp_path / "out", forward=True, prompts=tmp_path / "prompts.txt")
 
 
 def test_the_same_seed_asks_the_same_and_another_seed_does_not(zoo: Zoo) -> None:
@@ -659,8 +669,8 @@ def test_a_mistake_on_the_command_line_is_one_message(
 
 
 def test_a_check_changes_no_byte_and_is_recorded(zoo: Zoo, tmp_path: Path) -> None:
-    plain = lora_build.build(recipe(zoo, LLAMA, tmp_path / "plain"))
-    checked = lora_build.build(recipe(zoo, LLAMA, tmp_path / "checked", checks={"forward": {"seed": 7}}))
+    plain = lora_build.build(recipe(zoo, LLAMA, tmp_path / "plain")).manifest
+    checked = lora_build.build(recipe(zoo, LLAMA, tmp_path / "checked", checks={"forward": {"seed": 7}})).manifest
 
     assert checked.manifest_hash == plain.manifest_hash
     statement = json.loads((tmp_path / "checked" / PROVENANCE_NAME).read_text())
@@ -674,7 +684,7 @@ def test_a_check_that_fails_leaves_the_target_as_it_was(
 ) -> None:
     from lora_build.engine.backends.compiled import FusedMerger
 
-    before = lora_build.build(recipe(zoo, LLAMA, tmp_path / "out", PicoAdapter(seed=3)))
+    before = lora_build.build(recipe(zoo, LLAMA, tmp_path / "out", PicoAdapter(seed=3))).manifest
     merge = FusedMerger.block
 
     def wrong(self: FusedMerger, rows: Any, out: memoryview, first: int, **more: Any) -> Any:
@@ -709,13 +719,13 @@ def test_a_build_that_is_there_unchecked_is_checked_and_one_that_passed_is_not_r
 
 def test_a_record_of_checks_that_is_none_is_no_pass(zoo: Zoo, tmp_path: Path) -> None:
     mapping = recipe(zoo, LLAMA, tmp_path / "out", checks={"forward": {}})
-    before = lora_build.build(mapping)
+    before = lora_build.build(mapping).manifest
     path = tmp_path / "out" / PROVENANCE_NAME
     statement = json.loads(path.read_text())
     statement["predicate"]["runDetails"]["metadata"]["checks"] = {"forward": "yes"}
     path.write_text(json.dumps(statement))
 
-    assert lora_build.build(mapping).manifest_hash == before.manifest_hash
+    assert lora_build.build(mapping).manifest.manifest_hash == before.manifest_hash
 
 
 def test_a_check_can_be_asked_for_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
