@@ -13,6 +13,7 @@ from lora_build._native import levels, problem
 from lora_build.engine.blocks import could_be_fused, is_fused
 from lora_build.errors import RecipeError, VerificationError
 from lora_build.files.formats.checkpoint import INDEX_NAME
+from lora_build.files.formats.config_json import CONFIG_NAME
 from lora_build.files.identity import FileRecord, SourceName
 from lora_build.files.sources import Source, read_whole
 from lora_build.files.targets.directory import DirectoryTarget
@@ -73,7 +74,7 @@ class Plan:
         """The bytes of all files that a build writes, but lora-build's own."""
         plan = self.merge_plan
         copied = (self.sources[role].files[name].size_bytes for name, role in plan.side_files.items())
-        return plan.num_bytes + len(plan.config) + len(plan.index or b"") + sum(copied)
+        return plan.num_bytes + len(plan.config.to_bytes()) + len(plan.index or b"") + sum(copied)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +218,9 @@ def _build(plan: Plan, target: DirectoryTarget, progress: Callable[[int], None])
 def _write_small_files(plan: Plan, target: DirectoryTarget, progress: Callable[[int], None]) -> list[FileRecord]:
     """Write config.json, the index, and what goes along."""
     merge_plan, files = plan.merge_plan, []
-    texts = {"config.json": merge_plan.config} | ({} if merge_plan.index is None else {INDEX_NAME: merge_plan.index})
+    texts = {CONFIG_NAME: merge_plan.config.to_bytes()} | (
+        {} if merge_plan.index is None else {INDEX_NAME: merge_plan.index}
+    )
     copied = ((name, read_whole(plan.sources[role], name)) for name, role in merge_plan.side_files.items())
     for name, data in (*texts.items(), *copied):
         files.append(target.write(name, data))

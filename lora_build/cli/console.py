@@ -76,8 +76,8 @@ def plan_lines(plan: Plan) -> list[str]:
         f"memory    about {size(memory_bytes(plan))}",
         f"target    {label(plan.target)}",
     ]
-    if merge_plan.config_changes:
-        lines.append("config    " + ", ".join(f"{k}: {_short(v)}" for k, v in merge_plan.config_changes.items()))
+    if merge_plan.config.changes:
+        lines.append("config    " + ", ".join(f"{k}: {_short(v)}" for k, v in merge_plan.config.changes.items()))
     if merge_plan.left_out:
         lines.append(f"left out  {', '.join(merge_plan.left_out)}")
     return lines + [f"note      {note}" for note in merge_plan.notes]
@@ -95,7 +95,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "bytes_to_write": plan.num_bytes_written,
         "disk_free_bytes": free_bytes(plan.target),
         "memory_bytes": memory_bytes(plan),
-        "config_changes": dict(merge_plan.config_changes),
+        "config_changes": dict(merge_plan.config.changes),
         "side_files": list(merge_plan.side_files),
         "left_out": list(merge_plan.left_out),
         "notes": list(merge_plan.notes),

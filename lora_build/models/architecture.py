@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_build.errors import SourceError
+from lora_build.files.formats.config_json import ModelConfig
 from lora_build.models.conversion import Conversion, Memory
 
 _KERNELS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
@@ -138,7 +139,7 @@ def _conversion(target: str, found: Mapping[str, list[str]], converter: Any) -> 
     )
 
 
-def read_architecture(config: Mapping[str, Any]) -> Architecture:
+def read_architecture(config: ModelConfig) -> Architecture:
     """Return what transformers knows about the model of a config.json.
 
     Raises:
@@ -170,7 +171,7 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
         )
 
 
-def read_ties(config: Mapping[str, Any]) -> Ties:
+def read_ties(config: ModelConfig) -> Ties:
     """Return a model's tied parameters, from its class in transformers on the meta device (no weights, some seconds).
 
     Raises:
@@ -178,19 +179,10 @@ def read_ties(config: Mapping[str, Any]) -> Ties:
     """
     with _explained(config, "the adapter touches an embedding or a head, and whether it is tied cannot be told"):
         tied = dict(_make(config).all_tied_weights_keys)
-        return Ties(tied, dict(_make({**config, **untying(config)}).all_tied_weights_keys))
+        return Ties(tied, dict(_make(config.with_changes(config.untying_changes())).all_tied_weights_keys))
 
 
-def untying(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the top-level keys of config.json, with the values that set its `tie_word_embeddings` false everywhere."""
-    changes: dict[str, Any] = {"tie_word_embeddings": False}
-    for key, value in config.items():
-        if isinstance(value, dict) and (key == "text_config" or value.get("tie_word_embeddings")):
-            changes[key] = value | {"tie_word_embeddings": False}
-    return changes
-
-
-def class_and_config(config: Mapping[str, Any], where: str = "base/config.json") -> tuple[Any, Any]:
+def class_and_config(config: ModelConfig, where: str = "base/config.json") -> tuple[Any, Any]:
     """Return the class of a config.json's model in transformers, and the config as an object of its class.
 
     Raises:
@@ -200,16 +192,18 @@ def class_and_config(config: Mapping[str, Any], where: str = "base/config.json")
         return _class_and_config(config)
 
 
-def _class_and_config(config: Mapping[str, Any]) -> tuple[Any, Any]:
+def _class_and_config(config: ModelConfig) -> tuple[Any, Any]:
     import transformers
 
-    model_class = getattr(transformers, config["architectures"][0])
+    if not config.architectures:
+        raise ValueError("it names no class")
+    model_class = getattr(transformers, config.architectures[0])
     if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
-        raise TypeError(f"{config['architectures'][0]} is no model")
-    return model_class, transformers.AutoConfig.for_model(**_prepared(config))
+        raise TypeError(f"{config.architectures[0]} is no model")
+    return model_class, transformers.AutoConfig.for_model(**_prepared(config.data))
 
 
-def _make(config: Mapping[str, Any]) -> Any:
+def _make(config: ModelConfig) -> Any:
     import torch
 
     with quiet(), torch.device("meta"):
@@ -245,7 +239,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _explained(config: Mapping[str, Any], problem: str, where: str = "base/config.json") -> Iterator[None]:
+def _explained(config: ModelConfig, problem: str, where: str = "base/config.json") -> Iterator[None]:
     """Turn what a config or a class in transformers raises into one SourceError."""
     from huggingface_hub.errors import StrictDataclassError
 
@@ -253,8 +247,8 @@ def _explained(config: Mapping[str, Any], problem: str, where: str = "base/confi
         yield
     except (*FAULTS, StrictDataclassError) as error:
         raise SourceError(
-            f"{where}: {problem}: transformers has no architecture {config.get('architectures') or []} "
-            f"for model_type {config.get('model_type')!r} ({error})"
+            f"{where}: {problem}: transformers has no architecture {list(config.architectures)} "
+            f"for model_type {config.model_type!r} ({error})"
         ) from error
 
 

@@ -9,12 +9,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count, takewhile
-from typing import Any
 
+from lora_build.files.formats.config_json import ModelConfig
 from lora_build.models.architecture import Module
 from lora_build.models.parameters import Parameter, Part
-
-_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +47,7 @@ KNOWN = {
 
 
 def known_stack(
-    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: str
+    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], path: str
 ) -> tuple[Parameter, Module] | None:
     """Return a stack of experts and its module, or None where transformers has to be asked.
 
@@ -58,7 +56,7 @@ def known_stack(
         shapes: of the base's tensors, by their names on disk.
         path: the parameter's in memory, from the model with its head.
     """
-    experts = next((known for name, known in KNOWN.items() if config.get("architectures") == [name]), None)
+    experts = next((known for name, known in KNOWN.items() if config.architectures == (name,)), None)
     found = re.fullmatch(r"(model\.layers\.\d+)\.mlp\.experts\.(\w+)", path)
     if experts is None or found is None or found[2] not in experts.stacks:
         return None
@@ -67,7 +65,7 @@ def known_stack(
     names = [[f"{root}.{e}.{matrix}.weight" for matrix in matrices] for e in range(num_experts)]
     sizes = {shapes.get(name) for of_expert in names for name in of_expert}
     size = next(iter(sizes), None)
-    counts = [config[key] for key in _COUNTS if key in config]
+    counts = config.expert_counts
     # anything unusual is for transformers to explain
     if not counts or any(n != num_experts for n in counts) or len(sizes) != 1 or len(size or ()) != 2:
         return None

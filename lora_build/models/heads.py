@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_build.errors import SourceError
+from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.models.architecture import Architecture, read_architecture, read_ties
 from lora_build.models.tied_weights import same_parameter
@@ -36,7 +37,7 @@ class Head:
 
 
 def head_of(
-    config: Mapping[str, Any],
+    config: ModelConfig,
     adapter_config: Mapping[str, Any],
     replaced: Mapping[str, TensorInfo],
     base: Mapping[str, TensorInfo],
@@ -50,11 +51,11 @@ def head_of(
         base: the base's tensors.
     """
     task = str(adapter_config.get("task_type"))
-    wanted = _class_for(task, str(config.get("model_type"))) or _class_of(adapter_config)
-    if wanted is None or wanted in (config.get("architectures") or ()):
+    wanted = _class_for(task, config.model_type) or _class_of(adapter_config)
+    if wanted is None or wanted in config.architectures:
         return None
     changes: dict[str, Any] = {"architectures": [wanted]}
-    model = _try({**config, **changes})
+    model = _try(config.with_changes(changes))
     if model is None:
         return None
     head = {path: tensor for path, tensor in replaced.items() if model.match(path) and not _is_in(path, base)}
@@ -62,7 +63,7 @@ def head_of(
         return None
     if not model.fits(head):
         sizes = sorted({tensor.shape[0] for tensor in head.values() if tensor.shape})
-        relabelled = ((labels, _try({**config, **changes, **labels})) for labels in map(_labels, sizes))
+        relabelled = ((labels, _try(config.with_changes(changes | labels))) for labels in map(_labels, sizes))
         found = next(((labels, other) for labels, other in relabelled if other and other.fits(head)), None)
         if found is None:
             shapes = ", ".join(f"{path} {list(tensor.shape)}" for path, tensor in head.items())
@@ -75,7 +76,7 @@ def head_of(
     dropped = tuple(sorted(base.keys() - kept))
     have = {model.match(name) for name in kept} | set(added)
     missing = sorted(model.parameters - have)
-    old = ", ".join(config.get("architectures") or ["nothing"])
+    old = ", ".join(config.architectures) or "nothing"
     return Head(
         config_changes=changes,
         added=added,
@@ -97,7 +98,7 @@ def _labels(count: int) -> dict[str, Any]:
 
 
 def vocabulary_changes(
-    config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], regrown: Mapping[str, str]
+    config: ModelConfig, tensors: Mapping[str, TensorInfo], regrown: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the keys of config.json for another vocabulary, and the tensors that still have the old one.
 
@@ -110,7 +111,7 @@ def vocabulary_changes(
     if len(sizes) > 1:
         return {}, [f"the adapters have vocabularies of different sizes: {sorted(sizes)}; merge only one of them"]
     size = sizes.pop()
-    old = vocab_size(config)
+    old = config.vocab_size
     width = {tensors[name].shape[1:] for name in regrown}
     stale = [n for n, t in tensors.items() if t.shape[:1] == (old,) and (t.shape[1:] in width or n.endswith("bias"))
              and _is_vocabulary(n)]  # fmt: skip
@@ -120,16 +121,7 @@ def vocabulary_changes(
         "train with both the embedding and the head in modules_to_save, or resize the base and save it first"
         for name in stale
     ]
-    if "vocab_size" not in config and isinstance(text := config.get("text_config"), dict):
-        return {"text_config": {**text, "vocab_size": size}}, problems
-    return {"vocab_size": size}, problems
-
-
-def vocab_size(config: Mapping[str, Any]) -> int | None:
-    """Return the number of tokens that a config.json names, its text model's where it has one; None if none."""
-    text = config.get("text_config")
-    found = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
-    return found if isinstance(found, int) else None
+    return config.vocab_size_changes(size), problems
 
 
 def _is_vocabulary(name: str) -> bool:
@@ -146,7 +138,7 @@ def _class_of(adapter_config: Mapping[str, Any]) -> str | None:
     return name if name.isidentifier() and not name.startswith("_") else None
 
 
-def _class_for(task: str, model_type: str) -> str | None:
+def _class_for(task: str, model_type: str | None) -> str | None:
     if task not in _TASKS:
         return None
     from transformers.models.auto import modeling_auto
@@ -175,7 +167,7 @@ class _Model:
         )
 
 
-def _try(config: Mapping[str, Any]) -> _Model | None:
+def _try(config: ModelConfig) -> _Model | None:
     try:
         architecture = read_architecture(config)
         return _Model(architecture, frozenset(architecture.memory.shapes.keys() - read_ties(config).tied.keys()))

@@ -10,10 +10,10 @@ from typing import Any
 
 from lora_build.errors import PlanError
 from lora_build.files.formats.adapter import Adapter
+from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.formats.safetensors import TensorInfo
 
 _LAYER = re.compile(r"(?P<stack>(?:.+\.)?(?:layers|encoder\.layer|h))\.(?P<number>\d+)\.(?P<rest>.+)")
-COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
 def replication_of(adapters: Sequence[Adapter]) -> tuple[list[int] | None, list[str]]:
@@ -35,7 +35,7 @@ def replication_of(adapters: Sequence[Adapter]) -> tuple[list[int] | None, list[
 
 
 def replicate(
-    config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], layers: Sequence[int]
+    config: ModelConfig, tensors: Mapping[str, TensorInfo], layers: Sequence[int]
 ) -> tuple[dict[str, TensorInfo], dict[str, str], dict[str, Any]]:
     """Return the tensors of the deeper model, the base's file of each, and the keys of config.json that change.
 
@@ -44,12 +44,12 @@ def replicate(
     """
     matches = {name: match for name in tensors if (match := _LAYER.fullmatch(name))}
     stacks = sorted({match["stack"] for match in matches.values()})
-    count = next((key for key in COUNTS if isinstance(config.get(key), int)), None)
+    count, num_layers = next(iter(config.layer_counts.items()), (None, 0))
     if len(stacks) != 1 or count is None:
         found = ", ".join(stacks) or "none"
         raise PlanError([f"base: layer_replication needs one stack of numbered layers and their count, found {found}"])
-    if (highest := max(layers)) >= config[count]:
-        raise PlanError([f"base: layer_replication wants layer {highest}, the base has {config[count]}"])
+    if (highest := max(layers)) >= num_layers:
+        raise PlanError([f"base: layer_replication wants layer {highest}, the base has {num_layers}"])
     by_layer: dict[int, list[tuple[str, str]]] = {}
     for name, match in matches.items():
         by_layer.setdefault(int(match["number"]), []).append((name, match["rest"]))
@@ -58,7 +58,7 @@ def replicate(
         deeper |= {f"{stacks[0]}.{new}.{rest}": tensors[name] for name, rest in by_layer.get(old, [])}
     changes = {count: len(layers)} | {
         key: [value[i] for i in layers]
-        for key, value in config.items()
-        if isinstance(value, list) and len(value) == config[count] and key.startswith(("layer_", "mlp_layer_"))
+        for key, value in config.data.items()
+        if isinstance(value, list) and len(value) == num_layers and key.startswith(("layer_", "mlp_layer_"))
     }
     return deeper, {name: tensor.file for name, tensor in deeper.items()}, changes

@@ -11,9 +11,9 @@ import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from lora_build.errors import SourceError
+from lora_build.files.formats.config_json import ModelConfig
 from lora_build.models.architecture import Architecture, Module, Ties, read_architecture, read_ties
 from lora_build.models.conversion import UnsupportedConversionError, convert
 from lora_build.models.experts import known_stack
@@ -32,7 +32,7 @@ _NUM_COMPARED = 500  # difflib takes a tenth of a millisecond a name, and a chec
 class Names:
     """The parameters of a base, and where on disk each of them lies."""
 
-    def __init__(self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Take a base's config.json and the shapes of its tensors by their names on disk."""
         self._config = config
         self._shapes = shapes
@@ -180,7 +180,7 @@ class _Model:
         return found
 
 
-def _read_model(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> _Model:
+def _read_model(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> _Model:
     try:
         architecture = read_architecture(config)
     except SourceError as error:
@@ -198,12 +198,11 @@ def _read_model(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
     return _Model(parameters=parameters, unsupported=unsupported, fed_by=fed_by, architecture=architecture)
 
 
-def is_conv1d(config: Mapping[str, Any], module: str) -> bool | None:
+def is_conv1d(config: ModelConfig, module: str) -> bool | None:
     """Whether a module is transformers' Conv1D: yes, no, or unknown where the model type is not transformers' own."""
-    model_type = config.get("model_type")
-    if model_type in _CONV1D_MODELS:
+    if config.model_type in _CONV1D_MODELS:
         return module.rpartition(".")[2] in _CONV1D_LEAVES
-    return None if "auto_map" in config or model_type is None else False
+    return None if config.has_code or config.model_type is None else False
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

@@ -5,8 +5,9 @@ from typing import Any
 
 from lora_build.errors import SourceError
 from lora_build.files.formats.adapter import Adapter, Parts
+from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.identity import Digest, TensorKey
-from lora_build.models.architecture import Ties, read_ties, untying
+from lora_build.models.architecture import Ties, read_ties
 from lora_build.models.names import Names
 
 _EMBEDDING_LEAVES = ("lora_embedding_A", "lora_embedding_B")
@@ -19,7 +20,7 @@ Digests = Mapping[TensorKey, Digest]
 class TiedWeights:
     """The ties of a base, found out when first needed, and whether they have been cut."""
 
-    def __init__(self, config: Mapping[str, Any], names: Names) -> None:
+    def __init__(self, config: ModelConfig, names: Names) -> None:
         """Take the base's config.json and the names of its parameters."""
         self._config = config
         self._names = names
@@ -42,14 +43,14 @@ class TiedWeights:
 
     def _may_be_tied(self, parameter: str) -> bool:
         """Whether the config does not rule it out: no transformers is needed to say so."""
-        nested = [value for value in self._config.values() if isinstance(value, dict)]
-        if self._config.get("tie_word_embeddings") is False and not any(c.get("tie_word_embeddings") for c in nested):
+        if not self._config.may_tie_embeddings:
             return False
-        sizes = {n for c in (self._config, *nested) if isinstance(n := c.get("vocab_size"), int)}
         if any(part.isdigit() for part in parameter.split(".")):
             return False  # nothing in a numbered layer is tied
         found = self._names.on_disk(parameter)
-        return found is None or (len(found) == 2 and found[0] in sizes) or parameter.endswith(".bias")
+        return (
+            found is None or (len(found) == 2 and found[0] in self._config.vocab_sizes) or parameter.endswith(".bias")
+        )
 
     def member(self, parameter: str) -> str:
         """Return the path of a shared parameter as transformers has it."""
@@ -88,7 +89,7 @@ class TiedWeights:
     def cut(self) -> dict[str, Any]:
         """Cut every tie that can be cut and return the keys of config.json that say so."""
         self._is_cut = True
-        return untying(self._config)
+        return self._config.untying_changes()
 
     def cut_names(self) -> dict[str, str]:
         """Return the new tensors that the cut makes, each with the shared one that it begins as."""

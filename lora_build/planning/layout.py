@@ -11,8 +11,9 @@ from typing import Any
 from lora_build.errors import PlanError
 from lora_build.files.formats.adapter import Adapter
 from lora_build.files.formats.checkpoint import Checkpoint
+from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.formats.safetensors import TensorInfo
-from lora_build.models.heads import head_of, vocab_size, vocabulary_changes
+from lora_build.models.heads import head_of, vocabulary_changes
 from lora_build.models.layer_replication import replicate
 from lora_build.models.names import Names, Parameter, Part, is_conv1d
 from lora_build.models.tied_weights import TiedWeights
@@ -43,7 +44,7 @@ class Layout:
     sources: dict[str, TensorInfo] = field(init=False)
     homes: dict[str, str] = field(init=False)
     dtypes: dict[str, str] = field(init=False)
-    config: Mapping[str, Any] = field(init=False)
+    config: ModelConfig = field(init=False)
     config_changes: dict[str, Any] = field(default_factory=dict)
     tokenizer: Adapter | None = None
     issues: list[str] = field(default_factory=list)
@@ -65,7 +66,7 @@ class Layout:
 
     def _name(self) -> None:
         """Find out anew what the tensors are called in memory."""
-        self.config = {**self.base.config, **self.config_changes}
+        self.config = self.base.config.with_changes(self.config_changes)
         self.names = Names(self.config, {name: tensor.shape for name, tensor in self.sources.items()})
         is_cut = hasattr(self, "tied_weights") and self.tied_weights.is_cut
         self.tied_weights = TiedWeights(self.config, self.names)
@@ -157,7 +158,7 @@ class Layout:
         old = parameter.shape
         if not is_plain(parameter) or (len(shape), shape[1:]) != (len(old), old[1:]):
             return False
-        if old[0] != vocab_size(self.config):
+        if old[0] != self.config.vocab_size:
             return False
         self._regrown[parameter.parts[0].name] = adapter.name
         self.tokenizer = adapter if adapter.tokenizer_files else self.tokenizer

@@ -13,7 +13,7 @@ from lora_build.errors import PlanError
 from lora_build.files.formats.adapter import CONFIG_NAME, Adapter
 from lora_build.files.formats.adapter import WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
 from lora_build.files.formats.checkpoint import INDEX_NAME, WEIGHTS_NAME, Checkpoint
-from lora_build.files.formats.json_object import patch_json
+from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.formats.safetensors import format_index
 from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.identity import BASE, SourceName
@@ -35,8 +35,7 @@ class MergePlan:
         weights: the weight of each adapter, by its name.
         input_files: the files that are read, by source (`base`, `adapters.math`).
         shards: the files with tensors.
-        config: the output's config.json: the base's, with only the keys of `config_changes` set.
-        config_changes: top-level keys of config.json that get another value.
+        config: the output's config.json: the base's, with some top-level keys set.
         side_files: the files that go along unchanged, each with its source: the base, or the adapter whose tokenizer
             goes with its grown vocabulary.
         left_out: the base's files that do not.
@@ -47,8 +46,7 @@ class MergePlan:
     weights: Mapping[str, float]
     input_files: Mapping[SourceName, tuple[str, ...]]
     shards: tuple[Shard, ...]
-    config: bytes
-    config_changes: Mapping[str, Any]
+    config: ModelConfig
     side_files: Mapping[str, SourceName]
     left_out: tuple[str, ...]
     notes: tuple[str, ...] = ()
@@ -99,7 +97,9 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
         draft.issues.append("the adapters change nothing: the output would equal the base")
     if draft.issues:
         raise PlanError(dict.fromkeys(draft.issues))
-    config_changes = changes | _dtype_changes(recipe.dtype, {**inputs.base.config, **changes})
+    config = inputs.base.config.with_changes(changes)
+    if recipe.dtype is not DType.keep:
+        config = config.with_changes(config.dtype_changes(recipe.dtype.value))
     side_files = _side_files(inputs.base, draft.layout.tokenizer)
     return MergePlan(
         options={
@@ -114,8 +114,7 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
         input_files={BASE: _base_files(inputs.base)}
         | {adapter.source: _adapter_files(adapter, side_files) for adapter in inputs.adapters},
         shards=lay_out(parse_size(recipe.output.max_shard_size), draft.layout.homes, inputs.base.shards, operations),
-        config=patch_json(inputs.base.config_text, config_changes).encode(),
-        config_changes=config_changes,
+        config=config,
         side_files=side_files,
         left_out=inputs.base.left_out,
         notes=tuple(dict.fromkeys(draft.notes)),
@@ -138,20 +137,3 @@ def _side_files(base: Checkpoint, tokenizer: Adapter | None) -> dict[str, Source
 def _base_files(base: Checkpoint) -> tuple[str, ...]:
     index = (INDEX_NAME,) if base.is_sharded else ()
     return tuple(sorted(("config.json", *index, *base.shards, *base.side_files)))
-
-
-def _dtype_changes(dtype: DType, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of config.json that name the dtype, `dtype` or the older `torch_dtype`, nested ones included."""
-    if dtype is DType.keep:
-        return {}
-
-    def patched(part: Mapping[str, Any]) -> dict[str, Any]:
-        changes: dict[str, Any] = {
-            key: dtype.value for key in ("dtype", "torch_dtype") if isinstance(part.get(key), str)
-        }
-        for key, value in part.items():
-            if key.endswith("_config") and isinstance(value, dict) and (inner := patched(value)):
-                changes[key] = value | inner
-        return changes
-
-    return {"dtype": dtype.value} | patched(config) if "torch_dtype" not in config else patched(config)

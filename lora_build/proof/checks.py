@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_build.errors import PlanError, RecipeError, VerificationError
-from lora_build.files.formats.json_object import parse_object
 from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.hashing.hashed_file import file_digest
-from lora_build.models.heads import vocab_size
 from lora_build.planning.plan import MergePlan
 from lora_build.proof.manifest import PROVENANCE_NAME, Manifest
 from lora_build.proof.provenance import read as read_provenance
@@ -112,7 +110,7 @@ class _ForwardCheck:
         from lora_build.proof.forward.check import refuse
 
         self._prompts()
-        refuse(inputs.base.config, parse_object(plan.config.decode(), "config.json"))
+        refuse(inputs.base.config, plan.config)
         if self.spec.prompts and not any(map(is_tokenizer_file, plan.side_files)):
             raise RecipeError("checks.forward.prompts: the build has no tokenizer that could read them; leave them out")
 
@@ -134,7 +132,7 @@ class _ForwardCheck:
         texts = self._prompts().texts
         num_tokens = sum(LENGTHS) if texts is None else sum(len(text.encode()) for text in texts) // 3
         model = sum(4 * op.source.num_elements + op.source.num_bytes for op in plan.operations)
-        return model + _adapter_bytes(inputs, plan) + 40 * num_tokens * (vocab_size(inputs.base.config) or 0)
+        return model + _adapter_bytes(inputs, plan) + 40 * num_tokens * (inputs.base.config.vocab_size or 0)
 
     def _prompts(self) -> "Prompts":
         """Return what is asked."""
@@ -157,8 +155,7 @@ class _WrapperCheck:
     def refuse(self, inputs: BuildInputs, plan: MergePlan) -> None:
         from lora_build.proof.wrapper_check import wrapper_obstacles
 
-        config = parse_object(plan.config.decode(), "config.json")
-        if issues := list(wrapper_obstacles(inputs.recipe, inputs.base.config, config)):
+        if issues := list(wrapper_obstacles(inputs.recipe, inputs.base.config, plan.config)):
             raise PlanError(f"checks.wrapper: {issue}; leave it out" for issue in issues)
 
     def run(self, folder: Path, manifest: Manifest, inputs: BuildInputs) -> Mapping[str, Any]:

@@ -1,8 +1,8 @@
 """What a build was made of as live models: its base in memory, and adapters on it."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.identity import BASE, SourceName
 from lora_build.files.sources.hub import HubSource
 from lora_build.files.sources.local import LocalSource
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lora_build.wrapper.model import LoraModel
 
 
-def load_base(inputs: BuildInputs, config: Mapping[str, Any], dtype: "torch.dtype") -> "nn.Module":
+def load_base(inputs: BuildInputs, config: ModelConfig, dtype: "torch.dtype") -> "nn.Module":
     """Return the base as a model of transformers, of the class that a config.json names, all values in a dtype.
 
     Raises:

@@ -138,7 +138,7 @@ def _operations(plan: "MergePlan", places: Mapping[SourceName, int]) -> list[Any
         for shard in plan.shards
         for op in shard.operations
     ]
-    return [rows, without_floats(dict(plan.config_changes))]
+    return [rows, without_floats(dict(plan.config.changes))]
 
 
 def _segment_updates(

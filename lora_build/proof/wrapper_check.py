@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_build.dtypes import torch_dtype
 from lora_build.errors import SourceError
-from lora_build.files.formats.json_object import parse_object
+from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.identity import Digest
 from lora_build.models.architecture import class_and_config
 from lora_build.proof.live_inputs import attach_adapters, load_base
@@ -71,7 +71,7 @@ class WrapperReport:
         return {"num_tensors": self.num_tensors, "not_held": list(self.not_held)}
 
 
-def wrapper_obstacles(recipe: Recipe, base_config: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+def wrapper_obstacles(recipe: Recipe, base_config: ModelConfig, config: ModelConfig) -> Iterator[str]:
     """Yield each reason why a build cannot be held to a merge in memory.
 
     Args:
@@ -83,8 +83,8 @@ def wrapper_obstacles(recipe: Recipe, base_config: Mapping[str, Any], config: Ma
         yield f"dtype: {recipe.dtype.value} would round twice, once into the model and once out of it"
     if recipe.numerics is not Numerics.exact:
         yield f"numerics: {recipe.numerics.value} is peft's merge, not that of a live model here"
-    for key in sorted((base_config.keys() | config.keys()) - _HARMLESS):
-        if _kept(base_config.get(key)) != _kept(config.get(key)):
+    for key in sorted((base_config.data.keys() | config.data.keys()) - _HARMLESS):
+        if _kept(base_config.data.get(key)) != _kept(config.data.get(key)):
             yield f"the adapters change the model's {key}: another head, vocabulary or number of layers than the base's"
     try:
         class_and_config(base_config)
@@ -95,7 +95,7 @@ def wrapper_obstacles(recipe: Recipe, base_config: Mapping[str, Any], config: Ma
 def refuse_wrapper(directory: Path, inputs: BuildInputs) -> None:
     """Raise SourceError if a finished build cannot be held to a merge in memory; names every reason."""
     where = f"{directory}/config.json"
-    config = parse_object((directory / "config.json").read_text(encoding="utf-8"), where)
+    config = ModelConfig.parse((directory / "config.json").read_text(encoding="utf-8"), where)
     if issues := list(wrapper_obstacles(inputs.recipe, inputs.base.config, config)):
         raise SourceError("\n  ".join((f"{directory}: cannot be held to a merge in memory:", *issues)))
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lora_build.dtypes import FLOATS, name_of, torch_dtype
 from lora_build.files.formats.checkpoint import WEIGHTS_NAME, Checkpoint
+from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import BASE
 from lora_build.methods.interface import methods
@@ -49,9 +50,8 @@ class LiveModel:
         """
         self.model = model
         to_dict = getattr(getattr(model, "config", None), "to_dict", dict)
-        self.config: dict[str, Any] = to_dict()
-        if self.config:
-            self.config["architectures"] = [type(model).__name__]
+        data: dict[str, Any] = to_dict()
+        self.config = ModelConfig.of(data | {"architectures": [type(model).__name__]} if data else {})
         disk = _on_disk(model) if disk is None else disk
         self.names = Names(self.config, {name: tuple(tensor.shape) for name, tensor in disk.items()})
         self._places: dict[str, list[Place]] = {}
@@ -61,7 +61,6 @@ class LiveModel:
                 self._places.setdefault(part.name, []).append(Place(parameter=name, part=part))
         self.checkpoint = Checkpoint(
             config=self.config,
-            config_text="{}",
             tensors={name: _info(name, tensor) for name, tensor in disk.items()},
             shards=(WEIGHTS_NAME,),
             side_files=(),

@@ -2,19 +2,19 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from lora_build.errors import SourceError
+from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.sources import Source
 from lora_build.models.architecture import FAULTS, class_and_config, quiet
 
 
-def load_model(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+def load_model(folder: Path, config: ModelConfig, dtype: torch.dtype) -> nn.Module:
     """Return the model of a folder in evaluation mode; parameters that its files do not hold are zero.
 
     Args:

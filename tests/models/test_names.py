@@ -1,6 +1,5 @@
 """Names are judged by transformers itself: every parameter of a tiny model that it saved is put together from disk."""
 
-import json
 import subprocess
 import sys
 import time
@@ -20,7 +19,8 @@ from safetensors.torch import load_file
 from transformers.core_model_loading import Concatenate, Interleave, PermuteForRope, Transpose
 
 from lora_build.errors import SourceError
-from lora_build.models.architecture import Module, read_architecture, untying
+from lora_build.files.formats.config_json import ModelConfig
+from lora_build.models.architecture import Module, read_architecture
 from lora_build.models.conversion import Conversion, Memory, UnsupportedConversionError, convert
 from lora_build.models.experts import KNOWN, known_stack
 from lora_build.models.names import Names, Parameter, Part, read_ties
@@ -222,7 +222,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 class Saved:
     """A model whose elements all differ, in memory and as transformers saved it."""
 
-    config: dict[str, Any]
+    config: ModelConfig
     disk: dict[str, torch.Tensor]
     memory: dict[str, torch.Tensor]
     tied: dict[str, str]
@@ -253,7 +253,7 @@ def saved(architecture: str) -> Saved:
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         disk = load_file(Path(folder) / "model.safetensors")
-        config = json.loads((Path(folder) / "config.json").read_text())
+        config = ModelConfig.parse((Path(folder) / "config.json").read_text())
     memory = model.state_dict()
     convolutions = {
         name
@@ -342,11 +342,12 @@ def test_stacks_that_are_known_are_what_transformers_makes_of_the_checkpoint(arc
 def test_stacks_of_which_anything_is_unusual_are_not_known(changes: dict[str, Any], lost: str) -> None:
     model = saved("Qwen3MoeForCausalLM")
     path = "model.layers.1.mlp.experts.gate_up_proj"
-    config = {key: value for key, value in model.config.items() if key != "num_local_experts"} | {"num_experts": 4}
+    data = {key: value for key, value in model.config.data.items() if key != "num_local_experts"} | {"num_experts": 4}
+    config = ModelConfig.of(data)
     assert known_stack(config, model.shapes, path)
     shapes = {name: shape for name, shape in model.shapes.items() if not (lost and name.endswith(lost))}
 
-    assert known_stack(config | changes, shapes, path) is None
+    assert known_stack(config.with_changes(changes), shapes, path) is None
     for unlike in ((3, 3), (20,)):
         assert known_stack(config, shapes | {"model.layers.1.mlp.experts.2.up_proj.weight": unlike}, path) is None
     for other in ("layers.1.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.down", f"x.{path}"):
@@ -535,7 +536,7 @@ def test_what_cannot_be_followed_is_found_by_its_disk_name_only() -> None:
         "text_config": text("inkling_text", mlp_layer_types=["dense", "dense"]),
     }
     shapes = {"model.llm.layers.0.mlp.w13_dn.weight": (48, 16)}
-    names = Names(config, shapes)
+    names = Names(ModelConfig.of(config), shapes)
     gate = "model.language_model.layers.0.mlp.gate_proj.weight"
 
     assert names.find(gate) is None
@@ -563,7 +564,7 @@ def test_a_name_with_two_meanings_is_not_found() -> None:
 
 
 def test_an_unknown_architecture_still_has_its_disk_names() -> None:
-    names = Names({"architectures": ["Unheard"], "model_type": "unheard"}, {"model.a.weight": (2, 3)})
+    names = Names(ModelConfig.of({"architectures": ["Unheard"], "model_type": "unheard"}), {"model.a.weight": (2, 3)})
 
     assert names.find("model.a.weight") == names.find("a.weight") == trivial("model.a.weight", (2, 3))
     assert names.find("b.weight") is None
@@ -587,7 +588,7 @@ def test_a_base_of_many_experts_resolves_in_a_couple_of_seconds() -> None:
         for expert in range(128)
         for leaf, size in sizes.items()
     }
-    names = Names(config, shapes)
+    names = Names(ModelConfig.of(config), shapes)
 
     start = time.process_time()
     found = [names.find(f"layers.{layer}.mlp.experts.gate_up_proj") for layer in range(48)]
@@ -643,16 +644,6 @@ def test_ties_of_a_nested_text_config_can_be_cut() -> None:
     assert ties.untied == {}
 
 
-def test_untying_reaches_each_config_that_ties() -> None:
-    config = {"text_config": {"hidden_size": 8}, "vision_config": {}, "decoder": {"tie_word_embeddings": True}}
-
-    assert untying(config) == {
-        "tie_word_embeddings": False,
-        "text_config": {"hidden_size": 8, "tie_word_embeddings": False},
-        "decoder": {"tie_word_embeddings": False},
-    }
-
-
 @pytest.mark.parametrize(
     "config",
     [
@@ -666,17 +657,20 @@ def test_untying_reaches_each_config_that_ties() -> None:
 )
 def test_a_config_that_makes_no_model_is_one_clear_error(config: dict[str, Any]) -> None:
     with pytest.raises(SourceError, match=r"^base/config\.json: how transformers names its parameters cannot be told"):
-        read_architecture(config)
+        read_architecture(ModelConfig.of(config))
 
 
 def test_neither_torch_nor_transformers_is_imported_while_disk_names_and_known_stacks_answer() -> None:
     script = """
 import sys
+from lora_build.files.formats.config_json import ModelConfig
 from lora_build.models.names import Names
-names = Names({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}, {"h.0.attn.c_attn.weight": (16, 48)})
+config = ModelConfig.of({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"})
+names = Names(config, {"h.0.attn.c_attn.weight": (16, 48)})
 assert names.find("h.0.attn.c_attn.weight") == names.find("transformer.h.0.attn.c_attn.weight") is not None
 shapes = {f"model.layers.0.mlp.experts.{e}.down_proj.weight": (8, 4) for e in range(3)}
-names = Names({"architectures": ["OlmoeForCausalLM"], "model_type": "olmoe", "num_experts": 3}, shapes)
+config = ModelConfig.of({"architectures": ["OlmoeForCausalLM"], "model_type": "olmoe", "num_experts": 3})
+names = Names(config, shapes)
 assert names.find("model.layers.0.mlp.experts.down_proj").shape == (3, 8, 4)
 assert names.module("model.layers.0.mlp.experts.down_proj").is_transposed is False
 assert not {"torch", "transformers"} & sys.modules.keys()
@@ -687,7 +681,7 @@ assert not {"torch", "transformers"} & sys.modules.keys()
 @pytest.mark.parametrize("name", ["pipeline", "logging", "AutoModel", "LlamaConfig"])
 def test_a_config_can_name_models_and_nothing_else_of_transformers(name: str) -> None:
     config = {"architectures": [name], "model_type": "llama"}
-    names = Names(config, {"weight_on_disk": (2, 2)})
+    names = Names(ModelConfig.of(config), {"weight_on_disk": (2, 2)})
 
     assert names.find("model.embed_tokens.weight") is None
     assert f"{name} is no model" in names.unsupported("model.embed_tokens.weight")

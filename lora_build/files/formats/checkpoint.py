@@ -3,9 +3,9 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from lora_build.errors import SourceError
+from lora_build.files.formats.config_json import CONFIG_NAME, ModelConfig
 from lora_build.files.formats.json_object import parse_object
 from lora_build.files.formats.safetensors import MAX_HEADER_BYTES, Reader, TensorInfo, read_tensors
 from lora_build.files.formats.side_files import is_side_file
@@ -24,8 +24,7 @@ _SHARD_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*\.safetensors")
 class Checkpoint:
     """A base model: its config, its tensors by name, the files that hold them, and the files that go along."""
 
-    config: Mapping[str, Any]
-    config_text: str
+    config: ModelConfig
     tensors: Mapping[str, TensorInfo]
     shards: tuple[str, ...]
     side_files: tuple[str, ...]
@@ -43,10 +42,9 @@ def open_checkpoint(read: Reader, source: SourceName, sizes: Mapping[str, int]) 
     Raises:
         SourceError: no safetensors weights, or config, index and shards disagree.
     """
-    config_text = _read_text(read, source, "config.json", sizes)
-    config = parse_object(config_text, f"{source}/config.json")
-    if config.get("quantization_config"):
-        raise SourceError(f"{source}/config.json: a quantised base cannot be merged into; dequantise it first")
+    config = ModelConfig.parse(_read_text(read, source, CONFIG_NAME, sizes), f"{source}/{CONFIG_NAME}")
+    if config.is_quantized:
+        raise SourceError(f"{source}/{CONFIG_NAME}: a quantised base cannot be merged into; dequantise it first")
     placed = _placement(read, source, sizes)
     shards = tuple(sorted(set(placed.values()))) if placed else (WEIGHTS_NAME,)
     tensors: dict[str, TensorInfo] = {}
@@ -59,12 +57,10 @@ def open_checkpoint(read: Reader, source: SourceName, sizes: Mapping[str, int]) 
     if placed is not None and {n: t.file for n, t in tensors.items()} != placed:
         differ = sorted({n: t.file for n, t in tensors.items()}.items() ^ placed.items())[0]
         raise SourceError(f"{source}/{INDEX_NAME}: index and shards disagree, first about {differ[0]!r}")
-    side_files = tuple(sorted(name for name in sizes if is_side_file(name, config)))
-    used = {"config.json", INDEX_NAME, *shards, *side_files}
+    side_files = tuple(sorted(name for name in sizes if is_side_file(name, has_code=config.has_code)))
+    used = {CONFIG_NAME, INDEX_NAME, *shards, *side_files}
     left_out = tuple(sorted(name for name in sizes if name not in used))
-    return Checkpoint(
-        config=config, config_text=config_text, tensors=tensors, shards=shards, side_files=side_files, left_out=left_out
-    )
+    return Checkpoint(config=config, tensors=tensors, shards=shards, side_files=side_files, left_out=left_out)
 
 
 def _placement(read: Reader, source: str, sizes: Mapping[str, int]) -> dict[str, str] | None:

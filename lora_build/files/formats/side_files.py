@@ -1,8 +1,6 @@
 """The files that go along with a model's weights: which are a tokenizer's, and which stay behind."""
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 _SIDE_FILE = re.compile(
     r"generation_config\.json|tokenizer[\w.\-]*|added_tokens\.json|special_tokens_map\.json|vocab[\w.\-]*|merges\.txt"
@@ -23,9 +21,9 @@ def is_tokenizer_file(name: str) -> bool:
     return bool(_TOKENIZER_FILE.fullmatch(name)) and not name.endswith((".safetensors", ".py"))
 
 
-def is_side_file(name: str, config: Mapping[str, Any]) -> bool:
+def is_side_file(name: str, *, has_code: bool) -> bool:
     """Whether a file of the base goes along unchanged: tokenizer, templates, generation config, licence.
 
-    Code (`*.py`) goes along only where config.json refers to it (`auto_map`); it is copied, never imported.
+    Code (`*.py`) goes along only where config.json refers to it (`has_code`); it is copied, never imported.
     """
-    return bool(_SIDE_FILE.fullmatch(name)) or (name.endswith(".py") and "/" not in name and "auto_map" in config)
+    return bool(_SIDE_FILE.fullmatch(name)) or (name.endswith(".py") and "/" not in name and has_code)

@@ -110,7 +110,7 @@ def fit_to(base: str, plan: MergePlan, contents: AdapterContents) -> BaseFit:
             if not isinstance(op, Copy)
         ),
         notes=plan.notes,
-        config_changes=plan.config_changes,
+        config_changes=plan.config.changes,
     )
 
 

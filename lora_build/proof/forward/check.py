@@ -27,10 +27,8 @@ from torch import Tensor, nn
 
 from lora_build.dtypes import FLOATS, STORED_DTYPES, torch_dtype
 from lora_build.errors import SourceError, VerificationError
-from lora_build.files.formats.json_object import parse_object
+from lora_build.files.formats.config_json import CONFIG_NAME, ModelConfig
 from lora_build.models.architecture import FAULTS, class_and_config, quiet
-from lora_build.models.heads import vocab_size
-from lora_build.models.layer_replication import COUNTS
 from lora_build.models.names import Names
 from lora_build.proof.forward.inputs import Prompts, Question, questions
 from lora_build.proof.forward.trace import Trace, Traced, blocks, half_ulps
@@ -154,7 +152,7 @@ class ForwardReport:
         return f"{text}; these tensors have other values: {tensors}" if self.strays else text
 
 
-def refuse(base_config: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def refuse(base_config: ModelConfig, config: ModelConfig) -> None:
     """Raise if a build cannot be run beside its base, by the config.json of both.
 
     Raises:
@@ -162,16 +160,19 @@ def refuse(base_config: Mapping[str, Any], config: Mapping[str, Any]) -> None:
             here does.
     """
     class_and_config(config, "config.json")
-    if changed := [key for key in COUNTS if config.get(key) != base_config.get(key)]:
+    if config.layer_counts != base_config.layer_counts:
+        counts, others = base_config.layer_counts, config.layer_counts
+        key = next(key for key in (*counts, *others) if counts.get(key) != others.get(key))
         raise SourceError(
-            f"config.json: {changed[0]} is not the base's; a forward check cannot run a base whose layers the adapters "
+            f"config.json: {key} is not the base's; a forward check cannot run a base whose layers the adapters "
             "replicate, so leave it out"
         )
 
 
 def compare(directory: Path, manifest: Manifest, inputs: BuildInputs, prompts: Prompts) -> ForwardReport:
     """Return how the checkpoint in a folder answers beside its base with the adapters unmerged."""
-    config = parse_object((directory / "config.json").read_text(encoding="utf-8"), f"{directory.name}/config.json")
+    path = directory / CONFIG_NAME
+    config = ModelConfig.parse(path.read_text(encoding="utf-8"), f"{directory.name}/{CONFIG_NAME}")
     refuse(inputs.base.config, config)
     case = _Case(
         directory=directory, config=config, inputs=inputs,
@@ -215,7 +216,7 @@ class _Expected:
 class _Rounding:
     """The dtype that each parameter of a model has in the build."""
 
-    def __init__(self, config: Mapping[str, Any], records: Mapping[str, TensorRecord]) -> None:
+    def __init__(self, config: ModelConfig, records: Mapping[str, TensorRecord]) -> None:
         self._names = Names(config, {name: record.shape for name, record in records.items()})
         self._records = records
         floats = {r.dtype for r in records.values()} & FLOATS
@@ -253,7 +254,7 @@ class _Case:
     """A build, what it was made of, and the models of both."""
 
     directory: Path
-    config: Mapping[str, Any]
+    config: ModelConfig
     inputs: BuildInputs
     rounding: _Rounding
 
@@ -278,12 +279,12 @@ class _Case:
 
     def _base(self) -> nn.Module:
         """Return the base, as the class and with the vocabulary that the adapters make of it."""
-        wanted = dict(self.inputs.base.config)
-        if self.config.get("architectures") != wanted.get("architectures"):
+        wanted, built = self.inputs.base.config, self.config
+        if built.architectures != wanted.architectures:
             heads = ("architectures", "id2label", "label2id", "problem_type")
-            wanted |= {key: self.config[key] for key in heads if key in self.config}
+            wanted = wanted.with_changes({key: built.data[key] for key in heads if key in built.data})
         model = _without_cache(load_base(self.inputs, wanted, torch.float32))
-        if vocab_size(self.config) != vocab_size(wanted):
+        if built.vocab_size != wanted.vocab_size:
             self._resize(model)
         return model
 
@@ -293,7 +294,7 @@ class _Case:
         Raises:
             VerificationError: the build's config.json and its weights do not agree on what that is.
         """
-        size, embedding = vocab_size(self.config), model.get_input_embeddings().weight
+        size, embedding = self.config.vocab_size, model.get_input_embeddings().weight
         name = next(name for name, parameter in model.named_parameters() if parameter is embedding)
         if (rows := self.rounding.num_rows(name)) != size:
             raise VerificationError(f"{self.directory}/config.json: vocab_size is {size}, but {name} has {rows} rows")

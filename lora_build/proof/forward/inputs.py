@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lora_build.errors import RecipeError, SourceError
+from lora_build.files.formats.config_json import ModelConfig
 from lora_build.models.architecture import quiet
 
 LENGTHS = (5, 11, 17, 26)
 _DECODER_LENGTH = 7
 _MAX_PROMPTS = 64
-_SPECIAL = ("_token_id", "_token_index", "_token")  # keys of config.json: pad, bos, image, ...
 _WAVE_SAMPLES = 4_000
 _IMAGE_SIZE = 64
 
@@ -142,7 +142,7 @@ class _Maker:
 
     def _ids(self, length: int) -> Tensor:
         """Return token ids [1, length], none of them special."""
-        special = set(_special(self.config.to_dict()))
+        special = ModelConfig.of(self.config.to_dict()).special_token_ids
         plain = torch.tensor([i for i in range(self.text.vocab_size) if i not in special])
         return plain[torch.randint(len(plain), (1, length), generator=self.generator)]
 
@@ -169,15 +169,6 @@ class _Maker:
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator)
-
-
-def _special(config: Mapping[str, Any]) -> Iterator[int]:
-    """Yield the token ids that a config, nested ones included, has a name for."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _special(value)
-        elif str(key).endswith(_SPECIAL) and isinstance(value, int | list):
-            yield from [value] if isinstance(value, int) else (n for n in value if isinstance(n, int))
 
 
 def _tokenizer(folder: Path) -> Any:
