@@ -1,11 +1,12 @@
 """The layout of the output: which tensors it has, what each begins as, and where a parameter lies among them.
 
 It begins as the base's. Adapters change it before they change values: they replicate layers, cut a tie, bring another
-head or another vocabulary.
+head or another vocabulary. Each of these gives another layout.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_build.errors import PlanError
@@ -13,68 +14,41 @@ from lora_build.files.formats.adapter import Adapter
 from lora_build.files.formats.checkpoint import Checkpoint
 from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.formats.safetensors import TensorInfo
-from lora_build.models.heads import head_of, vocabulary_changes
-from lora_build.models.layer_replication import replicate
-from lora_build.models.names import Names, Parameter, Part, is_conv1d
+from lora_build.models.heads import Head
+from lora_build.models.layer_replication import replicate, replication_of
+from lora_build.models.names import Names, is_conv1d
+from lora_build.models.parameters import Parameter, Part
 from lora_build.models.tied_weights import TiedWeights
-from lora_build.recipe.schema import TiedEmbeddings
 
 
-@dataclass
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The output's tensors while adapters change which there are.
+    """The output's tensors.
 
     Attributes:
         base: the base.
-        tied: the recipe's word on ties.
         layers: the base's layer that each layer of the output is; None for the base's own.
         sources: what each output tensor begins as.
         homes: the base's file that each output tensor belongs to.
         dtypes: the dtype that each output tensor has unless the recipe says otherwise.
-        config: the output's config.json, but for its dtype.
-        config_changes: its top-level keys that differ from the base's.
-        tokenizer: the adapter whose tokenizer goes along, if any.
-        issues: what is wrong.
-        notes: what a user should know.
+        config: the config.json that names and ties are found by: before a cut, which it says nothing of.
+        config_changes: what the output's config.json says otherwise than the base's, by top-level key.
+        names: where each parameter lies.
+        tied_weights: which parameters share a tensor.
     """
 
     base: Checkpoint
-    tied: TiedEmbeddings
-    layers: Sequence[int] | None = None
-    sources: dict[str, TensorInfo] = field(init=False)
-    homes: dict[str, str] = field(init=False)
-    dtypes: dict[str, str] = field(init=False)
-    config: ModelConfig = field(init=False)
-    config_changes: dict[str, Any] = field(default_factory=dict)
-    tokenizer: Adapter | None = None
-    issues: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    names: Names = field(init=False)
-    tied_weights: TiedWeights = field(init=False)
-    _regrown: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.sources = dict(self.base.tensors)
-        self.homes = {name: tensor.file for name, tensor in self.sources.items()}
-        if self.layers:
-            try:
-                self.sources, self.homes, self.config_changes = replicate(self.base.config, self.sources, self.layers)
-            except PlanError as error:
-                self.issues += error.issues
-        self.dtypes = {name: tensor.dtype for name, tensor in self.sources.items()}
-        self._name()
-
-    def _name(self) -> None:
-        """Find out anew what the tensors are called in memory."""
-        self.config = self.base.config.with_changes(self.config_changes)
-        self.names = Names(self.config, {name: tensor.shape for name, tensor in self.sources.items()})
-        is_cut = hasattr(self, "tied_weights") and self.tied_weights.is_cut
-        self.tied_weights = TiedWeights(self.config, self.names)
-        if is_cut:
-            self.tied_weights.cut()
+    layers: Sequence[int] | None
+    sources: Mapping[str, TensorInfo]
+    homes: Mapping[str, str]
+    dtypes: Mapping[str, str]
+    config: ModelConfig
+    config_changes: Mapping[str, Any]
+    names: Names
+    tied_weights: TiedWeights
 
     def look(self, parameter: str) -> Parameter | None:
-        """Return the parameter of a path as it lies now."""
+        """Return the parameter of a path as it lies here."""
         if self.tied_weights.shared(parameter):
             name = self.tied_weights.name(parameter)
             return Parameter(name=name, shape=self.sources[name].shape, parts=(Part(name=name),))
@@ -84,103 +58,12 @@ class Layout:
         return replace(found, shape=self.sources[found.parts[0].name].shape)
 
     def look_all(self, parameter: str) -> list[Parameter]:
-        """Return a parameter and all that share, or shared, its tensor, as they lie now; each tensor once."""
+        """Return a parameter and all that share, or shared, its tensor, as they lie here; each tensor once."""
         if not self.tied_weights.shared(parameter):
             found = self.look(parameter)
             return [found] if found else []
         names = self.tied_weights.all_names(parameter)
         return [Parameter(name=name, shape=self.sources[name].shape, parts=(Part(name=name),)) for name in names]
-
-    def give_own_tensor(self, parameter: str, *, replaces: bool) -> bool:
-        """Give a tied parameter a tensor of its own, unless the recipe says otherwise or nothing can.
-
-        Args:
-            parameter: its path.
-            replaces: whether an adapter replaces it whole.
-
-        Returns:
-            Whether it has one; else what happens to it happens to all that share it.
-        """
-        if not self.tied_weights.shared(parameter):
-            return True
-        member, others = self.tied_weights.member(parameter), ", ".join(self.tied_weights.others(parameter))
-        name = self.tied_weights.name(parameter)
-        if self.tied is TiedEmbeddings.error:
-            self.issues.append(
-                f"base: {member} is tied to {others}, an adapter changes it, and the recipe says tied_embeddings: error"
-            )
-        elif self.tied is TiedEmbeddings.peft and not replaces:
-            self.notes.append(
-                f"{member} is tied: its update goes into {name} and so into all that share it (tied_embeddings: peft)"
-            )
-            return False
-        elif bound := self.tied_weights.bound(parameter):
-            self.issues.append(
-                f"base: {member} shares its tensor with {', '.join(bound)} whatever tie_word_embeddings says, "
-                "so an update to it alone cannot be kept apart; set tied_embeddings: peft to share it"
-            )
-        elif not self.tied_weights.is_cut:
-            self.cut_ties()
-        return True
-
-    def cut_ties(self) -> None:
-        """Give every parameter that `tie_word_embeddings: false` sets free a tensor of its own."""
-        self.config_changes |= self.tied_weights.cut()
-        for new, root in self.tied_weights.cut_names().items():
-            if new not in self.sources:
-                self.sources[new] = self.sources[root]
-                self.homes[new], self.dtypes[new] = self.homes[root], self.dtypes[root]
-                self.notes.append(f"{new} is written beside {root}: an adapter changes one of the two, which were tied")
-
-    def add_head(self, adapter: Adapter, replaced: Mapping[str, TensorInfo]) -> bool:
-        """Whether an adapter was trained with a head that the model has not got yet; it then has it.
-
-        Args:
-            adapter: the adapter.
-            replaced: the whole parameters in it.
-        """
-        head = head_of(self.config, adapter.config, replaced, self.sources)
-        if head is None:
-            return False
-        for name in head.dropped:
-            del self.sources[name], self.homes[name]
-        most = max(stored := list(self.dtypes.values()), key=stored.count)
-        for name, tensor in head.added.items():
-            self.sources[name], self.homes[name], self.dtypes[name] = tensor, self.base.shards[-1], most
-        self.issues += head.problems
-        self.notes += head.notes
-        self.config_changes |= head.config_changes
-        self._name()
-        return True
-
-    def regrow(self, adapter: Adapter, parameter: Parameter, shape: tuple[int, ...]) -> bool:
-        """Whether a shape is the parameter's with another vocabulary; the model then has the adapter's."""
-        old = parameter.shape
-        if not is_plain(parameter) or (len(shape), shape[1:]) != (len(old), old[1:]):
-            return False
-        if old[0] != self.config.vocab_size:
-            return False
-        self._regrown[parameter.parts[0].name] = adapter.name
-        self.tokenizer = adapter if adapter.tokenizer_files else self.tokenizer
-        return True
-
-    @property
-    def is_regrown(self) -> bool:
-        """Whether an adapter brings another vocabulary."""
-        return bool(self._regrown)
-
-    def finish(self) -> None:
-        """Report what only the whole tells: tensors that still have the old vocabulary, ties that nobody knows."""
-        if self.tied_weights.problem:
-            self.issues.append(self.tied_weights.problem)
-        if not self._regrown:
-            return
-        changes, problems = vocabulary_changes(self.config, self.sources, self._regrown)
-        self.config_changes |= changes
-        self.issues += problems
-        if self.tokenizer is None:
-            owner = next(iter(self._regrown.values()))
-            self.notes.append(f"the vocabulary is that of adapter {owner}, which brings no tokenizer: check the base's")
 
     def missing(self, parameter: str) -> str:
         """Return the end of a message about a parameter that is not there."""
@@ -188,7 +71,7 @@ class Layout:
         near = f" ({reason})" if reason else self.names.nearest(parameter)
         return f"adapts '{parameter}', which the base does not have{near}"
 
-    def kind(self, module: str) -> str | None:
+    def layer_type(self, module: str) -> str | None:
         """Return what stores a module's matrices; see `BaseModule.layer_type`."""
         known = is_conv1d(self.config, module)
         return None if known is None else "Conv1D" if known else "Linear"
@@ -204,6 +87,94 @@ class Layout:
             "parameters": found.parameters,
             "is_transposed": found.is_transposed,
         }
+
+    def with_sources(self, sources: Mapping[str, TensorInfo]) -> "Layout":
+        """Return the layout with the same tensors, some of which begin as others."""
+        return replace(self, sources=sources)
+
+    def with_head(self, head: Head) -> "Layout":
+        """Return the layout of the model with another head, which is found by its names from now on."""
+        kept = {name: tensor for name, tensor in self.sources.items() if name not in head.dropped}
+        most = Counter(self.dtypes.values()).most_common(1)[0][0]
+        sources, changes = kept | dict(head.added), {**self.config_changes, **head.config_changes}
+        config = self.base.config.with_changes(changes)
+        names = _names(config, sources)
+        tied_weights = TiedWeights(config, names)
+        if self.tied_weights.is_cut:
+            tied_weights.cut()
+        return replace(
+            self,
+            sources=sources,
+            homes={name: self.homes[name] for name in kept} | dict.fromkeys(head.added, self.base.shards[-1]),
+            dtypes={**self.dtypes, **dict.fromkeys(head.added, most)},
+            config=config,
+            config_changes=changes,
+            names=names,
+            tied_weights=tied_weights,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstLayout:
+    """The layout that adapters find, and what was wrong and what is to be known about it."""
+
+    layout: Layout
+    issues: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def first_layout(base: Checkpoint, adapters: Sequence[Adapter], *, cuts_ties: bool) -> FirstLayout:
+    """Return the layout of the output before adapters bring tensors of their own.
+
+    Args:
+        base: the base.
+        adapters: those that take part; they may replicate its layers.
+        cuts_ties: whether each parameter that `tie_word_embeddings: false` sets free has a tensor of its own.
+    """
+    layers, problems = replication_of(adapters)
+    sources, homes = base.tensors, {name: tensor.file for name, tensor in base.tensors.items()}
+    changes: Mapping[str, Any] = {}
+    issues: list[str] = []
+    if layers:
+        try:
+            sources, homes, changes = replicate(base.config, sources, layers)
+        except PlanError as error:
+            issues += error.issues
+    config = base.config.with_changes(changes)
+    names = _names(config, sources)
+    layout = Layout(
+        base=base, layers=layers, sources=sources, homes=homes, config=config, config_changes=changes, names=names,
+        dtypes={name: tensor.dtype for name, tensor in sources.items()}, tied_weights=TiedWeights(config, names),
+    )  # fmt: skip
+    notes: list[str] = []
+    if cuts_ties:
+        layout, notes = _with_cut_ties(layout)
+    return FirstLayout(layout=layout, issues=(*issues, *problems), notes=tuple(notes))
+
+
+def _with_cut_ties(layout: Layout) -> tuple[Layout, list[str]]:
+    """Return the layout with a tensor for each parameter that a cut sets free, and which those are."""
+    changes = {**layout.config_changes, **layout.tied_weights.cut()}
+    new = {name: root for name, root in layout.tied_weights.cut_names().items() if name not in layout.sources}
+    notes = [
+        f"{name} is written beside {root}: an adapter changes one of the two, which were tied"
+        for name, root in new.items()
+    ]
+
+    def with_new(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {**values, **{name: values[root] for name, root in new.items()}}
+
+    return replace(
+        layout,
+        sources=with_new(layout.sources),
+        homes=with_new(layout.homes),
+        dtypes=with_new(layout.dtypes),
+        config_changes=changes,
+    ), notes
+
+
+def _names(config: ModelConfig, sources: Mapping[str, TensorInfo]) -> Names:
+    return Names(config, {name: tensor.shape for name, tensor in sources.items()})
 
 
 def is_plain(parameter: Parameter) -> bool:

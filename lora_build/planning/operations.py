@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import ClassVar, assert_never
 
 from lora_build.dtypes import num_bytes
@@ -135,25 +134,6 @@ class Shard:
     def num_bytes(self) -> int:
         """The size of the file."""
         return len(self.header) + sum(op.num_bytes for op in self.operations)
-
-
-def cut(placed: Sequence[PlacedUpdate]) -> tuple[Segment, ...]:
-    """Return segments for updates of stored rows, each cut wherever another one begins or ends."""
-    if len(placed) == 1:  # nearly all
-        (only,) = placed
-        return (Segment(start=only.start, stop=only.stop, updates=(only,)),) if only.start < only.stop else ()
-    waiting = sorted(enumerate(placed), key=lambda item: item[1].start, reverse=True)
-    edges = sorted({edge for update in placed for edge in (update.start, update.stop)})
-    segments: list[Segment] = []
-    here: list[tuple[int, PlacedUpdate]] = []
-    for start, stop in pairwise(edges):
-        while waiting and waiting[-1][1].start <= start:
-            here.append(waiting.pop())
-        here = sorted((item for item in here if item[1].stop > start), key=lambda item: item[0])
-        if here:
-            updates = tuple(update.part(start, stop) for _, update in here)
-            segments.append(Segment(start=start, stop=stop, updates=updates))
-    return tuple(segments)
 
 
 def lay_out(

@@ -19,7 +19,7 @@ from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.identity import BASE, SourceName
 from lora_build.planning.inputs import Inputs
 from lora_build.planning.operations import Convert, Copy, Merge, Operation, Shard, lay_out
-from lora_build.planning.planner import make_draft
+from lora_build.planning.planner import plan_tensors
 from lora_build.recipe.schema import DType, Numerics, Recipe, parse_size
 
 # what arithmetic.py and peft_numerics.py compute; another id means that bits may differ
@@ -89,18 +89,17 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
     Raises:
         PlanError: base, adapters and recipe do not fit together; with every issue found.
     """
-    draft = make_draft(recipe, inputs.base, inputs.adapters, inputs.digests)
-    operations, changes = draft.operations(), draft.layout.config_changes
+    planned = plan_tensors(recipe, inputs)
+    issues, config = list(planned.issues), planned.config
     if not inputs.adapters:
-        draft.issues.append("no adapter is left to merge: every weight is 0; the output would equal the base")
-    elif not draft.issues and not changes and all(isinstance(op, Copy | Convert) for op in operations):
-        draft.issues.append("the adapters change nothing: the output would equal the base")
-    if draft.issues:
-        raise PlanError(dict.fromkeys(draft.issues))
-    config = inputs.base.config.with_changes(changes)
+        issues.append("no adapter is left to merge: every weight is 0; the output would equal the base")
+    elif not issues and not config.changes and all(isinstance(op, Copy | Convert) for op in planned.operations):
+        issues.append("the adapters change nothing: the output would equal the base")
+    if issues:
+        raise PlanError(dict.fromkeys(issues))
     if recipe.dtype is not DType.keep:
         config = config.with_changes(config.dtype_changes(recipe.dtype.value))
-    side_files = _side_files(inputs.base, draft.layout.tokenizer)
+    side_files = _side_files(inputs.base, planned.tokenizer)
     return MergePlan(
         options={
             "combine": recipe.combine.method.value,
@@ -113,11 +112,13 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
         weights={adapter.name: adapter.weight for adapter in inputs.adapters},
         input_files={BASE: _base_files(inputs.base)}
         | {adapter.source: _adapter_files(adapter, side_files) for adapter in inputs.adapters},
-        shards=lay_out(parse_size(recipe.output.max_shard_size), draft.layout.homes, inputs.base.shards, operations),
+        shards=lay_out(
+            parse_size(recipe.output.max_shard_size), planned.layout.homes, inputs.base.shards, planned.operations
+        ),
         config=config,
         side_files=side_files,
         left_out=inputs.base.left_out,
-        notes=tuple(dict.fromkeys(draft.notes)),
+        notes=tuple(dict.fromkeys(planned.notes)),
     )
 
 

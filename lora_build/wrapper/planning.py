@@ -12,10 +12,9 @@ from torch import Tensor
 
 from lora_build.errors import PlanError
 from lora_build.models.parameters import Part
-from lora_build.planning.inputs import digests_of
-from lora_build.planning.layout import Layout
+from lora_build.planning.inputs import Inputs, digests_of
 from lora_build.planning.operations import Merge, Operation, Replace, with_dtype
-from lora_build.planning.planner import make_draft
+from lora_build.planning.planner import TensorPlan, plan_tensors
 from lora_build.recipe.schema import Recipe
 from lora_build.wrapper.adapters import LoadedAdapter
 from lora_build.wrapper.live_model import LiveModel, Place
@@ -76,12 +75,11 @@ class LivePlanner:
         chosen = [one for one in loaded if one.adapter.weight != 0]
         adapters = tuple(one.adapter for one in chosen)
         sources = {one.adapter.source: one.source for one in chosen}
-        draft = make_draft(self.recipe, self.live.checkpoint, adapters, digests_of(sources, adapters))
-        operations, layout = draft.operations(), draft.layout
-        draft.issues += _needs_another_model(layout)
-        if draft.issues:
-            raise PlanError(dict.fromkeys(draft.issues))
-        changes = tuple(self._changes(operations, layout))
+        inputs = Inputs(base=self.live.checkpoint, adapters=adapters, digests=digests_of(sources, adapters))
+        planned = plan_tensors(self.recipe, inputs)
+        if issues := (*planned.issues, *_needs_another_model(planned)):
+            raise PlanError(dict.fromkeys(issues))
+        layout, changes = planned.layout, tuple(self._changes(planned))
         _refuse_tensors(self.live, [change.begins_as for change in changes])
         # what shares its memory in a model of transformers is tied, and the plan knows what that means
         if not hasattr(self.live.model, "all_tied_weights_keys"):
@@ -89,15 +87,16 @@ class LivePlanner:
         places = [] if layout.tied_weights.is_cut else [place for change in changes for place in change.places]
         return LivePlan(
             changes=tuple(sorted(changes, key=lambda change: not change.is_new)),
-            config_changes=layout.config_changes,
+            config_changes=planned.config.changes,
             tied=frozenset(place.parameter for place in places if layout.tied_weights.shared(place.parameter)),
         )
 
-    def _changes(self, operations: Iterable[Operation], layout: Layout) -> Iterator[Change]:
+    def _changes(self, planned: TensorPlan) -> Iterator[Change]:
         """Yield what is more than a copy of the base, in the plan's order."""
-        cut = layout.tied_weights.cut_members() if layout.tied_weights.is_cut else {}
-        new = {name: member for name, member in cut.items() if name in layout.sources}
-        for op in operations:
+        tied = planned.layout.tied_weights
+        cut = tied.cut_members() if tied.is_cut else {}
+        new = {name: member for name, member in cut.items() if name in planned.layout.sources}
+        for op in planned.operations:
             if not isinstance(op, Merge | Replace) and op.name not in new:
                 continue
             parameter, begins_as = new.get(op.name, ("", op.name))
@@ -110,14 +109,14 @@ class LivePlanner:
             )
 
 
-def _needs_another_model(layout: Layout) -> list[str]:
+def _needs_another_model(planned: TensorPlan) -> list[str]:
     """Return why a planned output is not of the model as it is in memory, one line each."""
     return [
         f"the adapters need another model than this one: {advice}; or build a recipe"
         for is_so, advice in (
-            (layout.is_regrown, "resize it first, model.resize_token_embeddings(len(tokenizer))"),
-            (layout.layers is not None, "its layers are replicated"),
-            (_HEAD in layout.config_changes, "load the base with the head that they were trained with"),
+            (planned.has_new_vocabulary, "resize it first, model.resize_token_embeddings(len(tokenizer))"),
+            (planned.layout.layers is not None, "its layers are replicated"),
+            (_HEAD in planned.config.changes, "load the base with the head that they were trained with"),
         )
         if is_so
     ]

@@ -19,7 +19,7 @@ from lora_build.errors import LoraBuildError
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import SourceName
 from lora_build.methods.interface import AdaptedModule, PlacedUpdate, Update, methods
-from lora_build.planning.operations import cut
+from lora_build.planning.placement import cut
 
 Q0 = "model.layers.0.self_attn.q_proj.weight"
 

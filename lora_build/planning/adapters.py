@@ -1,0 +1,56 @@
+"""Which adapters can be merged at all: whether their method and config are known, and what their tensors are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lora_build.files.formats.adapter import CONFIG_NAME, Adapter, Parts, sort_tensors
+from lora_build.methods.interface import Method, methods, unmergeable
+from lora_build.planning.peft_compat import refuse_adapter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeableAdapter:
+    """An adapter whose method reads its config, with its tensors sorted."""
+
+    adapter: Adapter
+    method: Method
+    parts: Parts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeableAdapters:
+    """Those of a recipe's adapters that can be merged, in its order, and what is wrong with the others."""
+
+    adapters: tuple[MergeableAdapter, ...]
+    issues: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def mergeable_adapters(adapters: Sequence[Adapter], *, repeats_peft: bool) -> MergeableAdapters:
+    """Return the adapters that can be merged, as peft merges them if that is to be repeated."""
+    found: list[MergeableAdapter] = []
+    issues: list[str] = []
+    notes: list[str] = []
+    for adapter in adapters:
+        method = methods().get(adapter.peft_type)
+        if method is None:
+            issues.append(f"{adapter.source}: peft_type {adapter.peft_type} {unmergeable(adapter.peft_type)}")
+            continue
+        problems = method.check_config(adapter.config)
+        issues += [f"{adapter.source}/{CONFIG_NAME}: {problem}" for problem in problems]
+        if repeats_peft:
+            issues += refuse_adapter(adapter)
+        parts = sort_tensors(
+            adapter,
+            method.leaves,
+            shared_leaves=getattr(method, "shared_leaves", ()),
+            ignored=getattr(method, "ignored", ()),
+        )
+        issues += parts.problems
+        if parts.ignored:
+            notes.append(
+                f"{adapter.source}: {len(parts.ignored)} tensors were for training only, such as {parts.ignored[0]}"
+            )
+        if not problems:
+            found.append(MergeableAdapter(adapter=adapter, method=method, parts=parts))
+    return MergeableAdapters(adapters=tuple(found), issues=tuple(issues), notes=tuple(notes))
