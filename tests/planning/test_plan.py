@@ -370,7 +370,7 @@ def test_shards_without_their_index_are_said_so(folder: Path) -> None:
 def test_a_target_that_may_not_be_written_is_refused_when_planning(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora_build.pipeline.os.access", lambda *_: False)
+    monkeypatch.setattr("lora_build.proof.output_dir.os.access", lambda *_: False)
 
     with pytest.raises(lora_build.StorageError, match="no permission to write in"):
         prepare(from_mapping(small.recipe(folder)))
