@@ -10,10 +10,9 @@
 Nothing is printed; what there is to say is logged below the logger `lora_build`.
 """
 
-__version__ = "0.1.0"
-
 from typing import TYPE_CHECKING, Any
 
+from lora_build._version import VERSION
 from lora_build.errors import (
     LoraBuildError,
     MergeError,
@@ -24,8 +23,9 @@ from lora_build.errors import (
     VerificationError,
 )  # fmt: skip
 
+__version__ = VERSION
+
 if TYPE_CHECKING:
-    from lora_build.cli.main import load_recipe
     from lora_build.pipeline import Build, Plan, build, plan
     from lora_build.planning.inspection.inspecting import inspect
     from lora_build.planning.inspection.result import Inspection
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lora_build.proof.manifest import Manifest
     from lora_build.proof.verify import Verification, verify
     from lora_build.proof.wrapper_check import WrapperReport
+    from lora_build.recipe.compose import load_recipe
     from lora_build.recipe.schema import Recipe
     from lora_build.wrapper.model import LoraModel
 
@@ -47,7 +48,7 @@ _HOMES = {
     "plan": "pipeline",
     "Build": "pipeline",
     "Plan": "pipeline",
-    "load_recipe": "cli.main",
+    "load_recipe": "recipe.compose",
     "verify": "proof.verify",
     "Manifest": "proof.manifest",
     "Verification": "proof.verify",

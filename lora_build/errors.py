@@ -8,19 +8,27 @@
     ├── VerificationError     3  bytes differ from what a digest promised
     └── StorageError          4  the disk or the network failed
 
-A message says where, what was found, what was expected and what to do.
+A message says where, what was found, what was expected and what to do. `issues` has what is wrong one by one, each a
+line that stands on its own; an error of one reason has one, its message.
 """
 
 import difflib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 _SHOWN = 4
 
 
 class LoraBuildError(Exception):
-    """Every error that lora-build raises on purpose."""
+    """Every error that lora-build raises on purpose. `issues` holds every reason, one line each."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "", *, issues: Iterable[str] = ()) -> None:
+        """Keep a message; without `issues` it is the only one."""
+        super().__init__(message)
+        self.issues = tuple(issues) or (message,)
 
 
 class RecipeError(LoraBuildError):
@@ -36,16 +44,18 @@ class SourceError(LoraBuildError):
 
 
 class PlanError(LoraBuildError):
-    """Base and adapters do not fit together. `issues` holds every reason found, one line each."""
+    """Base and adapters do not fit together."""
 
     exit_code = 2
 
     def __init__(self, issues: Iterable[str]) -> None:
         """Join the issues into one message."""
-        self.issues = tuple(issues)
-        count = len(self.issues)
-        title = "cannot plan this build" + (f" ({count} issues)" if count > 1 else "")
-        super().__init__("\n  ".join((f"{title}:", *_in_short(self.issues))))
+        found = tuple(issues)
+        title = "cannot plan this build" + (f" ({len(found)} issues)" if len(found) > 1 else "")
+        super().__init__("\n  ".join((f"{title}:", *_in_short(found))), issues=found)
+
+    def __reduce__(self) -> Any:  # another process makes it of what it was made of, not of the message
+        return PlanError, (self.issues,)
 
 
 class MergeError(LoraBuildError):
@@ -73,6 +83,11 @@ def _in_short(issues: Iterable[str]) -> Iterator[str]:
         yield from group[:_SHOWN]
         if len(group) > _SHOWN:
             yield f"{source}: and {len(group) - _SHOWN} more like these"
+
+
+def label(file: Path) -> str:
+    """Return a path as messages show it: relative where it lies below the working directory."""
+    return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, assert_never
 
+from lora_build.errors import label
 from lora_build.files.identity import BASE, SourceName
 from lora_build.files.targets.disk import free_bytes
 from lora_build.numerics.survival import by_adapter, describe_norm
 from lora_build.pipeline import Build, Plan, memory_bytes
 from lora_build.planning.operations import Convert, Copy, Merge, Operation, Replace
-from lora_build.recipe.files import label
 
 if TYPE_CHECKING:
     from lora_build.planning.inspection.result import AdaptedParameter, BaseFit, Inspection

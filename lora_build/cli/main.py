@@ -68,19 +68,6 @@ _VALUED = ("-c", "--cfg", "-p", "--package", "-i", "--info")
 _FLAGS = ("-m", "--multirun", "--resolve", *_INSPECT, *_VALUED)
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the recipe that `lora-build recipe=name overrides...` would build.
-
-    Prints nothing, logs nothing and leaves Hydra's global state as it was, inside a Hydra application too.
-
-    Raises:
-        RecipeError: there is no such recipe, or it or an override is wrong.
-    """
-    from lora_build.recipe import compose as recipe_source
-
-    return recipe_source.compose(name, overrides)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; messages go to stderr, results to stdout."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -181,9 +168,11 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def _compose(command: str, flags: list[str], overrides: list[str], *, as_json: bool, timings: bool) -> int:
     """Let Hydra compose. One recipe is worked on afterwards, the points of a sweep as Hydra hands them out."""
     from lora_build.recipe import compose as recipe_source
+    from lora_build.recipe.hydra_errors import known_names
+    from lora_build.recipe.overrides import check_overrides
 
     if not flags and not any(text.lstrip("+~").startswith(("hydra", "sweep")) for text in overrides):
-        recipe_source.check_overrides(overrides)
+        check_overrides(overrides)
         config = recipe_source.compose_command(overrides)
         return _run_single(command, config, as_json=as_json, timings=timings)
     inspecting = any(flag.partition("=")[0] in _INSPECT for flag in flags)
@@ -199,7 +188,7 @@ def _compose(command: str, flags: list[str], overrides: list[str], *, as_json: b
     points: list[dict[str, Any]] = []
     with _scratch(overrides) as name, _environ(HYDRA_FULL_ERROR="1"):  # Hydra then raises, and we say it shorter
         folder = Path(name)
-        recipe_source.check_overrides(overrides)
+        check_overrides(overrides)
         extra = [] if inspecting else [f"hydra.sweep.dir='{folder}'"]
         try:
             recipe_source.run(flags, [*overrides, *extra], functools.partial(_job, command, folder, single))
@@ -212,7 +201,7 @@ def _compose(command: str, flags: list[str], overrides: list[str], *, as_json: b
     if single:
         return _run_single(command, single[0], as_json=as_json, timings=timings)
     if not points and not inspecting:
-        raise RecipeError("\n  ".join(["the sweep has no points", *recipe_source.known_names("recipe")]))
+        raise RecipeError("\n  ".join(["the sweep has no points", *known_names("recipe")]))
     return sweep.exit_code(points)
 
 
@@ -222,6 +211,7 @@ def _job(command: str, folder: Path, single: list["DictConfig"], config: "DictCo
     from hydra.types import RunMode
 
     from lora_build.recipe import compose as recipe_source
+    from lora_build.recipe.overrides import check_overrides
 
     job = HydraConfig.get()
     if job.mode != RunMode.MULTIRUN:
@@ -230,7 +220,7 @@ def _job(command: str, folder: Path, single: list["DictConfig"], config: "DictCo
     overrides = list(job.overrides.task)
 
     def recipe() -> Recipe:
-        recipe_source.check_overrides(overrides)
+        check_overrides(overrides)
         return recipe_source.to_recipe(config)
 
     def work(recipe: Recipe) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from lora_build import __version__
+from lora_build._version import VERSION
 from lora_build.errors import SourceError
 from lora_build.files.identity import Digest, SourceName
 from lora_build.files.sources import Source
@@ -146,4 +146,4 @@ def _versions() -> dict[str, str]:
     import importlib.metadata  # which a plan would wait for
 
     packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"lora-build": __version__, "python": platform.python_version(), **packages}
+    return {"lora-build": VERSION, "python": platform.python_version(), **packages}

@@ -11,12 +11,20 @@ from typing import Any
 
 from lora_build.errors import RecipeError, did_you_mean
 from lora_build.recipe.renamed import answer
+from lora_build.recipe.requires import unmet
 from lora_build.recipe.schema import MISSING, AdapterSpec, BaseSpec, Recipe, is_local, parse_size
 from lora_build.recipe.shorthand import names_of
 
 
 def check_recipe(data: object) -> list[str]:
-    """Return every problem of a recipe, or of a part of one, each as `key: what is wrong, what to do`."""
+    """Return every problem of a recipe, or of a part of one, each as `key: what is wrong, what to do`.
+
+    A recipe for another version of lora-build has that one problem: what else it says is not ours to judge.
+    """
+    versions = data.get("requires") if isinstance(data, Mapping) else None
+    problem = unmet(versions) if isinstance(versions, str) and "${" not in versions else None
+    if problem is not None:
+        return [f"requires: {problem}"]
     return list(_check(data, Recipe, ""))
 
 
@@ -161,7 +169,8 @@ def _is_finite(value: object) -> bool:
 def raise_problems(where: str, problems: Iterable[str]) -> None:
     """Raise one error that names every problem, or return where there is none."""
     found = list(dict.fromkeys(problems))
+    issues = [f"{where}: {problem}" for problem in found]
     if len(found) == 1:
-        raise RecipeError(f"{where}: {found[0]}")
+        raise RecipeError(issues[0])
     if found:
-        raise RecipeError("\n  ".join((f"{where}: {len(found)} problems", *found)))
+        raise RecipeError("\n  ".join((f"{where}: {len(found)} problems", *found)), issues=issues)

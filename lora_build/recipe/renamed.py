@@ -41,11 +41,12 @@ def answer_override(key: str, value: object) -> str | None:
 
 
 def with_new_names(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recipe that an older version recorded with its build, in the names of today.
+    """Return the recipe that another version recorded with its build, in the names of today.
 
-    Nobody can rewrite a record, so it is read as it was meant. The law: twice is once.
+    Nobody can rewrite a record, so it is read as it was meant; what it requires was held when it was built. The law:
+    twice is once.
     """
-    found = {NEW_NAMES.get(key, key): value for key, value in data.items() if key != "engine"}
+    found = {NEW_NAMES.get(key, key): value for key, value in data.items() if key not in ("engine", "requires")}
     if isinstance(output := found.get("output"), Mapping):
         found["output"] = {NEW_NAMES.get(f"output.{key}", f"output.{key}")[7:]: value for key, value in output.items()}
     return found

@@ -139,6 +139,7 @@ class Recipe:
 
     name: str = field(default=MISSING, metadata=_affects("nothing"))
     description: str = field(default="", metadata=_affects("nothing"))
+    requires: str | None = field(default=None, metadata=_affects("nothing"))
     base: BaseSpec = field(default_factory=BaseSpec)
     adapters: Mapping[str, AdapterSpec] = field(default_factory=dict)
     adapter_names: tuple[str, ...] | None = field(default=None, metadata=_affects("bytes"))

@@ -12,8 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lora_build.errors import LoraBuildError
-from lora_build.recipe.files import label
+from lora_build.errors import LoraBuildError, label
 from lora_build.recipe.identity import point_name
 from lora_build.recipe.schema import Recipe, resolve_path
 

@@ -11,9 +11,10 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from lora_build.cli.main import load_recipe
 from lora_build.errors import LoraBuildError, RecipeError
 from lora_build.recipe import files as recipe_files
+from lora_build.recipe.compose import load_recipe
+from lora_build.recipe.strict_yaml import read_yaml
 
 REPOSITORY = Path(__file__).parent.parent.parent
 VERSION_BASE = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}
@@ -241,7 +242,7 @@ def test_an_unreadable_file_is_named(project):
     (project / "recipes" / "x.yaml").symlink_to(project / "recipes" / "team")
     assert "no recipe 'x'" in refusal()
     with pytest.raises(RecipeError, match=r"recipes/team: cannot be read: Is a directory"):
-        recipe_files.read_yaml(project / "recipes" / "team")
+        read_yaml(project / "recipes" / "team")
 
 
 @pytest.mark.parametrize("name", ["../recipes/prod", "sweep/grid", "nope"])

@@ -33,7 +33,7 @@ def test_every_key_says_what_it_affects() -> None:
     found = {path: key.metadata["affects"] for path, key, _ in (*keys(), *keys(AdapterSpec, "adapters.NAME."))}
     assert set(found.values()) == {"bytes", "layout", "nothing"}
     assert {path for path, what in found.items() if what == "nothing"} == {
-        "name", "description", "output.dir", "output.if_exists", "checks.forward", "checks.wrapper", "root",
+        "name", "description", "requires", "output.dir", "output.if_exists", "checks.forward", "checks.wrapper", "root",
     }  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def test_a_point_has_another_name_where_a_key_affects_the_output_and_only_there(
         value = others.get(kind) or (
             next(m.value for m in kind if m != key.default) if issubclass(kind, Enum) else False
         )
-        value = "math" if path == "saved_modules_from" else value
+        value = {"saved_modules_from": "math", "requires": ">=0.1"}.get(path, value)
         data: Any = value
         for part in reversed(path.split(".")):
             data = {part: data}

@@ -94,7 +94,7 @@ def test_references_to_the_recipe_are_followed():
     ("changes", "message"),
     [
         ({"adaptors": {}}, "adaptors: unknown key; did you mean 'adapters'?"),
-        ({"_target_": "os.system"}, "_target_: unknown key; known are name, description, base"),
+        ({"_target_": "os.system"}, "_target_: unknown key; known are name, description, requires, base"),
         ({"base": {"source": "a/b", "revison": "x"}}, "base.revison: unknown key; did you mean 'revision'?"),
         ({"base": {"source": "a/b", "revision": 42798}}, "base.revision: expected text, found the int 42798; put what"),
         ({"base": {"source": "a/b", "revision": 1.1}}, "found the float 1.1; put what you wrote in quotes"),

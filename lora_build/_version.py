@@ -1,0 +1,3 @@
+"""The version, which the package's metadata takes from here and a recipe's `requires` is held to."""
+
+VERSION = "0.2.0"

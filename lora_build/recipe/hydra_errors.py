@@ -1,0 +1,72 @@
+"""Hydra's and OmegaConf's errors, long and written for its developers, as one short message each."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf.errors import OmegaConfBaseException
+
+from lora_build.errors import RecipeError, did_you_mean, label
+from lora_build.recipe import files as recipe_files
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn Hydra's and OmegaConf's errors, long and written for its developers, into one short message."""
+    try:
+        yield
+    except MissingConfigException as error:
+        raise RecipeError(_not_found(error)) from error
+    except RecursionError as error:
+        raise RecipeError("these recipes inherit from each other in a circle") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RecipeError(_in_short(error)) from error
+
+
+def _not_found(error: MissingConfigException) -> str:
+    """Return what a missing recipe, adapter or sweep should have been, and where it was looked for."""
+    wanted = error.missing_cfg_file or ""
+    inside = re.match(r"In '(.+?)': ", str(error))
+    heir = inside[1].partition("/") if inside else ("",) * 3
+    place = f"{heir[0]} '{heir[2]}': " if heir[0] in ("recipe", "sweep") else ""
+    kind = next((kind for kind in ("recipe/adapter", "recipe", "sweep") if wanted.startswith(f"{kind}/")), None)
+    if kind is None:
+        text = f"{place}no '{wanted}'{did_you_mean(wanted, error.options or ())}"
+        return text + ("; is the plugin that brings it installed?" if wanted.startswith("hydra/") else "")
+    word, name = kind.rpartition("/")[2], wanted.removeprefix(f"{kind}/")
+    known = _known(word)
+    hint = did_you_mean(name, known) or did_you_mean(Path(name).stem, known)
+    return "\n  ".join([f"{place}no {word} '{name}'{hint}", *known_names(word)])
+
+
+def _in_short(error: Exception) -> str:
+    """Return the sentences of an error that a user can act on."""
+    text = str(error)
+    if "You must specify 'recipe'" in text:
+        return "\n  ".join(["which recipe? lora-build recipe=NAME", *known_names("recipe")])
+    if sweep := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", text):
+        return f"'{sweep[1]}' has several values: -m builds each of them, and a list is written KEY=[a,b]"
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        text += f"\n{error.__cause__}"
+    noise = (
+        r"\n\s*(full_key|reference_type|object_type)[:=].*|\nConfig search path:(\n\t.*)*|\nTo append to your config .*"
+    )
+    return "\n  ".join(line.strip() for line in re.sub(noise, "", text).splitlines() if line.strip())
+
+
+def known_names(word: str) -> list[str]:
+    """Return the lines on which recipes (adapters, sweeps) there are, and where they were looked for."""
+    known = _known(word)
+    lines = [f"{word}s: {', '.join(known)}"] if known else []
+    own = [label(folder.path) for folder in recipe_files.folders() if not folder.shipped]
+    if own:
+        return [*lines, f"looked in {', '.join(own)}"]
+    return [*lines, f"there is no folder recipes/ in {Path.cwd()} or above; write recipes/NAME.yaml"]
+
+
+def _known(word: str) -> list[str]:
+    part = "" if word == "recipe" else word
+    folders = [folder for folder in recipe_files.folders() if not part or not folder.shipped]
+    return sorted({name for folder in folders for name in folder.names(part)})
