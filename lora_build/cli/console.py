@@ -89,7 +89,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     return {
         "name": plan.recipe.name,
         "target": str(plan.target),
-        "options": dict(merge_plan.options),
+        "options": dict(merge_plan.options.recorded),
         "sources": {role: source.uri for role, source in plan.sources.items()},
         "adapters": {name: {"weight": weight} for name, weight in merge_plan.weights.items()},
         "bytes_to_write": plan.num_bytes_written,

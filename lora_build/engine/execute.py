@@ -184,7 +184,7 @@ class _Run:
     @property
     def check(self) -> bool:
         """Whether values that are not finite stop the build."""
-        return bool(self.plan.options["safe_merge"])
+        return self.plan.options.safe_merge
 
     def write_shard(self, shard: Shard) -> None:
         """Write one file; its last bytes may still be hashed and synced when this returns."""

@@ -7,7 +7,6 @@ converted, replaced or merged. Whatever does not fit is an issue; all issues are
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from lora_build.errors import PlanError
 from lora_build.files.formats.adapter import CONFIG_NAME, Adapter
@@ -19,11 +18,9 @@ from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.identity import BASE, SourceName
 from lora_build.planning.inputs import Inputs
 from lora_build.planning.operations import Convert, Copy, Merge, Operation, Shard, lay_out
+from lora_build.planning.options import PlanOptions
 from lora_build.planning.planner import plan_tensors
-from lora_build.recipe.schema import DType, Numerics, Recipe, parse_size
-
-# what arithmetic.py and peft_numerics.py compute; another id means that bits may differ
-NUMERICS = {Numerics.exact: "exact-1", Numerics.peft: "peft-0.21"}
+from lora_build.recipe.schema import DType, Numerics, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +39,7 @@ class MergePlan:
         notes: what a user should know, one line each.
     """
 
-    options: Mapping[str, Any]
+    options: PlanOptions
     weights: Mapping[str, float]
     input_files: Mapping[SourceName, tuple[str, ...]]
     shards: tuple[Shard, ...]
@@ -64,7 +61,7 @@ class MergePlan:
     @property
     def repeats_peft(self) -> bool:
         """Whether merges are peft's own, operation by operation."""
-        return bool(self.options["numerics"] == NUMERICS[Numerics.peft])
+        return self.options.numerics is Numerics.peft
 
     @property
     def num_bytes(self) -> int:
@@ -99,22 +96,13 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
         raise PlanError(dict.fromkeys(issues))
     if recipe.dtype is not DType.keep:
         config = config.with_changes(config.dtype_changes(recipe.dtype.value))
-    side_files = _side_files(inputs.base, planned.tokenizer)
+    options, side_files = PlanOptions.of(recipe), _side_files(inputs.base, planned.tokenizer)
     return MergePlan(
-        options={
-            "combine": recipe.combine.method.value,
-            "dtype": recipe.dtype.value,
-            "max_shard_size": parse_size(recipe.output.max_shard_size) or "keep",
-            "numerics": NUMERICS[recipe.numerics],
-            "safe_merge": recipe.safe_merge,
-            "tied": recipe.tied_embeddings.value,
-        },
+        options=options,
         weights={adapter.name: adapter.weight for adapter in inputs.adapters},
         input_files={BASE: _base_files(inputs.base)}
         | {adapter.source: _adapter_files(adapter, side_files) for adapter in inputs.adapters},
-        shards=lay_out(
-            parse_size(recipe.output.max_shard_size), planned.layout.homes, inputs.base.shards, planned.operations
-        ),
+        shards=lay_out(options.max_shard_bytes, planned.layout.homes, inputs.base.shards, planned.operations),
         config=config,
         side_files=side_files,
         left_out=inputs.base.left_out,

@@ -97,7 +97,7 @@ def record_plan(plan: "MergePlan", inputs: InputDigests) -> PlanRecord:
     """Return the record of a plan on inputs of these digests."""
     places = adapter_places(plan, inputs)
     return PlanRecord(
-        options=dict(plan.options),
+        options=dict(plan.options.recorded),
         base=tuple(inputs[FileKey(BASE, name)] for name in plan.input_files[BASE]),
         adapters=tuple(_adapter(plan, inputs, source) for source in places),
         operations=Digest.sha256(canonical_json(_operations(plan, places))),

@@ -1,0 +1,48 @@
+"""The options of a plan: the recipe's choices that decide the output, or what is proven of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lora_build.recipe.identity import recorded_options
+from lora_build.recipe.schema import Numerics, Recipe, parse_size
+
+# what `numerics/exact.py` and `engine/backends/peft.py` compute; another id means that bits may differ
+NUMERICS = {Numerics.exact: "exact-1", Numerics.peft: "peft-0.21"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """What is asked of a recipe's options once it is planned, and all of them as a manifest records them.
+
+    Attributes:
+        combine: the name of the combination that makes one change of several adapters' updates.
+        numerics: in whose arithmetic.
+        safe_merge: whether a value that is not finite is refused.
+        max_shard_bytes: the size that no weight file may exceed; None keeps the files of the base.
+        recorded: every option that the schema says is recorded, by its name in the manifest. Its canonical JSON is part
+            of the build_key.
+    """
+
+    combine: str
+    numerics: Numerics
+    safe_merge: bool
+    max_shard_bytes: int | None
+    recorded: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "PlanOptions":
+        """Return the options of a recipe.
+
+        Which of its keys are recorded, and by what name, its schema says. Two are not recorded as written: of numerics
+        what it computes today, of sizes how many bytes they are, however they are spelled.
+        """
+        recorded = recorded_options(recipe)
+        max_shard_bytes = parse_size(recipe.output.max_shard_size)
+        return cls(
+            combine=recorded["combine"],
+            numerics=recipe.numerics,
+            safe_merge=recipe.safe_merge,
+            max_shard_bytes=max_shard_bytes,
+            recorded=recorded | {"max_shard_size": max_shard_bytes or "keep", "numerics": NUMERICS[recipe.numerics]},
+        )
