@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lora_build.pipeline import Build, Plan, build, plan
     from lora_build.planning.inspection.inspecting import inspect
     from lora_build.planning.inspection.result import Inspection
-    from lora_build.proof.forward.check import ForwardReport
+    from lora_build.proof.forward.report import ForwardReport
     from lora_build.proof.manifest import Manifest
     from lora_build.proof.verify import Verification, verify
     from lora_build.proof.wrapper_check import WrapperReport
@@ -56,7 +56,7 @@ _HOMES = {
     "inspect": "planning.inspection.inspecting",
     "Inspection": "planning.inspection.result",
     "LoraModel": "wrapper.model",
-    "ForwardReport": "proof.forward.check",
+    "ForwardReport": "proof.forward.report",
     "WrapperReport": "proof.wrapper_check",
 }
 

@@ -13,7 +13,7 @@ line that stands on its own; an error of one reason has one, its message.
 """
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,11 @@ def _in_short(issues: Iterable[str]) -> Iterator[str]:
 def label(file: Path) -> str:
     """Return a path as messages show it: relative where it lies below the working directory."""
     return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
+
+
+def some_of(names: Sequence[str], shown: int = 3) -> str:
+    """Return the first names, and how many more there are: `a, b, c and 2 more`."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

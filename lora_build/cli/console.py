@@ -19,7 +19,7 @@ from lora_build.planning.operations import Convert, Copy, Merge, Operation, Repl
 
 if TYPE_CHECKING:
     from lora_build.planning.inspection.result import AdaptedParameter, BaseFit, Inspection
-    from lora_build.proof.forward.check import ForwardReport
+    from lora_build.proof.forward.report import ForwardReport
     from lora_build.proof.verify import Verification
 
 _PLAIN_EVERY_SECONDS = 5.0

@@ -107,17 +107,17 @@ class _ForwardCheck:
         return {"seed": self.spec.seed, "file_sha256": digest}
 
     def refuse(self, inputs: BuildInputs, plan: MergePlan) -> None:
-        from lora_build.proof.forward.check import refuse
+        from lora_build.proof.forward.compare import refuse_forward
 
         self._prompts()
-        refuse(inputs.base.config, plan.config)
+        refuse_forward(inputs.base.config, plan.config)
         if self.spec.prompts and not any(map(is_tokenizer_file, plan.side_files)):
             raise RecipeError("checks.forward.prompts: the build has no tokenizer that could read them; leave them out")
 
     def run(self, folder: Path, manifest: Manifest, inputs: BuildInputs) -> Mapping[str, Any]:
-        from lora_build.proof.forward.check import compare  # torch and transformers
+        from lora_build.proof.forward.compare import compare_forward  # torch and transformers
 
-        report = compare(folder, manifest, inputs, self._prompts())
+        report = compare_forward(folder, manifest, inputs, self._prompts())
         if report.problem:
             raise VerificationError(f"checks.forward: {report.problem}")
         return {"prompts": [prompt.record for prompt in report.prompts]}

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lora_build.errors import RecipeError, StorageError, VerificationError
+from lora_build.errors import RecipeError, StorageError, VerificationError, some_of
 from lora_build.files.hashing.hashed_file import file_digest
 from lora_build.files.identity import FileKey, FileRecord, SourceName
 from lora_build.files.sources import Source, digest
@@ -14,8 +14,6 @@ from lora_build.planning.plan import MergePlan
 from lora_build.proof.manifest import MANIFEST_NAME, Manifest, read_manifest, untracked_files
 from lora_build.proof.plan_record import record_plan
 from lora_build.recipe.schema import IfExists
-
-_SHOWN = 3
 
 
 def refuse_overlap(target: Path, sources: Mapping[SourceName, Source]) -> None:
@@ -57,8 +55,8 @@ def build_at(target: Path, if_exists: IfExists) -> Manifest | None:
     except VerificationError as error:
         raise RecipeError(f"output.dir: {error}; it is left alone: remove {target} or choose another") from error
     if others := untracked_files(target, manifest):
-        names = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
-        raise RecipeError(f"output.dir: {target} holds files that lora-build did not write ({names}); move them away")
+        named = f"({some_of(others)})"
+        raise RecipeError(f"output.dir: {target} holds files that lora-build did not write {named}; move them away")
     return manifest
 
 

@@ -15,7 +15,7 @@ from lora_build.files.identity import Digest, FileRecord, SourceName
 from lora_build.proof.manifest import TensorRecord, read_manifest, untracked_files
 
 if TYPE_CHECKING:
-    from lora_build.proof.forward.check import ForwardReport
+    from lora_build.proof.forward.report import ForwardReport
     from lora_build.proof.wrapper_check import WrapperReport
 
 _MOST_THREADS = 32  # each with a file, some 20 MB of which wait for their hash
@@ -97,11 +97,11 @@ def hold_to_inputs(
 
     inputs = reopen(root, manifest)
     if forward:
-        from lora_build.proof.forward.check import compare
+        from lora_build.proof.forward.compare import compare_forward
         from lora_build.proof.forward.inputs import Prompts, read_prompts
 
         asked = Prompts(seed=seed) if prompts is None else read_prompts(Path(prompts), seed)
-        found = replace(found, forward=compare(root, manifest, inputs, asked))
+        found = replace(found, forward=compare_forward(root, manifest, inputs, asked))
     if wrapper:
         from lora_build.proof.wrapper_check import compare_with_wrapper, refuse_wrapper
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_build.dtypes import torch_dtype
-from lora_build.errors import SourceError
+from lora_build.errors import SourceError, some_of
 from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.identity import Digest
 from lora_build.models.architecture import class_and_config
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from lora_build.wrapper.live_model import LiveModel
 
 _HARMLESS = frozenset(("dtype", "tie_word_embeddings", "torch_dtype"))  # keys whose change makes no other model
-_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +57,8 @@ class WrapperReport:
             return ""
         if not self.num_tensors:
             return "the model in memory has no tensor of the build, so there is nothing to compare"
-        names = self.mismatched_tensors
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         return (
-            f"LoraModel merges base and adapters in memory to other bytes, in {', '.join(names[:_SHOWN])}{more}; "
+            f"LoraModel merges base and adapters in memory to other bytes, in {some_of(self.mismatched_tensors)}; "
             "either the build is not what base and adapters give, or this is a bug of lora-build"
         )
 

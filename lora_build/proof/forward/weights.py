@@ -22,7 +22,7 @@ _BUILD = SourceName("build")
 _FLOAT32_ULP = 2.0**-23  # of a value; half of it is what float32 may have moved it by
 
 
-def strays(merged: nn.Module, folder: Path, times: float | None = None) -> tuple[str, ...]:
+def mismatched_tensors(merged: nn.Module, folder: Path, times: float | None = None) -> tuple[str, ...]:
     """Return the tensors of a checkpoint that are not a model's, rounded to their dtypes; sorted.
 
     Args:

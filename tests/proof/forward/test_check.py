@@ -21,8 +21,8 @@ from lora_build.errors import RecipeError, SourceError, VerificationError
 from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.identity import Digest
 from lora_build.pipeline import prepare
-from lora_build.proof.forward.check import ForwardReport
 from lora_build.proof.forward.inputs import Prompts, questions
+from lora_build.proof.forward.report import ForwardReport
 from lora_build.proof.forward.trace import Trace, half_ulps
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, read_manifest
 from lora_build.proof.reopen import reopen
@@ -215,7 +215,7 @@ def test_models_of_sound_and_pictures_pass_and_a_missing_update_does_not(
     before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("base", "out"))
     changed = next(name for name in sorted(before) if not torch.equal(before[name], after[name]))
     forge(tmp_path / "out", **{changed: before[changed]})
-    assert changed in report_of(tmp_path / "out").strays
+    assert changed in report_of(tmp_path / "out").mismatched_tensors
 
 
 def test_a_layer_that_the_build_lacks_is_named(zoo: Zoo) -> None:
@@ -309,7 +309,7 @@ def test_a_row_of_the_embedding_that_no_prompt_asks_is_held_to_the_merge(
     report = report_of(with_words / dtype, prompts=with_words / "p.txt")
 
     assert all(prompt.is_ok for prompt in report.prompts)
-    assert report.strays == ("model.embed_tokens.weight",)
+    assert report.mismatched_tensors == ("model.embed_tokens.weight",)
     assert not report.is_ok
 
 
@@ -325,7 +325,7 @@ def test_weights_are_measured_in_blocks_of_any_size(zoo: Zoo, tmp_path: Path, mo
     report = report_of(tmp_path / "out")
 
     assert max(sizes) == 100
-    assert (report.strays, report.traced) == (whole.strays, whole.traced)
+    assert (report.mismatched_tensors, report.traced) == (whole.mismatched_tensors, whole.traced)
     assert report.prompts == whole.prompts
 
 
@@ -354,11 +354,11 @@ def test_a_prompt_with_tokens_that_the_model_lacks_is_one_clear_error(with_words
 def test_weights_that_peft_rounds_more_often_pass_and_a_missing_update_does_not(zoo: Zoo, tmp_path: Path) -> None:
     adapters = PicoAdapter(options=(("use_dora", True),)), PicoAdapter(seed=1)
     lora_build.build(recipe(zoo, LLAMA, tmp_path / "out", *adapters, numerics="peft"))
-    assert report_of(tmp_path / "out").strays == ()
+    assert report_of(tmp_path / "out").mismatched_tensors == ()
 
     before, _ = weights(zoo, LLAMA, tmp_path / "out", f"{LAYER}.weight")
     forge(tmp_path / "out", **{f"{LAYER}.weight": before})
-    assert report_of(tmp_path / "out").strays == (f"{LAYER}.weight",)
+    assert report_of(tmp_path / "out").mismatched_tensors == (f"{LAYER}.weight",)
 
 
 def configure(folder: Path, **changes: Any) -> None:
@@ -464,7 +464,7 @@ def test_a_merge_that_is_wrong_in_memory_too_is_found(
     lora_build.build(recipe(zoo, LLAMA, out))
     before, after = weights(zoo, LLAMA, out, f"{LAYER}.weight")
     forge(out, **{f"{LAYER}.weight": 2 * after - before})
-    monkeypatch.setattr("lora_build.wrapper.model.merged", doubled)
+    monkeypatch.setattr("lora_build.wrapper.merging.merged", doubled)
 
     with pytest.raises(VerificationError, match=rf"once they are merged in float32.*; first in {LAYER}, "):
         lora_build.verify(out, forward=True)
@@ -551,7 +551,7 @@ def with_words(zoo: Zoo, tmp_path: Path) -> Path:
 def test_prompts_go_through_the_tokenizer_of_the_build(with_words: Path) -> None:
     tmp_path = with_words
     (tmp_path / "prompts.txt").write_text("w10 w20 w30\n\nw40\n", encoding="utf-8")
-    report = lora_build.verify(tmp_path / "out", forward=True, prompts=tmp_path / "prompts.txt")
+    report = lora_build.verify(tmp_path / "out", forward=True, prompts=tmp_path / "prompts.txt").forward
 
     assert [(p.prompt, p.num_tokens) for p in report.prompts] == [("w10 w20 w30", 3), ("w40", 1)]
 
@@ -703,11 +703,13 @@ def test_a_check_that_fails_leaves_the_target_as_it_was(
 def test_a_build_that_is_there_unchecked_is_checked_and_one_that_passed_is_not_run_again(
     zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lora_build.proof.forward import check as forward_check
+    from lora_build.proof.forward import compare as forward_check
 
     runs: list[Path] = []
-    compare = forward_check.compare
-    monkeypatch.setattr(forward_check, "compare", lambda folder, *more: runs.append(folder) or compare(folder, *more))
+    compare = forward_check.compare_forward
+    monkeypatch.setattr(
+        forward_check, "compare_forward", lambda folder, *more: runs.append(folder) or compare(folder, *more)
+    )
     lora_build.build(recipe(zoo, LLAMA, tmp_path / "out"))
     assert runs == []
     lora_build.build(recipe(zoo, LLAMA, tmp_path / "out", checks={"forward": {}}))
