@@ -1,16 +1,15 @@
 """The straight line: recipe, inputs, plan, files, manifest."""
 
 import logging
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lora_build._native import levels, problem
-from lora_build.engine.blocks import could_be_fused, is_fused
+from lora_build.engine.backends.choice import missing_loops
+from lora_build.engine.estimate import merge_bytes, runtime_bytes
 from lora_build.errors import RecipeError, VerificationError
 from lora_build.files.formats.checkpoint import INDEX_NAME
 from lora_build.files.formats.config_json import CONFIG_NAME
@@ -20,7 +19,6 @@ from lora_build.files.targets.directory import DirectoryTarget
 from lora_build.files.targets.lock import lock
 from lora_build.numerics.survival import TensorSurvival, warnings
 from lora_build.numerics.survival import to_bytes as survival_bytes
-from lora_build.planning.operations import Merge, Operation
 from lora_build.planning.plan import MergePlan, make_plan
 from lora_build.planning.resolve import resolve
 from lora_build.proof.checks import checks_of, have_passed, run_checks
@@ -40,9 +38,6 @@ from lora_build.recipe.schema import IfExists, Recipe, resolve_path
 from lora_build.recipe.validate import from_mapping
 
 log = logging.getLogger(__name__)
-
-_RUNTIME_BYTES = 110_000_000  # Python with numpy, and the blocks in flight; measured, rounded up
-_TORCH_BYTES = 290_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,10 +224,7 @@ def _write_small_files(plan: Plan, target: DirectoryTarget, progress: Callable[[
 
 
 def _notes(plan: MergePlan) -> tuple[str, ...]:
-    merges = (op for op in plan.operations if isinstance(op, Merge))
-    if plan.repeats_peft or not any(could_be_fused(op, segment) for op in merges for segment in op.segments):
-        return ()
-    found = problem()
+    found = missing_loops(plan)
     return (f"no compiled loops, so torch merged, to the same bytes but more slowly: {found}",) if found else ()
 
 
@@ -253,44 +245,7 @@ def memory_bytes(plan: Plan) -> int:
 
     `numerics: peft` works on whole parameters; a check may hold a model.
     """
-    merges = (op for op in plan.merge_plan.operations if isinstance(op, Merge))
-    by_factors = {tuple(id(update.factors) for update in op.updates): op for op in merges}  # experts share theirs
-    runtime = _RUNTIME_BYTES + _TORCH_BYTES * _uses_torch(plan, by_factors.values())
-    stream = runtime + max(map(_factor_bytes, by_factors.values()), default=0)
-    if plan.merge_plan.repeats_peft:
-        stream += max((_parameter_bytes(op) for op in plan.merge_plan.operations), default=0)
-    checks = (check.memory_bytes(plan.inputs, plan.merge_plan) for check in checks_of(plan.recipe))
-    return max([stream, *(runtime + num_bytes for num_bytes in checks)])
-
-
-def _uses_torch(plan: Plan, merges: Iterable[Merge]) -> bool:
-    """Whether a build computes with torch, or planning had transformers import it."""
-    return (
-        "torch" in sys.modules
-        or plan.merge_plan.repeats_peft
-        or bool(checks_of(plan.recipe))
-        or not all(is_fused(op, segment) for op in merges for segment in op.segments)
-        or any(op.dtype != op.source.dtype and (op.dtype == "F64" or not levels()) for op in plan.merge_plan.operations)
-    )
-
-
-def _parameter_bytes(op: Operation) -> int:
-    """Return the memory that peft's merge of a whole parameter takes: its values, delta, result and what it changed."""
-    if not isinstance(op, Merge):
-        return 0
-    of_stack = (u.update.stack.num_experts for u in op.updates if u.update.stack and len(op.source.shape) == 2)
-    return 4 * 8 * op.source.num_elements * max(of_stack, default=1)
-
-
-def _factor_bytes(op: Merge) -> int:
-    """Return the memory that the factors of a merge take: as stored, then in float64 in slices, products and parts.
-
-    The factors of a stack are loaded whole, but made ready for one of its matrices at a time.
-    """
-    loaded = {
-        tensor: placed.update.stack.num_experts if placed.update.stack else 1
-        for placed in op.updates
-        for tensor in placed.factors.values()
-    }
-    ready = sum(tensor.num_elements // experts for tensor, experts in loaded.items())
-    return sum(t.num_bytes for t in loaded) + 6 * 8 * ready
+    checks = checks_of(plan.recipe)
+    runtime = runtime_bytes(plan.merge_plan, with_torch=bool(checks))
+    of_checks = (check.memory_bytes(plan.inputs, plan.merge_plan) for check in checks)
+    return runtime + max([merge_bytes(plan.merge_plan), *of_checks])

@@ -1,20 +1,19 @@
 """Blocks: parts of an output tensor, each made in one go by whichever thread is free; what they are made by."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from lora_build._native import levels
-from lora_build.dtypes import MERGEABLE
 from lora_build.files.formats.safetensors import TensorInfo
-from lora_build.methods.interface import LowRank, PlacedUpdate, methods
+from lora_build.methods.combine.interface import Combination
+from lora_build.methods.interface import PlacedUpdate
 from lora_build.numerics.survival import Measured, Share
 from lora_build.planning.operations import Merge, Segment
 
 _NOTHING = Measured()
 
 Data = bytearray | memoryview
-Loaded = Sequence[tuple[PlacedUpdate, dict[str, tuple[TensorInfo, Data]]]]
+StoredUpdates = Sequence[tuple[PlacedUpdate, dict[str, tuple[TensorInfo, Data]]]]
 """Updates, each with its factors by role and their stored bytes."""
 
 
@@ -32,34 +31,51 @@ class Block:
     base_is_finite: bool = True
 
 
-class Merger(Protocol):
-    """Merges the rows of one segment, block by block; any thread may.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Stored rows of a tensor that are merged, all that updates them, and where their bytes come from.
 
-    `num_elements` is about how many a block should have.
+    Attributes:
+        op: what happens to the tensor.
+        segment: the rows and their updates.
+        combination: makes one change of what several adapters add.
+        check: whether a value that is not finite stops the build.
+        read: gives the base's stored rows [start, stop), counted from the first of the segment; any thread may.
+        factor: gives a whole tensor of an adapter, and whether to keep it for other pieces.
     """
 
-    num_elements: int
+    op: Merge
+    segment: Segment
+    combination: Combination
+    check: bool
+    read: Callable[[int, int], Data]
+    factor: Callable[[TensorInfo, bool], Data]
 
-    def block(self, rows: Data, out: memoryview, first: int, *, place: int, measured: frozenset[str]) -> Block:
+    def load(self) -> StoredUpdates:
+        """Return the updates with their factors; those of a stack are kept for its other matrices."""
+        return [
+            (u, {role: (t, self.factor(t, u.update.stack is not None)) for role, t in u.factors.items()})
+            for u in self.segment.updates
+        ]
+
+
+class Merger(Protocol):
+    """Merges the rows of one piece, block by block; any thread may.
+
+    `num_elements` is about how many a block should have; None means all rows of the piece at once.
+    """
+
+    @property
+    def num_elements(self) -> int | None:
+        """About how many elements a block should have."""
+
+    def block(self, rows: Data, out: memoryview, first: int, *, place: int, measured: frozenset[str] | None) -> Block:
         """Return the merge of stored rows, the first of which is row `first` of the segment.
 
         Args:
             rows: their bytes in the base.
-            out: memory of the size of the result, for it or for nothing.
+            out: memory of the size of the result, for it or for nothing; empty if all rows come at once.
             first: the index of the first of them.
             place: of their first element in the whole tensor.
-            measured: the adapters whose shares are known.
+            measured: the adapters whose shares are known; None where nobody asks what rounding left.
         """
-
-
-def is_fused(op: Merge, segment: Segment) -> bool:
-    """Whether the compiled pass merges a segment."""
-    return bool(levels()) and could_be_fused(op, segment)
-
-
-def could_be_fused(op: Merge, segment: Segment) -> bool:
-    """Whether the compiled pass can merge a segment, if it is there."""
-    method = methods()[segment.updates[0].method]
-    return (
-        {op.dtype, op.source.dtype} <= MERGEABLE and isinstance(method, LowRank) and method.is_low_rank(segment.updates)
-    )

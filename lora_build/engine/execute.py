@@ -5,32 +5,29 @@ is read, and what is written. This thread takes part in that when it is ahead. T
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING
 
-from lora_build._native import levels
-from lora_build.dtypes import num_bytes
-from lora_build.engine.blocks import Block, Data, Loaded, Merger, is_fused
+from lora_build.engine.backends.choice import Backends, offers_for
+from lora_build.engine.blocks import Block
+from lora_build.engine.making import Maker
+from lora_build.engine.not_finite import explain
+from lora_build.engine.reading import InputFiles
 from lora_build.errors import MergeError
 from lora_build.files.buffers import Buffers
 from lora_build.files.executor import Executor, Future, SerialQueue, StageTimer, num_cores
-from lora_build.files.formats.safetensors import TensorInfo
-from lora_build.files.hashing.hashed_file import CHUNK_BYTES, HashedFile
+from lora_build.files.hashing.hashed_file import CHUNK_BYTES
 from lora_build.files.hashing.sha256 import Sha256
 from lora_build.files.identity import Digest, FileKey, FileRecord, SourceName
-from lora_build.files.sources import Source, open_hashed
+from lora_build.files.sources import Source
 from lora_build.files.targets import Target
 from lora_build.files.targets.file_writer import FileQueues, FileWriter
 from lora_build.numerics.survival import TensorSurvival, share_of, total
-from lora_build.planning.operations import Copy, Merge, Operation, Segment, Shard
+from lora_build.planning.operations import Copy, Merge, Operation, Shard
 from lora_build.planning.plan import MergePlan
-
-if TYPE_CHECKING:
-    from lora_build.engine.backends.peft import Deltas
 
 _AHEAD = 4  # blocks that are read before the first of them is written
 _MOST_THREADS = 6  # one file's SHA-256 keeps pace with no more
@@ -80,15 +77,12 @@ def execute(
     with ExitStack() as files, ExitStack() as stack:  # files are closed once no thread works on them
         timer = StageTimer()
         executor = stack.enter_context(Executor(num_cores(_MOST_THREADS), timer))
-        inputs = _Inputs(sources, files, executor.serial_queue("hash input"))
-        merges = (op for op in plan.operations if isinstance(op, Merge))
-        targets = {op.dtype for op in merges if any(is_fused(op, segment) for segment in op.segments)}
+        inputs = InputFiles(sources, files, executor.serial_queue("hash input"))
+        maker = _maker(plan, inputs, executor, timer, stack)
         run = _Run(
-            plan=plan, inputs=inputs, target=target, progress=progress, timer=timer, stack=stack, opened=files,
-            executor=executor,
-            kernel=executor.submit(partial(_load_kernel, set() if plan.repeats_peft else targets, timer)),
-            hash_output=executor.serial_queue("hash output", urgent=True), write_files=executor.disk_queue("write"),
-            sync=executor.disk_queue("sync"),
+            plan=plan, inputs=inputs, maker=maker, target=target, progress=progress, timer=timer, opened=files,
+            executor=executor, hash_output=executor.serial_queue("hash output", urgent=True),
+            write_files=executor.disk_queue("write"), sync=executor.disk_queue("sync"),
         )  # fmt: skip
         for shard in plan.shards:
             run.write_shard(shard)
@@ -103,88 +97,41 @@ def execute(
         )
 
 
-def _load_kernel(targets: Collection[str], timer: StageTimer) -> None:
-    """Put the compiled pass to the test, while other threads copy what comes first."""
-    if not targets:
-        return
-    with timer.time("load"):
-        from lora_build.numerics.exact_compiled import self_test
+def _maker(
+    plan: MergePlan, inputs: InputFiles, executor: Executor, timer: StageTimer, stack: ExitStack
+) -> Maker:  # fmt: skip
+    """Return what makes the blocks of a plan; some backends are put to the test while the first tensors are copied."""
+    backends = Backends(offers_for(plan), plan.options.combine, on_one_core=stack)
 
-        self_test(targets)
+    def test() -> None:
+        with timer.time("load"):
+            backends.test_for(plan.operations, with_torch=False)
 
-
-class _Inputs:
-    """The input files, opened when first read, and hashed in a queue."""
-
-    def __init__(self, sources: Mapping[SourceName, Source], opened: ExitStack, queue: SerialQueue) -> None:
-        self._sources = sources
-        self._opened = opened
-        self._queue = queue
-        self._files: dict[FileKey, HashedFile] = {}
-        self._kept: dict[TensorInfo, Data] = {}
-        self._num_kept = 4 * len(sources)  # both factors of two stacks, of each adapter
-
-    def file(self, key: FileKey) -> HashedFile:
-        if key not in self._files:
-            file = open_hashed(self._sources[key.source], key.name, self._queue)
-            self._files[key] = self._opened.enter_context(file)
-        return self._files[key]
-
-    def read(self, tensor: TensorInfo, start: int, stop: int, into: memoryview | None = None) -> Data:
-        """Return the bytes [start, stop) of a tensor."""
-        return self.file(FileKey(tensor.source, tensor.file)).read(tensor.start + start, tensor.start + stop, into)
-
-    def factor(self, tensor: TensorInfo, *, keep: bool = False) -> Data:
-        """Return a whole tensor; the factors of a stack are kept for its other matrices, the last ones used."""
-        if (kept := self._kept.pop(tensor, None)) is None:
-            kept = self.read(tensor, 0, tensor.num_bytes)
-        if keep:
-            self._kept[tensor] = kept
-            if len(self._kept) > self._num_kept:
-                del self._kept[next(iter(self._kept))]
-        return kept
-
-    def finish(self, plan: MergePlan) -> dict[FileKey, FileRecord]:
-        """Hash what was not read and return the digest of every weight file."""
-        records = {}
-        for source, names in plan.input_files.items():
-            for name in (n for n in names if n.endswith(".safetensors")):
-                size = self._sources[source].files[name].size_bytes
-                key = FileKey(source, name)
-                records[key] = FileRecord(path=name, size_bytes=size, sha256=self.file(key).finish())
-        return records
+    tested = executor.submit(test)
+    return Maker(
+        inputs=inputs, backends=backends, timer=timer, check=plan.options.safe_merge,
+        is_ready=partial(executor.wait_for, tested), buffers=Buffers(2 * CHUNK_BYTES),  # a merged block of float32
+    )  # fmt: skip
 
 
 @dataclass(kw_only=True)
 class _Run:
-    """One execution.
-
-    A plan that repeats peft is merged in this thread, a whole tensor at a time, with as many threads as torch takes.
-    """
+    """One execution."""
 
     plan: MergePlan
-    inputs: _Inputs
+    inputs: InputFiles
+    maker: Maker
     target: Target
     progress: Progress
     timer: StageTimer
-    stack: ExitStack
     opened: ExitStack
     executor: Executor
-    kernel: Future[None]
     hash_output: SerialQueue
     write_files: SerialQueue
     sync: SerialQueue
     files: list[FileRecord] = field(default_factory=list)
     tensors: dict[str, tuple[str, Digest]] = field(default_factory=dict)
     survival: list[TensorSurvival] = field(default_factory=list)
-    buffers: Buffers = field(default_factory=lambda: Buffers(2 * CHUNK_BYTES))  # a merged block of float32
-    _deltas: "Deltas | None" = None
-    _uses_torch: bool = False
-
-    @property
-    def check(self) -> bool:
-        """Whether values that are not finite stop the build."""
-        return self.plan.options.safe_merge
 
     def write_shard(self, shard: Shard) -> None:
         """Write one file; its last bytes may still be hashed and synced when this returns."""
@@ -217,7 +164,7 @@ class _Run:
         digest, blocks, operation = Sha256(), [], None
         for operation, block in results:
             if block.not_finite is not None:
-                raise MergeError(self._explain(operation, block))
+                raise MergeError(explain(operation, block, self.inputs.factor))
             self._put(block.data, file, digest)
             blocks.append(replace(block, data=bytearray()))
         assert operation is not None
@@ -229,12 +176,18 @@ class _Run:
         self.tensors.update({name: (file, Digest.of_hash(digest)) for name, digest in digests.items()})
 
     def _results(self, shard: Shard, file: FileWriter) -> Iterator[tuple[Operation, Block]]:
-        """Yield the blocks of a shard in order, while the executor works on the next ones."""
+        """Yield the blocks of a shard in order, while the executor works on the next ones.
+
+        A backend that is to be alone makes them here, one after another.
+        """
         waiting: deque[tuple[Operation, Future[Block]]] = deque()
         for operation in shard.operations:
-            for task in self._tasks(operation, file):
+            for task in self.maker.tasks(operation, file):
+                if self.maker.backends.is_alone:
+                    yield operation, task()
+                    continue
                 waiting.append((operation, self.executor.submit(task)))
-                if len(waiting) > (0 if self.plan.repeats_peft else _AHEAD):
+                if len(waiting) > _AHEAD:
                     yield self._next(waiting)
         while waiting:
             yield self._next(waiting)
@@ -243,142 +196,6 @@ class _Run:
         done, merged = waiting.popleft()
         with self.timer.time("wait for merge"):
             return done, self.executor.wait_for(merged)
-
-    def _tasks(self, operation: Operation, file: FileWriter) -> Iterator[Callable[[], Block]]:
-        """Yield what makes the blocks of a tensor, one at least, each with its input already read and its place."""
-        source = operation.source
-        if not source.num_elements:
-            yield partial(Block, data=file.place(0))
-        elif isinstance(operation, Merge) and self.plan.repeats_peft:
-            block = self._merged_as_peft(operation)
-            yield lambda: block
-        elif isinstance(operation, Merge):
-            num_rows, at = source.num_elements // operation.columns, 0
-            measured: set[str] = set()
-            for segment in operation.segments:
-                yield from self._unmerged(operation, at, segment.start, file)
-                yield from self._merged(operation, segment, measured, file)
-                at = segment.stop
-            yield from self._unmerged(operation, at, num_rows, file)
-        else:
-            yield from self._unmerged(operation, 0, source.num_elements, file)
-
-    def _merged(
-        self, op: Merge, segment: Segment, measured: set[str], file: FileWriter
-    ) -> Iterator[Callable[[], Block]]:
-        """Yield what merges the rows of a segment; the first block measures the adapters not `measured` yet."""
-        merger, num_rows = self._merger(op, segment), segment.stop - segment.start
-        adapters = {update.adapter for update in segment.updates}
-        known, first = frozenset(measured), 0
-        measured |= adapters
-        most, row_bytes = max(1, merger.num_elements // op.columns), op.columns * num_bytes(op.dtype)
-        while first < num_rows:
-            # adapters beside others are measured on as many rows wherever in the file these lie
-            to_share = len(adapters) > 1 and not adapters <= known
-            step = most if to_share else min(most, file.num_rows(row_bytes))
-            last = min(first + step, num_rows)
-            rows = self._rows(op, segment, first, last, self.buffers)
-            out = file.place((last - first) * row_bytes)
-            place = (segment.start + first) * op.columns
-            yield partial(self._timed, partial(merger.block, rows, out, first, place=place, measured=known))
-            known, first = frozenset(measured), last
-
-    def _merger(self, op: Merge, segment: Segment) -> Merger:
-        loaded: Loaded = [
-            (u, {role: (t, self.inputs.factor(t, keep=u.update.stack is not None)) for role, t in u.factors.items()})
-            for u in segment.updates
-        ]
-        with self.timer.time("wait for load"):
-            self.executor.wait_for(self.kernel)
-        with self.timer.time("prepare"):
-            if is_fused(op, segment):
-                from lora_build.engine.backends.compiled import FusedMerger
-
-                return FusedMerger(op, loaded, check=self.check)
-            with self.timer.time("load torch"):
-                from lora_build.engine.backends.torch import TorchMerger
-
-                self._start_torch()
-            return TorchMerger(op, loaded, partial(self._rows, op, segment), check=self.check)
-
-    def _start_torch(self) -> None:
-        """Keep torch to one thread and put its arithmetic to the test, once."""
-        from lora_build.engine.backends.torch import one_thread
-        from lora_build.numerics.exact import self_test
-
-        if not self._uses_torch:
-            self.stack.enter_context(one_thread())
-            self_test()
-            self._uses_torch = True
-
-    def _timed(self, task: Callable[[], Block]) -> Block:
-        with self.timer.time("merge"):
-            return task()
-
-    def _merged_as_peft(self, op: Merge) -> Block:
-        from lora_build.engine.backends.peft import Deltas
-        from lora_build.engine.backends.torch import as_tensor, merged_as_peft
-
-        if self._deltas is None:
-            num_kept = 2 * len(self.plan.input_files)
-            self._deltas = Deltas(lambda t: as_tensor(t, self.inputs.factor(t)), num_kept)
-        data = self.inputs.factor(op.source)
-        return self._timed(partial(merged_as_peft, op, data, self._deltas, check=self.check))
-
-    def _unmerged(self, op: Operation, start: int, stop: int, file: FileWriter) -> Iterator[Callable[[], Block]]:
-        """Yield what copies or converts the rows [start, stop) of a merged tensor, or such elements of another one."""
-        width = op.columns if isinstance(op, Merge) else 1
-        size, out_size = num_bytes(op.source.dtype), num_bytes(op.dtype)
-        first = start * width
-        while first < stop * width:
-            last = min(first + min(CHUNK_BYTES // size, file.num_rows(out_size)), stop * width)
-            out = file.place((last - first) * out_size)
-            is_copy = op.dtype == op.source.dtype
-            with self.timer.time("read"):
-                into = out if is_copy else self.buffers.take((last - first) * size)
-                data = self.inputs.read(op.source, first * size, last * size, into)
-            if is_copy:
-                yield partial(Block, data=out)
-            else:
-                yield partial(self._timed, partial(self._converted, op, data, out, first))
-            first = last
-
-    def _converted(self, op: Operation, data: Data, out: memoryview, first: int) -> Block:
-        source, target = op.source.dtype, op.dtype
-        if target != "F64" and levels() and not self.plan.repeats_peft:
-            from lora_build.engine.backends.compiled import converted
-
-            return converted(data, source, out, target, first, check=self.check)
-        from lora_build.engine.backends.torch import converted_by_torch
-
-        return converted_by_torch(data, source, target, first, check=self.check, as_peft=self.plan.repeats_peft)
-
-    def _rows(self, op: Merge, segment: Segment, start: int, stop: int, buffers: Buffers | None = None) -> Data:
-        """Return the source's rows [start, stop) of a segment; other threads than this one have no buffers."""
-        width = op.columns * num_bytes(op.source.dtype)
-        with self.timer.time("read"):
-            into = buffers.take((stop - start) * width) if buffers else None
-            return self.inputs.read(op.source, (segment.start + start) * width, (segment.start + stop) * width, into)
-
-    def _explain(self, op: Operation, block: Block) -> str:
-        """Return which element is not finite, and whose fault it is."""
-        from lora_build.engine.backends.compiled import bits_of
-        from lora_build.numerics.exact_compiled import first_not_finite
-
-        assert block.not_finite is not None
-        where = f"safe_merge: {op.name}{_index(block.not_finite, op.source.shape)}"
-        if not isinstance(op, Merge):
-            return f"{where} does not fit {op.dtype}; convert to bfloat16 or float32 instead"
-        owners = {tensor: (update.adapter, role) for update in op.updates for role, tensor in update.factors.items()}
-        for tensor, (adapter, role) in owners.items():  # experts share theirs
-            bad = first_not_finite(bits_of(tensor, self.inputs.factor(tensor)), tensor.dtype)
-            if bad is not None:
-                at = f"{tensor.name}{_index(bad, tensor.shape)}"
-                return f"{where} is not finite: adapter {adapter} has a NaN or infinity in {role} ({at})"
-        if not block.base_is_finite:
-            return f"{where} is not finite: the base has a NaN or infinity there"
-        remedy = "lower the weight or build with dtype: float32"
-        return f"{where} is not finite: with adapter {', '.join(op.adapters)} it exceeds {op.dtype}; {remedy}"
 
 
 def _survival(op: Merge, blocks: list[Block]) -> TensorSurvival:
@@ -404,12 +221,3 @@ def _refuse_a_copy(plan: MergePlan, survival: list[TensorSurvival]) -> None:
             "the output would equal the base: no stored value changed; either the adapters are untrained (all zeros), "
             "or rounding swallows them whole: build with dtype: float32, or raise their weights"
         )
-
-
-def _index(place: int, shape: tuple[int, ...]) -> list[int]:
-    """Return the index of the element at a place in a tensor of `shape`."""
-    index = []
-    for size in reversed(shape):
-        place, at = divmod(place, size)
-        index.append(at)
-    return index[::-1]

@@ -10,7 +10,7 @@ a layer was pruned to; peft takes init_r for an alpha that is not positive.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods.interface import AdaptedModule, Call, MergeRows, PlacedUpdate, ReadRows, Update
+from lora_build.methods.interface import AdaptedModule, Call, PlacedUpdate, Update
 from lora_build.methods.shared import (
     HARMLESS,
     add_outputs,
@@ -27,8 +27,9 @@ from lora_build.methods.shared import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
+
+    from lora_build.numerics.exact_compiled import Array, Pair
 
 _LEAVES = ("lora_A", "lora_B", "lora_E")
 _LAYER_TYPES = ("Linear", "Conv1D", "Conv2d")
@@ -47,7 +48,7 @@ _REFUSED = (
 
 
 class AdaLora:
-    """Low-rank updates, all adapters of a parameter in one exact sum (`exact-1`)."""
+    """Updates of low rank."""
 
     peft_type = "ADALORA"
     reference = "https://arxiv.org/abs/2303.10512"
@@ -101,17 +102,12 @@ class AdaLora:
         )
         return {"weight": update}, []
 
-    def merger(
-        self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
-    ) -> MergeRows:
-        """Return the exact sum of all low-rank updates of one parameter, rounded once."""
-        from lora_build.numerics.exact import LowRankSum
+    def pair(self, placed: PlacedUpdate, factors: "Mapping[str, Array]") -> "Pair":
+        """Return (s·B, E∘A) in float64, whose product is the update."""
+        from lora_build.numerics.exact_compiled import widen
 
-        pairs = []
-        for update, factors in updates:
-            A, B, E = (factors[role].double() for role in "ABE")
-            pairs.append(stored(update, B * update.scale, A * E))
-        return LowRankSum(pairs, dtype, transposed=updates[0][0].transposed).rows
+        A, B, E = (widen(factors[role]) for role in "ABE")
+        return stored(placed, B * placed.scale, A * E)
 
     def forward(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
         """Return the output plus s·B(E∘A(x)) of each adapter; `peft/tuners/adalora/layer.py` SVDLinear.forward."""

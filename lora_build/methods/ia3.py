@@ -24,7 +24,6 @@ from lora_build.methods.shared import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 _LEAF = "ia3_l"
@@ -72,7 +71,12 @@ class IA3:
             expected = f"expected {list(output)}, or {list(inputs)} of a feedforward module"
             return {}, [misfit(module, f"ia3_l is {list(found)} ({expected})")]
         update = Update(
-            adapter=module.adapter, method=self.peft_type, scale=1.0, factors={"output": vector}, transposed=transposed
+            adapter=module.adapter,
+            method=self.peft_type,
+            scale=1.0,
+            factors={"output": vector},
+            transposed=transposed,
+            additive=False,
         )
         if found == output and (found != inputs or not _is_feedforward(module)):
             has_bias = module.base.shape("bias") is not None
@@ -80,13 +84,9 @@ class IA3:
         options = {"groups": groups, "outputs": out} if groups > 1 else {}
         return {"weight": replace(update, factors={"input": vector}, options=options)}, []
 
-    def merger(
-        self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
-    ) -> MergeRows:
-        """Return W times every l, in float64 and rounded once; the order of the adapters changes no bit."""
+    def merger(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", read: ReadRows) -> MergeRows:
+        """Return W times every l; the order of the adapters changes no bit."""
         import torch
-
-        from lora_build.numerics.exact import round_once
 
         by_row, by_column = [], []
         for update, factors in updates:
@@ -101,14 +101,13 @@ class IA3:
 
         def rows(W: "Tensor", first: int) -> "tuple[Tensor, Tensor]":
             at = slice(first, first + len(W))
-            before = W.double()
-            after = before
+            after = W
             if row_factor is not None:
                 after = after * row_factor[at, None]
             if column_factor is not None:
                 columns = column_factor[at] if len(column_factor) > 1 else column_factor
                 after = after * columns.repeat_interleave(W.shape[1] // columns.shape[1], dim=1)
-            return round_once(after, dtype), after - before
+            return after, after - W
 
         return rows
 

@@ -1,7 +1,7 @@
 """The merge methods: one file each, found by its `METHOD`; the next one is one new file in this folder.
 
 A method says at plan time (no torch) which tensors of an adapter it consumes and what it will do to which parameter,
-and at run time gives a function that merges rows, and what a module gives with the adapters beside its weight.
+and at run time says what they add or merges rows, and what a module gives with the adapters beside its weight.
 `docs/adding-a-method.md` walks through one.
 """
 
@@ -9,7 +9,8 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lora_build.errors import did_you_mean
@@ -95,6 +96,8 @@ class Update:
         factors: the tensors it needs, by role.
         options: further constants, which only its method reads: whole numbers, text, booleans and lists of them.
         transposed: whether the parameter is [in, out] in memory.
+        additive: whether it is added to the weight, W + ΔW, so that a combination can make one change of several;
+            otherwise its method merges all that its adapters do to a matrix.
         ordered: whether the result depends on the order of the adapters.
         exact: whether the bits are the same on every machine.
         whole: whether it needs all rows of the stored matrix at once.
@@ -110,6 +113,7 @@ class Update:
     factors: Mapping[str, TensorInfo]
     options: Mapping[str, Any] = field(default_factory=dict)
     transposed: bool = False
+    additive: bool = True
     ordered: bool = False
     exact: bool = True
     whole: bool = False
@@ -205,18 +209,25 @@ class PlacedUpdate:
 
 
 ReadRows = Callable[[int, int], "Tensor"]
-"""Reads the base's stored rows [start, end) of what is merged, [end - start, columns] in its dtype; any thread may."""
+"""Reads the base's stored rows [start, end) of what is merged, [end - start, columns] in float64; any thread may."""
 
 
 class MergeRows(Protocol):
-    """Merges a block of stored rows, `W` [n, columns] beginning at row `first`; a vector comes as [n, 1].
+    """Merges a block of stored rows, `W` [n, columns] in float64 beginning at row `first`; a vector comes as [n, 1].
 
-    Returns the merged rows in the output's dtype and the change before rounding in float64. The bits must not depend on
-    how the rows are cut into blocks, nor on the order of the adapters unless their updates say that they are `ordered`.
+    Returns the merged rows and the change, both in float64: one rounding follows. The bits must not depend on how the
+    rows are cut into blocks, nor on the order of the adapters unless their updates say that they are `ordered`.
     """
 
     def __call__(self, W: "Tensor", first: int) -> "tuple[Tensor, Tensor]":
         """Return (merged, change)."""
+
+
+class DeltaRows(Protocol):
+    """Gives ΔW [n, columns] in float64 of a block of stored rows: `W` [n, columns] in float64, beginning at `first`."""
+
+    def __call__(self, W: "Tensor", first: int) -> "Tensor":
+        """Return ΔW, the same whatever block a row comes in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,7 +246,11 @@ class Call:
 
 
 class Method(Protocol):
-    """One way of adapting a weight."""
+    """One way of adapting a weight: what it consumes, what that does to which parameter, and its forward.
+
+    How it merges is one of the protocols below: additive updates are products (`LowRank`) or any other matrix
+    (`Dense`), of which a combination makes one change; for the others there is `OwnMerge`.
+    """
 
     peft_type: str
     reference: str
@@ -247,11 +262,6 @@ class Method(Protocol):
     def updates(self, module: AdaptedModule) -> tuple[dict[str, Update], list[str]]:
         """Return what happens to the module's parameters, by their names in it, and what is wrong, one line each."""
 
-    def merger(
-        self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
-    ) -> MergeRows:
-        """Return what merges the stored rows of one matrix: all its updates, factors loaded, in the recipe's order."""
-
     def forward(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
         """Return the module's output with all updates of its weight (and bias) applied, in the order given, unmerged.
 
@@ -262,17 +272,37 @@ class Method(Protocol):
 
 @runtime_checkable
 class LowRank(Protocol):
-    """A method whose updates can be sums of products, which the engine merges in one compiled pass, without torch."""
+    """A method whose additive updates are products of low rank, which can be merged in one compiled pass."""
 
-    def is_low_rank(self, updates: "Sequence[PlacedUpdate]") -> bool:
-        """Whether all updates of one stored matrix come to such a sum."""
+    def pair(self, placed: PlacedUpdate, factors: "Mapping[str, Array]") -> "Pair":
+        """Return (B [out, r], A [r, in]) in float64 for the stored rows that an update is of, its scale in B.
 
-    def low_rank(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Array]]]") -> "tuple[list[Pair], bool]":
-        """Return the updates as pairs (B [out, r], A [r, in]), and whether the stored matrix is [in, out].
-
-        Factors come as numpy holds stored values (`kernel.widen`), the pairs are float64 with the scale in B. The bits
-        of the sum are those of `merger`.
+        Factors come as numpy holds stored values (`exact_compiled.widen`).
         """
+
+
+@runtime_checkable
+class Decomposing(Protocol):
+    """A method of low rank whose initialisation may have taken a part out of the base (`decomposes_base`)."""
+
+    def taken_out(self, placed: PlacedUpdate, read: ReadRows) -> "tuple[Tensor, Tensor]":
+        """Return that part as a further (B [out, r], A [r, in]) to add, so with its sign turned."""
+
+
+@runtime_checkable
+class Dense(Protocol):
+    """A method whose additive updates are any matrices."""
+
+    def delta(self, placed: PlacedUpdate, factors: "Mapping[str, Tensor]") -> DeltaRows:
+        """Return what gives ΔW for any of the stored rows that an update is of."""
+
+
+@runtime_checkable
+class OwnMerge(Protocol):
+    """A method whose updates are no sums, or not all of them."""
+
+    def merger(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", read: ReadRows) -> MergeRows:
+        """Return what merges the stored rows of one matrix: all its updates, factors loaded, in the recipe's order."""
 
 
 @runtime_checkable
@@ -289,12 +319,34 @@ class Measurable(Protocol):
         """Return the Frobenius norm of what an update adds: one number, or one for each matrix of a stack."""
 
 
+def forward_of(updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]") -> "Callable[[Call], Tensor]":
+    """Return what gives a module's output with all updates of its weight and bias beside them, of whatever methods.
+
+    Only what is added comes beside another method's: each adds to what the ones before it give.
+    """
+    by_method: dict[str, list[tuple[PlacedUpdate, Mapping[str, Tensor]]]] = {}
+    for placed, factors in updates:
+        by_method.setdefault(placed.method, []).append((placed, factors))
+    # looked up here, not at each call: torch.compile follows a call
+    forward, *others = (partial(methods()[name].forward, mine) for name, mine in by_method.items())
+    for other in others:
+        forward = partial(_after, other, forward)
+    return forward
+
+
+def _after(forward: "Callable[[Call], Tensor]", before: "Callable[[Call], Tensor]", call: Call) -> "Tensor":
+    """Return what a forward gives of a module whose own forward is another one."""
+    return forward(replace(call, base=lambda x: before(replace(call, input=x))))
+
+
 @cache
 def methods() -> Mapping[str, Method]:
     """Return every method by PEFT's name for it."""
     room = importlib.import_module("lora_build.methods")
-    names = (f"{found.name}.method" if found.ispkg else found.name for found in pkgutil.iter_modules(room.__path__))
-    found = (getattr(importlib.import_module(f"{room.__name__}.{name}"), "METHOD", None) for name in names)
+    places = [(f"{room.__name__}.{found.name}", found.ispkg) for found in pkgutil.iter_modules(room.__path__)]
+    # a folder with a module `method` is one; others hold what methods do together
+    names = [f"{place}.method" if is_folder and find_spec(f"{place}.method") else place for place, is_folder in places]
+    found = (getattr(importlib.import_module(name), "METHOD", None) for name in names)
     return {method.peft_type: method for method in found if method is not None}
 
 

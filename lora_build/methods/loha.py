@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods.interface import AdaptedModule, Call, MergeRows, PlacedUpdate, ReadRows, Update
+from lora_build.methods.interface import AdaptedModule, Call, DeltaRows, PlacedUpdate, Update
 from lora_build.methods.shared import (
     HARMLESS,
-    add_dense,
     add_outputs,
     as_matrix,
     by_pattern,
@@ -31,7 +30,6 @@ from lora_build.methods.shared import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 _MATRICES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
@@ -41,7 +39,7 @@ _UNREAD = {"module_dropout", "rank_dropout", "use_effective_conv2d"}  # whether 
 
 
 class LoHa:
-    """Sums of Hadamard products, rounded once."""
+    """Updates that are Hadamard products."""
 
     peft_type = "LOHA"
     reference = "https://arxiv.org/abs/2108.06098"
@@ -78,11 +76,9 @@ class LoHa:
         )
         return {"weight": update}, []
 
-    def merger(
-        self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
-    ) -> MergeRows:
-        """Return W plus all updates of one parameter, rounded once; the order of the adapters changes no bit."""
-        return add_dense([_delta(update, factors) for update, factors in updates], dtype)
+    def delta(self, placed: PlacedUpdate, factors: "Mapping[str, Tensor]") -> DeltaRows:
+        """Return what gives any rows of s times the Hadamard product."""
+        return _delta(placed, factors)
 
     def forward(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
         """Return the output plus what each Hadamard product gives; `peft/tuners/loha/layer.py` get_delta_weight."""
@@ -105,7 +101,7 @@ def _expected(shape: tuple[int, ...], rank: int, has_cores: bool) -> list[dict[s
     return [a | b | dict.fromkeys(_CORES, (rank, rank, *kernel))] if len(shape) > 2 else []
 
 
-def _delta(update: PlacedUpdate, factors: "Mapping[str, Tensor]") -> "Callable[[slice], Tensor]":
+def _delta(update: PlacedUpdate, factors: "Mapping[str, Tensor]") -> DeltaRows:
     from lora_build.numerics.exact import ExactProduct
 
     products = []
@@ -118,7 +114,10 @@ def _delta(update: PlacedUpdate, factors: "Mapping[str, Tensor]") -> "Callable[[
     return partial(_rows, products, update.scale)
 
 
-def _rows(products: "Sequence[Callable[[slice], tuple[Tensor, Tensor]]]", scale: float, at: slice) -> "Tensor":
+def _rows(
+    products: "Sequence[Callable[[slice], tuple[Tensor, Tensor]]]", scale: float, W: "Tensor", first: int
+) -> "Tensor":
+    at = slice(first, first + len(W))
     (main1, rest1), (main2, rest2) = (product(at) for product in products)
     return (main1 + rest1) * (main2 + rest2) * scale
 

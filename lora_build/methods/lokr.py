@@ -8,14 +8,13 @@ w2_b [r, jn·...], or, with t2 [r, r, *kernel], w2_a [r, ok] and w2_b [r, jn] as
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods.interface import AdaptedModule, Call, MergeRows, PlacedUpdate, ReadRows, Update
+from lora_build.methods.interface import AdaptedModule, Call, DeltaRows, PlacedUpdate, Update
 from lora_build.methods.shared import (
     HARMLESS,
-    add_dense,
     add_outputs,
     as_matrix,
     by_pattern,
@@ -31,7 +30,6 @@ from lora_build.methods.shared import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 _FIRST = ({"lokr_w1"}, {"lokr_w1_a", "lokr_w1_b"})
@@ -45,7 +43,7 @@ _UNREAD = {
 
 
 class LoKr:
-    """Sums of Kronecker products, rounded once."""
+    """Updates that are Kronecker products."""
 
     peft_type = "LOKR"
     reference = "https://arxiv.org/abs/2309.14859"
@@ -83,11 +81,9 @@ class LoKr:
         )
         return {"weight": update}, []
 
-    def merger(
-        self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
-    ) -> MergeRows:
-        """Return W plus all updates of one parameter, rounded once; the order of the adapters changes no bit."""
-        return add_dense([_delta(update, factors) for update, factors in updates], dtype)
+    def delta(self, placed: PlacedUpdate, factors: "Mapping[str, Tensor]") -> DeltaRows:
+        """Return what gives any rows of s times the Kronecker product."""
+        return _delta(placed, factors)
 
     def forward(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
         """Return the output plus what each Kronecker product gives; `peft/tuners/lokr/layer.py` get_delta_weight."""
@@ -125,7 +121,7 @@ def _product(a: tuple[int, ...], b: tuple[int, ...], rank: int) -> tuple[int, ..
     return (a[0], b[1]) if len(a) == len(b) == 2 and a[1] == b[0] == rank else ()
 
 
-def _delta(update: PlacedUpdate, factors: "Mapping[str, Tensor]") -> "Callable[[slice], Tensor]":
+def _delta(update: PlacedUpdate, factors: "Mapping[str, Tensor]") -> DeltaRows:
     """Return s·(w1 ⊗ w2) for any of the stored rows.
 
     An element is w1[i1, j1]·w2[i2, j2], with w2 flat: the row numbers i1 and i2 follow from its row, the column numbers
@@ -165,10 +161,12 @@ def _rows(
     pair: "tuple[Tensor, Tensor]",
     rows: "tuple[Tensor, Tensor]",
     columns: "tuple[Tensor, Tensor]",
-    at: slice,
+    W: "Tensor",
+    first: int,
 ) -> "Tensor":
-    first, second = (w[i[at]][:, j] for w, i, j in zip(pair, rows, columns, strict=True))
-    return first * second
+    at = slice(first, first + len(W))
+    one, other = (w[i[at]][:, j] for w, i, j in zip(pair, rows, columns, strict=True))
+    return one * other
 
 
 def _full(name: str, factors: "Mapping[str, Tensor]") -> "Tensor":

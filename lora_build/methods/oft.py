@@ -18,7 +18,6 @@ from lora_build.methods.interface import AdaptedModule, Call, MergeRows, PlacedU
 from lora_build.methods.shared import HARMLESS, check_module, is_number, misfit, refuse_weight, unknown_keys
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 _EMBEDDING = "oft_embedding_R.weight"
@@ -89,20 +88,17 @@ class OFT:
             scale=1.0,
             factors={"Q": module.factors[leaf]},
             options=options,
+            additive=False,
             ordered=True,
         )
         return {"weight": update}, []
 
-    def merger(
-        self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
-    ) -> MergeRows:
-        """Return W turned by every adapter, in float64 and rounded once.
+    def merger(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", read: ReadRows) -> MergeRows:
+        """Return W turned by every adapter.
 
         Inputs pass through the adapters in the recipe's order, as in peft's forward, so the last one is next to W;
         peft's merge takes them the other way round and gives another model.
         """
-        from lora_build.numerics.exact import round_once
-
         _check_rows(updates)
         turns = []
         for update, factors in updates if updates[0][0].options["side"] == "right" else reversed(updates):
@@ -112,13 +108,12 @@ class OFT:
         step = math.lcm(*(update.options["block"] for update, _ in updates)) if updates[0][0].transposed else 0
 
         def rows(W: "Tensor", first: int) -> "tuple[Tensor, Tensor]":
-            before = W.double()
             if step:
                 start, stop = first // step * step, -(-(first + len(W)) // step) * step
-                after = _turn(read(start, stop).double().T, turns, start).T[first - start :][: len(W)]
+                after = _turn(read(start, stop).T, turns, start).T[first - start :][: len(W)]
             else:
-                after = _turn(before, turns, 0)
-            return round_once(after, dtype), after - before
+                after = _turn(W, turns, 0)
+            return after, after - W
 
         return rows
 

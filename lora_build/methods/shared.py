@@ -5,10 +5,9 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods.interface import AdaptedModule, Call, MergeRows, PlacedUpdate
+from lora_build.methods.interface import AdaptedModule, Call, PlacedUpdate
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 MAX_RANK = 16_384
@@ -133,13 +132,11 @@ def refuse_weight(module: AdaptedModule, method: str) -> list[str]:
     return [f"{module.where}: {method} multiplies, so a weight of {module.adapter_weight!r} means nothing; set it to 1"]
 
 
-def stored(update: PlacedUpdate, left: "Tensor", right: "Tensor") -> "tuple[Tensor, Tensor]":
-    """Return the factors of left [out, r] @ right [r, in] for the stored rows that the update is of."""
-    import torch
-
+def stored(update: PlacedUpdate, left: Any, right: Any) -> tuple[Any, Any]:
+    """Return the factors of left [out, r] @ right [r, in], torch's or numpy's, for the stored rows of the update."""
     if update.rows is None:
         return left, right
-    rows = torch.tensor(update.rows)
+    rows = list(update.rows)
     return (left, right[:, rows]) if update.transposed else (left[rows], right)
 
 
@@ -154,22 +151,6 @@ def fold_kernel(t: "Tensor", b: "Tensor") -> "Tensor":
     flat = t.flatten(2).transpose(1, 2)  # [i, kernel, j]
     folded = ExactProduct(flat.reshape(-1, t.shape[1]), b).all()
     return folded.reshape(*flat.shape[:2], -1).transpose(1, 2).reshape(t.shape[0], -1)
-
-
-def add_dense(deltas: "Sequence[Callable[[slice], Tensor]]", dtype: "torch.dtype") -> MergeRows:
-    """Return what adds matrices to W, each given for any of its stored rows; their order changes no bit."""
-    import torch
-
-    from lora_build.numerics.exact import round_once, tree_sum
-
-    def rows(W: "Tensor", first: int) -> "tuple[Tensor, Tensor]":
-        addends = torch.stack([delta(slice(first, first + len(W))) for delta in deltas], dim=-1)
-        if len(deltas) > 2:  # float64 rounds from the third addend on: each element's are taken from the smallest up
-            addends = addends.sort(dim=-1).values
-        change = tree_sum(addends)
-        return round_once(W.to(torch.float64) + change, dtype), change
-
-    return rows
 
 
 def stored_factors(update: PlacedUpdate, left: "Tensor", right: "Tensor") -> "tuple[Tensor, Tensor]":

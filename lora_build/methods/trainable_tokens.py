@@ -14,7 +14,6 @@ from lora_build.methods.interface import AdaptedModule, Call, MergeRows, PlacedU
 from lora_build.methods.shared import through, unknown_keys
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 _LEAVES = ("token_adapter.trainable_tokens_delta", "trainable_tokens_delta")
@@ -60,14 +59,8 @@ class TrainableTokens:
             return {"weight": replacement(module.adapter, rows, tuple(indices))}, []
         return {}, [f"{module.where}: {problem}"]
 
-    def merger(
-        self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
-    ) -> MergeRows:
-        """Return the replacement of rows, each rounded once; no two updates replace the same one."""
-        import torch
-
-        from lora_build.numerics.exact import round_once
-
+    def merger(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", read: ReadRows) -> MergeRows:
+        """Return the replacement of rows; no two updates replace the same one."""
         trained: dict[int, Tensor] = {}
         for update, factors in updates:
             assert update.update.tokens is not None
@@ -75,13 +68,12 @@ class TrainableTokens:
         stored = updates[0][0].rows
 
         def rows(W: "Tensor", first: int) -> "tuple[Tensor, Tensor]":
-            before = W.to(torch.float64)
-            after = before.clone()
+            after = W.clone()
             for i in range(W.shape[0]):
                 token = first + i if stored is None else stored[first + i]
                 if token in trained:
-                    after[i] = trained[token].to(torch.float64)
-            return round_once(after, dtype), after - before
+                    after[i] = trained[token].double()
+            return after, after - W
 
         return rows
 
@@ -99,7 +91,14 @@ class TrainableTokens:
 
 def replacement(adapter: str, rows: TensorInfo, tokens: Sequence[int]) -> Update:
     """Return the update that puts the rows of a tensor in place of some rows of a parameter; a range means all."""
-    return Update(adapter=adapter, method=TrainableTokens.peft_type, scale=1.0, factors={"rows": rows}, tokens=tokens)
+    return Update(
+        adapter=adapter,
+        method=TrainableTokens.peft_type,
+        scale=1.0,
+        factors={"rows": rows},
+        additive=False,
+        tokens=tokens,
+    )
 
 
 def token_indices(config: Mapping[str, Any], path: str) -> list[int] | None:

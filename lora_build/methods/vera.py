@@ -10,7 +10,7 @@ rows; λ_d [r], λ_b [out].
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods.interface import AdaptedModule, Call, MergeRows, PlacedUpdate, ReadRows, Update
+from lora_build.methods.interface import AdaptedModule, Call, PlacedUpdate, Update
 from lora_build.methods.shared import (
     HARMLESS,
     add_outputs,
@@ -25,8 +25,9 @@ from lora_build.methods.shared import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
+
+    from lora_build.numerics.exact_compiled import Array, Pair
 
 _LEAVES = ("vera_lambda_b", "vera_lambda_d")
 _SHARED = ("vera_A", "vera_B")
@@ -36,7 +37,7 @@ _UNREAD = {"bias", "d_initial", "projection_prng_key", "vera_dropout"}
 
 
 class Vera:
-    """Low-rank updates, all adapters of a parameter in one exact sum (`exact-1`)."""
+    """Updates of low rank."""
 
     peft_type = "VERA"
     reference = "https://arxiv.org/abs/2310.11454"
@@ -90,19 +91,14 @@ class Vera:
         )
         return {"weight": update}, []
 
-    def merger(
-        self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
-    ) -> MergeRows:
-        """Return the exact sum of all low-rank updates of one parameter, rounded once."""
-        from lora_build.numerics.exact import LowRankSum
+    def pair(self, placed: PlacedUpdate, factors: "Mapping[str, Array]") -> "Pair":
+        """Return (w·λ_b∘B, λ_d∘A) in float64, whose product is the update."""
+        from lora_build.numerics.exact_compiled import widen
 
-        pairs = []
-        for update, factors in updates:
-            lambda_b, lambda_d = factors["lambda_b"].double()[:, None], factors["lambda_d"].double()[:, None]
-            B = factors["B"][: len(lambda_b)].double() * lambda_b
-            A = factors["A"][:, : update.options["inputs"]].double() * lambda_d
-            pairs.append(stored(update, B * update.scale, A))
-        return LowRankSum(pairs, dtype, transposed=updates[0][0].transposed).rows
+        lambda_b, lambda_d = widen(factors["lambda_b"])[:, None], widen(factors["lambda_d"])[:, None]
+        B = widen(factors["B"][: len(lambda_b)]) * lambda_b
+        A = widen(factors["A"][:, : placed.options["inputs"]]) * lambda_d
+        return stored(placed, B * placed.scale, A)
 
     def forward(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
         """Return the output plus λ_b∘B(λ_d∘A(x)) of each adapter; `peft/tuners/vera/layer.py` Linear.forward."""

@@ -113,31 +113,29 @@ class ExactProduct:
 class LowRankSum:
     """W + B@A for the rows of one stored matrix, prepared once and then applied to any block of its rows."""
 
-    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype, *, transposed: bool) -> None:
+    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]], *, transposed: bool) -> None:
         """Prepare the factors.
 
         Args:
             pairs: (B [out, r], A [r, in]) of each update in float64, B with weight and scaling folded in.
-            dtype: the output's.
             transposed: whether the stored matrix is [in, out].
         """
         B = torch.cat([b for b, _ in pairs], dim=1)
         A = torch.cat([a for _, a in pairs], dim=0)
-        self._dtype = dtype
         # B gets the finer grid in either storage, so that both have the same bits
         self._transposed = transposed
         self._product = ExactProduct(B, A)
 
     def rows(self, W: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """Return the merged rows in the output's dtype and the update in float64, both of W's shape.
+        """Return the merged rows, to be rounded once, and the update, both in float64 and of W's shape.
 
         Args:
-            W: rows [first, first + n) of the stored matrix, any floating dtype, [n, columns].
+            W: rows [first, first + n) of the stored matrix in float64, [n, columns].
             first: the index of the first of them.
         """
         at = slice(first, first + W.shape[0])
         main, rest = self._product.columns(at) if self._transposed else self._product.rows(at)
-        return round_once((W.to(torch.float64) + main) + rest, self._dtype), main + rest
+        return (W + main) + rest, main + rest
 
 
 def as_stored(t: Tensor) -> NDArray[Any]:
@@ -176,7 +174,7 @@ def known_answer() -> str:
         W, B, A = (torch.from_numpy(t) for t in case)
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             for transposed in (False, True):
-                rows = LowRankSum([(B, A)], dtype, transposed=transposed).rows
-                merged, _ = rows(W.T if transposed else W, 0)
-                digest.update(merged.contiguous().view(torch.uint8).numpy().tobytes())
+                rows = LowRankSum([(B, A)], transposed=transposed).rows
+                merged, _ = rows((W.T if transposed else W).to(torch.float64), 0)
+                digest.update(round_once(merged, dtype).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -21,7 +21,7 @@ def _conflicts(name: str, placed: Sequence[PlacedUpdate], owner: str | None) -> 
         f"adapter {owner} replaces {name} and adapter {other} updates it; merge only one"
         for other in (sorted(adapters - {owner}) if owner else ())
     ]
-    if len({update.method for update in placed}) > 1:
+    if len({update.method for update in placed}) > 1 and not all(update.update.additive for update in placed):
         issues.append(
             f"{name}: adapters of different methods update it; merge them one after another: two recipes, the "
             "second on the output of the first, or two merge_and_unload()"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from lora_build.errors import PlanError
+from lora_build.errors import PlanError, did_you_mean
 from lora_build.files.formats.adapter import CONFIG_NAME, Adapter
 from lora_build.files.formats.adapter import WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
 from lora_build.files.formats.checkpoint import INDEX_NAME, WEIGHTS_NAME, Checkpoint
@@ -16,6 +16,7 @@ from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.formats.safetensors import format_index
 from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.identity import BASE, SourceName
+from lora_build.methods.combine.interface import combinations
 from lora_build.planning.inputs import Inputs
 from lora_build.planning.operations import Convert, Copy, Merge, Operation, Shard, lay_out
 from lora_build.planning.options import PlanOptions
@@ -88,6 +89,9 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
     """
     planned = plan_tensors(recipe, inputs)
     issues, config = list(planned.issues), planned.config
+    if (name := recipe.combine.method) not in combinations():
+        expected = f"expected one of {', '.join(sorted(combinations()))}, found '{name}'"
+        issues.append(f"combine.method: {expected}{did_you_mean(name, combinations())}")
     if not inputs.adapters:
         issues.append("no adapter is left to merge: every weight is 0; the output would equal the base")
     elif not issues and not config.changes and all(isinstance(op, Copy | Convert) for op in planned.operations):

@@ -42,12 +42,6 @@ class Numerics(Enum):
     peft = "peft"
 
 
-class Combine(Enum):
-    """How several adapters become one update: `linear` is the sum of weight x scaling x B @ A."""
-
-    linear = "linear"
-
-
 class TiedEmbeddings(Enum):
     """What an adapter on one of two tied matrices means."""
 
@@ -98,9 +92,9 @@ class AdapterSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CombineSpec:
-    """How the adapters are combined."""
+    """How several adapters become one change: `linear` is the sum of what each adds; the plan knows the others."""
 
-    method: Combine = field(default=Combine.linear, metadata=_affects("bytes", recorded_as="combine"))
+    method: str = field(default="linear", metadata=_affects("bytes", recorded_as="combine"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

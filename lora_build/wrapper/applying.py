@@ -7,17 +7,17 @@ that was saved whole) the merged values lie over the parameter during the call.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from lora_build.methods.interface import PlacedUpdate, methods
+from lora_build.engine.memory import TensorMerger
+from lora_build.methods.interface import PlacedUpdate, forward_of
 from lora_build.methods.lora.forward import without_offsets
 from lora_build.planning.operations import Merge
 from lora_build.wrapper.adapters import LoadedAdapters
 from lora_build.wrapper.hooks import NOTHING, Applied, Hooks
-from lora_build.wrapper.live_model import LiveModel, Load, Place, merged
+from lora_build.wrapper.live_model import LiveModel, Load, Place
 from lora_build.wrapper.planning import Change, LivePlan, LivePlanner
 
 _LoadedUpdate = tuple[PlacedUpdate, Mapping[str, Tensor]]
@@ -76,16 +76,17 @@ def apply_unmerged(live: LiveModel, plan: LivePlan, load: Load) -> Applied:
     overlaid = _overlaid_modules(live, plan, sited)
     updates_of: dict[nn.Module, list[_LoadedUpdate]] = {}
     values: dict[str, Tensor] = {}
+    merger = TensorMerger(load)
     for site in sited:
         if any(_module_path(place) in overlaid for place, _ in site.beside):
-            _overlay_values(live, site.change, load, values)
+            _overlay_values(live, site.change, merger, values)
             continue
         for place, updates in site.beside:
             module, _ = live.module(place.parameter)
             updates_of.setdefault(module, []).extend(_load_updates(live, place, updates or (), load))
     values |= {other: values[path] for path in values if path in plan.tied for other in live.sharing(path)}
     return Applied(
-        forwards={m: partial(methods()[u[0][0].method].forward, u) for m, u in updates_of.items()},
+        forwards={m: forward_of(u) for m, u in updates_of.items()},
         overlay=dict(_as_parameters(live, values)),
     )
 
@@ -107,9 +108,9 @@ def _overlaid_modules(live: LiveModel, plan: LivePlan, sited: Sequence[_Sited]) 
     return overlaid
 
 
-def _overlay_values(live: LiveModel, change: Change, load: Load, values: dict[str, Tensor]) -> None:
+def _overlay_values(live: LiveModel, change: Change, merger: TensorMerger, values: dict[str, Tensor]) -> None:
     """Put the merged values of a disk tensor into those of parameters, which begin as the parameters' own."""
-    after = merged(change.operation, live.read(change.begins_as), load)
+    after = merger.merge(change.operation, live.read(change.begins_as))
     if change.is_new:
         parameter = change.places[0].parameter
         values[parameter] = after.to(live.tensor(parameter).device)

@@ -12,18 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_build.dtypes import FLOATS, name_of, torch_dtype
+from lora_build.dtypes import name_of
 from lora_build.files.formats.checkpoint import WEIGHTS_NAME, Checkpoint
 from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import BASE
-from lora_build.methods.interface import methods
 from lora_build.models.names import Names
 from lora_build.models.parameters import Part
-from lora_build.numerics.exact import round_once
-from lora_build.planning.operations import Merge, Operation
-
-_BLOCK_ELEMENTS = 1 << 18
 
 Load = Callable[[TensorInfo], Tensor]
 """Returns a tensor of an adapter."""
@@ -137,33 +132,6 @@ class LiveModel:
         if place.part.rows is None:
             return disk
         return disk.narrow(self._axis(place), place.part.first, len(place.part.rows))
-
-
-def merged(operation: Operation, W: Tensor, load: Load) -> Tensor:
-    """Return an output tensor as the streaming engine writes it, by the same methods in the same arithmetic.
-
-    Args:
-        operation: what happens to the tensor.
-        W: the base's values; not used where an adapter replaces them.
-        load: reads tensors of adapters.
-    """
-    dtype = torch_dtype(operation.dtype) if operation.dtype in FLOATS else None
-    W = W.cpu() if operation.source.source.is_base else load(operation.source)
-    if not isinstance(operation, Merge):
-        return W if W.dtype == dtype or dtype is None else round_once(W.to(torch.float64), dtype)
-    assert dtype is not None
-    rows = W.reshape(-1, operation.columns)
-    out = rows.clone() if rows.dtype == dtype else round_once(rows.to(torch.float64), dtype)
-    step = max(1, _BLOCK_ELEMENTS // operation.columns)
-    for segment in operation.segments:
-        here = rows[segment.start : segment.stop]
-        loaded = [(u, {role: load(t) for role, t in u.factors.items()}) for u in segment.updates]
-        method = methods()[segment.updates[0].method]
-        merge_rows = method.merger(loaded, dtype, lambda start, end, here=here: here[start:end])  # type: ignore[misc]
-        for first in range(0, len(here), step):
-            at = slice(segment.start + first, segment.start + min(first + step, len(here)))
-            out[at] = merge_rows(rows[at], first)[0]
-    return out.reshape(operation.source.shape)
 
 
 def _saved_paths(model: nn.Module) -> Iterator[str]:

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_build.engine.memory import TensorMerger
 from lora_build.errors import MergeError, PlanError, RecipeError
-from lora_build.numerics.exact import all_finite, self_test
+from lora_build.numerics.exact import all_finite
 from lora_build.planning.operations import Merge, Operation
 from lora_build.wrapper.adapters import LoadedAdapters
 from lora_build.wrapper.hooks import NOTHING, Hooks
-from lora_build.wrapper.live_model import Load, merged
+from lora_build.wrapper.live_model import Load
 from lora_build.wrapper.planning import Change, LivePlan, LivePlanner
 
 _TIE = "tie_word_embeddings"  # the key of config.json
@@ -52,13 +53,14 @@ class Merging:
         together, before = list(dict.fromkeys([*self.names, *names])), self.names
         plan = self._planner.plan(self._adapters.select(together))
         _refuse_double(plan)
-        self_test()
+        merger = TensorMerger(self._adapters.load)
+        merger.test_for(change.operation for change in plan.changes)
         self._hooks.set_overlay(NOTHING.overlay)  # a call may be under way: its values are not the base's
         self.unmerge()  # what is merged goes into the sum again: a second rounding on the first would be another result
         try:
             for change in _shown(plan.changes) if progressbar else plan.changes:
                 W = self._live.read(change.begins_as)
-                values = merged(change.operation, W, self._adapters.load)
+                values = merger.merge(change.operation, W)
                 if safe_merge:
                     check_finite(change.operation, W, values, self._adapters.load)
                 self._put(change, values, keep=keep)

@@ -27,6 +27,7 @@ import lora_build
 from lora_build import pipeline
 from lora_build.dtypes import STORED_DTYPES
 from lora_build.engine import execute as engine
+from lora_build.engine import making
 from lora_build.engine.backends import compiled as fused
 from lora_build.files.buffers import Buffers
 from lora_build.files.hashing import hashed_file
@@ -161,7 +162,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "CHUNK_BYTES", BLOCK)
+    for module in (engine, making):
+        monkeypatch.setattr(module, "CHUNK_BYTES", BLOCK)
     monkeypatch.setattr(hashed_file, "CHUNK_BYTES", BLOCK)
     for module in (file_writer, directory):
         monkeypatch.setattr(module, "BLOCK_BYTES", BLOCK)

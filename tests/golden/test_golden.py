@@ -150,7 +150,7 @@ def test_blocks_of_any_size_give_the_same_bytes(
     wide: Path, reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lora_build.engine.backends.compiled.FusedMerger.num_elements", 5000)
-    monkeypatch.setattr("lora_build.engine.execute.CHUNK_BYTES", 3000)
+    monkeypatch.setattr("lora_build.engine.making.CHUNK_BYTES", 3000)
     recipe = {
         "base": str(wide / "base"),
         "adapters": {n: str(wide / n) for n in ("one", "two")},

@@ -33,7 +33,9 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import SourceName
+from lora_build.methods.combine.interface import combinations, merger
 from lora_build.methods.interface import AdaptedModule, PlacedUpdate, methods
+from lora_build.numerics.exact import round_once
 
 Tensors = Mapping[str, Tensor]
 
@@ -233,9 +235,9 @@ def merge(
     pairs: Sequence[tuple[PlacedUpdate, Tensors]], W: Tensor, dtype: torch.dtype, *, step: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the merge of all stored rows, `step` at a time, and the change."""
-    rows = methods()[pairs[0][0].method].merger(list(pairs), dtype, lambda start, end: W[start:end])
-    blocks = [rows(W[i : i + (step or len(W))], i) for i in range(0, len(W), step or len(W))]
-    return torch.cat([y for y, _ in blocks]), torch.cat([change for _, change in blocks])
+    rows = merger(combinations()["linear"], list(pairs), len(W), lambda start, end: W[start:end].double())
+    blocks = [rows(W[i : i + (step or len(W))].double(), i) for i in range(0, len(W), step or len(W))]
+    return round_once(torch.cat([y for y, _ in blocks]), dtype), torch.cat([change for _, change in blocks])
 
 
 def updates(

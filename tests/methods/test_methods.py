@@ -316,14 +316,16 @@ def test_the_order_of_rotations_is_the_recipes_and_is_said_to_matter(shelf: Call
 DIGEST = """
 import hashlib, sys
 import torch
-from lora_build.methods.interface import methods
+from lora_build.methods.combine.interface import combinations, merger
+from lora_build.numerics.exact import round_once
 
 def digest(inputs):
     found = hashlib.sha256()
     for updates, W in inputs:
         for dtype in (torch.bfloat16, torch.float32):
-            merger = methods()[updates[0][0].method].merger(updates, dtype, lambda start, end: W[start:end])
-            for part in merger(W, 0):
+            rows = merger(combinations()["linear"], updates, len(W), lambda start, end: W[start:end].double())
+            merged, change = rows(W.double(), 0)
+            for part in (round_once(merged, dtype), change):
                 found.update(part.contiguous().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 

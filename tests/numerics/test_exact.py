@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from judges import exact_numpy
 from torch import Tensor
 
+from lora_build.methods.combine.interface import combinations, merger
 from lora_build.methods.interface import PlacedUpdate, Update
-from lora_build.methods.lora.method import METHOD
 from lora_build.numerics.exact import LowRankSum, all_finite, known_answer, round_once, self_test
 
 SIXTEEN_BIT = [torch.bfloat16, torch.float16]
@@ -32,7 +32,7 @@ def matrices(seed: int, out: int, inner: int, rank: int) -> tuple[Tensor, Tensor
 
 
 def merge(W: Tensor, *pairs: tuple[Tensor, Tensor], dtype: torch.dtype, transposed: bool = False) -> Tensor:
-    return LowRankSum(pairs, dtype, transposed=transposed).rows(W, 0)[0]
+    return round_once(LowRankSum(pairs, transposed=transposed).rows(W.double(), 0)[0], dtype)
 
 
 def nearest(value: Fraction, dtype: torch.dtype) -> Fraction:
@@ -112,7 +112,7 @@ def test_the_order_of_adapters_changes_no_bit() -> None:
 
 def test_blocks_of_rows_give_the_bits_of_the_whole() -> None:
     W, B, A = matrices(3, 50, 31, 7)
-    prepared = LowRankSum([(B, A)], torch.bfloat16, transposed=False)
+    prepared = LowRankSum([(B, A)], transposed=False)
 
     whole = prepared.rows(W, 0)[0]
     assert torch.equal(torch.cat([prepared.rows(W[i : i + 7], i)[0] for i in range(0, 50, 7)]), whole)
@@ -188,8 +188,9 @@ def test_an_embeddings_and_a_heads_update_of_one_matrix_add_up_in_any_order() ->
     head = (update(transposed=False), {"A": A, "B": B})
     embedding = (update(transposed=True), {"A": D, "B": C})
 
-    one, change = METHOD.merger([head, embedding], torch.float32, pytest.fail)(W, 0)
-    other, again = METHOD.merger([embedding, head], torch.float32, pytest.fail)(W, 0)
+    linear = combinations()["linear"]
+    one, change = merger(linear, [head, embedding], 40, pytest.fail)(W, 0)
+    other, again = merger(linear, [embedding, head], 40, pytest.fail)(W, 0)
     assert torch.equal(one, other)
     assert torch.equal(change, again)
     assert torch.allclose(change, B @ A + (C @ D).T, rtol=1e-12, atol=1e-12)

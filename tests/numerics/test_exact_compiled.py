@@ -65,7 +65,7 @@ def fused(
 def plain(
     W: torch.Tensor, pairs: list[tuple[torch.Tensor, torch.Tensor]], target: str, *, transposed: bool
 ) -> torch.Tensor:
-    return LowRankSum(pairs, torch_dtype(target), transposed=transposed).rows(W, 0)[0]
+    return round_once(LowRankSum(pairs, transposed=transposed).rows(W.double(), 0)[0], torch_dtype(target))
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 from judges.oracle import long, ulps_off
-from makers import pico, small
+from makers import pico, shelf, small
 from peft import HiraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from test_house import FLOORS
@@ -392,11 +392,9 @@ def test_the_method_of_the_document_honours_rows_and_storage() -> None:
     W, A, B = (torch.randn(*shape, generator=generator) for shape in ((6, 5), (2, 5), (6, 2)))
 
     def merge(stored: torch.Tensor, **changes: Any) -> torch.Tensor:
-        pairs = [(dataclasses.replace(placed, **changes), {"A": A, "B": B})]
-        rows = lora_build.methods.interface.methods()["HIRA"].merger(
-            pairs, torch.float32, lambda start, end: stored[start:end]
-        )
-        return torch.cat([rows(stored[i : i + 2], i)[0] for i in range(0, len(stored), 2)])
+        return shelf.merge([(dataclasses.replace(placed, **changes), {"A": A, "B": B})], stored, torch.float32, step=2)[
+            0
+        ]
 
     whole = merge(W)
     assert torch.allclose(whole, W + 0.5 * W * (B @ A), atol=1e-6)

@@ -109,7 +109,7 @@ def test_references_to_the_recipe_are_followed():
         ({"dtype": "bf16"}, "dtype: expected one of keep, float32, bfloat16, float16, found 'bf16'; did you mean"),
         ({"base": {"source": "???"}}, "base.source: not set"),
         ({"tied_embeddings": False}, "tied_embeddings: expected one of untie, peft, error, found the bool False"),
-        ({"combine": {"method": "ties"}}, "combine.method: expected one of linear, found 'ties'"),
+        ({"combine": {"method": 3}}, "combine.method: expected text, found the int 3"),
         ({"safe_merge": "yes"}, "safe_merge: expected true or false, found 'yes'"),
         ({"name": "a/b"}, "name: expected a file's name, without /, found 'a/b'"),
         ({"name": ".."}, "name: expected a file's name, without /, found '..'"),

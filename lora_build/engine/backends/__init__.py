@@ -1,1 +1,1 @@
-"""Backends: what merges a block of rows; the compiled loops, torch, and peft's own operations."""
+"""Backends: what makes blocks. The compiled pass, torch for what is more than a sum of products, and peft's own way."""

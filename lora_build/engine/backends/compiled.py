@@ -1,15 +1,43 @@
 """Blocks made in the compiled pass of `exact_compiled`: sums of low-rank products, and conversions."""
 
+from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
+
 import numpy as np
 
 from lora_build.dtypes import STORED_DTYPES
-from lora_build.engine.blocks import Block, Data, Loaded
+from lora_build.engine.blocks import Block, Data, Piece
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.hashing.hashed_file import CHUNK_BYTES
-from lora_build.methods.interface import LowRank, PlacedUpdate, methods
+from lora_build.methods.combine.interface import SumOfProducts, low_rank_deltas
+from lora_build.methods.interface import PlacedUpdate
+from lora_build.numerics import exact_compiled
 from lora_build.numerics.exact_compiled import Array, FusedSum, convert, first_not_finite
 from lora_build.numerics.survival import Measured, Share, share_of
-from lora_build.planning.operations import Merge
+
+
+class CompiledBackend:
+    """exact-1 for sums of products, in one pass over stored bytes."""
+
+    def start(self, targets: Collection[str]) -> None:
+        """Put the pass to the test for some dtypes."""
+        exact_compiled.self_test(targets)
+
+    def on_one_core(self) -> AbstractContextManager[None]:
+        """Do nothing: a call of the pass takes no other thread."""
+        return nullcontext()
+
+    def merger(self, piece: Piece) -> "FusedMerger":
+        """Return what merges the rows of a piece."""
+        return FusedMerger(piece)
+
+    def converted(self, data: Data, source: str, out: memoryview, target: str, first: int, *, check: bool) -> Block:
+        """Return elements in another dtype of at most 32 bits, made in `out`, each rounded once."""
+        x, y = np.frombuffer(data, STORED_DTYPES[source].bits), np.frombuffer(out, STORED_DTYPES[target].bits)
+        convert(x, source, y, target)
+        if check and (bad := first_not_finite(y, target)) is not None and first_not_finite(x, source) is None:
+            return Block(data=bytearray(), not_finite=first + bad)
+        return Block(data=out)
 
 
 class FusedMerger:
@@ -17,13 +45,16 @@ class FusedMerger:
 
     num_elements = CHUNK_BYTES // 2
 
-    def __init__(self, op: Merge, loaded: Loaded, *, check: bool) -> None:
-        """Prepare a segment's updates; only for those that `blocks.is_fused` says yes to."""
-        self._op, self._check = op, check
-        self._factors = [(u, {role: _array(t, data) for role, (t, data) in f.items()}) for u, f in loaded]
-        self._sum = self._prepare(self._factors)
+    def __init__(self, piece: Piece) -> None:
+        """Prepare the updates of a piece."""
+        assert isinstance(piece.combination, SumOfProducts)
+        self._op, self._check, self._combination = piece.op, piece.check, piece.combination
+        self._updates = [
+            (u, {role: _array(t, data) for role, (t, data) in factors.items()}) for u, factors in piece.load()
+        ]
+        self._sum = self._prepare(self._updates)
 
-    def block(self, rows: Data, out: memoryview, first: int, *, place: int, measured: frozenset[str]) -> Block:
+    def block(self, rows: Data, out: memoryview, first: int, *, place: int, measured: frozenset[str] | None) -> Block:
         """Return the merge of stored rows; see `blocks.Merger`."""
         W = np.frombuffer(rows, STORED_DTYPES[self._op.source.dtype].bits).reshape(-1, self._op.columns)
         y = np.frombuffer(out, STORED_DTYPES[self._op.dtype].bits).reshape(W.shape)
@@ -32,14 +63,16 @@ class FusedMerger:
             bad, base = first_not_finite(y, self._op.dtype), first_not_finite(W, self._op.source.dtype)
             assert bad is not None
             return Block(data=bytearray(), not_finite=place + bad, base_is_finite=base is None)
-        names = sorted({update.adapter for update, _ in self._factors})
+        if measured is None:
+            return Block(data=out)
+        names = sorted({update.adapter for update, _ in self._updates})
         shares = tuple(self._share(name, W, first, y, found, len(names)) for name in names if name not in measured)
         return Block(data=out, measured=found, shares=shares)
 
     def _share(self, name: str, W: Array, first: int, y: Array, found: Measured, num_adapters: int) -> Share:
         if num_adapters == 1:
             return share_of(name, found)
-        alone, rest = ([p for p in self._factors if (p[0].adapter == name) is own] for own in (True, False))
+        alone, rest = ([p for p in self._updates if (p[0].adapter == name) is own] for own in (True, False))
         without = np.empty_like(y)
         own_found = self._prepare(alone).rows(W, first, without)
         self._prepare(rest).rows(W, first, without)
@@ -51,31 +84,13 @@ class FusedMerger:
             ),
         )
 
-    def _prepare(self, factors: list[tuple[PlacedUpdate, dict[str, Array]]]) -> FusedSum:
-        method = methods()[factors[0][0].method]
-        assert isinstance(method, LowRank)
-        pairs, transposed = method.low_rank(factors)
+    def _prepare(self, updates: list[tuple[PlacedUpdate, dict[str, Array]]]) -> FusedSum:
+        pairs, transposed = self._combination.pairs(low_rank_deltas(updates))
         return FusedSum(pairs, self._op.source.dtype, self._op.dtype, transposed=transposed)
-
-
-def converted(data: Data, source: str, out: memoryview, target: str, first: int, *, check: bool) -> Block:
-    """Return elements in another dtype of at most 32 bits, made in `out`; the first of them is element `first`."""
-    x, y = np.frombuffer(data, STORED_DTYPES[source].bits), np.frombuffer(out, STORED_DTYPES[target].bits)
-    convert(x, source, y, target)
-    if check and (bad := first_not_finite(y, target)) is not None and first_not_finite(x, source) is None:
-        return Block(data=bytearray(), not_finite=first + bad)
-    return Block(data=out)
-
-
-def as_bytes(y: Array) -> memoryview:
-    """Return the bytes of an array, without a copy."""
-    return np.ascontiguousarray(y).reshape(-1).view(np.uint8).data
-
-
-def bits_of(tensor: TensorInfo, data: Data) -> Array:
-    """Return the bits of a float tensor's stored values."""
-    return np.frombuffer(data, STORED_DTYPES[tensor.dtype].bits)
 
 
 def _array(tensor: TensorInfo, data: Data) -> Array:
     return np.frombuffer(data, STORED_DTYPES[tensor.dtype].values).reshape(tensor.shape)
+
+
+BACKEND = CompiledBackend

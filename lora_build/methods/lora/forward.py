@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_build.methods.interface import Call, PlacedUpdate
-from lora_build.methods.lora.merge import offset_of
+from lora_build.methods.lora.merge import taken_out
 from lora_build.methods.shared import along_channels, is_crossed, stored_factors, through
 
 Loaded = tuple[PlacedUpdate, Mapping[str, Tensor]]
@@ -57,7 +57,7 @@ def without_offsets(updates: Iterable[Loaded], module: nn.Module) -> Iterator[Lo
 
 def _offset(update: PlacedUpdate, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     weight = module.get_parameter("weight").detach()
-    left, right = offset_of(update, lambda start, end: weight[start:end])
+    left, right = taken_out(update, lambda start, end: weight[start:end].double())
     return {"B": left.to(dtype), "A": right.to(dtype)}
 
 

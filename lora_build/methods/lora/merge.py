@@ -1,37 +1,24 @@
-"""LoRA's arithmetic: every update of a matrix as pairs B [out, r], A [r, in], summed exactly; DoRA composes them."""
+"""LoRA beyond sums of products: DoRA composes the adapters of a matrix, PiSSA, OLoRA and KaSA took a part out of it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lora_build.methods.interface import MergeRows, PlacedUpdate, ReadRows, Update
-from lora_build.methods.lora.pairs import pair, turned
-from lora_build.numerics.exact import ExactProduct, LowRankSum, as_stored, round_once, tree_sum
+from lora_build.methods.lora.pairs import pair
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lora_build.numerics.exact import ExactProduct
+
+    TorchPair = tuple[Tensor, Tensor]
 
 _NORM_ROWS = 64  # rows whose squares are added by halves before the groups are added in turn
 
-Pair = tuple[Tensor, Tensor]
 
-
-def merger(
-    updates: Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]], dtype: torch.dtype, read: ReadRows
-) -> MergeRows:
-    """Return what merges the rows of one matrix; see `Lora.merger`."""
-    pairs = [_pair(update, factors) for update, factors in updates]
-    if any("m" in factors for _, factors in updates):
-        return _compose(updates, pairs, dtype, read)
-    for update, _ in updates:
-        if update.update.decomposes_base:
-            pairs.append(offset_of(update, read))
-    owners = [*(update for update, _ in updates), *(u for u, _ in updates if u.update.decomposes_base)]
-    in_one, transposed = turned(owners, pairs)
-    return LowRankSum(in_one, dtype, transposed=transposed).rows
-
-
-def norms(update: Update, factors: Mapping[str, Tensor]) -> tuple[float, ...]:
+def norms(update: Update, factors: "Mapping[str, Tensor]") -> tuple[float, ...]:
     """Return ‖s·B@A‖, Frobenius, of the matrix that an update is of, or of each one of a stack.
 
     From r x r products alone: ‖B@A‖² = tr(AᵀBᵀBA) = Σ (BᵀB)∘(AAᵀ).
@@ -42,33 +29,35 @@ def norms(update: Update, factors: Mapping[str, Tensor]) -> tuple[float, ...]:
     return tuple(_norm(*_pair(part, factors)) for part in parts)
 
 
-def _norm(B: Tensor, A: Tensor) -> float:
+def _norm(B: "Tensor", A: "Tensor") -> float:
     square = float(((B.T @ B) * (A @ A.T)).sum())
     return math.sqrt(square) if square > 0 or math.isnan(square) else 0.0
 
 
-def _pair(update: PlacedUpdate, factors: Mapping[str, Tensor]) -> Pair:
+def _pair(placed: PlacedUpdate, factors: "Mapping[str, Tensor]") -> "TorchPair":
     """Return (B [out, r], A [r, in]) in float64 for the stored rows that the update is of, its scale in B."""
-    B, A = pair(update, {role: as_stored(t) for role, t in factors.items()})
+    import torch
+
+    from lora_build.numerics.exact import as_stored
+
+    B, A = pair(placed, {role: as_stored(t) for role, t in factors.items()})
     return torch.from_numpy(B), torch.from_numpy(A)
 
 
-def _compose(
-    updates: Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]],
-    pairs: Sequence[Pair],
-    dtype: torch.dtype,
-    read: ReadRows,
-) -> MergeRows:
+def compose(updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", read: ReadRows) -> MergeRows:
     """Return the adapters one after another: add D, then scale to the magnitudes where the adapter has them.
 
     A norm is that of the base's weight plus this adapter's own D (peft/tuners/lora/variants.py DoraLinearVariant).
     """
-    steps = [_step(update, factors, pair, read) for (update, factors), pair in zip(updates, pairs, strict=True)]
+    import torch
 
-    def merge_rows(W: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    from lora_build.numerics.exact import tree_sum
+
+    steps = [_step(placed, factors, read) for placed, factors in updates]
+
+    def merge_rows(W: "Tensor", first: int) -> "tuple[Tensor, Tensor]":
         at = slice(first, first + W.shape[0])
-        before = W.to(torch.float64)
-        after = before
+        after = W
         for step in steps:
             main, rest = step.product.rows(at)
             delta = main + rest
@@ -76,9 +65,9 @@ def _compose(
             if step.by_column is not None:
                 after = after * step.by_column
             elif step.magnitudes is not None:
-                sum_ = before + delta
+                sum_ = W + delta
                 after = after * (step.magnitudes[at] / torch.sqrt(tree_sum(sum_ * sum_)))[:, None]
-        return round_once(after, dtype), after - before
+        return after, after - W
 
     return merge_rows
 
@@ -87,62 +76,74 @@ def _compose(
 class _Step:
     """One adapter of a composition: its D, then its magnitudes by stored row, or what scales each stored column."""
 
-    product: ExactProduct
-    magnitudes: Tensor | None = None
-    by_column: Tensor | None = None
+    product: "ExactProduct"
+    magnitudes: "Tensor | None" = None
+    by_column: "Tensor | None" = None
 
 
-def _step(update: PlacedUpdate, factors: Mapping[str, Tensor], pair: Pair, read: ReadRows) -> _Step:
-    B, A = pair
-    product = ExactProduct(A.T, B.T) if update.transposed else ExactProduct(B, A)
+def _step(placed: PlacedUpdate, factors: "Mapping[str, Tensor]", read: ReadRows) -> _Step:
+    import torch
+
+    from lora_build.numerics.exact import ExactProduct
+
+    B, A = _pair(placed, factors)
+    product = ExactProduct(A.T, B.T) if placed.transposed else ExactProduct(B, A)
     if "m" not in factors:
         return _Step(product=product)
     m = factors["m"].to(torch.float64).flatten()
-    if update.transposed:  # an output is a stored column: its norm needs every row first
+    if placed.transposed:  # an output is a stored column: its norm needs every row first
         return _Step(product=product, by_column=m / _column_norms(product, A.shape[1], read))
-    return _Step(product=product, magnitudes=m if update.rows is None else m[torch.tensor(update.rows)])
+    return _Step(product=product, magnitudes=m if placed.rows is None else m[torch.tensor(placed.rows)])
 
 
-def _column_norms(product: ExactProduct, num_rows: int, read: ReadRows) -> Tensor:
+def _column_norms(product: "ExactProduct", num_rows: int, read: ReadRows) -> "Tensor":
     """Return the norm of each column of W + D."""
+    import torch
+
+    from lora_build.numerics.exact import tree_sum
+
     total: Tensor | None = None
     for first in range(0, num_rows, _NORM_ROWS):
         last = min(first + _NORM_ROWS, num_rows)
         main, rest = product.rows(slice(first, last))
-        x = read(first, last).to(torch.float64) + (main + rest)
+        x = read(first, last) + (main + rest)
         squares = tree_sum((x * x).T)
         total = squares if total is None else total + squares
     assert total is not None
     return torch.sqrt(total)
 
 
-def offset_of(update: PlacedUpdate, read: ReadRows) -> Pair:
+def taken_out(placed: PlacedUpdate, read: ReadRows) -> "TorchPair":
     """Return what the adapter's initialisation took out of the base, with its sign, as a pair of low rank."""
-    B, A = update.factors["B"], update.factors["A"]
-    num_rows = A.shape[1] if update.transposed else B.shape[0]
-    W = read(0, num_rows).to(torch.float64)
-    W = W.T if update.transposed else W
-    kind = update.options["offset"]
-    left, right = _OFFSETS[kind](W, B.shape[1])
+    B, A, init = placed.factors["B"], placed.factors["A"], placed.options["offset"]
+    num_rows = A.shape[1] if placed.transposed else B.shape[0]
+    W = read(0, num_rows)
+    left, right = _PARTS[init](W.T if placed.transposed else W, B.shape[1])
     # PiSSA divides the singular values by the scaling, so that it cancels; KaSA knows none; OLoRA takes it along
-    return left * -(update.scale if kind == "olora" else float(update.options["weight"])), right
+    return left * -(placed.scale if init == "olora" else float(placed.options["weight"])), right
 
 
-def _singular(W: Tensor, rank: int, *, largest: bool) -> Pair:
+def _singular(W: "Tensor", rank: int, *, largest: bool) -> "TorchPair":
     """Return the part of W of its largest or smallest singular values: U·S [out, r], V [r, in].
 
     LAPACK's result: the last bits differ between machines.
     """
+    import torch
+
     U, S, V = torch.linalg.svd(W, full_matrices=False)
     part = slice(rank) if largest else slice(S.shape[0] - rank, None)
     return U[:, part] * S[part], V[part]
 
 
-def _first_columns(W: Tensor, rank: int) -> Pair:
+def _first_columns(W: "Tensor", rank: int) -> "TorchPair":
     """Return the projection of W on the span of its first columns: Q [out, r], R = QᵀW [r, in].
 
     Gram-Schmidt, each column twice ("twice is enough", Giraud et al. 2005), by additions in a fixed order.
     """
+    import torch
+
+    from lora_build.numerics.exact import ExactProduct, tree_sum
+
     columns: list[Tensor] = []
     for j in range(rank):
         q = W[:, j]
@@ -154,7 +155,7 @@ def _first_columns(W: Tensor, rank: int) -> Pair:
     return Q, ExactProduct(Q.T, W).all()
 
 
-_OFFSETS: dict[str, Callable[[Tensor, int], Pair]] = {
+_PARTS: "dict[str, Callable[[Tensor, int], TorchPair]]" = {
     "pissa": lambda W, rank: _singular(W, rank, largest=True),
     "kasa": lambda W, rank: _singular(W, rank, largest=False),
     "olora": _first_columns,

@@ -16,7 +16,6 @@ from lora_build.methods.lora.shapes import Fit, fit_matrix, fit_stacks, is_targe
 from lora_build.methods.shared import by_pattern, check_pattern, is_number, unknown_keys
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from lora_build.numerics.exact_compiled import Array, Pair
@@ -59,7 +58,7 @@ _READ = {
 
 
 class Lora:
-    """Low-rank updates, all adapters of a parameter in one exact sum (`exact-1`); DoRA composes them in order."""
+    """Updates of low rank; with DoRA's magnitudes the adapters of a parameter are composed in order."""
 
     peft_type = "LORA"
     reference = "https://arxiv.org/abs/2106.09685"
@@ -133,6 +132,7 @@ class Lora:
             factors=factors,
             options=options,
             transposed=fit.transposed,
+            additive=not has_magnitude,
             ordered=has_magnitude,
             exact=offset in (None, "olora"),
             whole=bool(offset) or (has_magnitude and fit.transposed),
@@ -179,23 +179,23 @@ class Lora:
 
         return norms(update, factors)
 
-    def is_low_rank(self, updates: Sequence[PlacedUpdate]) -> bool:
-        """Whether neither magnitudes nor an initialisation that changed the base come in."""
-        return not any("m" in placed.factors or placed.update.decomposes_base for placed in updates)
+    def pair(self, placed: PlacedUpdate, factors: "Mapping[str, Array]") -> "Pair":
+        """Return the factors of one matrix (B, A) in float64, the scale in B."""
+        from lora_build.methods.lora.pairs import pair
 
-    def low_rank(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Array]]]") -> "tuple[list[Pair], bool]":
-        """Return all updates of one matrix as pairs (B, A) in float64."""
-        from lora_build.methods.lora.pairs import pair, turned
+        return pair(placed, factors)
 
-        return turned([update for update, _ in updates], [pair(update, factors) for update, factors in updates])
+    def taken_out(self, placed: PlacedUpdate, read: ReadRows) -> "tuple[Tensor, Tensor]":
+        """Return what PiSSA, OLoRA or KaSA took out of the base, to be taken out again."""
+        from lora_build.methods.lora.merge import taken_out
 
-    def merger(
-        self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", dtype: "torch.dtype", read: ReadRows
-    ) -> MergeRows:
-        """Return the exact sum of all low-rank updates of one matrix, rounded once; with DoRA, their composition."""
-        from lora_build.methods.lora.merge import merger
+        return taken_out(placed, read)
 
-        return merger(updates, dtype, read)
+    def merger(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", read: ReadRows) -> MergeRows:
+        """Return the adapters of a matrix one after another, some of them with DoRA's magnitudes."""
+        from lora_build.methods.lora.merge import compose
+
+        return compose(updates, read)
 
     def forward(self, updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]", call: Call) -> "Tensor":
         """Return the output plus s·B(A(x)) of each adapter; with DoRA, their composition."""

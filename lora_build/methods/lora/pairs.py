@@ -3,56 +3,45 @@
 Factors come as they are stored: numpy's float16, float32 or float64, and uint16 for the bits of bfloat16.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lora_build.methods.interface import PlacedUpdate
+from lora_build.methods.shared import stored
 from lora_build.numerics.exact_compiled import widen
 
 Array = NDArray[Any]
 Pair = tuple[Array, Array]
 
 
-def pair(update: PlacedUpdate, factors: Mapping[str, Array]) -> Pair:
+def pair(placed: PlacedUpdate, factors: Mapping[str, Array]) -> Pair:
     """Return (B [out, r], A [r, in]) in float64 for the stored rows that the update is of, its scale in B."""
     B = factors["B"]
     if "A" not in factors:  # a bias [out] is a column [out, 1] times one
         A, B = np.ones((1, 1)), widen(B.reshape(-1, 1))
-    elif update.expert is not None:
-        A, B = _unpack(update, factors["A"], B)
+    elif placed.expert is not None:
+        A, B = _unpack(placed, factors["A"], B)
     else:
         A, B = (widen(t.reshape(len(t), -1)) for t in (factors["A"], B))
-    if blocks := update.options.get("blocks_a"):
+    if blocks := placed.options.get("blocks_a"):
         A = _block_diagonal(A, blocks)
-    if blocks := update.options.get("blocks_b"):
+    if blocks := placed.options.get("blocks_b"):
         B = _block_diagonal(B, blocks)
     if "diagonal" in factors:
         B = B * widen(factors["diagonal"])
-    if update.rows is not None:
-        rows = np.asarray(update.rows)
-        A, B = (A[:, rows], B) if update.transposed else (A, B[rows])
-    return B * update.scale, A
+    B, A = stored(placed, B, A)
+    return B * placed.scale, A
 
 
-def turned(updates: Sequence[PlacedUpdate], pairs: Sequence[tuple[Any, Any]]) -> tuple[list[tuple[Any, Any]], bool]:
-    """Return the pairs of one stored matrix all in one orientation, and whether that is [in, out].
-
-    Tied matrices can get the update of an embedding, stored [in, out], and that of a head.
-    """
-    transposed = all(update.transposed for update in updates)
-    in_order = zip(updates, pairs, strict=True)
-    return [(B, A) if u.transposed == transposed else (A.T, B.T) for u, (B, A) in in_order], transposed
-
-
-def _unpack(update: PlacedUpdate, A: Array, B: Array) -> Pair:
+def _unpack(placed: PlacedUpdate, A: Array, B: Array) -> Pair:
     """Return the factors of one expert, (A, B): A [E·r, in] holds expert after expert, B [out, E·r] interleaves them.
 
     Source: `peft/tuners/lora/layer.py` ParamWrapper.get_delta_factors; unsloth packs B expert after expert as well.
     """
-    stack, expert = update.update.stack, update.expert
+    stack, expert = placed.update.stack, placed.expert
     assert stack is not None
     A = A.reshape(stack.num_experts, -1, A.shape[1])[expert]
     if stack.packing == "unsloth":

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import lora_build
-from lora_build.engine.backends.peft import Deltas, merge
+from lora_build.engine.backends.peft_steps import Deltas, merge
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import SourceName
 from lora_build.methods.interface import AdaptedModule, PlacedUpdate, methods
@@ -249,7 +249,7 @@ def _merged_here(net: Net, module: str, folders: list[Path], *, safe_merge: bool
         assert not isinstance(repeated, str)
         update, layer = repeated
         updates.append(PlacedUpdate(update=update, start=0, stop=len(weight), transposed=update.transposed, peft=layer))
-    steps = merge(weight.flatten(1), updates, Deltas(values.__getitem__, 2), safe_merge=safe_merge)
+    steps = merge(weight.flatten(1), updates, Deltas(values.__getitem__), safe_merge=safe_merge)
     return steps[-1].after.reshape(weight.shape)
 
 

@@ -1,0 +1,61 @@
+"""Sums of what adapters add: products in one exact sum (`exact-1`), dense changes in an order of their own."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lora_build.methods.combine.interface import Product
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lora_build.methods.interface import DeltaRows
+    from lora_build.numerics.exact_compiled import Pair
+
+
+class Sum:
+    """W + Σ B@A + Σ ΔW for the rows of one stored matrix, prepared once and then applied to any block of its rows."""
+
+    def __init__(self, products: Sequence[Product], dense: "Sequence[DeltaRows]") -> None:
+        """Prepare the products, all of them side by side."""
+        import torch
+
+        from lora_build.numerics.exact import LowRankSum
+
+        self._dense = dense
+        self._products: LowRankSum | None = None
+        if products:
+            pairs, transposed = in_one_orientation(products)
+            tensors = [(torch.from_numpy(B), torch.from_numpy(A)) for B, A in pairs]
+            self._products = LowRankSum(tensors, transposed=transposed)
+
+    def rows(self, W: "Tensor", first: int) -> "tuple[Tensor, Tensor]":
+        """Return the merged rows, not yet rounded, and the change, both in float64 and of W's shape."""
+        if self._products is not None and not self._dense:
+            return self._products.rows(W, first)
+        change = self.change(W, first)
+        return W + change, change
+
+    def change(self, W: "Tensor", first: int) -> "Tensor":
+        """Return the change alone."""
+        import torch
+
+        from lora_build.numerics.exact import tree_sum
+
+        addends = [delta(W, first) for delta in self._dense]
+        if self._products is not None:
+            addends.append(self._products.rows(W, first)[1])
+        if len(addends) == 1:
+            return addends[0]
+        together = torch.stack(addends, dim=-1)
+        if len(addends) > 2:  # float64 rounds from the third addend on: each element's are taken from the smallest up
+            together = together.sort(dim=-1).values
+        return tree_sum(together)
+
+
+def in_one_orientation(products: Sequence[Product]) -> "tuple[list[Pair], bool]":
+    """Return the products of one stored matrix as pairs (B, A) in one orientation, and whether that is [in, out].
+
+    Tied matrices can get the update of an embedding, stored [in, out], and that of a head.
+    """
+    transposed = all(product.transposed for product in products)
+    return [(p.B, p.A) if p.transposed == transposed else (p.A.T, p.B.T) for p in products], transposed
