@@ -1,1 +1,5 @@
-"""Proof: the manifest beside a build, and what holds the build to it."""
+"""That a build is right, and stays it.
+
+The manifest says what it was made of and what came out, provenance where, when and from what; `verify` holds the bytes
+to the manifest, and the checks hold the build to its base and adapters: by what it answers, and by a merge in memory.
+"""

@@ -53,31 +53,50 @@ def reopen(directory: Path, manifest: Manifest) -> BuildInputs:
     if not path.is_file():
         raise SourceError(f"{directory}: has no {PROVENANCE_NAME}, which says where base and adapters are")
     recorded = read(path.read_bytes(), str(path))
-    options = manifest.plan.options  # which decide the bytes, so they are not provenance's to say
-    recipe = dataclasses.replace(
-        _recipe(directory, recorded),
-        dtype=DType(options["dtype"]),
-        tied_embeddings=TiedEmbeddings(options["tied"]),
-        numerics=Numerics(str(options["numerics"]).partition("-")[0]),
-    )
+    recipe = _with_recorded_options(_recipe(directory, recorded), manifest, str(directory))
     resolved = resolve(recipe)
     inputs = BuildInputs(recipe=recipe, sources=resolved.sources, base=resolved.inputs.base)
     problems = _check_base(inputs.sources[BASE], inputs.base_files, manifest)
     problems += _check_adapters(recipe, inputs.sources, manifest)
     if problems:
-        raise VerificationError("\n  ".join((f"{directory}: its inputs are no longer what it was made of:", *problems)))
+        message = "\n  ".join((f"{directory}: its inputs are no longer what it was made of:", *problems))
+        raise VerificationError(message, issues=problems)
     return inputs
 
 
 def _recipe(directory: Path, recorded: Recorded) -> Recipe:
     """Return the recipe of a build, with the folder that its relative paths begin at and with fixed revisions."""
     data = dict(recorded.recipe)
-    for role, commit in recorded.commits.items():
-        part = data["base"] if role.is_base else data["adapters"][role.adapter_name]
-        part["revision"] = commit
+    try:
+        for role, commit in recorded.commits.items():
+            part = data["base"] if role.is_base else data["adapters"][role.adapter_name]
+            part["revision"] = commit
+    except (KeyError, TypeError) as error:
+        where = f"{directory}/{PROVENANCE_NAME}"
+        raise SourceError(f"{where}: its recipe lacks an input that was read ({error})") from error
     roots = [*([directory / recorded.root] if recorded.root else []), Path.cwd()]
     recipes = [from_mapping({**data, "root": str(root.resolve())}, where=PROVENANCE_NAME) for root in roots]
     return next((recipe for recipe in recipes if _is_there(recipe)), recipes[0])
+
+
+def _with_recorded_options(recipe: Recipe, manifest: Manifest, where: str) -> Recipe:
+    """Return a recipe with the options that decide the bytes, which are the manifest's to say.
+
+    Raises:
+        VerificationError: they are none that this version knows.
+    """
+    options = manifest.plan.options
+    try:
+        return dataclasses.replace(
+            recipe,
+            dtype=DType(options["dtype"]),
+            tied_embeddings=TiedEmbeddings(options["tied"]),
+            numerics=Numerics(str(options["numerics"]).partition("-")[0]),
+        )
+    except (KeyError, ValueError) as error:
+        raise VerificationError(
+            f"{where}: its manifest has options that this version does not know ({error})"
+        ) from error
 
 
 def _is_there(recipe: Recipe) -> bool:

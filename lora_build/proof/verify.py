@@ -75,7 +75,8 @@ def verify(
     if forward or wrapper or prompts is not None:
         found = hold_to_inputs(directory, found, forward=forward, wrapper=wrapper, prompts=prompts, seed=seed)
     if found.problems:
-        raise VerificationError("\n  ".join(f"{directory}: {problem}" for problem in found.problems))
+        issues = [f"{directory}: {problem}" for problem in found.problems]
+        raise VerificationError("\n  ".join(issues), issues=issues)
     return found
 
 
@@ -132,7 +133,8 @@ def verify_bytes(directory: Path | str) -> Verification:
         problems = [problem for file in manifest.files for problem in executor.wait_for(found[file])]
     problems += [f"{name}: is not in the manifest" for name in untracked_files(root, manifest)]
     if problems:
-        raise VerificationError("\n  ".join((f"{root}: differs from its manifest:", *problems)))
+        message = "\n  ".join((f"{root}: differs from its manifest:", *problems))
+        raise VerificationError(message, issues=problems)
     return Verification(
         manifest_hash=manifest.manifest_hash,
         num_files=len(manifest.files),
