@@ -19,7 +19,7 @@ from makers import small
 from safetensors.torch import load_file
 
 import lora_build
-from lora_build.cli import console
+from lora_build.cli import text
 from lora_build.files import executor
 from lora_build.files.targets import file_writer
 from lora_build.files.targets.lock import lock
@@ -424,9 +424,9 @@ def test_a_build_that_is_up_to_date_still_says_what_rounding_left(folder: Path) 
     assert len(again.warnings) == 1
     assert again.warnings == first.warnings
     assert again.survival == first.survival
-    lines = console.built_lines(again)
+    lines = text.built_lines(again)
     assert [line.partition(" ")[0] for line in lines] == ["survival", "up", "warning", "manifest"]
-    assert lines[0] == console.built_lines(first)[0]
+    assert lines[0] == text.built_lines(first)[0]
 
 
 def test_python_is_told_of_an_adapter_that_barely_survives(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -542,7 +542,7 @@ def test_the_library_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[s
 def test_timings_say_where_the_time_of_a_build_went(folder: Path) -> None:
     prepared = prepare(from_mapping(small.recipe(folder)))
 
-    first, second = console.timing_lines(run(prepared)), console.timing_lines(run(prepared))
+    first, second = text.timing_lines(run(prepared)), text.timing_lines(run(prepared))
 
     assert re.fullmatch(r"timings     \d+\.\d\d s once planned; below, the seconds of all threads together", first[0])
     assert [line.split()[0] for line in first[1:]] == ["cores", "disk", "idle"]

@@ -7,8 +7,8 @@ result-3.json: {"number": 3, "overrides": ["recipe.dtype=float16"], "dir": "/x/b
 import hashlib
 import json
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,81 +19,118 @@ from lora_build.recipe.schema import Recipe, resolve_path
 UNEXPECTED = 70  # the exit code of a bug of ours: EX_SOFTWARE of sysexits.h
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One point of a sweep, and what came of it; None is what there is not.
+
+    Attributes:
+        number: its place in the sweep, from 0.
+        overrides: what was asked of it, as on a command line.
+        exit_code: what a build of it alone would exit with.
+        dir: its output.
+        error: why it failed.
+        plan: what `plan` says of it, for machines.
+        manifest_hash: of what was built.
+        reused: whether it was there already.
+        warnings: what its user should know.
+        same_as: the number of the point whose build it shares.
+    """
+
+    number: int
+    overrides: tuple[str, ...]
+    exit_code: int = 0
+    dir: str | None = None
+    error: str | None = None
+    plan: Mapping[str, Any] | None = None
+    manifest_hash: str | None = None
+    reused: bool | None = None
+    warnings: tuple[str, ...] | None = None
+    same_as: int | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has come to something; not so where another point does its build."""
+        return self.error is not None or self.plan is not None or self.manifest_hash is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what there is. The law: `Point.from_json(point.to_json()) == point`."""
+        found = {key.name: getattr(self, key.name) for key in fields(self)}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in found.items() if v is not None}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Point":
+        """Return the point that `to_json` told of."""
+        found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**found)
+
+
 def run_point(
-    folder: Path,
-    number: int,
-    overrides: Sequence[str],
-    *,
-    recipe: Callable[[], Recipe],
-    work: Callable[[Recipe], dict[str, Any]],
+    folder: Path, point: Point, *, recipe: Callable[[], Recipe], work: Callable[[Recipe, Point], Point]
 ) -> None:
     """Run one point beside the plain output and record what came of it; a failure is recorded, not raised.
 
     Points whose output is the same one are the same build, which the first to come does.
     """
-    point: dict[str, Any] = {"number": number, "overrides": list(overrides), "exit_code": 0}
     try:
-        made = recipe()
-        folder_name = f"{Path(made.output.dir)}-{point_name(made)}"
-        made = replace(made, output=replace(made.output, dir=folder_name))
-        point["dir"] = str(resolve_path(made, made.output.dir))
-        point |= work(made) if _is_first(folder, point["dir"]) else {"same_as": None}
+        plain = recipe()
+        folder_name = f"{Path(plain.output.dir)}-{point_name(plain)}"
+        made = replace(plain, output=replace(plain.output, dir=folder_name))
+        point = replace(point, dir=str(resolve_path(made, folder_name)))
+        if _is_first(folder, str(point.dir)):
+            point = work(made, point)
     except LoraBuildError as error:
-        point |= {"exit_code": error.exit_code, "error": str(error)}
+        point = replace(point, exit_code=error.exit_code, error=str(error))
     except Exception as error:  # noqa: BLE001  a bug must not cost the points after it
         last = traceback.format_exception_only(error)[-1].strip()
-        point |= {"exit_code": UNEXPECTED, "error": f"unexpected {last}"}
-    (folder / f"result-{number}.json").write_text(json.dumps(point), encoding="utf-8")
+        point = replace(point, exit_code=UNEXPECTED, error=f"unexpected {last}")
+    (folder / f"result-{point.number}.json").write_text(json.dumps(point.to_json()), encoding="utf-8")
 
 
-def gather(folder: Path) -> list[dict[str, Any]]:
-    """Return the points that left a result, by number, with `same_as` filled in."""
-    points = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("result-*.json")]
-    points.sort(key=lambda point: point["number"])
-    owners = {point.get("dir"): point for point in points if "same_as" not in point}
-    for point in points:
-        if "same_as" in point:
-            owner = owners[point["dir"]]
-            rest = {key: value for key, value in owner.items() if key not in ("number", "overrides")}
-            point |= rest | {"same_as": owner["number"]}
-    return points
+def gather(folder: Path) -> list[Point]:
+    """Return the points that left a result, by number; those that share a build have what came of it."""
+    points = [Point.from_json(json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("result-*.json")]
+    points.sort(key=lambda point: point.number)
+    owners = {point.dir: point for point in points if point.is_done}
+    return [point if point.is_done else _shared(point, owners.get(point.dir)) for point in points]
 
 
-def exit_code(points: Sequence[dict[str, Any]]) -> int:
+def _shared(point: Point, owner: Point | None) -> Point:
+    """Return a point with what came of the build that it shares."""
+    if owner is None:  # its process was ended from outside
+        why = "its build was that of another point, which left no result"
+        return replace(point, exit_code=UNEXPECTED, error=why)
+    return replace(owner, number=point.number, overrides=point.overrides, same_as=owner.number)
+
+
+def exit_code(points: Sequence[Point]) -> int:
     """Return the exit code of the first point that failed, or 0."""
-    return next((point["exit_code"] for point in points if point["exit_code"]), 0)
+    return next((point.exit_code for point in points if point.exit_code), 0)
 
 
-def summary(points: Sequence[dict[str, Any]]) -> str:
+def summary(points: Sequence[Point]) -> str:
     """Return the points as a table without the overrides that all share; a failure's message is below its row."""
-    shared = [text for text in points[0]["overrides"] if all(text in point["overrides"] for point in points)]
+    shared = [text for text in points[0].overrides if all(text in point.overrides for point in points)]
     rows = []
     for point in points:
-        own = [text for text in point["overrides"] if text not in shared]
-        rows.append(
-            (
-                f"#{point['number']}",
-                " ".join(own),
-                label(Path(point["dir"])) if "dir" in point else "-",
-                _outcome(point),
-            )
-        )
+        own = " ".join(text for text in point.overrides if text not in shared)
+        place = "-" if point.dir is None else label(Path(point.dir))
+        rows.append((f"#{point.number}", own, place, _outcome(point)))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    failed = sum(1 for point in points if point["exit_code"])
+    failed = sum(1 for point in points if point.exit_code)
     lines = [f"{len(points)} points, {failed} failed: {' '.join(shared)}".removesuffix(": ")]
     for point, row in zip(points, rows, strict=True):
         lines.append("  ".join([*map(str.ljust, row, widths), row[-1]]))
-        notes = [] if "same_as" in point else [point["error"]] if "error" in point else point.get("warnings", [])
+        notes = [] if point.same_as is not None else [point.error] if point.error else point.warnings or ()
         lines += [f"    {line}" for note in notes for line in note.splitlines()]
     return "\n".join(lines)
 
 
-def _outcome(point: dict[str, Any]) -> str:
-    if "same_as" in point:
-        return f"same as #{point['same_as']}"
-    if point["exit_code"]:
-        return f"FAILED ({point['exit_code']})"
-    return str(point.get("manifest_hash", "planned")) + ("  up to date" if point.get("reused") else "")
+def _outcome(point: Point) -> str:
+    if point.same_as is not None:
+        return f"same as #{point.same_as}"
+    if point.exit_code:
+        return f"FAILED ({point.exit_code})"
+    return (point.manifest_hash or "planned") + ("  up to date" if point.reused else "")
 
 
 def _is_first(folder: Path, output: str) -> bool:

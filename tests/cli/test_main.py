@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,7 +40,8 @@ def project(tmp_path, monkeypatch):
 def engine(monkeypatch):
     """A fake engine: records the recipes that it is given, fails as the recipe's description says."""
     from lora_build import pipeline
-    from lora_build.cli import console
+    from lora_build.cli import json as to_json
+    from lora_build.cli import progress, text
     from lora_build.proof import verify
     from lora_build.proof.verify import Verification
 
@@ -72,11 +74,12 @@ def engine(monkeypatch):
     monkeypatch.setattr(pipeline, "prepare", prepare)
     monkeypatch.setattr(pipeline, "run", run)
     monkeypatch.setattr(verify, "verify_bytes", verify_bytes)
-    monkeypatch.setattr(console, "progress", bar)
-    monkeypatch.setattr(console, "print_plan", lambda plan: print("PLAN", plan.recipe.name))
-    monkeypatch.setattr(console, "plan_json", lambda plan: {"plan": plan.recipe.name})
-    monkeypatch.setattr(console, "print_built", lambda built, timings: print("BUILT", built.dir, "TIMED" * timings))
-    monkeypatch.setattr(console, "built_json", lambda built: {"dir": str(built.dir)})
+    monkeypatch.setattr(progress, "progress", bar)
+    monkeypatch.setattr(text, "plan_lines", lambda plan: [f"PLAN {plan.recipe.name}"])
+    monkeypatch.setattr(to_json, "plan_json", lambda plan: {"plan": plan.recipe.name})
+    monkeypatch.setattr(text, "built_lines", lambda built: [f"BUILT {built.dir}"])
+    monkeypatch.setattr(text, "timing_lines", lambda built: ["TIMED"])
+    monkeypatch.setattr(to_json, "built_json", lambda built: {"dir": str(built.dir)})
     return fake
 
 
@@ -93,7 +96,7 @@ def message(capsys, *words):
 def test_a_recipe_is_built_and_nothing_else_is_left(project, engine, capsys):
     before = sorted(project.rglob("*"))
     assert app.main(["recipe=prod"]) == 0
-    assert capsys.readouterr() == ("BUILT prod \n", "")
+    assert capsys.readouterr() == ("BUILT prod\n", "")
     assert engine.recipes[0].base.source == "./llama"
     assert engine.progress == [(True, 10)]
     assert sorted(project.rglob("*")) == before
@@ -102,10 +105,10 @@ def test_a_recipe_is_built_and_nothing_else_is_left(project, engine, capsys):
 @pytest.mark.parametrize(
     ("words", "out"),
     [
-        (["build", "recipe=prod"], "BUILT prod \n"),
-        (["recipe=prod", "--timings"], "BUILT prod TIMED\n"),
+        (["build", "recipe=prod"], "BUILT prod\n"),
+        (["recipe=prod", "--timings"], "BUILT prod\nTIMED\n"),
         (["plan", "recipe=team/chat"], "PLAN chat\n"),
-        (["recipe=prod", "recipe.name=x"], "BUILT x \n"),
+        (["recipe=prod", "recipe.name=x"], "BUILT x\n"),
         (["recipe=prod", "--json"], '{\n  "dir": "prod"\n}\n'),
         (["plan", "--json", "recipe=prod"], '{\n  "plan": "prod"\n}\n'),
     ],
@@ -163,6 +166,8 @@ def test_the_process_is_left_as_it_was(project, engine):
         (["--experimental-rerun", "x"], "unknown option '--experimental-rerun'"),
         (["list", "recipe=prod"], "list takes nothing more, found 'recipe=prod'"),
         (["verify"], "verify takes the folders of builds"),
+        (["verify", "--wrapper", "--seed=1", "x"], "--seed goes with --forward; verify takes the folders of builds"),
+        (["verify", "--wrappr", "x"], "unknown option '--wrappr'; did you mean '--wrapper'?"),
         (["verify", "--deep", "x"], "verify takes the folders of builds"),
         (["-sc"], "for TAB in bash"),
         (["plan", "recipe=prod", "--timings"], "--timings is of a build, not of plan"),
@@ -280,6 +285,40 @@ def test_verify_as_json_gives_each_folder(project, engine, capsys):
         "dir": "a", "exit_code": 0, "manifest_hash": "sha256:abc", "num_bytes": 10, "num_files": 3, "num_tensors": 2,
     }  # fmt: skip
     assert builds[1] == {"dir": "broken", "exit_code": 3, "error": "model.safetensors differs"}
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (["--wrapper"], {"forward": False, "wrapper": True, "prompts": None, "seed": 0}),
+        (["--forward", "--seed=3"], {"forward": True, "wrapper": False, "prompts": None, "seed": 3}),
+        (["--forward", "--prompts", "x", "--wrapper"], {"forward": True, "wrapper": True, "prompts": "x", "seed": 0}),
+    ],
+)
+def test_verify_holds_a_build_to_what_the_options_say(project, engine, monkeypatch, capsys, words, asked):
+    from lora_build.proof import verify
+    from lora_build.proof.wrapper_check import WrapperReport
+
+    got = []
+    report = WrapperReport(num_tensors=2, mismatched_tensors=("w",), not_held=("a", "b", "c"))
+
+    def hold_to_inputs(directory, found, **wanted):
+        got.append((str(directory), wanted))
+        return replace(found, wrapper=report)
+
+    monkeypatch.setattr(verify, "hold_to_inputs", hold_to_inputs)
+    assert app.main(["verify", "a", *words]) == 3
+    assert got == [("a", asked)]
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1:] == [
+        "wrapper   1 of 2 tensors as LoraModel merges them, byte for byte",
+        "not held  a, b, c",
+    ]
+    assert err.startswith("lora-build: a: LoraModel merges base and adapters in memory to other bytes, in w;")
+    assert app.main(["verify", "a", *words, "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["builds"][0]["wrapper"] == {
+        "mismatched_tensors": ["w"], "not_held": ["a", "b", "c"], "num_tensors": 2, "ok": False,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("words", [["--cfg", "job"], ["--cfg=job"], ["-c", "job", "-p", "recipe"]])

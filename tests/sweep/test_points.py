@@ -10,13 +10,14 @@ import pytest
 
 from lora_build.cli import main as app
 from lora_build.errors import PlanError
+from lora_build.sweep.points import Point, gather
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """Three adapters, and an engine that makes folders; a description makes it fail."""
     from lora_build import pipeline
-    from lora_build.cli import console
+    from lora_build.cli import json as to_json
 
     monkeypatch.delenv("LORA_BUILD_RECIPES", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -44,7 +45,7 @@ def project(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pipeline, "prepare", prepare)
     monkeypatch.setattr(pipeline, "run", run)
-    monkeypatch.setattr(console, "plan_json", lambda plan: {"of": plan.recipe.name})
+    monkeypatch.setattr(to_json, "plan_json", lambda plan: {"of": plan.recipe.name})
     handlers = list(logging.getLogger().handlers)
     yield SimpleNamespace(path=tmp_path, builds=builds)
     logging.getLogger().handlers = handlers
@@ -228,3 +229,23 @@ def test_points_run_in_other_processes(project, capsys):
     assert code == 2
     assert [point["number"] for point in points] == [0, 1, 2]
     assert all(point["error"] for point in points)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        Point(number=3, overrides=("recipe=demo", "recipe.dtype=keep"), dir="/x", manifest_hash="sha256:1", reused=False, warnings=()),
+        Point(number=0, overrides=(), exit_code=2, error="no recipe"),
+        Point(number=1, overrides=("a",), dir="/x", plan={"files": []}),
+        Point(number=1, overrides=("a",), dir="/x"),
+    ],
+)  # fmt: skip
+def test_a_point_is_what_its_file_says(point):
+    assert Point.from_json(json.loads(json.dumps(point.to_json()))) == point
+
+
+def test_a_point_whose_build_was_lost_with_another_point_s_process_says_so(tmp_path):
+    lost = Point(number=1, overrides=("a",), dir="/x")
+    (tmp_path / "result-1.json").write_text(json.dumps(lost.to_json()))
+    (found,) = gather(tmp_path)
+    assert (found.exit_code, found.error) == (70, "its build was that of another point, which left no result")

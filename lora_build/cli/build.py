@@ -1,0 +1,179 @@
+"""`lora-build [build|plan] KEY=VALUE ...`: one recipe, or the points of a sweep.
+
+Hydra composes. One recipe is worked on after Hydra has ended; the points of a sweep as Hydra hands them out, which may
+be in other processes or on other machines.
+"""
+
+import contextlib
+import functools
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_build.cli.output import print_json, print_lines
+from lora_build.cli.words import INSPECTING, split
+from lora_build.errors import RecipeError, StorageError
+from lora_build.sweep.points import Point, exit_code, gather, run_point, summary
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from lora_build.pipeline import Build
+    from lora_build.recipe.schema import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a command line asks for beside its recipe: `build` or `plan`, and how it is said."""
+
+    command: str
+    as_json: bool
+    timings: bool
+
+
+def run(command: str, words: Sequence[str], *, as_json: bool) -> int:
+    """Build or plan what a command line composes, print it, and return the exit code."""
+    from lora_build.recipe.compose import compose_command
+    from lora_build.recipe.overrides import check_overrides
+
+    asked = Asked(command=command, as_json=as_json, timings="--timings" in words)
+    if asked.timings and command != "build":
+        raise RecipeError(f"--timings is of a build, not of {command}")
+    flags, overrides = split([word for word in words if word != "--timings"])
+    if flags or any(text.lstrip("+~").startswith(("hydra", "sweep")) for text in overrides):
+        return _run_by_hydra(asked, flags, overrides)
+    check_overrides(overrides)
+    _run_single(asked, compose_command(overrides))
+    return 0
+
+
+def _run_by_hydra(asked: Asked, flags: list[str], overrides: list[str]) -> int:
+    """Let Hydra's own run answer --cfg and --info, sweep, or compose with what is said of it."""
+    from lora_build.recipe import compose
+    from lora_build.recipe.hydra_errors import known_names
+    from lora_build.recipe.overrides import check_overrides
+
+    inspecting = any(flag.partition("=")[0] in INSPECTING for flag in flags)
+    many = not {"-m", "--multirun"}.isdisjoint(flags)
+    if inspecting and many:
+        raise RecipeError("-m runs a sweep; it does not go with --cfg or --info")
+    if not inspecting and not many and any(text.startswith("sweep=") for text in overrides):
+        flags.append("--multirun")
+        many = True
+    if asked.timings and (many or inspecting):
+        raise RecipeError("--timings is of one build; a sweep, --cfg and --info have none")
+    single: list[DictConfig] = []
+    points: list[Point] = []
+    with _scratch(overrides) as name, environ(HYDRA_FULL_ERROR="1"):  # Hydra then raises, and we say it shorter
+        check_overrides(overrides)
+        extra = [] if inspecting else [f"hydra.sweep.dir='{name}'"]
+        try:
+            compose.run(flags, [*overrides, *extra], functools.partial(_job, asked.command, Path(name), single))
+        except SystemExit as stop:  # --cfg with a package that is not there; Hydra has said so
+            return RecipeError.exit_code if stop.code else 0
+        finally:  # what came of the points before an interrupt is said too
+            points += gather(Path(name))
+            if points and asked.as_json:
+                print_json({"points": [point.to_json() for point in points]})
+            elif points:
+                print_lines([summary(points)])
+    if single:
+        _run_single(asked, single[0])
+    elif not points and not inspecting:
+        raise RecipeError("\n  ".join(["the sweep has no points", *known_names("recipe")]))
+    return exit_code(points)
+
+
+def _job(command: str, folder: Path, single: list["DictConfig"], config: "DictConfig") -> None:
+    """Hydra's task: keep the one config for later, or run a point of a sweep, maybe on another machine."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from lora_build.recipe.compose import to_recipe
+    from lora_build.recipe.overrides import check_overrides
+
+    job = HydraConfig.get()
+    if job.mode != RunMode.MULTIRUN:
+        single.append(config)
+        return
+    asked = Point(number=job.job.num, overrides=tuple(job.overrides.task))
+
+    def recipe() -> "Recipe":
+        check_overrides(asked.overrides)
+        return to_recipe(config)
+
+    def work(recipe: "Recipe", point: Point) -> Point:
+        sys.stderr.write(f"#{point.number} {recipe.output.dir}\n")
+        bar = config.progressbar and job.runtime.choices["hydra/launcher"] == "basic"  # others would draw over it
+        return _run_point(command, recipe, point, progressbar=bar)
+
+    run_point(folder, asked, recipe=recipe, work=work)
+
+
+def _run_point(command: str, recipe: "Recipe", point: Point, *, progressbar: bool) -> Point:
+    """Return a point with what came of it."""
+    from lora_build import pipeline
+    from lora_build.cli import json
+
+    if command == "plan":
+        return replace(point, plan=json.plan_json(pipeline.prepare(recipe)))
+    built = _build(recipe, progressbar=progressbar)
+    digest = built.manifest.manifest_hash
+    return replace(point, manifest_hash=digest, reused=built.reused, warnings=tuple(built.warnings))
+
+
+def _run_single(asked: Asked, config: "DictConfig") -> None:
+    from lora_build import pipeline
+    from lora_build.cli import json, text
+    from lora_build.recipe.compose import to_recipe
+
+    recipe = to_recipe(config)
+    if asked.command == "plan":
+        plan = pipeline.prepare(recipe)
+        print_json(json.plan_json(plan)) if asked.as_json else print_lines(text.plan_lines(plan))
+        return
+    built = _build(recipe, progressbar=config.progressbar and not asked.as_json)
+    if asked.as_json:
+        print_json(json.built_json(built))
+    else:
+        print_lines(text.built_lines(built) + (text.timing_lines(built) if asked.timings else []))
+
+
+def _build(recipe: "Recipe", *, progressbar: bool) -> "Build":
+    from lora_build import pipeline
+    from lora_build.cli.progress import progress
+
+    plan = pipeline.prepare(recipe)
+    with progress(progressbar, plan.num_bytes_written) as advance:
+        return pipeline.run(plan, progress=advance)
+
+
+def _scratch(overrides: list[str]) -> tempfile.TemporaryDirectory[str]:
+    """Return a folder for a sweep's results; hydra.sweep.dir=DIR says where, say on a disk that machines share."""
+    given = [text for text in overrides if text.startswith("hydra.sweep.dir=")]
+    for text in given:
+        overrides.remove(text)
+    place = given[-1].partition("=")[2] if given else None
+    try:
+        return tempfile.TemporaryDirectory(prefix="lora-build-", dir=place)
+    except OSError as error:
+        raise StorageError(f"hydra.sweep.dir: {place or tempfile.gettempdir()}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def environ(**values: str) -> Iterator[None]:
+    """Set variables of the environment for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,96 @@
+"""The same for machines: a plan, a build, a verification and an inspection as JSON."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, assert_never
+
+from lora_build.files.targets.disk import free_bytes
+from lora_build.pipeline import Build, Plan, memory_bytes
+from lora_build.planning.operations import Convert, Copy, Merge, Operation, Replace
+
+if TYPE_CHECKING:
+    from lora_build.planning.inspection.result import Inspection
+    from lora_build.proof.forward.report import ForwardReport
+    from lora_build.proof.verify import Verification
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """Return the plan for machines: every output tensor with what happens to it."""
+    merge_plan = plan.merge_plan
+    return {
+        "name": plan.recipe.name,
+        "target": str(plan.target),
+        "options": dict(merge_plan.options.recorded),
+        "sources": {role: source.uri for role, source in plan.sources.items()},
+        "adapters": {name: {"weight": weight} for name, weight in merge_plan.weights.items()},
+        "bytes_to_write": plan.num_bytes_written,
+        "disk_free_bytes": free_bytes(plan.target),
+        "memory_bytes": memory_bytes(plan),
+        "config_changes": dict(merge_plan.config.changes),
+        "side_files": list(merge_plan.side_files),
+        "left_out": list(merge_plan.left_out),
+        "notes": list(merge_plan.notes),
+        "files": [
+            {"path": shard.file, "size": shard.num_bytes, "tensors": [_tensor_json(op) for op in shard.operations]}
+            for shard in merge_plan.shards
+        ],
+    }
+
+
+def built_json(built: Build) -> dict[str, Any]:
+    """Return the result for machines."""
+    manifest = built.manifest
+    return {
+        "dir": str(built.dir),
+        "up_to_date": built.reused,
+        "manifest_hash": manifest.manifest_hash,
+        "build_key": manifest.build_key,
+        "output_digest": manifest.output_digest,
+        "weights_digest": manifest.weights_digest,
+        "warnings": list(built.warnings),
+        "seconds": {stage: round(seconds, 3) for stage, seconds in sorted(built.seconds.items())},
+    }
+
+
+def verification_json(found: "Verification") -> dict[str, Any]:
+    """Return what was verified for machines, with the reports of the checks that were asked for."""
+    data = dataclasses.asdict(found)
+    reports = {
+        "forward": found.forward and forward_json(found.forward),
+        "wrapper": found.wrapper and dataclasses.asdict(found.wrapper) | {"ok": found.wrapper.is_ok},
+    }
+    return {key: value for key, value in (data | reports).items() if value is not None}
+
+
+def forward_json(report: "ForwardReport") -> dict[str, Any]:
+    """Return a forward check for machines."""
+    prompts = [
+        dataclasses.asdict(check) | {"bound": check.bound, "kl_bound": check.kl_bound, "ok": check.is_ok}
+        for check in report.prompts
+    ]
+    return dataclasses.asdict(report) | {"ok": report.is_ok, "prompts": prompts}
+
+
+def inspection_json(found: "Inspection") -> dict[str, Any]:
+    """Return an inspection for machines: every parameter that the adapter changes."""
+    return dataclasses.asdict(found) | {
+        "peft_type": found.peft_type,
+        "norm": found.norm,
+        "untrained": list(found.untrained),
+        "ok": found.is_ok,
+    }
+
+
+def _tensor_json(op: Operation) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": op.name, "operation": op.verb, "dtype": op.dtype, "shape": list(op.source.shape)}
+    match op:
+        case Merge():
+            entry["updates"] = [
+                {"adapter": u.adapter, "method": u.method, "scale": u.scale, "rows": [segment.start, segment.stop]}
+                for segment in op.segments
+                for u in segment.updates
+            ]
+        case Copy() | Convert() | Replace():
+            entry["from"] = op.source.source
+        case _:
+            assert_never(op)
+    return entry

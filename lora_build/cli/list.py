@@ -1,0 +1,28 @@
+"""`lora-build list`: the recipes that there are, by folder."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from lora_build.cli.output import print_json, print_lines
+from lora_build.errors import RecipeError
+from lora_build.recipe import files as recipe_files
+
+
+def run(words: Sequence[str], *, as_json: bool) -> int:
+    """Print the recipes, and return the exit code."""
+    if words:
+        raise RecipeError(f"list takes nothing more, found '{words[0]}'")
+    rows: list[dict[str, Any]] = []
+    for folder in recipe_files.folders():
+        for name in folder.names():
+            row = {"name": name, "folder": str(folder.path), "shipped": folder.shipped}
+            rows.append(row | {"description": recipe_files.describe(folder.path / f"{name}.yaml")})
+    if as_json:
+        print_json({"recipes": rows})
+        return 0
+    width = max((len(row["name"]) for row in rows), default=0)
+    for (place, shipped), group in itertools.groupby(rows, key=lambda row: (row["folder"], row["shipped"])):
+        lines = [f"  {row['name']:<{width}}  {row['description']}".rstrip() for row in group]
+        print_lines(["shipped with lora-build" if shipped else place, *lines])
+    return 0
