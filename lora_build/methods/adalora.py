@@ -10,21 +10,18 @@ a layer was pruned to; peft takes init_r for an alpha that is not positive.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods.interface import AdaptedModule, Call, PlacedUpdate, Update
-from lora_build.methods.shared import (
+from lora_build.methods.calls import add_outputs, through
+from lora_build.methods.checks import (
     HARMLESS,
-    add_outputs,
-    as_matrix,
     check_alpha,
     check_module,
     check_rank,
     is_transposed,
     misfit,
-    stored,
-    stored_factors,
-    through,
     unknown_keys,
 )
+from lora_build.methods.interface import AdaptedModule, Call, PlacedUpdate, Update
+from lora_build.methods.matrices import as_matrix, stored, stored_factors
 
 if TYPE_CHECKING:
     from torch import Tensor

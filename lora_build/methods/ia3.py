@@ -12,16 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lora_build.methods.calls import along_channels
+from lora_build.methods.checks import HARMLESS, check_module, is_transposed, misfit, refuse_weight, unknown_keys
 from lora_build.methods.interface import AdaptedModule, Call, MergeRows, PlacedUpdate, ReadRows, Update
-from lora_build.methods.shared import (
-    HARMLESS,
-    along_channels,
-    check_module,
-    is_transposed,
-    misfit,
-    refuse_weight,
-    unknown_keys,
-)
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,11 +9,10 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from lora_build.errors import did_you_mean
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import SourceName
 
@@ -319,26 +318,6 @@ class Measurable(Protocol):
         """Return the Frobenius norm of what an update adds: one number, or one for each matrix of a stack."""
 
 
-def forward_of(updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Tensor]]]") -> "Callable[[Call], Tensor]":
-    """Return what gives a module's output with all updates of its weight and bias beside them, of whatever methods.
-
-    Only what is added comes beside another method's: each adds to what the ones before it give.
-    """
-    by_method: dict[str, list[tuple[PlacedUpdate, Mapping[str, Tensor]]]] = {}
-    for placed, factors in updates:
-        by_method.setdefault(placed.method, []).append((placed, factors))
-    # looked up here, not at each call: torch.compile follows a call
-    forward, *others = (partial(methods()[name].forward, mine) for name, mine in by_method.items())
-    for other in others:
-        forward = partial(_after, other, forward)
-    return forward
-
-
-def _after(forward: "Callable[[Call], Tensor]", before: "Callable[[Call], Tensor]", call: Call) -> "Tensor":
-    """Return what a forward gives of a module whose own forward is another one."""
-    return forward(replace(call, base=lambda x: before(replace(call, input=x))))
-
-
 @cache
 def methods() -> Mapping[str, Method]:
     """Return every method by PEFT's name for it."""
@@ -348,25 +327,3 @@ def methods() -> Mapping[str, Method]:
     names = [f"{place}.method" if is_folder and find_spec(f"{place}.method") else place for place, is_folder in places]
     found = (getattr(importlib.import_module(name), "METHOD", None) for name in names)
     return {method.peft_type: method for method in found if method is not None}
-
-
-_PROMPTS = "it adds virtual tokens to the input and changes no weight"
-_NO_WEIGHTS = {
-    "PROMPT_TUNING": _PROMPTS,
-    "MULTITASK_PROMPT_TUNING": _PROMPTS,
-    "P_TUNING": _PROMPTS,
-    "PREFIX_TUNING": "it adds keys and values to the attention and changes no weight",
-    "CPT": _PROMPTS,
-    "CARTRIDGE": "it adds keys and values to the attention and changes no weight",
-    "ADAPTION_PROMPT": "it adds prompts to the attention and changes no weight",
-    "XLORA": "it mixes adapters by the input, so no weight can hold it",
-    "POLY": "it mixes adapters by the task at run time, so no weight can hold it",
-    "LILY": "it routes by the input, so no weight can hold it",
-}
-
-
-def unmergeable(peft_type: str) -> str:
-    """Return why adapters of a type cannot be merged, for a message."""
-    if reason := _NO_WEIGHTS.get(peft_type):
-        return f"cannot be merged: {reason}"
-    return f"cannot be merged; known: {', '.join(sorted(methods()))}{did_you_mean(peft_type, methods())}"

@@ -11,23 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lora_build.methods.interface import AdaptedModule, Call, DeltaRows, PlacedUpdate, Update
-from lora_build.methods.shared import (
+from lora_build.methods.calls import add_outputs, through
+from lora_build.methods.checks import (
     HARMLESS,
-    add_outputs,
-    as_matrix,
     by_pattern,
     check_alpha,
     check_module,
     check_pattern,
     check_rank,
-    fold_kernel,
     misfit,
-    stored,
-    stored_matrix,
-    through,
     unknown_keys,
 )
+from lora_build.methods.interface import AdaptedModule, Call, DeltaRows, PlacedUpdate, Update
+from lora_build.methods.matrices import as_matrix, fold_kernel, stored, stored_matrix
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_build.errors import MergeError
+from lora_build.methods.checks import HARMLESS, check_module, is_number, misfit, refuse_weight, unknown_keys
 from lora_build.methods.interface import AdaptedModule, Call, MergeRows, PlacedUpdate, ReadRows, Update
-from lora_build.methods.shared import HARMLESS, check_module, is_number, misfit, refuse_weight, unknown_keys
 
 if TYPE_CHECKING:
     from torch import Tensor

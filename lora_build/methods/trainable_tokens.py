@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_build.files.formats.safetensors import TensorInfo
+from lora_build.methods.calls import through
+from lora_build.methods.checks import unknown_keys
 from lora_build.methods.interface import AdaptedModule, Call, MergeRows, PlacedUpdate, ReadRows, Update
-from lora_build.methods.shared import through, unknown_keys
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,19 +10,10 @@ rows; λ_d [r], λ_b [out].
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lora_build.methods.calls import add_outputs, through
+from lora_build.methods.checks import HARMLESS, check_module, check_rank, is_transposed, misfit, unknown_keys
 from lora_build.methods.interface import AdaptedModule, Call, PlacedUpdate, Update
-from lora_build.methods.shared import (
-    HARMLESS,
-    add_outputs,
-    check_module,
-    check_rank,
-    is_transposed,
-    misfit,
-    stored,
-    stored_factors,
-    through,
-    unknown_keys,
-)
+from lora_build.methods.matrices import stored, stored_factors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_build.files.formats.adapter import CONFIG_NAME, Adapter, Parts, sort_tensors
-from lora_build.methods.interface import Method, methods, unmergeable
+from lora_build.methods.checks import unmergeable
+from lora_build.methods.interface import Method, methods
 from lora_build.planning.peft_compat import refuse_adapter
 
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from lora_build.files.formats.adapter import Adapter
+from lora_build.methods.checks import by_pattern
 from lora_build.methods.interface import AdaptedModule, ExpertStack, PeftLayer, Update
-from lora_build.methods.shared import by_pattern
 from lora_build.planning.operations import Segment
 
 _REPEATED = ("LORA", "TRAINABLE_TOKENS")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_build.engine.memory import TensorMerger
-from lora_build.methods.interface import PlacedUpdate, forward_of
+from lora_build.methods.calls import forward_of
+from lora_build.methods.interface import PlacedUpdate
 from lora_build.methods.lora.forward import without_offsets
 from lora_build.planning.operations import Merge
 from lora_build.wrapper.adapters import LoadedAdapters

@@ -19,8 +19,9 @@ import lora_build.methods.combine
 from lora_build._native import levels
 from lora_build.dtypes import STORED_DTYPES, torch_dtype
 from lora_build.engine.backends.choice import uses_torch
+from lora_build.methods.calls import forward_of
 from lora_build.methods.combine.interface import combinations, is_sum_of_products, low_rank_deltas
-from lora_build.methods.interface import Call, PlacedUpdate, forward_of
+from lora_build.methods.interface import Call, PlacedUpdate
 from lora_build.numerics.exact import LowRankSum, as_stored, round_once
 from lora_build.numerics.exact_compiled import FusedSum
 from lora_build.pipeline import prepare

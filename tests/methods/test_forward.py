@@ -32,9 +32,9 @@ from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import Tensor, nn
 
 from lora_build.errors import MergeError
+from lora_build.methods.calls import through
 from lora_build.methods.interface import Call, PlacedUpdate, methods
 from lora_build.methods.lora.forward import without_offsets
-from lora_build.methods.shared import through
 from lora_build.methods.trainable_tokens import replacement
 
 Pairs = Sequence[tuple[PlacedUpdate, Tensors]]

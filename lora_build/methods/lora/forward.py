@@ -10,9 +10,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from lora_build.methods.calls import along_channels, is_crossed, through
 from lora_build.methods.interface import Call, PlacedUpdate
 from lora_build.methods.lora.merge import taken_out
-from lora_build.methods.shared import along_channels, is_crossed, stored_factors, through
+from lora_build.methods.matrices import stored_factors
 
 Loaded = tuple[PlacedUpdate, Mapping[str, Tensor]]
 

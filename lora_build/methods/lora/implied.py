@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_build.methods.checks import by_pattern
 from lora_build.methods.interface import AdaptedModule
 from lora_build.methods.lora.shapes import is_target_parameter, levels_of, without_blocks
-from lora_build.methods.shared import by_pattern
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_build.files.formats.safetensors import TensorInfo
+from lora_build.methods.checks import by_pattern, check_pattern, is_number, unknown_keys
 from lora_build.methods.interface import AdaptedModule, BaseModule, Call, MergeRows, PlacedUpdate, ReadRows, Update
 from lora_build.methods.lora.implied import implied_base
 from lora_build.methods.lora.shapes import Fit, fit_matrix, fit_stacks, is_target_parameter
-from lora_build.methods.shared import by_pattern, check_pattern, is_number, unknown_keys
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_build.methods.interface import PlacedUpdate
-from lora_build.methods.shared import stored
+from lora_build.methods.matrices import stored
 from lora_build.numerics.exact_compiled import widen
 
 Array = NDArray[Any]

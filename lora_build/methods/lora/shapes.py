@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_build.files.formats.safetensors import TensorInfo
+from lora_build.methods.checks import by_pattern
 from lora_build.methods.interface import AdaptedModule, ExpertStack
-from lora_build.methods.shared import by_pattern
 
 _LAST_DOUBLING = (0, 21, 2)  # peft up to this one applies the update of an attention's out_proj twice
 _NEVER_SWAPPED = (0, 19, 0)  # before it, an expert stack's lora_A had the stack's second dimension, whatever that was

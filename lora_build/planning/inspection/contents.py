@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from lora_build.dtypes import FLOATS
 from lora_build.files.formats.adapter import CONFIG_NAME, Adapter, Parts, sort_tensors
-from lora_build.methods.interface import AdaptedModule, Measurable, Update, methods, unmergeable
+from lora_build.methods.checks import unmergeable
+from lora_build.methods.interface import AdaptedModule, Measurable, Update, methods
 from lora_build.methods.lora.implied import Implied
 from lora_build.methods.trainable_tokens import token_indices
 from lora_build.planning.inspection.result import TrainedTokens, WholeParameter
