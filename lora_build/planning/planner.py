@@ -106,7 +106,8 @@ def _vocabulary(whole: WholeTensors) -> _Vocabulary:
     unknown = (layout.tied_weights.problem,) if layout.tied_weights.problem else ()
     if not whole.regrown:
         return _Vocabulary(issues=unknown)
-    changes, problems = vocabulary_changes(layout.config, layout.sources, whole.regrown)
+    config = layout.config.with_changes(layout.config_changes)  # a nested config is set whole, with all that changes
+    changes, problems = vocabulary_changes(config, layout.sources, whole.regrown)
     notes = []
     if whole.tokenizer is None:
         owner = next(iter(whole.regrown.values()))

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from makers import small
+from makers.architectures import Base, Workshop
+from safetensors.torch import save_file
 
 import lora_build
 from lora_build.files.identity import FileRecord
@@ -380,6 +382,28 @@ def test_a_target_that_may_not_be_written_is_refused_when_planning(
 
     with pytest.raises(lora_build.StorageError, match="no permission to write in"):
         prepare(from_mapping(small.recipe(folder)))
+
+
+def test_a_tie_that_is_cut_stays_cut_where_the_vocabulary_grows_too(tmp_path: Path) -> None:
+    base = Workshop(tmp_path).base(
+        Base(arch="gemma3")
+    )  # its text model's config is nested, and both say that it is tied
+    (tmp_path / "more").mkdir()
+    save_file(
+        {
+            "base_model.model.model.language_model.embed_tokens.weight": torch.ones(84, 32),
+            "base_model.model.lm_head.weight": torch.zeros(84, 32),
+        },
+        tmp_path / "more/adapter_model.safetensors",
+    )
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "modules_to_save": ["embed_tokens", "lm_head"]}
+    (tmp_path / "more/adapter_config.json").write_text(json.dumps(config))
+
+    plan = prepare(from_mapping(small.recipe(tmp_path, "more") | {"base": str(base)})).merge_plan
+
+    text = plan.config.nested["text_config"]
+    assert (text["vocab_size"], text["tie_word_embeddings"]) == (84, False)
+    assert plan.config.data["tie_word_embeddings"] is False
 
 
 def test_a_folder_written_without_its_dot_is_pointed_out(folder: Path) -> None:
