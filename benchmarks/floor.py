@@ -10,8 +10,9 @@ from typing import Any
 import lora_build.engine.execute
 import lora_build.pipeline
 from lora_build.cli.main import main
-from lora_build.planning.operations import Merge, Operation, Shard, taken
+from lora_build.planning.operations import Merge, Operation, taken
 from lora_build.planning.plan import MergePlan
+from lora_build.planning.shards import Shard
 
 
 def copied(op: Operation) -> Operation:

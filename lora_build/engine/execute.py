@@ -26,8 +26,9 @@ from lora_build.files.sources import Source
 from lora_build.files.targets import Target
 from lora_build.files.targets.file_writer import FileQueues, FileWriter
 from lora_build.numerics.survival import TensorSurvival, share_of, total
-from lora_build.planning.operations import Copy, Merge, Operation, Shard
+from lora_build.planning.operations import Copy, Merge, Operation
 from lora_build.planning.plan import MergePlan
+from lora_build.planning.shards import Shard
 
 _AHEAD = 4  # blocks that are read before the first of them is written
 _MOST_THREADS = 6  # one file's SHA-256 keeps pace with no more

@@ -18,9 +18,10 @@ from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.identity import BASE, SourceName
 from lora_build.methods.combine.interface import combinations
 from lora_build.planning.inputs import Inputs
-from lora_build.planning.operations import Convert, Copy, Merge, Operation, Shard, lay_out
+from lora_build.planning.operations import Convert, Copy, Merge, Operation
 from lora_build.planning.options import PlanOptions
 from lora_build.planning.planner import plan_tensors
+from lora_build.planning.shards import Shard, lay_out
 from lora_build.recipe.schema import DType, Numerics, Recipe
 
 

@@ -132,7 +132,7 @@ def test_a_plan_reads_each_header_once(project: Path, monkeypatch: pytest.Monkey
 def test_a_plan_writes_each_header_and_its_index_once_however_often_they_are_asked_for(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    headers = _count(monkeypatch, "lora_build.planning.operations.format_header")
+    headers = _count(monkeypatch, "lora_build.planning.shards.format_header")
     indices = _count(monkeypatch, "lora_build.planning.plan.format_index")
 
     prepared = prepare(from_mapping(small.recipe(project)))
