@@ -26,9 +26,10 @@ from lora_build.errors import (
 __version__ = VERSION
 
 if TYPE_CHECKING:
-    from lora_build.pipeline import Build, Plan, build, plan
+    from lora_build.pipeline import build, plan
     from lora_build.planning.inspection.inspecting import inspect
     from lora_build.planning.inspection.result import Inspection
+    from lora_build.proof.builds import Build, Plan
     from lora_build.proof.forward.report import ForwardReport
     from lora_build.proof.manifest import Manifest
     from lora_build.proof.verify import Verification, verify
@@ -46,8 +47,8 @@ __all__ = [
 _HOMES = {
     "build": "pipeline",
     "plan": "pipeline",
-    "Build": "pipeline",
-    "Plan": "pipeline",
+    "Build": "proof.builds",
+    "Plan": "proof.builds",
     "load_recipe": "recipe.compose",
     "verify": "proof.verify",
     "Manifest": "proof.manifest",

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,14 @@ from lora_build.engine.estimate import merge_bytes, runtime_bytes
 from lora_build.errors import RecipeError, VerificationError
 from lora_build.files.formats.checkpoint import INDEX_NAME
 from lora_build.files.formats.config_json import CONFIG_NAME
-from lora_build.files.identity import FileRecord, SourceName
-from lora_build.files.sources import Source, read_whole
+from lora_build.files.identity import FileRecord
+from lora_build.files.sources import read_whole
 from lora_build.files.targets.directory import DirectoryTarget
 from lora_build.files.targets.lock import lock
-from lora_build.numerics.survival import TensorSurvival, warnings
 from lora_build.numerics.survival import to_bytes as survival_bytes
 from lora_build.planning.plan import MergePlan, make_plan
 from lora_build.planning.resolve import resolve
+from lora_build.proof.builds import Build, BuildInputs, Plan
 from lora_build.proof.checks import checks_of, have_passed, run_checks
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, Manifest, make_manifest
 from lora_build.proof.output_dir import (
@@ -30,72 +29,13 @@ from lora_build.proof.output_dir import (
     refuse_lack_of_space,
     refuse_overlap,
 )  # fmt: skip
-from lora_build.proof.provenance import Run, root_above
+from lora_build.proof.provenance import BuildRun, root_above
 from lora_build.proof.provenance import to_bytes as provenance_bytes
-from lora_build.proof.reopen import BuildInputs
 from lora_build.proof.survival_report import read_survival
 from lora_build.recipe.schema import IfExists, Recipe, resolve_path
 from lora_build.recipe.validate import from_mapping
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """A recipe that has been resolved and planned: all that a build needs.
-
-    Attributes:
-        inputs: the recipe, and the base and adapters that it names.
-        merge_plan: what will happen to every tensor.
-        target: where the output goes.
-    """
-
-    inputs: BuildInputs
-    merge_plan: MergePlan
-    target: Path
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe."""
-        return self.inputs.recipe
-
-    @property
-    def sources(self) -> Mapping[SourceName, Source]:
-        """Where base and adapters are."""
-        return self.inputs.sources
-
-    @property
-    def num_bytes_written(self) -> int:
-        """The bytes of all files that a build writes, but lora-build's own."""
-        plan = self.merge_plan
-        copied = (self.sources[role].files[name].size_bytes for name, role in plan.side_files.items())
-        return plan.num_bytes + len(plan.config.to_bytes()) + len(plan.index or b"") + sum(copied)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Build:
-    """A finished build.
-
-    Attributes:
-        dir: the output.
-        manifest: its manifest.
-        reused: whether it was there already.
-        survival: what rounding left of each update; of a build that was reused, what its report says.
-        seconds: how long each stage took; stages run beside each other, and `whole` is all of them.
-        notes: what its user should know of the installation, or of the build that was there.
-    """
-
-    dir: Path
-    manifest: Manifest
-    reused: bool
-    survival: tuple[TensorSurvival, ...] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What its user should know, one line each."""
-        return (*self.notes, *warnings(self.survival))
 
 
 def plan(recipe: Recipe | Mapping[str, Any]) -> Plan:
@@ -159,8 +99,7 @@ def run(plan: Plan, *, progress: Callable[[int], None] | None = None) -> Build:
             promised ones, or a merged value is not finite. The target is then as it was.
     """
     with lock(plan.target):
-        there = build_at(plan.target, plan.recipe.output.if_exists)
-        if there is not None and plan.recipe.output.if_exists is not IfExists.overwrite and _is_up_to_date(plan, there):
+        if (there := _current(plan)) is not None:
             return _reuse(plan, there)
         refuse_lack_of_space(plan.target, plan.num_bytes_written)
         _fetch(plan, quiet=progress is None)
@@ -168,8 +107,12 @@ def run(plan: Plan, *, progress: Callable[[int], None] | None = None) -> Build:
             return _build(plan, target, progress or (lambda _: None))
 
 
-def _is_up_to_date(plan: Plan, there: Manifest) -> bool:
-    return is_up_to_date(plan.target, there, plan.merge_plan, plan.sources)
+def _current(plan: Plan) -> Manifest | None:
+    """Return the manifest of the build at the target if it is what the plan builds, and may be used again."""
+    there = build_at(plan.target, plan.recipe.output.if_exists)
+    if there is None or plan.recipe.output.if_exists is IfExists.overwrite:
+        return None
+    return there if is_up_to_date(plan.target, there, plan.merge_plan, plan.sources) else None
 
 
 def _reuse(plan: Plan, there: Manifest) -> Build:
@@ -200,8 +143,8 @@ def _build(plan: Plan, target: DirectoryTarget, progress: Callable[[int], None])
     manifest = make_manifest(merge_plan, inputs=inputs, files=(*files, *done.files), tensors=done.tensors)
     target.write(SURVIVAL_NAME, survival_bytes(done.survival))
     checks = _check(plan, target.staging, manifest)
-    happened = Run(started=started, root=root_above(Path(plan.recipe.root), plan.target), checks=checks)
-    target.write(PROVENANCE_NAME, provenance_bytes(plan.recipe, sources, inputs, manifest, happened))
+    happened = BuildRun(started=started, root=root_above(Path(plan.recipe.root), plan.target), checks=checks)
+    target.write(PROVENANCE_NAME, provenance_bytes(plan.inputs, digests=inputs, manifest=manifest, run=happened))
     target.write(MANIFEST_NAME, manifest.to_bytes())
     target.commit()
     return Build(

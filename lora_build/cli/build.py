@@ -22,7 +22,7 @@ from lora_build.sweep.points import Point, exit_code, gather, run_point, summary
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from lora_build.pipeline import Build
+    from lora_build.proof.builds import Build
     from lora_build.recipe.schema import Recipe
 
 

@@ -4,8 +4,9 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, assert_never
 
 from lora_build.files.targets.disk import free_bytes
-from lora_build.pipeline import Build, Plan, memory_bytes
+from lora_build.pipeline import memory_bytes
 from lora_build.planning.operations import Convert, Copy, Merge, Operation, Replace
+from lora_build.proof.builds import Build, Plan
 
 if TYPE_CHECKING:
     from lora_build.planning.inspection.result import Inspection

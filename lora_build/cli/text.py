@@ -8,7 +8,8 @@ from lora_build.errors import label
 from lora_build.files.identity import BASE, SourceName
 from lora_build.files.targets.disk import free_bytes
 from lora_build.numerics.survival import by_adapter, describe_norm
-from lora_build.pipeline import Build, Plan, memory_bytes
+from lora_build.pipeline import memory_bytes
+from lora_build.proof.builds import Build, Plan
 
 if TYPE_CHECKING:
     from lora_build.proof.forward.report import ForwardReport

@@ -14,9 +14,9 @@ from lora_build.errors import PlanError, RecipeError, VerificationError
 from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.hashing.hashed_file import file_digest
 from lora_build.planning.plan import MergePlan
+from lora_build.proof.builds import BuildInputs
 from lora_build.proof.manifest import PROVENANCE_NAME, Manifest
 from lora_build.proof.provenance import read as read_provenance
-from lora_build.proof.reopen import BuildInputs
 from lora_build.recipe.schema import ForwardSpec, Recipe, resolve_path
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.identity import BASE, SourceName
 from lora_build.files.sources.hub import HubSource
 from lora_build.files.sources.local import LocalSource
-from lora_build.proof.reopen import BuildInputs
+from lora_build.proof.builds import BuildInputs
 from lora_build.recipe.identity import selected
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from typing import Any
 from lora_build._version import VERSION
 from lora_build.errors import SourceError
 from lora_build.files.identity import Digest, SourceName
-from lora_build.files.sources import Source
+from lora_build.proof.builds import BuildInputs
 from lora_build.proof.manifest import Manifest
 from lora_build.proof.plan_record import InputDigests
 from lora_build.recipe.renamed import with_new_names
@@ -30,7 +30,7 @@ _PACKAGES = ("torch", "safetensors", "huggingface_hub", "hydra-core", "omegaconf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class BuildRun:
     """What happened once.
 
     Attributes:
@@ -91,10 +91,15 @@ def read(data: bytes, where: str) -> Recorded:
         raise SourceError(f"{where}: is not a provenance file of lora-build ({error!r})") from error
 
 
-def to_bytes(
-    recipe: Recipe, sources: Mapping[SourceName, Source], inputs: InputDigests, manifest: Manifest, run: Run
-) -> bytes:
-    """Return the bytes of lora-build.provenance.json."""
+def to_bytes(inputs: BuildInputs, *, digests: InputDigests, manifest: Manifest, run: BuildRun) -> bytes:
+    """Return the bytes of lora-build.provenance.json.
+
+    Args:
+        inputs: the recipe, and where its inputs are.
+        digests: those of what was read.
+        manifest: what came out.
+        run: what happened once.
+    """
     statement = {
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [{"name": f.path, "digest": _digest(f.sha256)} for f in manifest.files],
@@ -102,13 +107,13 @@ def to_bytes(
         "predicate": {
             "buildDefinition": {
                 "buildType": "https://lora-build.dev/merge/v1",
-                "externalParameters": {"recipe": _recipe(recipe)},
+                "externalParameters": {"recipe": _recipe(inputs.recipe)},
                 "internalParameters": {
                     "build_key": manifest.build_key, "manifest_hash": manifest.manifest_hash, "root": run.root,
                 },
                 "resolvedDependencies": [
-                    {"name": source, "uri": f"{sources[source].uri}/{name}", "digest": _digest(file.sha256)}
-                    for (source, name), file in sorted(inputs.items())
+                    {"name": source, "uri": f"{inputs.sources[source].uri}/{name}", "digest": _digest(file.sha256)}
+                    for (source, name), file in sorted(digests.items())
                 ],
             },
             "runDetails": {

@@ -6,40 +6,19 @@ of, the manifest's digests say.
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from lora_build.errors import SourceError, VerificationError
-from lora_build.files.formats.checkpoint import INDEX_NAME, Checkpoint
 from lora_build.files.identity import BASE, SourceName
 from lora_build.files.sources import Source, digest
 from lora_build.planning.resolve import resolve
+from lora_build.proof.builds import BuildInputs
 from lora_build.proof.manifest import PROVENANCE_NAME, Manifest
 from lora_build.proof.plan_record import AdapterRecord
 from lora_build.proof.provenance import Recorded, read
 from lora_build.recipe.identity import selected
 from lora_build.recipe.schema import DType, Numerics, Recipe, TiedEmbeddings, is_local, resolve_path
 from lora_build.recipe.validate import from_mapping
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildInputs:
-    """What a build is made of.
-
-    Attributes:
-        recipe: its recipe; of a build that was reopened, Hub repositories at the commits that were read.
-        sources: where its inputs are, by `base` and `adapters.<name>`.
-        base: what the base's files say.
-    """
-
-    recipe: Recipe
-    sources: Mapping[SourceName, Source]
-    base: Checkpoint
-
-    @property
-    def base_files(self) -> tuple[str, ...]:
-        """The base's files that a model is loaded from."""
-        return ("config.json", *((INDEX_NAME,) if self.base.is_sharded else ()), *self.base.shards)
 
 
 def reopen(directory: Path, manifest: Manifest) -> BuildInputs:

@@ -16,9 +16,9 @@ from lora_build.errors import SourceError, some_of
 from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.identity import Digest
 from lora_build.models.architecture import class_and_config
+from lora_build.proof.builds import BuildInputs
 from lora_build.proof.live_inputs import attach_adapters, load_base
 from lora_build.proof.manifest import Manifest
-from lora_build.proof.reopen import BuildInputs
 from lora_build.recipe.identity import selected
 from lora_build.recipe.schema import DType, Numerics, Recipe
 

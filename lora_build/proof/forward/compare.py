@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lora_build.errors import SourceError
 from lora_build.files.formats.config_json import CONFIG_NAME, ModelConfig
 from lora_build.models.architecture import class_and_config
+from lora_build.proof.builds import BuildInputs
 from lora_build.proof.forward.answers import answer, compare_prompt, expect, refuse_silence
 from lora_build.proof.forward.inputs import Prompts, Question, questions
 from lora_build.proof.forward.models import ComparedModels
@@ -32,7 +33,6 @@ from lora_build.proof.forward.rounding import BuildDtypes, num_roundings
 from lora_build.proof.forward.trace import Trace, Traced, half_ulps
 from lora_build.proof.forward.weights import mismatched_tensors
 from lora_build.proof.manifest import Manifest
-from lora_build.proof.reopen import BuildInputs
 from lora_build.recipe.identity import selected
 
 _SAME_WEIGHTS = 0.5  # of what rounding does to a module's output: more than a few ties do, less than an update does

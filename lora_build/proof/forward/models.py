@@ -9,9 +9,9 @@ from torch import nn
 
 from lora_build.errors import SourceError, VerificationError
 from lora_build.files.formats.config_json import ModelConfig
+from lora_build.proof.builds import BuildInputs
 from lora_build.proof.forward.rounding import BuildDtypes
 from lora_build.proof.live_inputs import attach_adapters, load_base
-from lora_build.proof.reopen import BuildInputs
 from lora_build.recipe.identity import selected
 from lora_build.wrapper.loading import load_model
 from lora_build.wrapper.model import LoraModel

@@ -1,0 +1,91 @@
+"""Builds: what one is made of, what it will do, and what came of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lora_build.files.formats.checkpoint import INDEX_NAME, Checkpoint
+from lora_build.files.identity import SourceName
+from lora_build.files.sources import Source
+from lora_build.numerics.survival import TensorSurvival, warnings
+from lora_build.planning.plan import MergePlan
+from lora_build.proof.manifest import Manifest
+from lora_build.recipe.schema import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildInputs:
+    """What a build is made of.
+
+    Attributes:
+        recipe: its recipe; of a build that was reopened, Hub repositories at the commits that were read.
+        sources: where its inputs are, by `base` and `adapters.<name>`.
+        base: what the base's files say.
+    """
+
+    recipe: Recipe
+    sources: Mapping[SourceName, Source]
+    base: Checkpoint
+
+    @property
+    def base_files(self) -> tuple[str, ...]:
+        """The base's files that a model is loaded from."""
+        return ("config.json", *((INDEX_NAME,) if self.base.is_sharded else ()), *self.base.shards)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A recipe that has been resolved and planned: all that a build needs.
+
+    Attributes:
+        inputs: the recipe, and the base and adapters that it names.
+        merge_plan: what will happen to every tensor.
+        target: where the output goes.
+    """
+
+    inputs: BuildInputs
+    merge_plan: MergePlan
+    target: Path
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe."""
+        return self.inputs.recipe
+
+    @property
+    def sources(self) -> Mapping[SourceName, Source]:
+        """Where base and adapters are."""
+        return self.inputs.sources
+
+    @property
+    def num_bytes_written(self) -> int:
+        """The bytes of all files that a build writes, but lora-build's own."""
+        plan = self.merge_plan
+        copied = (self.sources[role].files[name].size_bytes for name, role in plan.side_files.items())
+        return plan.num_bytes + len(plan.config.to_bytes()) + len(plan.index or b"") + sum(copied)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """A finished build.
+
+    Attributes:
+        dir: the output.
+        manifest: its manifest.
+        reused: whether it was there already.
+        survival: what rounding left of each update; of a build that was reused, what its report says.
+        seconds: how long each stage took; stages run beside each other, and `whole` is all of them.
+        notes: what its user should know of the installation, or of the build that was there.
+    """
+
+    dir: Path
+    manifest: Manifest
+    reused: bool
+    survival: tuple[TensorSurvival, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What its user should know, one line each."""
+        return (*self.notes, *warnings(self.survival))
