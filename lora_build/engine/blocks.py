@@ -32,6 +32,15 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """Elements of one dtype to another; with `check` a finite value has to stay finite."""
+
+    source: str
+    target: str
+    check: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
     """Stored rows of a tensor that are merged, all that updates them, and where their bytes come from.
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from lora_build.dtypes import num_bytes
 from lora_build.engine.backends.choice import Backends, Offer
-from lora_build.engine.blocks import Block, Data, Merger, Piece
+from lora_build.engine.blocks import Block, Conversion, Data, Merger, Piece
 from lora_build.files.buffers import Buffers
 from lora_build.files.executor import StageTimer
 from lora_build.files.formats.safetensors import TensorInfo
@@ -97,8 +97,9 @@ class Maker:
         num_rows, row_bytes = segment.stop - segment.start, op.columns * num_bytes(op.dtype)
         size = num_bytes(op.source.dtype)
         if merger.num_elements is None:  # all of it at once, in memory of the backend's own
-            rows = self._rows(op, segment, 0, num_rows)
-            yield self._task(merger, rows, memoryview(b""), 0, place=segment.start * op.columns, measured=frozenset())
+            rows, nothing = self._rows(op, segment, 0, num_rows), frozenset[str]()
+            task = partial(merger.block, rows, memoryview(b""), 0, place=segment.start * op.columns, measured=nothing)
+            yield partial(self._timed, task)
             return
         adapters = {update.adapter for update in segment.updates}
         known, first = frozenset(measured), 0
@@ -110,19 +111,15 @@ class Maker:
             last = min(first + (most if to_share else min(most, out.num_rows(row_bytes))), num_rows)
             rows = self._rows(op, segment, first, last, self._buffer((last - first) * op.columns * size))
             memory, place = out.place((last - first) * row_bytes), (segment.start + first) * op.columns
-            yield self._task(merger, rows, memory, first, place=place, measured=known)
+            asked = known if self.measures else None
+            yield partial(self._timed, partial(merger.block, rows, memory, first, place=place, measured=asked))
             known, first = frozenset(measured), last
-
-    def _task(
-        self, merger: Merger, rows: Data, memory: memoryview, first: int, *, place: int, measured: frozenset[str]
-    ) -> Callable[[], Block]:
-        known = measured if self.measures else None
-        return partial(self._timed, partial(merger.block, rows, memory, first, place=place, measured=known))
 
     def _unmerged(self, op: Operation, first: int, stop: int, out: Room) -> Iterator[Callable[[], Block]]:
         """Yield what copies or converts the elements [first, stop) of a tensor."""
         source, target = op.source.dtype, op.dtype
         size, out_size = num_bytes(source), num_bytes(target)
+        conversion = Conversion(source=source, target=target, check=self.check)
         backend = None if source == target or first == stop else self.backends.for_conversion(source, target)
         while first < stop:
             last = min(first + min(CHUNK_BYTES // size, out.num_rows(out_size)), stop)
@@ -133,10 +130,7 @@ class Maker:
             if backend is None:
                 yield partial(Block, data=memory)
             else:
-                yield partial(
-                    self._timed,
-                    partial(backend.converted, data, source, memory, target, first, check=self.check),
-                )
+                yield partial(self._timed, partial(backend.converted, conversion, data, memory, first))
             first = last
 
     def _buffer(self, size_bytes: int) -> memoryview | None:

@@ -28,13 +28,13 @@ from lora_build import pipeline
 from lora_build.dtypes import STORED_DTYPES
 from lora_build.engine import execute as engine
 from lora_build.engine import making
-from lora_build.engine.backends import compiled as fused
+from lora_build.engine.backends import compiled
 from lora_build.files.buffers import Buffers
 from lora_build.files.hashing import hashed_file
 from lora_build.files.hashing import sha256 as hashing
 from lora_build.files.sources import local
 from lora_build.files.targets import directory, file_writer
-from lora_build.numerics import exact_compiled as kernel
+from lora_build.numerics import exact_compiled
 from lora_build.numerics.exact_compiled import FusedSum
 from lora_build.recipe.validate import from_mapping
 
@@ -45,7 +45,7 @@ BLOCK = 16 << 10  # bytes of a chunk in these tests, so that small tensors have 
 
 @dataclass
 class Work:
-    """What was done, by file (relative to the test's folder) or by kind."""
+    """What was done, by file (relative to the test's folder) or by what it was."""
 
     read: Counter[str] = field(default_factory=Counter)
     written: Counter[str] = field(default_factory=Counter)
@@ -128,15 +128,15 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
 
     def convert(x: Any, *others: Any) -> None:
         done.elements["converted"] += x.size
-        kernel.convert(x, *others)
+        exact_compiled.convert(x, *others)
 
     def read_header(path: Path, *arguments: Any, real: Any = local.read_range) -> bytes:
         found: bytes = real(path, *arguments)
         done.headers += len(found) if path.suffix == ".safetensors" else 0
         return found
 
-    monkeypatch.setattr(fused, "FusedSum", Sum)
-    monkeypatch.setattr(fused, "convert", convert)
+    monkeypatch.setattr(compiled, "FusedSum", Sum)
+    monkeypatch.setattr(compiled, "convert", convert)
     monkeypatch.setattr(local, "read_range", read_header)
 
     class Counted(Buffers):
@@ -168,7 +168,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (file_writer, directory):
         monkeypatch.setattr(module, "BLOCK_BYTES", BLOCK)
     monkeypatch.setattr(directory, "SPARE_BYTES", 4 * COLUMNS)
-    monkeypatch.setattr(fused.FusedMerger, "num_elements", BLOCK // 2)
+    monkeypatch.setattr(compiled.FusedMerger, "num_elements", BLOCK // 2)
 
 
 def shapes(num_layers: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -363,7 +363,7 @@ def test_a_build_that_is_up_to_date_reads_headers_alone(
 def test_dora_reads_its_base_once_too_and_puts_no_compiled_loops_to_the_test(
     tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel, "self_test", lambda *_: pytest.fail("not used here"))
+    monkeypatch.setattr(exact_compiled, "self_test", lambda *_: pytest.fail("not used here"))
     make_inputs(tmp_path)
     write_adapter(tmp_path / "dora", [f"layers.{i}.q_proj" for i in range(3)], use_dora=True)
     inputs = weights(tmp_path, "base")
@@ -403,8 +403,8 @@ def test_nearly_every_element_is_decided_in_the_first_pass(
     def in_doubt(job: Any) -> float:
         return float(ctypes.cast(job.found, ctypes.POINTER(ctypes.c_double))[5])
 
-    loops = kernel._loops()
-    monkeypatch.setattr(kernel, "_loops", counted)
+    loops = exact_compiled._loops()
+    monkeypatch.setattr(exact_compiled, "_loops", counted)
     FusedSum([(B, A)], "F32", target, transposed=False).rows(
         W.view(np.uint32), 0, np.empty(W.shape, STORED_DTYPES[target].bits)
     )

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 
 from lora_build.dtypes import STORED_DTYPES
-from lora_build.engine.blocks import Block, Data, Piece
+from lora_build.engine.blocks import Block, Conversion, Data, Piece
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.hashing.hashed_file import CHUNK_BYTES
 from lora_build.methods.combine.interface import SumOfProducts, low_rank_deltas
@@ -31,11 +31,16 @@ class CompiledBackend:
         """Return what merges the rows of a piece."""
         return FusedMerger(piece)
 
-    def converted(self, data: Data, source: str, out: memoryview, target: str, first: int, *, check: bool) -> Block:
+    def converted(self, conversion: Conversion, data: Data, out: memoryview, first: int) -> Block:
         """Return elements in another dtype of at most 32 bits, made in `out`, each rounded once."""
+        source, target = conversion.source, conversion.target
         x, y = np.frombuffer(data, STORED_DTYPES[source].bits), np.frombuffer(out, STORED_DTYPES[target].bits)
         convert(x, source, y, target)
-        if check and (bad := first_not_finite(y, target)) is not None and first_not_finite(x, source) is None:
+        if (
+            conversion.check
+            and (bad := first_not_finite(y, target)) is not None
+            and first_not_finite(x, source) is None
+        ):
             return Block(data=bytearray(), not_finite=first + bad)
         return Block(data=out)
 
@@ -66,12 +71,14 @@ class FusedMerger:
         if measured is None:
             return Block(data=out)
         names = sorted({update.adapter for update, _ in self._updates})
-        shares = tuple(self._share(name, W, first, y, found, len(names)) for name in names if name not in measured)
-        return Block(data=out, measured=found, shares=shares)
+        if len(names) == 1:
+            shares = [share_of(name, found) for name in names if name not in measured]
+        else:
+            shares = [self._share(name, W, first, y, found) for name in names if name not in measured]
+        return Block(data=out, measured=found, shares=tuple(shares))
 
-    def _share(self, name: str, W: Array, first: int, y: Array, found: Measured, num_adapters: int) -> Share:
-        if num_adapters == 1:
-            return share_of(name, found)
+    def _share(self, name: str, W: Array, first: int, y: Array, found: Measured) -> Share:
+        """Return what an adapter does to rows: its own change, and the difference that leaving it out makes."""
         alone, rest = ([p for p in self._updates if (p[0].adapter == name) is own] for own in (True, False))
         without = np.empty_like(y)
         own_found = self._prepare(alone).rows(W, first, without)

@@ -118,10 +118,10 @@ def _is_transposed(
     if embedding:
         shape = [a[1], b[0]]
         return True if crossed else f"{here}: an embedding's update is {shape}, the base's weight is {list(w)}"
-    kind = module.base.layer_type
+    layer_type = module.base.layer_type
     if straight and crossed:  # square: only the layer's class can tell
-        return bool(module.config.get("fan_in_fan_out")) if kind is None else kind == "Conv1D"
-    if kind is not None and (kind == "Conv1D") != crossed:
+        return bool(module.config.get("fan_in_fan_out")) if layer_type is None else layer_type == "Conv1D"
+    if layer_type is not None and (layer_type == "Conv1D") != crossed:
         return (
             f"{here}: lora_B @ lora_A is {list(update)}, the base's weight is {list(w)}: transposed; "
             "is it of another model?"
