@@ -13,6 +13,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from lora_build.files.formats.adapter import KeyRules
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import SourceName
 
@@ -327,3 +328,12 @@ def methods() -> Mapping[str, Method]:
     names = [f"{place}.method" if is_folder and find_spec(f"{place}.method") else place for place, is_folder in places]
     found = (getattr(importlib.import_module(name), "METHOD", None) for name in names)
     return {method.peft_type: method for method in found if method is not None}
+
+
+def key_rules(peft_type: str) -> KeyRules | None:
+    """Return what the keys of a method's tensors end in; None where no method has this name."""
+    method = methods().get(peft_type)
+    if method is None:
+        return None
+    shared, ignored = getattr(method, "shared_leaves", ()), getattr(method, "ignored", ())
+    return KeyRules(leaves=tuple(method.leaves), shared_leaves=tuple(shared), ignored=tuple(ignored))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_build.errors import SourceError
+from lora_build.files.formats.adapter_config import AdapterConfig
 from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.models.architecture import Architecture, read_architecture, read_ties
@@ -38,7 +39,7 @@ class Head:
 
 def head_of(
     config: ModelConfig,
-    adapter_config: Mapping[str, Any],
+    adapter_config: AdapterConfig,
     replaced: Mapping[str, TensorInfo],
     base: Mapping[str, TensorInfo],
 ) -> Head | None:
@@ -50,8 +51,7 @@ def head_of(
         replaced: the whole parameters in the adapter.
         base: the base's tensors.
     """
-    task = str(adapter_config.get("task_type"))
-    wanted = _class_for(task, config.model_type) or _class_of(adapter_config)
+    wanted = _class_for(adapter_config.task_type, config.model_type) or adapter_config.trained_class
     if wanted is None or wanted in config.architectures:
         return None
     changes: dict[str, Any] = {"architectures": [wanted]}
@@ -129,16 +129,7 @@ def _is_vocabulary(name: str) -> bool:
     return not any(part.isdigit() for part in name.split("."))
 
 
-def _class_of(adapter_config: Mapping[str, Any]) -> str | None:
-    """Return the class that an adapter without a task was trained as, which peft notes for transformers' classes."""
-    noted = adapter_config.get("auto_mapping")
-    if not isinstance(noted, dict) or not str(noted.get("parent_library")).startswith("transformers."):
-        return None
-    name = str(noted.get("base_model_class"))
-    return name if name.isidentifier() and not name.startswith("_") else None
-
-
-def _class_for(task: str, model_type: str | None) -> str | None:
+def _class_for(task: str | None, model_type: str | None) -> str | None:
     if task not in _TASKS:
         return None
     from transformers.models.auto import modeling_auto

@@ -18,7 +18,7 @@ _LAYER = re.compile(r"(?P<stack>(?:.+\.)?(?:layers|encoder\.layer|h))\.(?P<numbe
 
 def replication_of(adapters: Sequence[Adapter]) -> tuple[list[int] | None, list[str]]:
     """Return the base's layer that each layer of the output is, None for the base's own, and what is wrong."""
-    maps = {adapter.name: adapter.config.get("layer_replication") or None for adapter in adapters}
+    maps = {adapter.name: adapter.config.layer_replication for adapter in adapters}
     if not any(maps.values()):
         return None, []
     if len({repr(m) for m in maps.values()}) > 1:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lora_build.errors import SourceError
-from lora_build.files.formats.adapter import Adapter, Parts
+from lora_build.files.formats.adapter import Adapter
 from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.identity import Digest, TensorKey
 from lora_build.models.architecture import Ties, read_ties
@@ -117,18 +117,19 @@ class TiedWeights:
         members = self.members(parameter)
         return not any(same_parameter(m, f"{other}.weight") for other in others for m in members)
 
-    def twins(self, adapter: Adapter, parts: Parts, digests: Digests) -> dict[str, list[str]]:
+    def twins(self, adapter: Adapter, digests: Digests) -> dict[str, list[str]]:
         """Return the modules that `ensure_weight_tying` kept alike: one of each group, and its copies."""
-        if not adapter.config.get("ensure_weight_tying"):
+        if not adapter.config.keeps_ties:
             return {}
-        modules = [module for module in parts.factors if self.shared(f"{module}.weight")]
+        factors = adapter.parts.factors
+        modules = [module for module in factors if self.shared(f"{module}.weight")]
         found: dict[str, list[str]] = {}
-        for module in sorted(modules, key=lambda m: _EMBEDDING_LEAVES[0] not in parts.factors[m]):
+        for module in sorted(modules, key=lambda m: _EMBEDDING_LEAVES[0] not in factors[m]):
             members = self.members(f"{module}.weight")
             first = next((m for m in found if self.member(f"{m}.weight") in members), None)
             if first is None:
                 found[module] = []
-            elif _alike(parts.factors[first], parts.factors[module], adapter.name, digests):
+            elif _alike(factors[first], factors[module], adapter.name, digests):
                 found[first].append(module)
         return {module: copies for module, copies in found.items() if copies}
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora_build.files.formats.adapter import CONFIG_NAME, Adapter, Parts, sort_tensors
+from lora_build.files.formats.adapter import Adapter, AdapterParts
+from lora_build.files.formats.adapter_config import CONFIG_NAME
 from lora_build.methods.checks import unmergeable
 from lora_build.methods.interface import Method, methods
 from lora_build.planning.peft_compat import refuse_adapter
@@ -11,11 +12,15 @@ from lora_build.planning.peft_compat import refuse_adapter
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeableAdapter:
-    """An adapter whose method reads its config, with its tensors sorted."""
+    """An adapter whose method reads its config."""
 
     adapter: Adapter
     method: Method
-    parts: Parts
+
+    @property
+    def parts(self) -> AdapterParts:
+        """Its tensors, sorted by what they are."""
+        return self.adapter.parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,21 +42,13 @@ def mergeable_adapters(adapters: Sequence[Adapter], *, repeats_peft: bool) -> Me
         if method is None:
             issues.append(f"{adapter.source}: peft_type {adapter.peft_type} {unmergeable(adapter.peft_type)}")
             continue
-        problems = method.check_config(adapter.config)
+        problems = method.check_config(adapter.config.data)
         issues += [f"{adapter.source}/{CONFIG_NAME}: {problem}" for problem in problems]
         if repeats_peft:
             issues += refuse_adapter(adapter)
-        parts = sort_tensors(
-            adapter,
-            method.leaves,
-            shared_leaves=getattr(method, "shared_leaves", ()),
-            ignored=getattr(method, "ignored", ()),
-        )
-        issues += parts.problems
-        if parts.ignored:
-            notes.append(
-                f"{adapter.source}: {len(parts.ignored)} tensors were for training only, such as {parts.ignored[0]}"
-            )
+        issues += adapter.parts.problems
+        if ignored := adapter.parts.ignored:
+            notes.append(f"{adapter.source}: {len(ignored)} tensors were for training only, such as {ignored[0]}")
         if not problems:
-            found.append(MergeableAdapter(adapter=adapter, method=method, parts=parts))
+            found.append(MergeableAdapter(adapter=adapter, method=method))
     return MergeableAdapters(adapters=tuple(found), issues=tuple(issues), notes=tuple(notes))

@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lora_build.dtypes import num_bytes
-from lora_build.files.formats.adapter import Adapter, sort_tensors
+from lora_build.files.formats.adapter import Adapter
 from lora_build.files.formats.checkpoint import Checkpoint
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.hashing.hashed_file import CHUNK_BYTES
 from lora_build.files.identity import Digest, SourceName, TensorKey
 from lora_build.files.sources import Source
-from lora_build.methods.interface import methods
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,14 +35,11 @@ def digests_of(sources: Mapping[SourceName, Source], adapters: tuple[Adapter, ..
     """Return the SHA-256 of the tensors of adapters that may have to be the same; see `Inputs.digests`."""
     found: dict[TensorKey, Digest] = {}
     for adapter in adapters:
-        source, method = sources[adapter.source], methods().get(adapter.peft_type)
-        if method is None:
-            continue
-        parts = sort_tensors(adapter, method.leaves)
+        source, parts = sources[adapter.source], adapter.parts
         copies = (tensor for tensors in parts.copies.values() for tensor in tensors)
         for tensor in (*parts.frozen.values(), *parts.replaced.values(), *copies):
             found[TensorKey(adapter.name, tensor.name)] = _data_digest(source, tensor)
-        if adapter.config.get("ensure_weight_tying"):
+        if adapter.config.keeps_ties:
             for tensor in (t for module in sorted(parts.factors) if _may_be_tied(module)
                            for t in parts.factors[module].values()):  # fmt: skip
                 found[TensorKey(adapter.name, tensor.name)] = _data_digest(source, tensor)

@@ -25,9 +25,9 @@ def refuse_adapter(adapter: Adapter) -> list[str]:
         problems.append(f"has weight {adapter.weight!r}, but peft merges whole adapters; set its weight to 1")
     if adapter.peft_type not in _REPEATED:
         problems.append(f"numerics: peft repeats only {' and '.join(_REPEATED)}, not {adapter.peft_type}")
-    if adapter.config.get("layer_replication"):
+    if adapter.config.layer_replication:
         problems.append("has layer_replication, which peft cannot merge")
-    if _changes_base(adapter.config):
+    if _changes_base(adapter.config.data):
         problems.append("peft decomposes the base when it loads it, which numerics: peft does not repeat")
     return [f"{adapter.source}: {problem}, or {_INSTEAD}" for problem in problems]
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from lora_build.errors import PlanError, did_you_mean
-from lora_build.files.formats.adapter import CONFIG_NAME, Adapter
 from lora_build.files.formats.adapter import WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
+from lora_build.files.formats.adapter import Adapter
+from lora_build.files.formats.adapter_config import CONFIG_NAME
 from lora_build.files.formats.checkpoint import INDEX_NAME, WEIGHTS_NAME, Checkpoint
 from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.formats.safetensors import format_index

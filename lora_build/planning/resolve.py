@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from lora_build.errors import LoraBuildError, PlanError, SourceError, did_you_mean
-from lora_build.files.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, open_adapter
+from lora_build.files.formats.adapter import WEIGHTS_NAME, Adapter, open_adapter
+from lora_build.files.formats.adapter_config import CONFIG_NAME
 from lora_build.files.formats.checkpoint import Checkpoint, open_checkpoint
 from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.identity import BASE, SourceName
-from lora_build.files.sources import Source, sizes
+from lora_build.files.sources import Source
 from lora_build.files.sources.hub import open_hub
 from lora_build.files.sources.local import open_local
+from lora_build.methods.interface import key_rules
 from lora_build.planning.inputs import Inputs, digests_of
 from lora_build.recipe.identity import selected
 from lora_build.recipe.keys import check_adapter, raise_problems
@@ -52,13 +54,13 @@ def resolve(recipe: Recipe) -> Resolved:
             failures.append(error)
             return None
 
-    base = attempt(BASE, recipe.base, lambda s: open_checkpoint(s.read, s.name, sizes(s)))
+    base = attempt(BASE, recipe.base, open_checkpoint)
     adapters = []
     for name, spec in selected(recipe).items():
 
-        def read(source: Source, name: str = name, spec: AdapterSpec = spec) -> Adapter:
+        def read(source: Source, spec: AdapterSpec = spec) -> Adapter:
             packing = spec.expert_packing.value
-            return open_adapter(source.read, name, spec.weight, sizes(source), expert_packing=packing)
+            return open_adapter(source, rules=key_rules, weight=spec.weight, expert_packing=packing)
 
         adapters.append(attempt(SourceName.of_adapter(name), spec, read))
     if failures:

@@ -90,7 +90,7 @@ class _Updating:
         embedding alone were trained (peft/utils/other.py set_additional_trainable_modules).
         """
         adapter, parts, tied = mergeable.adapter, mergeable.parts, self.layout.tied_weights
-        twins = tied.twins(adapter, parts, digests)
+        twins = tied.twins(adapter, digests)
         copies = {copy for others in twins.values() for copy in others}
         if copies and self._repeats_peft:
             self.issues.append(
@@ -127,7 +127,7 @@ class _Updating:
         module = AdaptedModule(
             adapter=adapter.name,
             path=factors.module,
-            config=adapter.config,
+            config=adapter.config.data,
             adapter_weight=adapter.weight,
             factors=factors.factors,
             base=base,

@@ -13,7 +13,8 @@ from lora_build.errors import RecipeError, did_you_mean
 from lora_build.files.formats.adapter import Adapter, open_adapter
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import SourceName
-from lora_build.files.sources import Source, sizes
+from lora_build.files.sources import Source
+from lora_build.methods.interface import key_rules
 from lora_build.planning.resolve import open_source, split_reference
 from lora_build.recipe.schema import AdapterSpec, Packing, Recipe
 
@@ -44,7 +45,7 @@ class LoadedAdapter:
         reference, found = split_reference("adapter", path)
         spec = AdapterSpec(source=reference, revision=revision or found, expert_packing=Packing(expert_packing))
         source = open_source(Recipe(name="model"), SourceName.of_adapter(name), spec)
-        adapter = open_adapter(source.read, name, 1.0, sizes(source), expert_packing=spec.expert_packing.value)
+        adapter = open_adapter(source, rules=key_rules, expert_packing=spec.expert_packing.value)
         return cls(adapter=adapter, source=source)
 
     # a tensor made in inference mode could not take part in a later call that wants gradients

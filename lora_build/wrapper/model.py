@@ -227,7 +227,7 @@ class LoraModel(Module):
     @property
     def peft_config(self) -> dict[str, Mapping[str, Any]]:
         """The adapter_config.json of each adapter that is loaded."""
-        return {name: loaded.adapter.config for name, loaded in self._adapters.items()}
+        return {name: loaded.adapter.config.data for name, loaded in self._adapters.items()}
 
     def _applied_now(self) -> Applied:
         """Return what a call applies by now."""

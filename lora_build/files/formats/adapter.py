@@ -1,4 +1,4 @@
-"""Adapters as PEFT saves them: adapter_config.json as data, adapter_model.safetensors by module and leaf.
+"""Adapters as PEFT saves them: their config, and adapter_model.safetensors by module and leaf, read and sorted once.
 
 Keys are `base_model.model.<module path>.<leaf>`. The leaves a method knows (`lora_A.weight`, ...) are its factors; any
 other tensor is a whole parameter that replaces the base's (`modules_to_save`, trained biases), and one below
@@ -6,17 +6,16 @@ other tensor is a whole parameter that replaces the base's (`modules_to_save`, t
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from lora_build.errors import SourceError
-from lora_build.files.formats.json_object import parse_object
-from lora_build.files.formats.safetensors import Reader, TensorInfo, read_tensors
+from lora_build.files.formats.adapter_config import CONFIG_NAME, AdapterConfig
+from lora_build.files.formats.safetensors import TensorInfo, read_tensors
 from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.identity import SourceName
+from lora_build.files.sources import Source, sizes
 
-CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _TOKENS_LEAF = "token_adapter.trainable_tokens_delta"
@@ -24,29 +23,22 @@ _MAX_CONFIG_BYTES = 10_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Adapter:
-    """One adapter of a recipe: its name, weight and packing there, its config, its tensors by key, its tokenizer."""
+class KeyRules:
+    """What the keys of a method's tensors end in.
 
-    name: str
-    weight: float
-    config: Mapping[str, Any]
-    tensors: Mapping[str, TensorInfo]
-    expert_packing: str = "peft"
-    tokenizer_files: tuple[str, ...] = ()
+    Attributes:
+        leaves: of the factors of a module.
+        shared_leaves: of what belongs to the adapter as a whole.
+        ignored: patterns of what merging does not need.
+    """
 
-    @property
-    def source(self) -> SourceName:
-        """What its tensors call their source; the recipe's key."""
-        return SourceName.of_adapter(self.name)
-
-    @property
-    def peft_type(self) -> str:
-        """PEFT's name of the method, such as LORA."""
-        return str(self.config["peft_type"])
+    leaves: tuple[str, ...]
+    shared_leaves: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class AdapterParts:
     """An adapter's tensors sorted by what they are; module paths as in memory at training time.
 
     Attributes:
@@ -72,36 +64,79 @@ class Parts:
     problems: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """One adapter of a recipe.
+
+    Attributes:
+        name: its name there.
+        weight: its weight there.
+        config: its adapter_config.json.
+        tensors: what it holds, by key.
+        parts: the same, sorted by what they are; nothing where nobody knows its method.
+        expert_packing: how it packs stacks of experts, `peft` or `unsloth`.
+        tokenizer_files: the files of its tokenizer, if it brings one.
+    """
+
+    name: str
+    weight: float
+    config: AdapterConfig
+    tensors: Mapping[str, TensorInfo]
+    parts: AdapterParts
+    expert_packing: str = "peft"
+    tokenizer_files: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> SourceName:
+        """What its tensors call their source; the recipe's key."""
+        return SourceName.of_adapter(self.name)
+
+    @property
+    def peft_type(self) -> str:
+        """PEFT's name of the method, such as LORA."""
+        return self.config.peft_type
+
+
 def open_adapter(
-    read: Reader, name: str, weight: float, sizes: Mapping[str, int], *, expert_packing: str = "peft"
+    source: Source,
+    *,
+    rules: Callable[[str], KeyRules | None],
+    weight: float = 1.0,
+    expert_packing: str = "peft",
 ) -> Adapter:
-    """Return the adapter that a source's files (name to size in bytes) hold.
+    """Return the adapter that a source's files hold.
+
+    Args:
+        source: its files.
+        rules: gives those of a peft_type's keys; None where nobody knows it.
+        weight: the adapter's in the recipe.
+        expert_packing: how it packs stacks of experts, `peft` or `unsloth`.
 
     Raises:
         SourceError: no PEFT adapter is there, or a file is not what it should be.
     """
-    source = SourceName.of_adapter(name)
+    where, files = source.name, sizes(source)
     for file in (CONFIG_NAME, WEIGHTS_NAME):
-        if file not in sizes:
-            found = ", ".join(sorted(sizes)[:8]) or "nothing"
-            raise SourceError(f"{source}: has no {file}, so it is no PEFT adapter; found {found}{_hint(sizes)}")
-    if sizes[CONFIG_NAME] > _MAX_CONFIG_BYTES:
-        raise SourceError(f"{source}/{CONFIG_NAME}: {sizes[CONFIG_NAME]} bytes is too long for a config")
+        if file not in files:
+            found = ", ".join(sorted(files)[:8]) or "nothing"
+            raise SourceError(f"{where}: has no {file}, so it is no PEFT adapter; found {found}{_hint(files)}")
+    if files[CONFIG_NAME] > _MAX_CONFIG_BYTES:
+        raise SourceError(f"{where}/{CONFIG_NAME}: {files[CONFIG_NAME]} bytes is too long for a config")
     try:
-        text = bytes(read(CONFIG_NAME, 0, sizes[CONFIG_NAME])).decode()
+        text = bytes(source.read(CONFIG_NAME, 0, files[CONFIG_NAME])).decode()
     except UnicodeDecodeError as error:
-        raise SourceError(f"{source}/{CONFIG_NAME}: is not UTF-8 text") from error
-    config = parse_object(text, f"{source}/{CONFIG_NAME}")
-    if not isinstance(config.get("peft_type"), str):
-        raise SourceError(f"{source}/{CONFIG_NAME}: has no peft_type")
-    tensors = read_tensors(read, source, WEIGHTS_NAME, sizes[WEIGHTS_NAME])
+        raise SourceError(f"{where}/{CONFIG_NAME}: is not UTF-8 text") from error
+    config = AdapterConfig.parse(text, f"{where}/{CONFIG_NAME}")
+    tensors = {t.name: t for t in read_tensors(source.read, where, WEIGHTS_NAME, files[WEIGHTS_NAME])}
+    known = rules(config.peft_type)
     return Adapter(
-        name=name,
+        name=where.adapter_name,
         weight=weight,
         config=config,
-        tensors={t.name: t for t in tensors},
+        tensors=tensors,
+        parts=AdapterParts() if known is None else _sort(where, tensors, known),
         expert_packing=expert_packing,
-        tokenizer_files=tuple(sorted(file for file in sizes if is_tokenizer_file(file))),
+        tokenizer_files=tuple(sorted(file for file in files if is_tokenizer_file(file))),
     )
 
 
@@ -114,28 +149,19 @@ def _hint(sizes: Mapping[str, int]) -> str:
     return "; it looks like a whole model, such as a base or a merged one" if "config.json" in sizes else ""
 
 
-def sort_tensors(
-    adapter: Adapter, leaves: Sequence[str], *, shared_leaves: Sequence[str] = (), ignored: Sequence[str] = ()
-) -> Parts:
-    """Return an adapter's tensors sorted, each exactly once.
-
-    Args:
-        adapter: whose tensors.
-        leaves: the ends of keys that are factors of a module.
-        shared_leaves: the ends of keys that belong to the adapter as a whole.
-        ignored: patterns of ends that merging does not need.
-    """
-    parts = Parts()
-    unneeded = re.compile("|".join(rf".*\.({pattern})" for pattern in ignored) or "(?!)")
-    for key, tensor in sorted(adapter.tensors.items()):
+def _sort(source: SourceName, tensors: Mapping[str, TensorInfo], rules: KeyRules) -> AdapterParts:
+    """Return an adapter's tensors sorted, each exactly once."""
+    parts, leaves = AdapterParts(), rules.leaves
+    unneeded = re.compile("|".join(rf".*\.({pattern})" for pattern in rules.ignored) or "(?!)")
+    for key, tensor in sorted(tensors.items()):
         path = _plain_path(key.removeprefix(_PREFIX))
         module, leaf = _split_leaf(path, (*leaves, _TOKENS_LEAF))
         inner = module.replace(".base_layer.", ".")
-        if key.startswith("base_model.") and key.rpartition(".")[2] in shared_leaves:
+        if key.startswith("base_model.") and key.rpartition(".")[2] in rules.shared_leaves:
             parts.shared[key.rpartition(".")[2]] = tensor
         elif not key.startswith(_PREFIX):
             parts.problems.append(
-                f"{adapter.source}: tensor '{key}' does not start with '{_PREFIX}' as PEFT's keys do; rename the keys, "
+                f"{source}: tensor '{key}' does not start with '{_PREFIX}' as PEFT's keys do; rename the keys, "
                 "or save the adapter with peft's save_pretrained"
             )
         elif leaf.endswith(_TOKENS_LEAF):
@@ -149,7 +175,7 @@ def sort_tensors(
         elif path.endswith(".base_layer.weight"):
             parts.frozen[path.replace(".base_layer.", ".")] = tensor
         elif ".lora_" in path or path.startswith("lora_"):
-            parts.problems.append(f"{adapter.source}: nothing here consumes tensor '{key}'; {_advice(path, leaves)}")
+            parts.problems.append(f"{source}: nothing here consumes tensor '{key}'; {_advice(path, leaves)}")
         else:
             parameter = path.replace(".modules_to_save.", ".").replace(".base_layer.", ".")
             if parts.replaced.setdefault(parameter, tensor) is not tensor:

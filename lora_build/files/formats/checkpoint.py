@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from lora_build.errors import SourceError
 from lora_build.files.formats.config_json import CONFIG_NAME, ModelConfig
 from lora_build.files.formats.json_object import parse_object
-from lora_build.files.formats.safetensors import MAX_HEADER_BYTES, Reader, TensorInfo, read_tensors
+from lora_build.files.formats.safetensors import MAX_HEADER_BYTES, TensorInfo, read_tensors
 from lora_build.files.formats.side_files import is_side_file
-from lora_build.files.identity import SourceName
+from lora_build.files.sources import Source, sizes
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -36,66 +36,69 @@ class Checkpoint:
         return self.shards != (WEIGHTS_NAME,)
 
 
-def open_checkpoint(read: Reader, source: SourceName, sizes: Mapping[str, int]) -> Checkpoint:
-    """Return the checkpoint that a source's files (name to size in bytes) hold, from its headers and configs alone.
+def open_checkpoint(source: Source) -> Checkpoint:
+    """Return the checkpoint that a source's files hold, from its headers and configs alone.
 
     Raises:
         SourceError: no safetensors weights, or config, index and shards disagree.
     """
-    config = ModelConfig.parse(_read_text(read, source, CONFIG_NAME, sizes), f"{source}/{CONFIG_NAME}")
+    where, files = source.name, sizes(source)
+    config = ModelConfig.parse(_read_text(source, CONFIG_NAME), f"{where}/{CONFIG_NAME}")
     if config.is_quantized:
-        raise SourceError(f"{source}/{CONFIG_NAME}: a quantised base cannot be merged into; dequantise it first")
-    placed = _placement(read, source, sizes)
+        raise SourceError(f"{where}/{CONFIG_NAME}: a quantised base cannot be merged into; dequantise it first")
+    placed = _placement(source)
     shards = tuple(sorted(set(placed.values()))) if placed else (WEIGHTS_NAME,)
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
-        for tensor in read_tensors(read, source, shard, sizes[shard]):
+        for tensor in read_tensors(source.read, where, shard, files[shard]):
             if tensor.name in tensors:
                 other = tensors[tensor.name].file
-                raise SourceError(f"{source}: tensor {tensor.name!r} is in {other} and in {shard}")
+                raise SourceError(f"{where}: tensor {tensor.name!r} is in {other} and in {shard}")
             tensors[tensor.name] = tensor
     if placed is not None and {n: t.file for n, t in tensors.items()} != placed:
         differ = sorted({n: t.file for n, t in tensors.items()}.items() ^ placed.items())[0]
-        raise SourceError(f"{source}/{INDEX_NAME}: index and shards disagree, first about {differ[0]!r}")
-    side_files = tuple(sorted(name for name in sizes if is_side_file(name, has_code=config.has_code)))
+        raise SourceError(f"{where}/{INDEX_NAME}: index and shards disagree, first about {differ[0]!r}")
+    side_files = tuple(sorted(name for name in files if is_side_file(name, has_code=config.has_code)))
     used = {CONFIG_NAME, INDEX_NAME, *shards, *side_files}
-    left_out = tuple(sorted(name for name in sizes if name not in used))
+    left_out = tuple(sorted(name for name in files if name not in used))
     return Checkpoint(config=config, tensors=tensors, shards=shards, side_files=side_files, left_out=left_out)
 
 
-def _placement(read: Reader, source: str, sizes: Mapping[str, int]) -> dict[str, str] | None:
+def _placement(source: Source) -> dict[str, str] | None:
     """Return which shard the index puts each tensor in, or None for a single file."""
-    if INDEX_NAME not in sizes:
-        if WEIGHTS_NAME not in sizes:
-            found = sorted(n for n in sizes if n.endswith((".safetensors", ".bin", ".pt", ".gguf", ".h5", ".msgpack")))
+    where, files = source.name, sizes(source)
+    if INDEX_NAME not in files:
+        if WEIGHTS_NAME not in files:
+            found = sorted(n for n in files if n.endswith((".safetensors", ".bin", ".pt", ".gguf", ".h5", ".msgpack")))
             shards = any(_SHARD_NAME.fullmatch(name) for name in found)
             pickled = "; pickled weights are never opened: convert them to safetensors" if found else ""
             raise SourceError(
-                f"{source}: expected {WEIGHTS_NAME} or {INDEX_NAME}, found {', '.join(found[:6]) or 'no weights'}"
+                f"{where}: expected {WEIGHTS_NAME} or {INDEX_NAME}, found {', '.join(found[:6]) or 'no weights'}"
                 + ("; shards need their index" if shards else pickled)
             )
         return None
-    if WEIGHTS_NAME in sizes:
-        raise SourceError(f"{source}: has both {WEIGHTS_NAME} and {INDEX_NAME}; remove the one that is not the model")
-    index = parse_object(_read_text(read, source, INDEX_NAME, sizes), f"{source}/{INDEX_NAME}")
+    if WEIGHTS_NAME in files:
+        raise SourceError(f"{where}: has both {WEIGHTS_NAME} and {INDEX_NAME}; remove the one that is not the model")
+    index = parse_object(_read_text(source, INDEX_NAME), f"{where}/{INDEX_NAME}")
     placed = index.get("weight_map")
     if not isinstance(placed, dict) or not placed:
-        raise SourceError(f"{source}/{INDEX_NAME}: has no weight_map")
+        raise SourceError(f"{where}/{INDEX_NAME}: has no weight_map")
     for shard in sorted({str(s) for s in placed.values()}):
         if not _SHARD_NAME.fullmatch(shard):
-            raise SourceError(f"{source}/{INDEX_NAME}: {shard!r} is not a file name that a shard may have")
-        if shard not in sizes:
-            raise SourceError(f"{source}/{INDEX_NAME}: names {shard}, which is missing; is the download complete?")
+            raise SourceError(f"{where}/{INDEX_NAME}: {shard!r} is not a file name that a shard may have")
+        if shard not in files:
+            raise SourceError(f"{where}/{INDEX_NAME}: names {shard}, which is missing; is the download complete?")
     return placed
 
 
-def _read_text(read: Reader, source: str, name: str, sizes: Mapping[str, int]) -> str:
-    if name not in sizes:
-        hint = "; it is an adapter, not the model it was trained on" if "adapter_config.json" in sizes else ""
-        raise SourceError(f"{source}: has no {name}; found {', '.join(sorted(sizes)[:8]) or 'nothing'}{hint}")
-    if sizes[name] > MAX_HEADER_BYTES:
-        raise SourceError(f"{source}/{name}: {sizes[name]} bytes is too long for a {name}")
+def _read_text(source: Source, name: str) -> str:
+    where, files = source.name, sizes(source)
+    if name not in files:
+        hint = "; it is an adapter, not the model it was trained on" if "adapter_config.json" in files else ""
+        raise SourceError(f"{where}: has no {name}; found {', '.join(sorted(files)[:8]) or 'nothing'}{hint}")
+    if files[name] > MAX_HEADER_BYTES:
+        raise SourceError(f"{where}/{name}: {files[name]} bytes is too long for a {name}")
     try:
-        return bytes(read(name, 0, sizes[name])).decode()
+        return bytes(source.read(name, 0, files[name])).decode()
     except UnicodeDecodeError as error:
-        raise SourceError(f"{source}/{name}: is not UTF-8 text") from error
+        raise SourceError(f"{where}/{name}: is not UTF-8 text") from error

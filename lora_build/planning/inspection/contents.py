@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from lora_build.dtypes import FLOATS
-from lora_build.files.formats.adapter import CONFIG_NAME, Adapter, Parts, sort_tensors
+from lora_build.files.formats.adapter import Adapter
+from lora_build.files.formats.adapter_config import CONFIG_NAME
 from lora_build.methods.checks import unmergeable
 from lora_build.methods.interface import AdaptedModule, Measurable, Update, methods
 from lora_build.methods.lora.implied import Implied
@@ -29,14 +30,12 @@ class AdapterContents:
 
     Attributes:
         adapter: the adapter.
-        parts: its tensors, sorted by what they are.
         modules: the modules that it has factors for, by their paths.
         updates: what it does to which parameter of which module, where no base is needed to tell.
         problems: what keeps it from being merged, whatever the base.
     """
 
     adapter: Adapter
-    parts: Parts
     modules: Mapping[str, AdaptedModule]
     updates: Mapping[tuple[str, str], Update]
     problems: tuple[str, ...]
@@ -47,14 +46,9 @@ def read_contents(adapter: Adapter) -> AdapterContents:
     method = methods().get(adapter.peft_type)
     if method is None:
         problem = f"{adapter.source}: peft_type {adapter.peft_type} {unmergeable(adapter.peft_type)}"
-        return AdapterContents(adapter=adapter, parts=Parts(), modules={}, updates={}, problems=(problem,))
-    parts = sort_tensors(
-        adapter,
-        method.leaves,
-        shared_leaves=getattr(method, "shared_leaves", ()),
-        ignored=getattr(method, "ignored", ()),
-    )
-    wrong = method.check_config(adapter.config)
+        return AdapterContents(adapter=adapter, modules={}, updates={}, problems=(problem,))
+    parts = adapter.parts
+    wrong = method.check_config(adapter.config.data)
     problems = [*(f"{adapter.source}/{CONFIG_NAME}: {problem}" for problem in wrong), *parts.problems]
     problems += (
         f"{tensor.source}: {tensor.name} is {tensor.dtype}; merging needs F32, F16 or BF16"
@@ -63,19 +57,20 @@ def read_contents(adapter: Adapter) -> AdapterContents:
         if tensor.dtype not in FLOATS
     )
     measurable = method if isinstance(method, Measurable) and not wrong else None
-    modules = {path: _module(adapter, parts, path, measurable) for path in parts.factors}
+    modules = {path: _module(adapter, path, measurable) for path in parts.factors}
     updates: dict[tuple[str, str], Update] = {}
     for module in modules.values() if measurable else ():
         found, misfits = method.updates(module)
         problems += misfits
         updates |= {(module.path, parameter): update for parameter, update in found.items()}
-    return AdapterContents(adapter=adapter, parts=parts, modules=modules, updates=updates, problems=tuple(problems))
+    return AdapterContents(adapter=adapter, modules=modules, updates=updates, problems=tuple(problems))
 
 
-def _module(adapter: Adapter, parts: Parts, path: str, method: Measurable | None) -> AdaptedModule:
+def _module(adapter: Adapter, path: str, method: Measurable | None) -> AdaptedModule:
     """Return a module with factors, on the base that they imply where the method can tell."""
+    parts = adapter.parts
     module = AdaptedModule(
-        adapter=adapter.name, path=path, config=adapter.config, adapter_weight=adapter.weight,
+        adapter=adapter.name, path=path, config=adapter.config.data, adapter_weight=adapter.weight,
         factors=parts.factors[path], base=Implied(shapes={}), wrapped=path in parts.wrapped, shared=parts.shared,
         expert_packing=adapter.expert_packing,
     )  # fmt: skip
@@ -86,15 +81,15 @@ def variants_of(adapter: Adapter) -> tuple[str, ...]:
     """Return what kind of LoRA an adapter is, by the names of its authors."""
     if adapter.peft_type != "LORA":
         return ()
-    found = [name for key, name in _VARIANTS.items() if adapter.config.get(key)]
-    init = str(adapter.config.get("init_lora_weights")).lower()
+    found = [name for key, name in _VARIANTS.items() if adapter.config.data.get(key)]
+    init = str(adapter.config.data.get("init_lora_weights")).lower()
     return (*found, *(name for key, name in _INITS.items() if init.startswith(key)))
 
 
 def whole_parameters(contents: AdapterContents) -> Iterator[WholeParameter]:
     """Yield the parameters that an adapter holds whole, and why it does."""
-    adapter, parts = contents.adapter, contents.parts
-    saved = [str(name) for name in adapter.config.get("modules_to_save") or ()]
+    adapter, parts = contents.adapter, contents.adapter.parts
+    saved = adapter.config.saved_modules
     for frozen, tensors in ((False, parts.replaced), (True, parts.frozen)):
         for parameter, tensor in tensors.items():
             if frozen:
@@ -110,15 +105,15 @@ def whole_parameters(contents: AdapterContents) -> Iterator[WholeParameter]:
 
 def trained_tokens(contents: AdapterContents) -> Iterator[TrainedTokens]:
     """Yield the tokens that an adapter was trained on, by module."""
-    for module, rows in contents.parts.tokens.items():
-        indices = token_indices(contents.adapter.config, module)
+    for module, rows in contents.adapter.parts.tokens.items():
+        indices = token_indices(contents.adapter.config.data, module)
         num_tokens = rows.shape[0] if rows.shape else 0
         yield TrainedTokens(module=module, num_tokens=num_tokens, indices=None if indices is None else tuple(indices))
 
 
 def parameters_by_key(contents: AdapterContents) -> dict[str, str]:
     """Return what the adapter calls the parameter that each of its keys is for."""
-    parts = contents.parts
+    parts = contents.adapter.parts
     found = {t.name: f"{module}.weight" for module, factors in parts.factors.items() for t in factors.values()}
     found |= {t.name: f"{m}.{parameter}" for (m, parameter), u in contents.updates.items() for t in u.factors.values()}
     found |= {rows.name: f"{module}.weight" for module, rows in parts.tokens.items()}

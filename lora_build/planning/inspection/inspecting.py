@@ -17,7 +17,8 @@ from lora_build.errors import PlanError
 from lora_build.files.formats.adapter import WEIGHTS_NAME, open_adapter
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import BASE, SourceName
-from lora_build.files.sources import Source, open_hashed, sizes
+from lora_build.files.sources import Source, open_hashed
+from lora_build.methods.interface import key_rules
 from lora_build.planning.inspection.contents import (
     AdapterContents,
     parameters_by_key,
@@ -51,7 +52,7 @@ def inspect(adapter: str | os.PathLike[str], base: str | os.PathLike[str] | None
     recipe = Recipe(name="inspect", adapters={name: spec})
     if base is None:
         opened_source = open_source(recipe, SourceName.of_adapter(name), spec)
-        opened = open_adapter(opened_source.read, name, 1.0, sizes(opened_source))
+        opened = open_adapter(opened_source, rules=key_rules)
         return _inspect(opened_source, read_contents(opened))
     source, revision = split_reference("base", base)
     recipe = replace(recipe, base=BaseSpec(source=source, revision=revision))
@@ -73,14 +74,14 @@ def _name(source: str) -> str:
 
 def _inspect(source: Source, contents: AdapterContents, fit: BaseFit | None = None) -> Inspection:
     """Return an inspection, for which the weights are read."""
-    adapter, parts = contents.adapter, contents.parts
+    adapter, parts = contents.adapter, contents.adapter.parts
     with open_hashed(source, WEIGHTS_NAME) as file:
         bad = tuple(not_finite(file, adapter))
         digest = file.finish()
         adapted = tuple(adapted_parameters(file, contents))
     return Inspection(
         source=source.uri,
-        config=adapter.config,
+        config=adapter.config.data,
         variants=variants_of(adapter),
         num_tensors=len(adapter.tensors),
         size_bytes=source.files[WEIGHTS_NAME].size_bytes,

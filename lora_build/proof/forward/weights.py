@@ -13,7 +13,7 @@ from lora_build.dtypes import FLOATS, torch_dtype
 from lora_build.files.formats.checkpoint import open_checkpoint
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import SourceName
-from lora_build.files.sources import Source, sizes
+from lora_build.files.sources import Source
 from lora_build.files.sources.local import open_local
 from lora_build.proof.forward.trace import blocks, half_ulps
 from lora_build.wrapper.live_model import LiveModel
@@ -31,7 +31,7 @@ def mismatched_tensors(merged: nn.Module, folder: Path, times: float | None = No
         times: how many times what rounding does a tensor's norm may be off, where each value is rounded several times.
     """
     source = open_local(_BUILD, str(folder), folder)
-    found = open_checkpoint(source.read, _BUILD, sizes(source)).tensors
+    found = open_checkpoint(source).tensors
     tensors = {name: tensor for name, tensor in sorted(found.items()) if tensor.dtype in FLOATS}
     disk = {n: torch.empty(t.shape, dtype=torch_dtype(t.dtype), device="meta") for n, t in tensors.items()}
     live = LiveModel(merged, disk)

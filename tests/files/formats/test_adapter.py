@@ -1,0 +1,85 @@
+"""Adapters: what adapter_config.json says, and tensors sorted once, when an adapter is opened."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lora_build.errors import SourceError
+from lora_build.files.formats.adapter import Adapter, KeyRules, open_adapter
+from lora_build.files.formats.adapter_config import AdapterConfig
+from lora_build.files.identity import SourceName
+from lora_build.files.sources.local import open_local
+
+MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+def opened(folder: Path, *keys: str, **config: object) -> Adapter:
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"} | config))
+    save_file({key: torch.full((1,), i) for i, key in enumerate(keys)}, folder / "adapter_model.safetensors")
+    rules = {"LORA": KeyRules(leaves=("lora_A.weight", "lora_B.weight"), shared_leaves=("pool",), ignored=("ranknum",))}
+    return open_adapter(open_local(SourceName.of_adapter("math"), "math", folder), rules=rules.get, weight=0.5)
+
+
+def test_every_tensor_is_sorted_once(tmp_path: Path) -> None:
+    keys = {
+        "A": f"{MODULE}.lora_A.weight",
+        "B": f"{MODULE}.base_layer.lora_B.weight",
+        "pool": "base_model.pool",
+        "rank": f"{MODULE}.ranknum",
+        "head": "base_model.model.lm_head.modules_to_save.weight",
+        "again": "base_model.model.lm_head.weight",
+        "frozen": "base_model.model.score.base_layer.weight",
+        "tokens": "base_model.model.embed_tokens.token_adapter.trainable_tokens_delta",
+        "stray": f"{MODULE}.lora_A.default.weight",
+        "bare": "lm_head.weight",
+    }
+    adapter = opened(tmp_path, *keys.values())
+    parts, tensors = adapter.parts, adapter.tensors
+    path = MODULE.removeprefix("base_model.model.")
+
+    assert (adapter.name, adapter.source, adapter.weight) == ("math", "adapters.math", 0.5)
+    assert parts.factors == {path: {"lora_A.weight": tensors[keys["A"]]}} | {
+        f"{path}.base_layer": {"lora_B.weight": tensors[keys["B"]]}
+    }
+    assert parts.shared == {"pool": tensors["base_model.pool"]}
+    assert parts.ignored == [keys["rank"]]
+    assert parts.replaced == {"lm_head.weight": tensors[keys["head"]]}
+    assert parts.copies == {"lm_head.weight": [tensors[keys["again"]]]}
+    assert parts.frozen == {"score.weight": tensors[keys["frozen"]]}
+    assert parts.tokens == {"embed_tokens": tensors[keys["tokens"]]}
+    assert [problem.partition(";")[0] for problem in parts.problems] == [
+        f"adapters.math: nothing here consumes tensor '{keys['stray']}'",
+        "adapters.math: tensor 'lm_head.weight' does not start with 'base_model.model.' as PEFT's keys do",
+    ]
+
+
+def test_the_tensors_of_a_method_that_nobody_knows_are_left_unsorted(tmp_path: Path) -> None:
+    adapter = opened(tmp_path, f"{MODULE}.lora_A.weight", peft_type="UNHEARD")
+
+    assert (adapter.peft_type, len(adapter.tensors)) == ("UNHEARD", 1)
+    assert adapter.parts.factors == adapter.parts.replaced == {}
+    assert adapter.parts.problems == []
+
+
+@pytest.mark.parametrize(("text", "problem"), [("[]", "is not a JSON object"), ("{}", "has no peft_type")])
+def test_a_config_without_a_method_is_refused(text: str, problem: str) -> None:
+    with pytest.raises(SourceError, match=rf"^adapters\.math/adapter_config\.json: {problem}"):
+        AdapterConfig.parse(text, "adapters.math/adapter_config.json")
+
+
+def test_a_config_says_what_is_asked_of_every_method() -> None:
+    noted = {"parent_library": "transformers.models.llama.modeling_llama", "base_model_class": "LlamaForCausalLM"}
+    config = AdapterConfig.parse(json.dumps({
+        "peft_type": "LORA", "task_type": "SEQ_CLS", "modules_to_save": ["score"], "layer_replication": [[0, 2]],
+        "ensure_weight_tying": True, "auto_mapping": noted, "r": 8,
+    }))  # fmt: skip
+    plain = AdapterConfig.parse('{"peft_type": "OFT", "auto_mapping": {"parent_library": "mine"}, "task_type": null}')
+
+    assert (config.peft_type, config.task_type, config.trained_class) == ("LORA", "SEQ_CLS", "LlamaForCausalLM")
+    assert (config.saved_modules, config.layer_replication, config.keeps_ties) == (("score",), [[0, 2]], True)
+    assert config.data["r"] == 8
+    assert (plain.task_type, plain.trained_class, plain.saved_modules) == (None, None, ())
+    assert (plain.layer_replication, plain.keeps_ties) == (None, False)
