@@ -15,7 +15,7 @@ os.environ.update(
 
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
-from makers.pico import Zoo  # noqa: E402
+from makers.zoo import Zoo  # noqa: E402
 
 # a busy machine is no reason to fail, and a run that fails can be repeated
 settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -15,8 +15,8 @@ from typing import Any
 
 from judges.test_architectures import BUILDABLE, OPTION_CASES
 from judges.test_architectures import Case as FamilyCase
-from makers.architectures import Workshop
 from makers.headers import describe
+from makers.zoo import Zoo
 from pages.test_supported import PEFT_REFUSES, PLACES, ROWS, save_base, train
 
 INPUTS = Path(__file__).with_name("inputs.json.xz")
@@ -52,17 +52,17 @@ def main() -> None:
                     continue
                 found["adapters"][name] = describe(folder, "adapter_config.json")
                 found["cases"][name] = {"base": key, "adapters": {"x": [name, 1.0]}, "recipe": {}}
-        workshop = Workshop(Path(scratch))
+        zoo = Zoo(Path(scratch))
         for case in families():
             if case.id in found["cases"]:
                 continue
             options = f" {dict(case.base.options)}" if case.base.options else ""
             key = f"{case.base.arch} {case.base.dtype}{' flipped' * case.base.flipped}{options}"
-            found["bases"].setdefault(key, describe(workshop.base(case.base), "config.json"))
+            found["bases"].setdefault(key, describe(zoo.base(case.base), "config.json"))
             adapters = {}
             for i, spec in enumerate(case.adapters):
                 name = f"{case.id} {i}"
-                folder = workshop.adapter(case.base, replace(spec, dtype=("float32", "bfloat16", "float16")[i % 3]))
+                folder = zoo.adapter(case.base, replace(spec, dtype=("float32", "bfloat16", "float16")[i % 3]))
                 found["adapters"][name] = describe(folder, "adapter_config.json")
                 adapters[f"a{i}"] = [name, spec.weight]
             found["cases"][case.id] = {"base": key, "adapters": adapters, "recipe": {}}

@@ -18,7 +18,8 @@ import pytest
 import torch
 import transformers
 from judges.oracle import base_tensors, long, ulps_off
-from makers.architectures import ARCHITECTURES, Adapter, Base, Reference, Workshop, answer, quiet
+from makers.families import FAMILIES, VOCAB
+from makers.zoo import Adapter, Base, Reference, Zoo, answer, quiet
 from peft.tuners.lora import BdLoraConfig, KasaConfig
 from safetensors.torch import load_file
 
@@ -58,7 +59,7 @@ BF16: dict[str, Any] = {"dtype": "bfloat16", "sharded": True}
 
 def _families() -> Iterator[Case]:
     """Yield what every family must pass."""
-    for name, arch in ARCHITECTURES.items():
+    for name, arch in FAMILIES.items():
         yield Case(id=f"{name}-one", base=Base(arch=name, **BF16), adapters=(Adapter(),))
         yield Case(id=f"{name}-two", base=Base(arch=name), adapters=TWO)
         if arch.flips:
@@ -149,7 +150,7 @@ def _saved_modules() -> Iterator[Case]:
         ("mixtral", "gate"),
         ("gpt_neox", "lm_head"),
     ):
-        targets = tuple(t for t in ARCHITECTURES[name].targets if t not in ("mlp.0", "mlp.2"))  # of the merger
+        targets = tuple(t for t in FAMILIES[name].targets if t not in ("mlp.0", "mlp.2"))  # of the merger
         yield _case(f"{name}-saved-{module}", _lora(targets=targets, modules_to_save=[module]))
     yield _case("mixtral-saved-experts", _lora(modules_to_save=["experts"]))
     yield _case("vit-saved-classifier-bf16", _lora(modules_to_save=["classifier"]))
@@ -182,7 +183,7 @@ def _embeddings() -> Iterator[Case]:
         ("clip", ("token_embedding",)),
         ("gpt_neox", ("embed_in", "lm_head")),
     ):
-        yield from _both(f"{name}-embedding", _lora(targets=(*targets, *ARCHITECTURES[name].targets[:2])))
+        yield from _both(f"{name}-embedding", _lora(targets=(*targets, *FAMILIES[name].targets[:2])))
         dora = tuple(t for t in targets if t != "lm_head")
         yield _case(f"{name}-embedding-dora", _lora(targets=dora, use_dora=True))
     yield _case(
@@ -255,10 +256,8 @@ def _convolutions() -> Iterator[Case]:
 
 def _tokens() -> Iterator[Case]:
     for name in ("llama", "llama_tied", "gpt2", "qwen2_vl", "gpt_neox"):
-        tokens = {ARCHITECTURES[name].embedding: [5, 6, 40]}
-        yield _case(
-            f"{name}-trainable-tokens", _lora(targets=ARCHITECTURES[name].targets, trainable_token_indices=tokens)
-        )
+        tokens = {FAMILIES[name].embedding: [5, 6, 40]}
+        yield _case(f"{name}-trainable-tokens", _lora(targets=FAMILIES[name].targets, trainable_token_indices=tokens))
     yield _case("llama-trainable-tokens-list-bf16", _lora(trainable_token_indices=[5, 6, 40]))
     both = {"embed_tokens": [5, 6], "lm_head": [7, 6]}
     yield _case("llama-trainable-tokens-of-head", _lora(trainable_token_indices=both))
@@ -341,7 +340,7 @@ def _models() -> Iterator[Case]:
         ),
     }
     yield from _both("llama-classifier", _lora(model="classifier", task_type="SEQ_CLS"), **classifier)
-    grown = (("vocab_size", 84),)
+    grown = (("vocab_size", VOCAB + 4),)
     yield from _both("llama-grown", _lora(model="grown"), config=grown)
     yield _case("llama_tied-grown", _lora(model="grown"), config=grown)
     saved = _lora(model="grown", modules_to_save=["embed_tokens", "lm_head"])
@@ -416,18 +415,13 @@ REFUSED = [case for case in CASES if case.refused is not None]
 
 
 def test_many_architectures_are_covered_and_no_case_stands_twice() -> None:
-    assert len(ARCHITECTURES) >= 45
-    assert {case.base.arch for case in CASES} == set(ARCHITECTURES)
-    assert len({arch.model_class for arch in ARCHITECTURES.values()}) >= 45
+    assert len(FAMILIES) >= 45
+    assert {case.base.arch for case in CASES} == set(FAMILIES)
+    assert len({arch.model_class for arch in FAMILIES.values()}) >= 45
     assert len({case.id for case in CASES}) == len(CASES)
 
 
 # --- building -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("workshop"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -452,17 +446,17 @@ class Built:
         }
 
 
-def _reference(case: Case, workshop: Workshop) -> Reference:
-    return workshop.reference(case.base, case.adapters, case.judge, mute=case.mute)
+def _reference(case: Case, zoo: Zoo) -> Reference:
+    return zoo.reference(case.base, case.adapters, case.judge, mute=case.mute)
 
 
-def _recipe(case: Case, workshop: Workshop, out: Path) -> dict[str, Any]:
+def _recipe(case: Case, zoo: Zoo, out: Path) -> dict[str, Any]:
     adapters = {
-        f"a{i}": {"source": str(workshop.adapter(case.base, adapter)), "weight": adapter.weight}
+        f"a{i}": {"source": str(zoo.adapter(case.base, adapter)), "weight": adapter.weight}
         for i, adapter in enumerate(case.adapters)
     }
     return {
-        "base": str(workshop.base(case.base)),
+        "base": str(zoo.base(case.base)),
         "adapters": adapters,
         "tied_embeddings": case.tied,
         "output": {"dir": str(out), "max_shard_size": "keep"},
@@ -470,19 +464,19 @@ def _recipe(case: Case, workshop: Workshop, out: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def builds(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Built]:
+def builds(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Built]:
     """Return the function that builds a case, once for all tests; a failure is raised again."""
 
     @functools.cache
     def build(case_id: str) -> Built | LoraBuildError:
         case = next(case for case in CASES if case.id == case_id)
-        reference = _reference(case, workshop)
+        reference = _reference(case, zoo)
         out = tmp_path_factory.mktemp("built") / case.id
         try:
-            lora_build.build(_recipe(case, workshop, out))
+            lora_build.build(_recipe(case, zoo, out))
         except LoraBuildError as error:
             return error
-        return Built(case=case, base=workshop.base(case.base), out=out, reference=reference)
+        return Built(case=case, base=zoo.base(case.base), out=out, reference=reference)
 
     def built(case: Case) -> Built:
         result = build(case.id)
@@ -508,9 +502,9 @@ def each(cases: list[Case]) -> pytest.MarkDecorator:
 
 
 @pytest.mark.parametrize("case", BUILDABLE, ids=lambda case: case.id)
-def test_pefts_merge_answers_as_its_unmerged_adapters_unless_set_apart(case: Case, workshop: Workshop) -> None:
-    reference = _reference(case, workshop)
-    base = base_tensors(workshop.base(case.base))
+def test_pefts_merge_answers_as_its_unmerged_adapters_unless_set_apart(case: Case, zoo: Zoo) -> None:
+    reference = _reference(case, zoo)
+    base = base_tensors(zoo.base(case.base))
 
     missing = set(base) - set(reference.tensors) - set(case.removed)
     unexpected = set(reference.tensors) - set(base) - set(case.added)
@@ -625,10 +619,10 @@ def test_the_same_deltas_give_the_same_bytes_whichever_transformers_named_them(
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.id)
 def test_what_cannot_be_merged_is_refused_by_name_before_anything_is_written(
-    case: Case, workshop: Workshop, tmp_path: Path
+    case: Case, zoo: Zoo, tmp_path: Path
 ) -> None:
     with pytest.raises(LoraBuildError, match=case.refused):
-        lora_build.build(_recipe(case, workshop, tmp_path / "out"))
+        lora_build.build(_recipe(case, zoo, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

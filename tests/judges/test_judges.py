@@ -14,7 +14,7 @@ import pytest
 import torch
 from deltalint import cli
 from judges.oracle import expected_checkpoint, ulps_off
-from makers.pico import PicoAdapter, PicoBase, Zoo, load_model, load_peft, quiet
+from makers.zoo import Adapter, Base, Zoo, load_model, load_peft, quiet
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,13 +22,13 @@ import lora_build
 
 PASS, FAIL, INCONCLUSIVE = 0, 1, 3
 PREFIX = "base_model.model."
-BF16, FP32 = PicoBase(dtype="bfloat16"), PicoBase(dtype="float32")
+BF16, FP32 = Base(dtype="bfloat16"), Base(dtype="float32")
 
 
-def lora(**options: Any) -> PicoAdapter:
-    """Return an adapter; what is not a field of PicoAdapter is an option of LoraConfig."""
-    own = {name: options.pop(name) for name in PicoAdapter.__dataclass_fields__ if name in options}
-    return PicoAdapter(**own, options=tuple(options.items()))
+def lora(**options: Any) -> Adapter:
+    """Return an adapter; what is not a field of Adapter is an option of LoraConfig."""
+    own = {name: options.pop(name) for name in Adapter.__dataclass_fields__ if name in options}
+    return Adapter(**own, options=tuple(options.items()))
 
 
 class Judge:
@@ -91,20 +91,20 @@ def faint(adapter: Path, folder: Path, dtype: torch.dtype = torch.float32) -> Pa
 
 # --- our builds pass ----------------------------------------------------------------------------------------
 
-PLAIN: dict[str, tuple[PicoBase, PicoAdapter]] = {
+PLAIN: dict[str, tuple[Base, Adapter]] = {
     "llama, bf16 base": (BF16, lora()),
     "llama, fp32 base": (FP32, lora()),
-    "llama, fp16 base": (PicoBase(dtype="float16"), lora()),
+    "llama, fp16 base": (Base(dtype="float16"), lora()),
     "rslora": (BF16, lora(rank=6, alpha=12, use_rslora=True)),
     "other ranks and alphas for some layers": (
         BF16, lora(rank_pattern={"q_proj": 2, "down_proj": 6}, alpha_pattern={"v_proj": 3}),
     ),
     "an embedding, fp32 base": (FP32, lora(targets=("q_proj", "embed_tokens"))),
     "a head that was trained whole": (BF16, lora(targets=("q_proj",), modules_to_save=["lm_head"])),
-    "qwen2 with biases": (PicoBase(arch="qwen2", dtype="bfloat16"), lora()),
-    "gpt2, stored transposed": (PicoBase(arch="gpt2", dtype="bfloat16"), lora()),
-    "t5": (PicoBase(arch="t5", dtype="bfloat16"), lora()),
-    "shards": (PicoBase(dtype="bfloat16", shard_size="20KB"), lora()),
+    "qwen2 with biases": (Base(arch="qwen2", dtype="bfloat16"), lora()),
+    "gpt2, stored transposed": (Base(arch="gpt2", dtype="bfloat16"), lora()),
+    "t5": (Base(arch="t5", dtype="bfloat16"), lora()),
+    "shards": (Base(dtype="bfloat16", sharded=True), lora()),
 }  # fmt: skip
 
 
@@ -287,7 +287,7 @@ def test_deltalint_passes_a_merge_that_is_two_percent_too_strong_and_its_digest_
 def test_deltalint_passes_a_merge_that_dropped_lora_bias_and_ours_has_it(
     zoo: Zoo, judge: Judge, tmp_path: Path
 ) -> None:
-    spec = PicoBase(arch="qwen2", dtype="bfloat16")
+    spec = Base(arch="qwen2", dtype="bfloat16")
     base, math = zoo.base(spec), zoo.adapter(spec, lora(targets=("q_proj", "v_proj"), lora_bias=True))
     merged = ours(tmp_path, base, {"math": math})
     biases = {n: t for n, t in tensors(base).items() if n.endswith(("q_proj.bias", "v_proj.bias"))}

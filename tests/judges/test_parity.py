@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 import torch
 from judges.oracle import Expected, base_tensors, expected_checkpoint, ulps_off
-from makers.pico import ARCHS, PicoAdapter, PicoBase, Zoo, load_model, load_peft, logits, quiet
+from makers.families import FAMILIES
+from makers.zoo import Adapter, Base, Zoo, load_model, load_peft, logits, quiet
 from safetensors.torch import load_file, save_file
 
 import lora_build
 from lora_build.errors import LoraBuildError
 
-Adapters = tuple[tuple[str, PicoAdapter, float], ...]
+Adapters = tuple[tuple[str, Adapter, float], ...]
 """Name, adapter and weight of each adapter of a recipe."""
 
 
@@ -36,7 +37,7 @@ class Case:
     """
 
     id: str
-    base: PicoBase
+    base: Base
     adapters: Adapters
     adapter_names: tuple[str, ...] | None = None
     dtype: str = "keep"
@@ -51,21 +52,21 @@ class Case:
         return tuple(by_name[name] for name in self.adapter_names or by_name)
 
 
-def _lora(**fields: Any) -> PicoAdapter:
-    """Return an adapter; what is not a field of PicoAdapter is an option of LoraConfig."""
-    own = {name: fields.pop(name) for name in PicoAdapter.__dataclass_fields__ if name in fields}
+def _lora(**fields: Any) -> Adapter:
+    """Return an adapter; what is not a field of Adapter is an option of LoraConfig."""
+    own = {name: fields.pop(name) for name in Adapter.__dataclass_fields__ if name in fields}
     own["edits"] = tuple(own.get("edits", {}).items())
-    return PicoAdapter(**own, options=tuple(fields.items()))
+    return Adapter(**own, options=tuple(fields.items()))
 
 
 def _one(**fields: Any) -> Adapters:
     return (("math", _lora(**fields), 1.0),)
 
 
-def _plain(arch: str, base: str, adapter: str, *, shard_size: str | None = None, **more: Any) -> Case:
+def _plain(arch: str, base: str, adapter: str, *, sharded: bool = False, **more: Any) -> Case:
     return Case(
-        id=f"{arch}-{base}-plain-{adapter}" + ("-sharded" if shard_size else ""),
-        base=PicoBase(arch=arch, dtype=base, shard_size=shard_size),
+        id=f"{arch}-{base}-plain-{adapter}" + ("-sharded" if sharded else ""),
+        base=Base(arch=arch, dtype=base, sharded=sharded),
         adapters=_one(dtype=adapter),
         plain=True,
         **more,
@@ -75,8 +76,8 @@ def _plain(arch: str, base: str, adapter: str, *, shard_size: str | None = None,
 def _case(id: str, adapters: Adapters, **more: Any) -> Case:
     """Return a case whose id starts with the base's arch and dtype, as in `llama-bfloat16-rslora`."""
     arch, dtype, _ = id.split("-", 2)
-    base = {field: more.pop(field) for field in PicoBase.__dataclass_fields__.keys() & more.keys() - {"dtype"}}
-    return Case(id=id, base=PicoBase(arch=arch, dtype=dtype, **base), adapters=adapters, **more)
+    base = {field: more.pop(field) for field in Base.__dataclass_fields__.keys() & more.keys() - {"dtype"}}
+    return Case(id=id, base=Base(arch=arch, dtype=dtype, **base), adapters=adapters, **more)
 
 
 PATTERNS: dict[str, Any] = {
@@ -99,19 +100,19 @@ THREE: Adapters = (
 CASES = [
     # the plain case: every family, base dtype and adapter dtype
     _plain("llama", "float32", "float32"),
-    _plain("llama", "bfloat16", "float32", shard_size=SMALL),
+    _plain("llama", "bfloat16", "float32", sharded=True),
     _plain("llama", "bfloat16", "bfloat16"),
     _plain("llama", "float16", "float16"),
     _plain("llama_tied", "bfloat16", "float16"),
     _plain("qwen2", "bfloat16", "float32"),
     _plain("gpt2", "float32", "float32"),
-    _plain("gpt2", "float16", "bfloat16", shard_size=SMALL),
+    _plain("gpt2", "float16", "bfloat16", sharded=True),
     _plain("bert", "float16", "float32"),
     _plain("opt", "bfloat16", "float16"),
     _plain("t5", "float32", "bfloat16"),
-    _plain("t5", "bfloat16", "float32", shard_size=SMALL),
+    _plain("t5", "bfloat16", "float32", sharded=True),
     _plain("falcon", "bfloat16", "bfloat16"),
-    _plain("falcon", "float32", "float32", shard_size=SMALL, safe_merge=False),
+    _plain("falcon", "float32", "float32", sharded=True, safe_merge=False),
     # tensors of one file in different dtypes; a file without the model's prefix
     _case("llama-bfloat16-fp32-norms", _one(), fp32_norms=True),
     _case("gpt2-float32-bare-names", _one(), bare=True),
@@ -129,7 +130,10 @@ CASES = [
     # biases
     _case("qwen2-bfloat16-lora-bias", _one(targets=(*QK, "v_proj"), lora_bias=True)),
     _case("gpt2-float32-lora-bias", _one(lora_bias=True)),
-    _case("opt-float16-lora-bias", _one(lora_bias=True, dtype="float16")),
+    _case(
+        "opt-float16-lora-bias",
+        _one(targets=("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"), lora_bias=True, dtype="float16"),
+    ),
     _case("falcon-float32-lora-bias", _one(lora_bias=True)),
     _case("qwen2-bfloat16-bias-all", _one(bias="all")),
     _case("gpt2-float32-bias-all", _one(bias="all")),
@@ -155,9 +159,9 @@ CASES = [
     _case("llama-bfloat16-embedding", _one(targets=("embed_tokens", "q_proj"))),
     _case("llama-float32-embedding-and-head", _one(targets=("embed_tokens", "lm_head", "q_proj"))),
     _case("llama_tied-float32-embedding", _one(targets=("embed_tokens", "q_proj"))),
-    _case("llama_tied-bfloat16-embedding", _one(targets=("embed_tokens", "q_proj")), shard_size=SMALL),
+    _case("llama_tied-bfloat16-embedding", _one(targets=("embed_tokens", "q_proj")), sharded=True),
     _case("llama_tied-float32-head", _one(targets=("lm_head", "q_proj"))),
-    _case("llama_tied-float32-embedding-and-head", _one(targets=("lm_head", "embed_tokens")), shard_size=SMALL),
+    _case("llama_tied-float32-embedding-and-head", _one(targets=("lm_head", "embed_tokens")), sharded=True),
     _case("llama_tied-float32-both-on-disk", _one(targets=("embed_tokens", "q_proj")), both_tied=True),
     _case("gpt2-float32-embeddings", _one(targets=("wte", "wpe"))),
     _case("gpt2-float16-head", _one(targets=("lm_head", "c_attn"))),
@@ -171,7 +175,7 @@ CASES = [
     _case("llama_tied-bfloat16-peft-both", _one(targets=("embed_tokens", "lm_head")), tied="peft"),
     # several adapters
     _case("llama-bfloat16-three", THREE),
-    _case("llama-float32-three", THREE, shard_size=SMALL),
+    _case("llama-float32-three", THREE, sharded=True),
     _case("llama-float16-two-of-three", THREE, adapter_names=("chat", "math")),
     _case("llama-float32-one-of-three", THREE, adapter_names=("code",)),
     _case(
@@ -203,7 +207,7 @@ CASES = [
         ),
     ),
     # dtypes and shards
-    _case("llama-float32-to-bfloat16", _one(), dtype="bfloat16", shard_size=SMALL),
+    _case("llama-float32-to-bfloat16", _one(), dtype="bfloat16", sharded=True),
     _case("gpt2-float32-to-float16", _one(), dtype="float16"),
     _case("llama-bfloat16-to-float32", THREE, dtype="float32"),
     _case("llama_tied-bfloat16-to-float32", _one(targets=("embed_tokens", "q_proj")), dtype="float32"),
@@ -211,7 +215,7 @@ CASES = [
     _case("opt-bfloat16-to-float16", _one(bias="all"), dtype="float16"),
     _case("llama-bfloat16-fp32-norms-to-float16", _one(), fp32_norms=True, dtype="float16"),
     _case("llama-bfloat16-saved-head-to-float16", _one(modules_to_save=["lm_head"]), dtype="float16"),
-    _case("llama-float32-shards-to-one", _one(), shard_size=SMALL, max_shard_size="5GB"),
+    _case("llama-float32-shards-to-one", _one(), sharded=True, max_shard_size="5GB"),
     _case("llama-float32-one-to-shards", _one(), max_shard_size=SMALL),
 ]
 assert len({case.id for case in CASES}) == len(CASES) == 81, "an id stands twice, or a case was lost"
@@ -244,7 +248,7 @@ class Built:
 
 
 def _inputs(case: Case, zoo: Zoo) -> Inputs:
-    arch = ARCHS[case.base.arch]
+    arch = FAMILIES[case.base.arch]
     folders = {name: zoo.adapter(case.base, adapter) for name, adapter, _ in case.adapters}
     expected = expected_checkpoint(
         zoo.base(case.base),
@@ -303,10 +307,10 @@ def each(*cases: Case) -> pytest.MarkDecorator:
 
 def _peft_can_merge(case: Case) -> bool:
     """Tell whether merge_and_unload means what the recipe means: not where it merges into a tied matrix."""
-    tied_targets = {"lm_head", ARCHS[case.base.arch].embedding}
+    tied_targets = {"lm_head", FAMILIES[case.base.arch].embedding}
     adapters = [adapter for _, adapter, _ in case.merged]
     touches_tie = any(not isinstance(a.targets, str) and tied_targets & set(a.targets or ()) for a in adapters)
-    return case.tied == "peft" or not (touches_tie and ARCHS[case.base.arch].tied)
+    return case.tied == "peft" or not (touches_tie and FAMILIES[case.base.arch].tied)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if _peft_can_merge(case)], ids=lambda case: case.id)
@@ -435,7 +439,7 @@ def test_the_merged_model_answers_as_the_unmerged_adapters_do(built: Built) -> N
 @each(*CASES)
 def test_transformers_loads_the_result_without_complaint(built: Built) -> None:
     with quiet():
-        model, info = ARCHS[built.case.base.arch].auto.from_pretrained(built.out, output_loading_info=True)
+        model, info = FAMILIES[built.case.base.arch].auto.from_pretrained(built.out, output_loading_info=True)
 
     assert {key: list(names) for key, names in info.items() if names} == {}
     dtype = built.case.base.dtype if built.case.dtype == "keep" else built.case.dtype
@@ -472,7 +476,7 @@ def test_tensors_lie_in_the_files_where_the_base_has_them(built: Built) -> None:
     base, out = _layout(built.inputs.base), _layout(built.out)
     assert set(out.values()) == set(base.values())
     assert base.items() <= out.items()
-    assert (len(set(out.values())) > 1) == (built.case.base.shard_size is not None)
+    assert (len(set(out.values())) > 1) == built.case.base.sharded
 
 
 @each(*CASES)

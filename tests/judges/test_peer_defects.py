@@ -17,7 +17,7 @@ import torch
 import transformers
 from judges.oracle import long, ulps_off
 from makers import hub_server, small
-from makers.pico import quiet
+from makers.zoo import quiet
 from peft import LoraConfig, TaskType, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file

@@ -19,7 +19,7 @@ import torch
 import transformers
 from judges.oracle import long, ulps_off
 from makers import small
-from makers.pico import quiet
+from makers.zoo import quiet
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor

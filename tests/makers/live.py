@@ -6,20 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from makers.architectures import quiet
-from makers.pico import PicoAdapter, PicoBase, Zoo
-from makers.pico import load_model as load_pico
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lora_build import LoraModel
+from makers.zoo import Adapter, Base, Zoo, load_model, quiet
 
-LLAMA = PicoBase(arch="llama")
-BF16 = PicoBase(arch="llama", dtype="bfloat16")
-TIED = PicoBase(arch="llama_tied", dtype="bfloat16")
-MATH, CODE = PicoAdapter(seed=1), PicoAdapter(seed=2, rank=3, dtype="bfloat16", targets=("q_proj", "down_proj"))
-TIED_MATH = PicoAdapter(targets=("embed_tokens", "q_proj"))
-DORA = PicoAdapter(seed=3, options=(("use_dora", True),))
+LLAMA = Base(arch="llama")
+BF16 = Base(arch="llama", dtype="bfloat16")
+TIED = Base(arch="llama_tied", dtype="bfloat16")
+MATH, CODE = Adapter(seed=1), Adapter(seed=2, rank=3, dtype="bfloat16", targets=("q_proj", "down_proj"))
+TIED_MATH = Adapter(targets=("embed_tokens", "q_proj"))
+DORA = Adapter(seed=3, options=(("use_dora", True),))
 IDS = torch.arange(4, 24)[None]
 
 
@@ -53,11 +51,11 @@ def snapshot(model: nn.Module) -> Snapshot:
     )
 
 
-def base_model(zoo: Zoo, spec: PicoBase = LLAMA) -> Any:
-    return load_pico(spec.arch, zoo.base(spec))
+def base_model(zoo: Zoo, spec: Base = LLAMA) -> Any:
+    return load_model(spec.arch, zoo.base(spec))
 
 
-def wrapped(zoo: Zoo, spec: PicoBase = LLAMA, /, **adapters: PicoAdapter) -> LoraModel:
+def wrapped(zoo: Zoo, spec: Base = LLAMA, /, **adapters: Adapter) -> LoraModel:
     """Return a fresh model with adapters loaded, the first one active."""
     model = LoraModel(base_model(zoo, spec)).eval()
     for name, adapter in adapters.items():

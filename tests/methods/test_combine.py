@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from makers import small
-from makers.shelf import CASES, Saved, Shelf, Tensors, base, merge, net, updates
+from makers.layers import CASES, Saved, Shelf, Tensors, base, merge, net, updates
 from safetensors.torch import load_file, save_file
 
 import lora_build

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from makers.shelf import (
+from makers.layers import (
     CASES,
     CROSSED,
     LINEAR,

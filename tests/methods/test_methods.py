@@ -1,6 +1,6 @@
 """Every method but LoRA, on every kind of layer, against its paper's formula in long double and against peft in float64.
 
-The adapters are those of shelf.py.
+The adapters are those of layers.py.
 """
 
 import os
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from judges.oracle import long, ulps_off
-from makers.shelf import (
+from makers.layers import (
     CASES,
     CROSSED,
     FULL,

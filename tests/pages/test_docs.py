@@ -22,7 +22,9 @@ import numpy as np
 import pytest
 import torch
 from judges.oracle import long, ulps_off
-from makers import pico, shelf, small
+from makers import layers, small
+from makers import zoo as zoos
+from makers.families import FAMILIES
 from peft import HiraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from test_house import FLOORS
@@ -338,12 +340,12 @@ TARGETS = {
 }
 
 
-def make_hira(zoo: pico.Zoo, arch: str, folder: Path, seed: int = 0) -> Path:
+def make_hira(zoo: zoos.Zoo, arch: str, folder: Path, seed: int = 0) -> Path:
     """Return an adapter that peft saved, with factors that training might have left."""
-    config = HiraConfig(r=4, target_modules=TARGETS[arch], fan_in_fan_out=pico.ARCHS[arch].conv1d)
+    config = HiraConfig(r=4, target_modules=TARGETS[arch], fan_in_fan_out=FAMILIES[arch].conv1d)
     generator = torch.Generator().manual_seed(seed)
-    with pico.quiet():
-        model = get_peft_model(pico.load_model(arch, zoo.base(pico.PicoBase(arch=arch))), config)
+    with zoos.quiet():
+        model = get_peft_model(zoos.load_model(arch, zoo.base(zoos.Base(arch=arch))), config)
         for name, parameter in model.named_parameters():
             if "hira_" in name:
                 parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
@@ -353,14 +355,14 @@ def make_hira(zoo: pico.Zoo, arch: str, folder: Path, seed: int = 0) -> Path:
 
 @pytest.mark.parametrize("arch", TARGETS)
 @pytest.mark.usefixtures("hira")
-def test_the_method_of_the_document_merges_as_peft_does(arch: str, zoo: pico.Zoo, tmp_path: Path) -> None:
-    base = zoo.base(pico.PicoBase(arch=arch))
+def test_the_method_of_the_document_merges_as_peft_does(arch: str, zoo: zoos.Zoo, tmp_path: Path) -> None:
+    base = zoo.base(zoos.Base(arch=arch))
     adapter = make_hira(zoo, arch, tmp_path / "hira")
     manifest = lora_build.build(
         {"base": base, "adapters": {"hira": adapter}, "output": {"dir": tmp_path / "out"}}
     ).manifest
-    with pico.quiet():
-        model = pico.load_model(arch, base).double()
+    with zoos.quiet():
+        model = zoos.load_model(arch, base).double()
         peft = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().state_dict()
 
     merged, before = load_file(tmp_path / "out/model.safetensors"), load_file(base / "model.safetensors")
@@ -372,9 +374,9 @@ def test_the_method_of_the_document_merges_as_peft_does(arch: str, zoo: pico.Zoo
 
 
 @pytest.mark.usefixtures("hira")
-def test_the_method_of_the_document_gives_the_same_bits_in_any_order_of_adapters(zoo: pico.Zoo, tmp_path: Path) -> None:
+def test_the_method_of_the_document_gives_the_same_bits_in_any_order_of_adapters(zoo: zoos.Zoo, tmp_path: Path) -> None:
     adapters = {name: make_hira(zoo, "opt", tmp_path / name, seed) for seed, name in enumerate("abc")}
-    base = zoo.base(pico.PicoBase(arch="opt"))
+    base = zoo.base(zoos.Base(arch="opt"))
     hashes = {
         lora_build.build(
             {"base": base, "adapters": {n: adapters[n] for n in order}, "output": {"dir": tmp_path / order}}
@@ -392,9 +394,9 @@ def test_the_method_of_the_document_honours_rows_and_storage() -> None:
     W, A, B = (torch.randn(*shape, generator=generator) for shape in ((6, 5), (2, 5), (6, 2)))
 
     def merge(stored: torch.Tensor, **changes: Any) -> torch.Tensor:
-        return shelf.merge([(dataclasses.replace(placed, **changes), {"A": A, "B": B})], stored, torch.float32, step=2)[
-            0
-        ]
+        return layers.merge(
+            [(dataclasses.replace(placed, **changes), {"A": A, "B": B})], stored, torch.float32, step=2
+        )[0]
 
     whole = merge(W)
     assert torch.allclose(whole, W + 0.5 * W * (B @ A), atol=1e-6)
@@ -424,8 +426,8 @@ def test_the_method_of_the_document_gives_beside_the_weight_what_it_merges() -> 
 
 
 @pytest.mark.usefixtures("hira")
-def test_the_method_of_the_document_refuses_what_it_does_not_know(zoo: pico.Zoo, tmp_path: Path) -> None:
-    base = zoo.base(pico.PicoBase(arch="llama"))
+def test_the_method_of_the_document_refuses_what_it_does_not_know(zoo: zoos.Zoo, tmp_path: Path) -> None:
+    base = zoo.base(zoos.Base(arch="llama"))
     adapter = make_hira(zoo, "llama", tmp_path / "hira")
 
     def refusal(**spec: Any) -> str:

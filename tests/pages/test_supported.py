@@ -18,7 +18,8 @@ import pytest
 import torch
 import transformers
 from judges.oracle import base_tensors, long, ulps_off
-from judges.test_architectures import ARCHITECTURES, CASES
+from judges.test_architectures import CASES
+from makers.families import FAMILIES
 from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -413,7 +414,7 @@ def architectures() -> str:
         ["model", "class", "built", "refused"],
         *(
             [name, f"`{arch.model_class}`", names(name, refused=False), names(name, refused=True)]
-            for name, arch in ARCHITECTURES.items()
+            for name, arch in FAMILIES.items()
         ),
     ])  # fmt: skip
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from makers import shelf, small
+from makers import layers, small
 from safetensors.torch import load_file, save_file
 
 import lora_build
@@ -125,7 +125,7 @@ def test_some_rows_of_a_dora_parameter_are_those_of_the_whole(rows: Sequence[int
     whole = PlacedUpdate(update=update, start=0, stop=8)
 
     def merged(update: PlacedUpdate, stored: torch.Tensor) -> torch.Tensor:
-        return shelf.merge([(update, loaded)], stored, torch.bfloat16)[0]
+        return layers.merge([(update, loaded)], stored, torch.bfloat16)[0]
 
     some = torch.tensor(rows)
     assert torch.equal(merged(replace(whole, rows=rows), W[some]), merged(whole, W)[some])
@@ -375,7 +375,7 @@ def test_trained_tokens_of_some_rows_are_found_by_the_rows_of_the_parameter() ->
     update = Update(adapter="math", method="TRAINABLE_TOKENS", scale=1.0, factors={}, tokens=(7, 3))
     placed = PlacedUpdate(update=update, start=0, stop=5, rows=range(2, 7))
 
-    merged, _ = shelf.merge([(placed, {"rows": trained})], W, torch.bfloat16)
+    merged, _ = layers.merge([(placed, {"rows": trained})], W, torch.bfloat16)
 
     expected = W.clone()
     expected[1] = trained[1]  # token 3 is row 1 of rows 2 to 6

@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 import torch
 from makers import hub_server, small
-from makers.architectures import Adapter as WorkshopAdapter
-from makers.architectures import Base, Workshop
-from makers.pico import PicoAdapter, PicoBase, Zoo
+from makers.zoo import Adapter, Base, Zoo
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,7 +22,7 @@ from lora_build.planning.inspection import inspecting
 from lora_build.planning.inspection.result import AdaptedParameter, Inspection
 
 PREFIX = "base_model.model."
-LLAMA = PicoBase(arch="llama")
+LLAMA = Base(arch="llama")
 
 
 def factors_of(folder: Path) -> dict[str, Tensor]:
@@ -69,7 +67,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_an_adapter_that_peft_saved_is_described_by_its_config_and_its_tensors(zoo: Zoo) -> None:
-    path = zoo.adapter(LLAMA, PicoAdapter(rank=4, alpha=8))
+    path = zoo.adapter(LLAMA, Adapter(rank=4, alpha=8))
     found = lora_build.inspect(path)
 
     assert (found.peft_type, found.variants, found.is_ok, found.fit) == ("LORA", (), True, None)
@@ -87,8 +85,8 @@ def test_an_adapter_that_peft_saved_is_described_by_its_config_and_its_tensors(z
     [((), 2.0), ((("use_rslora", True),), 4.0), ((("use_dora", True),), 2.0), ((("lora_bias", True),), 2.0)],
 )
 def test_norms_are_those_of_the_whole_product(zoo: Zoo, options: tuple[Any, ...], scaling: float) -> None:
-    base = PicoBase(arch="gpt2")  # its layers have a bias
-    path = zoo.adapter(base, PicoAdapter(options=options))
+    base = Base(arch="gpt2")  # its layers have a bias
+    path = zoo.adapter(base, Adapter(options=options))
     found = lora_build.inspect(path)
     expected: dict[str, Any] = dense_norms(path, scaling)
     for name, bias in factors_of(path).items():
@@ -102,14 +100,14 @@ def test_norms_are_those_of_the_whole_product(zoo: Zoo, options: tuple[Any, ...]
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_factors_of_16_bits_are_measured_exactly(zoo: Zoo, dtype: str) -> None:
-    path = zoo.adapter(LLAMA, PicoAdapter(dtype=dtype))
+    path = zoo.adapter(LLAMA, Adapter(dtype=dtype))
 
     assert norms(lora_build.inspect(path)) == pytest.approx(dense_norms(path, 2.0), rel=1e-9)
 
 
 def test_patterns_give_each_module_its_rank_alpha_and_scaling(zoo: Zoo) -> None:
     patterns = (("rank_pattern", {"q_proj": 2, "layers.1.mlp.up_proj": 8}), ("alpha_pattern", {"k_proj": 3}))
-    found = lora_build.inspect(path := zoo.adapter(LLAMA, PicoAdapter(options=patterns)))
+    found = lora_build.inspect(path := zoo.adapter(LLAMA, Adapter(options=patterns)))
     modules = by_path(found)
 
     assert modules["model.layers.0.self_attn.q_proj"].rank == 2
@@ -134,7 +132,7 @@ def test_variants_are_called_by_their_names(tmp_path: Path, options: dict[str, A
 
 def test_saved_modules_and_trained_biases_are_told_apart(zoo: Zoo) -> None:
     options = (("modules_to_save", ["ln_f"]), ("bias", "all"))
-    found = lora_build.inspect(zoo.adapter(PicoBase(arch="gpt2"), PicoAdapter(targets=("c_fc",), options=options)))
+    found = lora_build.inspect(zoo.adapter(Base(arch="gpt2"), Adapter(targets=("c_fc",), options=options)))
     kinds = {whole.parameter: whole.kind for whole in found.whole}
 
     assert kinds.pop("transformer.ln_f.weight") == "modules_to_save"
@@ -144,14 +142,14 @@ def test_saved_modules_and_trained_biases_are_told_apart(zoo: Zoo) -> None:
 
 
 def test_a_base_s_own_tensor_that_was_saved_along_is_called_frozen(zoo: Zoo) -> None:
-    found = lora_build.inspect(zoo.adapter(LLAMA, PicoAdapter(targets=("embed_tokens", "q_proj"))))
+    found = lora_build.inspect(zoo.adapter(LLAMA, Adapter(targets=("embed_tokens", "q_proj"))))
 
     assert [(w.parameter, w.kind, w.shape) for w in found.whole] == [("model.embed_tokens.weight", "frozen", (128, 32))]
     assert by_path(found)["model.embed_tokens"].shape == (128, 32)
 
 
 def test_an_embedding_is_measured(zoo: Zoo) -> None:
-    path = zoo.adapter(LLAMA, PicoAdapter(targets=("embed_tokens", "q_proj")))
+    path = zoo.adapter(LLAMA, Adapter(targets=("embed_tokens", "q_proj")))
     A, B = (factors_of(path)[f"model.embed_tokens.lora_embedding_{letter}"] for letter in "AB")
 
     assert norms(lora_build.inspect(path))["model.embed_tokens"] == pytest.approx(float((2 * B @ A).norm()), rel=1e-9)
@@ -179,7 +177,7 @@ def test_a_kernel_and_an_attention_s_out_proj_are_measured(tmp_path: Path) -> No
 
 
 def test_trained_tokens_are_counted(zoo: Zoo) -> None:
-    path = zoo.adapter(LLAMA, PicoAdapter(options=(("trainable_token_indices", [1, 5, 9]),)))
+    path = zoo.adapter(LLAMA, Adapter(options=(("trainable_token_indices", [1, 5, 9]),)))
     (tokens,) = lora_build.inspect(path).tokens
 
     assert (tokens.module, tokens.num_tokens, tokens.indices) == ("model.embed_tokens", 3, (1, 5, 9))
@@ -187,10 +185,10 @@ def test_trained_tokens_are_counted(zoo: Zoo) -> None:
 
 @pytest.mark.parametrize("arch", ["mixtral", "qwen3_moe"])
 def test_a_stack_of_experts_is_measured_expert_by_expert_and_summed(tmp_path: Path, arch: str) -> None:
-    workshop = Workshop(tmp_path)
-    adapter = WorkshopAdapter(experts=True, options=(("rank_pattern", {"mlp.experts.down_proj": 2}),))
-    path = workshop.adapter(Base(arch=arch), adapter)
-    found = lora_build.inspect(path, workshop.base(Base(arch=arch)))
+    zoo = Zoo(tmp_path)
+    adapter = Adapter(experts=True, options=(("rank_pattern", {"mlp.experts.down_proj": 2}),))
+    path = zoo.adapter(Base(arch=arch), adapter)
+    found = lora_build.inspect(path, zoo.base(Base(arch=arch)))
     stacks = [a for a in found.adapted if ".experts." in a.path]
 
     assert {a.parameter for a in stacks} == {"gate_up_proj", "down_proj"}
@@ -314,11 +312,11 @@ def test_an_adapter_that_fits_names_the_tensors_it_touches(folder: Path, capsys:
 def test_names_that_differ_on_disk_are_shown_once_for_all_layers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], zoo: Zoo
 ) -> None:
-    workshop = Workshop(tmp_path)
-    base, adapter = Base(arch="mixtral"), WorkshopAdapter(experts=True)
-    experts = run(capsys, str(workshop.adapter(base, adapter)), "--base", str(workshop.base(base)))[1]
-    gpt2 = PicoBase(arch="gpt2", bare=True)
-    prefix = run(capsys, str(zoo.adapter(PicoBase(arch="gpt2"), PicoAdapter())), "--base", str(zoo.base(gpt2)))[1]
+    zoo = Zoo(tmp_path)
+    base, adapter = Base(arch="mixtral"), Adapter(experts=True)
+    experts = run(capsys, str(zoo.adapter(base, adapter)), "--base", str(zoo.base(base)))[1]
+    gpt2 = Base(arch="gpt2", bare=True)
+    prefix = run(capsys, str(zoo.adapter(Base(arch="gpt2"), Adapter())), "--base", str(zoo.base(gpt2)))[1]
 
     assert "model.layers.*.mlp.experts.gate_up_proj  -> model.layers.*." in experts
     assert "renamed   transformer.*  -> *  x 8" in prefix
@@ -352,7 +350,7 @@ def test_a_problem_that_is_an_issue_too_is_said_once(folder: Path, capsys: pytes
 
 
 def test_a_usual_adapter_takes_no_more_than_25_lines(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
-    path = zoo.adapter(LLAMA, PicoAdapter(options=(("modules_to_save", ["lm_head"]), ("use_dora", True))))
+    path = zoo.adapter(LLAMA, Adapter(options=(("modules_to_save", ["lm_head"]), ("use_dora", True))))
     code, out, err = run(capsys, str(path), "--base", str(zoo.base(LLAMA)))
     lines = out.splitlines()
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from makers import small
-from makers.pico import PicoAdapter, PicoBase, Zoo, quiet
+from makers.zoo import Adapter, Base, Zoo, quiet
 from peft import LoraConfig, get_peft_model
 
 import lora_build
@@ -26,10 +26,10 @@ BIAS = (("bias", "all"),)
 WRAPPER: dict[str, Any] = {"checks": {"wrapper": {}}}
 
 
-def recipe(zoo: Zoo, base: PicoBase, out: Path, *adapters: PicoAdapter, **more: Any) -> dict[str, Any]:
+def recipe(zoo: Zoo, base: Base, out: Path, *adapters: Adapter, **more: Any) -> dict[str, Any]:
     specs = {
         f"a{i}": {"source": str(zoo.adapter(base, spec)), "weight": 1.0 if i == 0 else 0.5}
-        for i, spec in enumerate(adapters or (PicoAdapter(),))
+        for i, spec in enumerate(adapters or (Adapter(),))
     }
     return {"base": str(zoo.base(base)), "adapters": specs, "output": {"dir": str(out)}} | WRAPPER | more
 
@@ -41,22 +41,22 @@ def passed(folder: Path) -> Any:
 
 
 CASES = {
-    "float32": (PicoBase(), [PicoAdapter()], {}),
-    "bfloat16": (PicoBase(dtype="bfloat16"), [PicoAdapter(dtype="bfloat16")], {}),
-    "float16": (PicoBase(dtype="float16"), [PicoAdapter()], {}),
-    "norms in float32": (PicoBase(dtype="bfloat16", fp32_norms=True), [PicoAdapter()], {}),
-    "shards": (PicoBase(dtype="bfloat16", shard_size="20KB"), [PicoAdapter()], {}),
-    "other shards": (PicoBase(dtype="bfloat16"), [PicoAdapter()], {"max_shard_size": "15KB"}),
-    "three adapters": (PicoBase(dtype="bfloat16"), [PicoAdapter(), PicoAdapter(seed=1, rank=2), PicoAdapter(seed=2)], {}),
-    "dora": (PicoBase(dtype="bfloat16"), [PicoAdapter(options=DORA), PicoAdapter(seed=1, options=RSLORA)], {}),
-    "saved modules": (PicoBase(dtype="bfloat16"), [PicoAdapter(options=SAVED)], {}),
+    "float32": (Base(), [Adapter()], {}),
+    "bfloat16": (Base(dtype="bfloat16"), [Adapter(dtype="bfloat16")], {}),
+    "float16": (Base(dtype="float16"), [Adapter()], {}),
+    "norms in float32": (Base(dtype="bfloat16", fp32_norms=True), [Adapter()], {}),
+    "shards": (Base(dtype="bfloat16", sharded=True), [Adapter()], {}),
+    "other shards": (Base(dtype="bfloat16"), [Adapter()], {"max_shard_size": "15KB"}),
+    "three adapters": (Base(dtype="bfloat16"), [Adapter(), Adapter(seed=1, rank=2), Adapter(seed=2)], {}),
+    "dora": (Base(dtype="bfloat16"), [Adapter(options=DORA), Adapter(seed=1, options=RSLORA)], {}),
+    "saved modules": (Base(dtype="bfloat16"), [Adapter(options=SAVED)], {}),
     "a tie that is cut": (
-        PicoBase(arch="llama_tied", dtype="bfloat16"), [PicoAdapter(targets=("embed_tokens", "q_proj"))], {},
+        Base(arch="llama_tied", dtype="bfloat16"), [Adapter(targets=("embed_tokens", "q_proj"))], {},
     ),
-    "a tied head that is stored": (PicoBase(arch="llama_tied", dtype="bfloat16", both_tied=True), [PicoAdapter()], {}),
-    "gpt2 without its prefix": (PicoBase(arch="gpt2", dtype="float16", bare=True), [PicoAdapter()], {}),
-    "t5": (PicoBase(arch="t5", dtype="float16"), [PicoAdapter()], {}),
-    "bert": (PicoBase(arch="bert"), [PicoAdapter(options=BIAS)], {}),
+    "a tied head that is stored": (Base(arch="llama_tied", dtype="bfloat16", both_tied=True), [Adapter()], {}),
+    "gpt2 without its prefix": (Base(arch="gpt2", dtype="float16", bare=True), [Adapter()], {}),
+    "t5": (Base(arch="t5", dtype="float16"), [Adapter()], {}),
+    "bert": (Base(arch="bert"), [Adapter(options=BIAS)], {}),
 }  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def test_a_build_that_a_merge_in_memory_does_not_give_is_not_published(
         return wrapped
 
     monkeypatch.setattr(wrapper_check, "attach_adapters", doubled)
-    base = PicoBase(dtype="bfloat16")
+    base = Base(dtype="bfloat16")
     with pytest.raises(VerificationError, match=r"checks\.wrapper: .* to other bytes, in .*_proj\.weight") as caught:
         lora_build.build(recipe(zoo, base, tmp_path / "out"))
     assert "embed_tokens" not in str(caught.value)
@@ -114,7 +114,7 @@ def test_a_build_that_a_merge_in_memory_does_not_give_is_not_published(
 
 
 def test_a_finished_build_is_held_to_a_merge_in_memory(zoo: Zoo, tmp_path: Path) -> None:
-    built = lora_build.build(recipe(zoo, PicoBase(dtype="bfloat16"), tmp_path / "out", checks={}))
+    built = lora_build.build(recipe(zoo, Base(dtype="bfloat16"), tmp_path / "out", checks={}))
     found = lora_build.verify(tmp_path / "out", wrapper=True)
 
     assert found.wrapper == wrapper_check.WrapperReport(num_tensors=len(built.manifest.tensors))
@@ -124,7 +124,7 @@ def test_a_finished_build_is_held_to_a_merge_in_memory(zoo: Zoo, tmp_path: Path)
 def test_a_finished_build_of_other_weights_does_not_pass(
     zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lora_build.build(recipe(zoo, PicoBase(dtype="bfloat16"), tmp_path / "out", checks={}))
+    lora_build.build(recipe(zoo, Base(dtype="bfloat16"), tmp_path / "out", checks={}))
     attach = wrapper_check.attach_adapters
 
     def without(model: Any, inputs: Any) -> Any:
@@ -138,13 +138,13 @@ def test_a_finished_build_of_other_weights_does_not_pass(
 
 
 def test_a_finished_build_that_no_model_in_memory_can_be_is_said_to_be_such(zoo: Zoo, tmp_path: Path) -> None:
-    lora_build.build(recipe(zoo, PicoBase(), tmp_path / "out", checks={}, dtype="bfloat16"))
+    lora_build.build(recipe(zoo, Base(), tmp_path / "out", checks={}, dtype="bfloat16"))
     with pytest.raises(SourceError, match=r"cannot be held to a merge in memory:\n  dtype: bfloat16 would round twice"):
         lora_build.verify(tmp_path / "out", wrapper=True)
 
 
 def test_prompts_are_for_the_forward_check_alone(zoo: Zoo, tmp_path: Path) -> None:
-    lora_build.build(recipe(zoo, PicoBase(), tmp_path / "out", checks={}))
+    lora_build.build(recipe(zoo, Base(), tmp_path / "out", checks={}))
     with pytest.raises(lora_build.RecipeError, match="prompts are what forward=True asks"):
         lora_build.verify(tmp_path / "out", wrapper=True, prompts="p.txt")
 
@@ -159,23 +159,23 @@ def test_a_report_on_no_tensor_at_all_is_not_one_of_success() -> None:
 def test_a_build_that_is_there_is_checked_once(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compare, calls = wrapper_check.compare_with_wrapper, []
     monkeypatch.setattr(wrapper_check, "compare_with_wrapper", lambda *args: calls.append(1) or compare(*args))
-    lora_build.build(recipe(zoo, PicoBase(), tmp_path / "out", checks={}))
+    lora_build.build(recipe(zoo, Base(), tmp_path / "out", checks={}))
     before = (tmp_path / "out/model.safetensors").stat()
-    lora_build.build(recipe(zoo, PicoBase(), tmp_path / "out"))
+    lora_build.build(recipe(zoo, Base(), tmp_path / "out"))
     assert (tmp_path / "out/model.safetensors").stat() == before
     assert calls == [1]
 
-    lora_build.build(recipe(zoo, PicoBase(), tmp_path / "new"))
-    lora_build.build(recipe(zoo, PicoBase(), tmp_path / "new"))
+    lora_build.build(recipe(zoo, Base(), tmp_path / "new"))
+    lora_build.build(recipe(zoo, Base(), tmp_path / "new"))
     assert calls == [1, 1]
 
 
 def test_the_plan_counts_the_model_into_the_memory(zoo: Zoo, tmp_path: Path) -> None:
     plain, wrapper, forward = (
-        memory_bytes(prepare(from_mapping(recipe(zoo, PicoBase(), tmp_path / "out", checks=checks))))
+        memory_bytes(prepare(from_mapping(recipe(zoo, Base(), tmp_path / "out", checks=checks))))
         for checks in ({}, {"wrapper": {}}, {"forward": {}})
     )
-    size = (zoo.base(PicoBase()) / "model.safetensors").stat().st_size
+    size = (zoo.base(Base()) / "model.safetensors").stat().st_size
     assert wrapper >= plain + 0.9 * size
     assert forward >= plain + 1.5 * size
 
@@ -191,14 +191,14 @@ def test_what_the_wrapper_cannot_do_is_refused_before_anything_is_built(
     zoo: Zoo, tmp_path: Path, more: dict[str, Any], text: str
 ) -> None:
     with pytest.raises(PlanError) as caught:
-        prepare(from_mapping(recipe(zoo, PicoBase(), tmp_path / "out", **more)))
+        prepare(from_mapping(recipe(zoo, Base(), tmp_path / "out", **more)))
     assert text in str(caught.value)
     assert str(caught.value).endswith("leave it out")
 
 
 def test_every_reason_is_named_at_once(zoo: Zoo, tmp_path: Path) -> None:
-    base = PicoBase(dtype="bfloat16")
-    deeper = PicoAdapter(edits=(("layer_replication", [[0, 2], [1, 2]]),))
+    base = Base(dtype="bfloat16")
+    deeper = Adapter(edits=(("layer_replication", [[0, 2], [1, 2]]),))
     with pytest.raises(PlanError) as caught:
         prepare(from_mapping(recipe(zoo, base, tmp_path / "out", deeper, dtype="float16")))
     text = str(caught.value)
@@ -209,9 +209,9 @@ def test_every_reason_is_named_at_once(zoo: Zoo, tmp_path: Path) -> None:
 
 def test_an_adapter_beside_the_base_s_files_is_not_loaded_with_them(zoo: Zoo, tmp_path: Path) -> None:
     """As trainers leave them; transformers would put it into the model."""
-    base = PicoBase(dtype="bfloat16")
+    base = Base(dtype="bfloat16")
     shutil.copytree(zoo.base(base), tmp_path / "base")
-    shutil.copytree(zoo.adapter(base, PicoAdapter(seed=3)), tmp_path / "base", dirs_exist_ok=True)
+    shutil.copytree(zoo.adapter(base, Adapter(seed=3)), tmp_path / "base", dirs_exist_ok=True)
     mapping = recipe(zoo, base, tmp_path / "out", checks={"wrapper": {}, "forward": {}})
     lora_build.build(mapping | {"base": str(tmp_path / "base")})
 
@@ -234,5 +234,5 @@ def test_a_parameter_of_several_dtypes_has_no_model_in_memory(
     place = Place(parameter="model.norm.weight", part=Part(name="x"))
     monkeypatch.setattr(LiveModel, "places", lambda *_: (place,))
     with pytest.raises(SourceError, match=r"model\.norm\.weight is stored in several dtypes"):
-        lora_build.build(recipe(zoo, PicoBase(dtype="bfloat16", fp32_norms=True), tmp_path / "out"))
+        lora_build.build(recipe(zoo, Base(dtype="bfloat16", fp32_norms=True), tmp_path / "out"))
     assert not (tmp_path / "out").exists()

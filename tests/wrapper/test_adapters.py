@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from makers.live import CODE, LLAMA, MATH, base_model, snapshot, wrapped
-from makers.pico import Zoo, logits
+from makers.zoo import Zoo, logits
 
 from lora_build import LoraModel
 from lora_build.errors import RecipeError, SourceError

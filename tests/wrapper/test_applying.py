@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 from makers.live import BF16, CODE, DORA, IDS, MATH, TIED, TIED_MATH, base_model, relative, snapshot, wrapped
-from makers.pico import PicoAdapter, Zoo, logits
+from makers.zoo import Adapter, Zoo, logits
 from torch import Tensor
 
 
 @pytest.mark.parametrize("adapter", [MATH, DORA], ids=["lora", "dora"])
-def test_in_bfloat16_they_differ_by_no_more_than_the_arithmetic_does(adapter: PicoAdapter, zoo: Zoo) -> None:
+def test_in_bfloat16_they_differ_by_no_more_than_the_arithmetic_does(adapter: Adapter, zoo: Zoo) -> None:
     """The bound: thrice what running the same model in bfloat16 instead of float32 changes without any adapter.
 
     Merging rounds each weight once, by as much (2^-9 of it) as each activation is rounded by in every layer of every

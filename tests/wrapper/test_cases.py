@@ -1,6 +1,6 @@
 """Every family and every option through a live model: the streamed build's bits, and a forward that is peft's.
 
-The workshop's cases are built twice, once streamed and once through a live model, and must agree in every byte. The
+The cases of test_architectures.py are built twice, once streamed and once through a live model, and must agree in every byte. The
 unmerged forward is judged by the merged one and by peft's own adapters.
 """
 
@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from judges.oracle import base_tensors
 from judges.test_architectures import BUILDABLE, OPTION_CASES, Case
-from makers.architectures import ARCHITECTURES, Workshop, answer, load_model, quiet
+from makers.families import FAMILIES
 from makers.live import Snapshot, all_bits, relative, saved, snapshot
+from makers.zoo import Zoo, answer, load_model, quiet
 from torch import Tensor
 
 import lora_build
@@ -39,7 +40,7 @@ def selection() -> list[Case]:
     """Return one case of each family and of each option, and some options in bfloat16 as well."""
     by_id = {case.id: case for case in BUILDABLE}
     chosen = {}
-    for name, arch in ARCHITECTURES.items():
+    for name, arch in FAMILIES.items():
         kind = "experts-two" if arch.experts else "v4-names-two" if arch.v4 else "two"
         two = by_id[f"{name}-{kind}"]
         chosen[name] = replace(two, adapters=two.adapters[1:]) if kind == "two" else two  # of plain layers one will do
@@ -57,41 +58,36 @@ BY_PEFT = [case for case in IN_FLOAT32 if case in OPTION_CASES and case.id not i
 
 
 def test_every_family_and_every_option_is_there() -> None:
-    assert {case.base.arch for case in CASES} == set(ARCHITECTURES)
+    assert {case.base.arch for case in CASES} == set(FAMILIES)
     assert len(CASES) == 50 + 91
     assert len(BY_PEFT) >= 60
 
 
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("workshop"))
-
-
-def wrap(case: Case, workshop: Workshop, dtype: str = "auto") -> LoraModel:
+def wrap(case: Case, zoo: Zoo, dtype: str = "auto") -> LoraModel:
     """Return the case's base as transformers loads it with all of the case's adapters active."""
     with quiet():
         model = case.base.architecture.auto.from_pretrained(
-            workshop.base(case.base), dtype=dtype, experts_implementation="eager"
+            zoo.base(case.base), dtype=dtype, experts_implementation="eager"
         )
-    return with_adapters(model.eval(), case, workshop)
+    return with_adapters(model.eval(), case, zoo)
 
 
-def with_adapters(model: Any, case: Case, workshop: Workshop) -> LoraModel:
+def with_adapters(model: Any, case: Case, zoo: Zoo) -> LoraModel:
     wrapper = LoraModel(model, tied_embeddings=case.tied)
     for i, adapter in enumerate(case.adapters):
-        wrapper.load_adapter(workshop.adapter(case.base, adapter), f"a{i}")
+        wrapper.load_adapter(zoo.adapter(case.base, adapter), f"a{i}")
         wrapper.set_scale(f"a{i}", adapter.weight)
     wrapper.set_adapter([f"a{i}" for i in range(len(case.adapters))])
     return wrapper
 
 
-def streamed(case: Case, workshop: Workshop, out: Path) -> dict[str, Tensor]:
+def streamed(case: Case, zoo: Zoo, out: Path) -> dict[str, Tensor]:
     """Return the tensors of the streamed build of a case."""
     adapters = {
-        f"a{i}": {"source": str(workshop.adapter(case.base, adapter)), "weight": adapter.weight}
+        f"a{i}": {"source": str(zoo.adapter(case.base, adapter)), "weight": adapter.weight}
         for i, adapter in enumerate(case.adapters)
     }
-    recipe = {"base": str(workshop.base(case.base)), "adapters": adapters, "tied_embeddings": case.tied}
+    recipe = {"base": str(zoo.base(case.base)), "adapters": adapters, "tied_embeddings": case.tied}
     lora_build.build({**recipe, "output": {"dir": str(out)}})
     return base_tensors(out)
 
@@ -109,13 +105,13 @@ class Live:
 
 
 @pytest.fixture(scope="module")
-def live(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Live]:
+def live(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Live]:
     """Return the function that takes a case through a live model, once for all tests."""
 
     @cache
     def take(case_id: str) -> Live:
         case = next(case for case in CASES if case.id == case_id)
-        wrapper, arch = wrap(case, workshop), case.base.architecture
+        wrapper, arch = wrap(case, zoo), case.base.architecture
         names = list(wrapper.active_adapters)
         before = snapshot(wrapper.base_model)
         unmerged = answer(arch, wrapper)
@@ -137,9 +133,9 @@ def each(cases: list[Case]) -> pytest.MarkDecorator:
 
 @each(CASES)
 def test_merging_in_memory_gives_the_bytes_of_the_streamed_build(
-    case: Case, workshop: Workshop, live: Callable[[Case], Live], tmp_path: Path
+    case: Case, zoo: Zoo, live: Callable[[Case], Live], tmp_path: Path
 ) -> None:
-    assert all_bits(live(case).tensors) == all_bits(streamed(case, workshop, tmp_path / "out"))
+    assert all_bits(live(case).tensors) == all_bits(streamed(case, zoo, tmp_path / "out"))
 
 
 @each(CASES)
@@ -158,12 +154,12 @@ def test_adapters_beside_the_weights_answer_as_those_merged(case: Case, live: Ca
 
 
 @each(BY_PEFT)
-def test_the_unmerged_answer_is_pefts(case: Case, workshop: Workshop, live: Callable[[Case], Live]) -> None:
+def test_the_unmerged_answer_is_pefts(case: Case, zoo: Zoo, live: Callable[[Case], Live]) -> None:
     """What is `apart` peft merges wrongly, but its unmerged adapters are what was trained, and judge.
 
     Where a case is mute (whisper's forward asks the wrapped layer for its stride) peft's merged model does.
     """
-    theirs = workshop.reference(case.base, case.adapters, case.judge, mute=case.mute)
+    theirs = zoo.reference(case.base, case.adapters, case.judge, mute=case.mute)
     expected = theirs.merged if case.mute else theirs.unmerged
     assert expected is not None
     assert theirs.before is not None
@@ -172,18 +168,18 @@ def test_the_unmerged_answer_is_pefts(case: Case, workshop: Workshop, live: Call
 
 
 @each([case for case in BY_PEFT if case.judge == "float64" and not case.mute])
-def test_in_float64_the_unmerged_answer_is_pefts_to_nine_digits(case: Case, workshop: Workshop) -> None:
-    theirs = workshop.reference(case.base, case.adapters, case.judge)
-    model = wrap(case, workshop).double()
+def test_in_float64_the_unmerged_answer_is_pefts_to_nine_digits(case: Case, zoo: Zoo) -> None:
+    theirs = zoo.reference(case.base, case.adapters, case.judge)
+    model = wrap(case, zoo).double()
     assert theirs.unmerged is not None
     assert relative(answer(case.base.architecture, model), theirs.unmerged) < 1e-9
 
 
-def test_a_cut_tie_is_written_under_the_name_that_transformers_gives_it(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_cut_tie_is_written_under_the_name_that_transformers_gives_it(zoo: Zoo, tmp_path: Path) -> None:
     case = next(case for case in BUILDABLE if case.id == "gemma3-tied-embedding")
-    built = streamed(case, workshop, tmp_path / "out")
+    built = streamed(case, zoo, tmp_path / "out")
     with quiet():
-        model = wrap(case, workshop).merge_and_unload()
+        model = wrap(case, zoo).merge_and_unload()
 
     ours = saved(model, tmp_path / "saved")
 
@@ -193,11 +189,11 @@ def test_a_cut_tie_is_written_under_the_name_that_transformers_gives_it(workshop
     assert model.config.text_config.tie_word_embeddings is False
 
 
-def test_what_transformers_keeps_in_float32_is_saved_in_it(workshop: Workshop, tmp_path: Path) -> None:
+def test_what_transformers_keeps_in_float32_is_saved_in_it(zoo: Zoo, tmp_path: Path) -> None:
     case = next(case for case in BUILDABLE if case.id == "deepseek_v3-one")
-    built = streamed(case, workshop, tmp_path / "out")
+    built = streamed(case, zoo, tmp_path / "out")
 
-    ours = saved(wrap(case, workshop).merge_and_unload(), tmp_path / "saved")
+    ours = saved(wrap(case, zoo).merge_and_unload(), tmp_path / "saved")
 
     wide = {name for name in ours if ours[name].dtype != built[name].dtype}
     assert wide == {"model.layers.1.mlp.gate.e_score_correction_bias"}
@@ -207,19 +203,19 @@ def test_what_transformers_keeps_in_float32_is_saved_in_it(workshop: Workshop, t
 
 
 @pytest.mark.parametrize("id", NEED_ANOTHER_MODEL)
-def test_adapters_of_another_model_are_refused_with_advice(id: str, workshop: Workshop) -> None:
+def test_adapters_of_another_model_are_refused_with_advice(id: str, zoo: Zoo) -> None:
     case = next(case for case in BUILDABLE if case.id == id)
 
     with pytest.raises(PlanError, match=f"another model.*{NEED_ANOTHER_MODEL[id]}.*build a recipe"):
-        wrap(case, workshop)
+        wrap(case, zoo)
 
 
 @pytest.mark.parametrize(("id", "kind"), [("llama-classifier", "classifier"), ("llama-grown", "grown"),
                                           ("llama-grown-saved", "grown")])  # fmt: skip
-def test_who_follows_the_advice_gets_the_streamed_bytes(id: str, kind: str, workshop: Workshop, tmp_path: Path) -> None:
+def test_who_follows_the_advice_gets_the_streamed_bytes(id: str, kind: str, zoo: Zoo, tmp_path: Path) -> None:
     case = next(case for case in BUILDABLE if case.id == id)
-    model = load_model(workshop.base(case.base), case.base.architecture, "float32", kind)
+    model = load_model(case.base.arch, zoo.base(case.base), "float32", model=kind)
 
-    merged = with_adapters(model, case, workshop).merge_and_unload()
+    merged = with_adapters(model, case, zoo).merge_and_unload()
 
-    assert all_bits(saved(merged, tmp_path / "saved")) == all_bits(streamed(case, workshop, tmp_path / "out"))
+    assert all_bits(saved(merged, tmp_path / "saved")) == all_bits(streamed(case, zoo, tmp_path / "out"))

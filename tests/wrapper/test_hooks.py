@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from makers.live import CODE, IDS, LLAMA, MATH, TIED, TIED_MATH, base_model, relative, snapshot, wrapped
-from makers.pico import PicoAdapter, PicoBase, Zoo, logits
+from makers.zoo import Adapter, Base, Zoo, logits
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -56,9 +56,7 @@ def test_a_model_has_one_wrapper_until_that_is_taken_off(zoo: Zoo) -> None:
 
 
 @pytest.mark.parametrize(("spec", "adapter"), [(LLAMA, MATH), (TIED, TIED_MATH)], ids=["beside", "in-place"])
-def test_whoever_calls_a_part_of_the_model_gets_the_adapters_answer(
-    spec: PicoBase, adapter: PicoAdapter, zoo: Zoo
-) -> None:
+def test_whoever_calls_a_part_of_the_model_gets_the_adapters_answer(spec: Base, adapter: Adapter, zoo: Zoo) -> None:
     model, merged = wrapped(zoo, spec, math=adapter).float(), wrapped(zoo, spec, math=adapter).float()
     merged = merged.merge_and_unload()
     x = merged.model.embed_tokens(IDS)
@@ -78,7 +76,7 @@ def test_whoever_calls_a_part_of_the_model_gets_the_adapters_answer(
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize(("spec", "adapter"), [(LLAMA, MATH), (TIED, TIED_MATH)], ids=["beside", "in-place"])
 def test_a_checkpointed_layer_applies_the_adapters_in_the_backward_pass_too(
-    spec: PicoBase, adapter: PicoAdapter, use_reentrant: bool, zoo: Zoo
+    spec: Base, adapter: Adapter, use_reentrant: bool, zoo: Zoo
 ) -> None:
     model = wrapped(zoo, spec, math=adapter).float().train()
     x, gradients = base_model(zoo, spec).float().model.embed_tokens(IDS).detach(), []

@@ -8,9 +8,8 @@ import peft
 import pytest
 import torch
 import transformers
-from makers.architectures import quiet
 from makers.live import BF16, LLAMA, MATH, base_model, relative, snapshot, wrapped
-from makers.pico import Zoo, logits
+from makers.zoo import Zoo, logits, quiet
 from torch import Tensor, nn
 
 from lora_build import LoraModel

@@ -27,7 +27,7 @@ from makers.live import (
     snapshot,
     wrapped,
 )
-from makers.pico import PicoAdapter, PicoBase, Zoo, logits
+from makers.zoo import Adapter, Base, Zoo, logits
 from safetensors.torch import load_file, save_file
 
 import lora_build
@@ -79,7 +79,7 @@ def test_a_float64_model_answers_but_is_not_merged(zoo: Zoo) -> None:
 
 
 @pytest.mark.parametrize("second", [CODE, DORA], ids=["lora", "dora"])
-def test_adapters_merged_one_after_another_are_those_merged_together(second: PicoAdapter, zoo: Zoo) -> None:
+def test_adapters_merged_one_after_another_are_those_merged_together(second: Adapter, zoo: Zoo) -> None:
     one_by_one, together = (wrapped(zoo, BF16, math=MATH, code=second) for _ in range(2))
 
     one_by_one.merge_adapter(["math"])
@@ -91,7 +91,7 @@ def test_adapters_merged_one_after_another_are_those_merged_together(second: Pic
 
 
 def test_the_order_of_lora_adapters_changes_no_bit_and_that_of_dora_does(zoo: Zoo) -> None:
-    def merged(second: PicoAdapter, *order: str) -> Mapping[str, Any]:
+    def merged(second: Adapter, *order: str) -> Mapping[str, Any]:
         wrapper = wrapped(zoo, BF16, math=MATH, other=second)
         return snapshot(wrapper.merge_and_unload(adapter_names=order)).bits
 
@@ -133,7 +133,7 @@ def test_unload_gives_the_base_back_even_when_adapters_were_merged(zoo: Zoo) -> 
     assert snapshot(wrapper.unload()) == snapshot(base_model(zoo, TIED))
 
 
-def broken(zoo: Zoo, folder: Path, value: float, spec: PicoBase = LLAMA, adapter: PicoAdapter = MATH) -> Path:
+def broken(zoo: Zoo, folder: Path, value: float, spec: Base = LLAMA, adapter: Adapter = MATH) -> Path:
     """Return an adapter with one value that is not finite in its last module."""
     shutil.copytree(zoo.adapter(spec, adapter), folder)
     tensors = load_file(folder / "adapter_model.safetensors")
@@ -182,7 +182,7 @@ def test_a_nan_of_the_base_is_not_put_down_to_the_adapters(zoo: Zoo) -> None:
 
 
 def test_a_nan_in_a_saved_head_is_the_adapters_whatever_the_base_has_there(zoo: Zoo, tmp_path: Path) -> None:
-    shutil.copytree(zoo.adapter(LLAMA, PicoAdapter(options=(("modules_to_save", ["lm_head"]),))), tmp_path / "math")
+    shutil.copytree(zoo.adapter(LLAMA, Adapter(options=(("modules_to_save", ["lm_head"]),))), tmp_path / "math")
     file = tmp_path / "math/adapter_model.safetensors"
     tensors = load_file(file)
     tensors["base_model.model.lm_head.weight"][3, 4] = torch.nan
@@ -210,7 +210,7 @@ def test_without_safe_merge_a_nan_is_merged(zoo: Zoo, tmp_path: Path) -> None:
 
 
 def test_an_overflow_of_float16_is_what_safe_merge_is_for(zoo: Zoo) -> None:
-    model = wrapped(zoo, PicoBase(arch="llama", dtype="float16"), math=MATH)
+    model = wrapped(zoo, Base(arch="llama", dtype="float16"), math=MATH)
     model.set_scale("math", 1e7)
     with pytest.raises(MergeError, match=r"with adapters\.math it exceeds F16; lower the scale"):
         model.merge_adapter(safe_merge=True)

@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from makers.architectures import quiet
 from makers.live import BF16, CODE, IDS, LLAMA, MATH, base_model, snapshot, wrapped
-from makers.pico import PicoAdapter, Zoo, logits
-from makers.pico import load_model as load_pico
+from makers.zoo import Adapter, Zoo, load_model, logits, quiet
 
 from lora_build import LoraModel
 from lora_build.errors import RecipeError
@@ -90,7 +88,7 @@ def test_a_merged_model_is_saved_loaded_pickled_and_copied_like_any_other(zoo: Z
     merged = run(ONE, base_model(zoo, BF16), ours=True)
     expected = snapshot(merged).bits
 
-    loaded = load_pico("llama", folder / "merged-model")
+    loaded = load_model("llama", folder / "merged-model")
     assert snapshot(loaded).bits == expected
     assert snapshot(pickle.loads(pickle.dumps(merged))).bits == expected
     assert snapshot(copy.deepcopy(merged)).bits == expected
@@ -100,7 +98,7 @@ def test_a_merged_model_is_saved_loaded_pickled_and_copied_like_any_other(zoo: Z
 
 
 def test_no_names_mean_the_active_adapters_and_one_warning_names_the_others(zoo: Zoo) -> None:
-    model = wrapped(zoo, math=MATH, code=CODE, chat=PicoAdapter(seed=4))
+    model = wrapped(zoo, math=MATH, code=CODE, chat=Adapter(seed=4))
     model.set_adapter("code")
 
     with pytest.warns(UserWarning, match=r"active adapters \(code\) and leaves out math, chat") as caught:

@@ -21,7 +21,7 @@ from makers.live import (
     snapshot,
     wrapped,
 )
-from makers.pico import PicoAdapter, PicoBase, Zoo, logits
+from makers.zoo import Adapter, Base, Zoo, logits
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -64,7 +64,7 @@ def test_a_cut_tie_stays_cut_when_transformers_ties_again_and_when_wrapped_again
 
 
 def test_an_adapter_that_does_not_fit_is_refused_with_every_issue_and_the_others_go_on(zoo: Zoo) -> None:
-    other = zoo.adapter(PicoBase(arch="falcon"), PicoAdapter())
+    other = zoo.adapter(Base(arch="falcon"), Adapter())
     model = wrapped(zoo, math=MATH)
 
     with pytest.raises(PlanError) as caught:
@@ -80,7 +80,7 @@ def test_an_adapter_that_does_not_fit_is_refused_with_every_issue_and_the_others
 
 def test_saved_modules_are_those_of_the_merged_adapter_not_of_the_active_one(zoo: Zoo) -> None:
     """peft takes the active adapter's head whichever adapter is merged."""
-    heads = {name: PicoAdapter(seed=i, options=(("modules_to_save", ["lm_head"]),)) for i, name in enumerate("ab")}
+    heads = {name: Adapter(seed=i, options=(("modules_to_save", ["lm_head"]),)) for i, name in enumerate("ab")}
     model = wrapped(zoo, **heads)
     assert model.active_adapters == ["a"]
 
@@ -91,7 +91,7 @@ def test_saved_modules_are_those_of_the_merged_adapter_not_of_the_active_one(zoo
 
 
 def test_two_saved_heads_are_not_active_together(zoo: Zoo) -> None:
-    heads = {name: PicoAdapter(seed=i, options=(("modules_to_save", ["lm_head"]),)) for i, name in enumerate("ab")}
+    heads = {name: Adapter(seed=i, options=(("modules_to_save", ["lm_head"]),)) for i, name in enumerate("ab")}
     model = wrapped(zoo, **heads)
     before = logits("llama", model)
     with pytest.raises(PlanError, match=r"both replace lm_head\.weight"):
@@ -101,7 +101,7 @@ def test_two_saved_heads_are_not_active_together(zoo: Zoo) -> None:
 
 
 def test_two_saved_heads_are_not_merged_into_one(zoo: Zoo) -> None:
-    heads = {name: PicoAdapter(seed=i, options=(("modules_to_save", ["lm_head"]),)) for i, name in enumerate("ab")}
+    heads = {name: Adapter(seed=i, options=(("modules_to_save", ["lm_head"]),)) for i, name in enumerate("ab")}
     model = wrapped(zoo, **heads)
     before = snapshot(model.base_model)
     with pytest.raises(PlanError, match=r"both replace lm_head\.weight"):

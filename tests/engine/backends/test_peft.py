@@ -17,7 +17,7 @@ import pytest
 import torch
 from judges.oracle import base_tensors
 from makers import small
-from makers.architectures import Adapter, Base, Workshop, load_model, quiet
+from makers.zoo import Adapter, Base, Zoo, load_model, quiet
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig
 from peft.utils.warning import PeftWarning
 from safetensors.torch import load_file
@@ -39,21 +39,16 @@ WHOLE = ("q_proj", "down_proj", "embed_tokens", "lm_head")
 HEAD = r".*head\.attention"
 
 
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("workshop"))
-
-
 def _lora(**fields: Any) -> Adapter:
     """Return an adapter; what is not a field of Adapter is an option of LoraConfig."""
     own = {name: fields.pop(name) for name in Adapter.__dataclass_fields__ if name in fields}
     return Adapter(**own, options=tuple(fields.items()))
 
 
-def by_peft(workshop: Workshop, base: Base, adapters: tuple[Adapter, ...], *, safe_merge: bool, dtype: str) -> Tensors:
-    model = load_model(workshop.base(base), base.architecture, dtype)
-    first, *rest = (workshop.adapter(base, adapter) for adapter in adapters)
-    out = workshop.root / "by-peft"
+def by_peft(zoo: Zoo, base: Base, adapters: tuple[Adapter, ...], *, safe_merge: bool, dtype: str) -> Tensors:
+    model = load_model(base.arch, zoo.base(base), dtype)
+    first, *rest = (zoo.adapter(base, adapter) for adapter in adapters)
+    out = zoo.root / "by-peft"
     with quiet():
         adapted = peft.PeftModel.from_pretrained(model, first, adapter_name="a0")
         for i, folder in enumerate(rest, 1):
@@ -65,15 +60,15 @@ def by_peft(workshop: Workshop, base: Base, adapters: tuple[Adapter, ...], *, sa
     return tensors
 
 
-def recipe(workshop: Workshop, base: Base, adapters: tuple[Adapter, ...], **more: Any) -> dict[str, Any]:
-    sources = {f"a{i}": str(workshop.adapter(base, adapter)) for i, adapter in enumerate(adapters)}
-    output = {"dir": str(workshop.root / "ours"), "if_exists": "overwrite"}
-    return {"base": str(workshop.base(base)), "adapters": sources, "numerics": "peft", "output": output} | more
+def recipe(zoo: Zoo, base: Base, adapters: tuple[Adapter, ...], **more: Any) -> dict[str, Any]:
+    sources = {f"a{i}": str(zoo.adapter(base, adapter)) for i, adapter in enumerate(adapters)}
+    output = {"dir": str(zoo.root / "ours"), "if_exists": "overwrite"}
+    return {"base": str(zoo.base(base)), "adapters": sources, "numerics": "peft", "output": output} | more
 
 
-def by_us(workshop: Workshop, base: Base, adapters: tuple[Adapter, ...], **more: Any) -> Tensors:
-    lora_build.build(recipe(workshop, base, adapters, **more))
-    return base_tensors(workshop.root / "ours")
+def by_us(zoo: Zoo, base: Base, adapters: tuple[Adapter, ...], **more: Any) -> Tensors:
+    lora_build.build(recipe(zoo, base, adapters, **more))
+    return base_tensors(zoo.root / "ours")
 
 
 def differences(ours: Tensors, theirs: Tensors) -> list[str]:
@@ -86,31 +81,29 @@ def differences(ours: Tensors, theirs: Tensors) -> list[str]:
     return [n for n in sorted({*ours, *theirs}) if n not in ours or n not in theirs or not same(ours[n], theirs[n])]
 
 
-def assert_same_bits(workshop: Workshop, base: Base, *adapters: Adapter, dtype: str = "keep", **more: Any) -> None:
+def assert_same_bits(zoo: Zoo, base: Base, *adapters: Adapter, dtype: str = "keep", **more: Any) -> None:
     """Hold a build to peft's for both values of safe_merge, and see that there was something to merge."""
     for safe_merge in (True, False):
-        ours = by_us(workshop, base, adapters, safe_merge=safe_merge, dtype=dtype, **more)
+        ours = by_us(zoo, base, adapters, safe_merge=safe_merge, dtype=dtype, **more)
         loaded = base.dtype if dtype == "keep" else dtype
-        theirs = by_peft(workshop, base, adapters, safe_merge=safe_merge, dtype=loaded)
+        theirs = by_peft(zoo, base, adapters, safe_merge=safe_merge, dtype=loaded)
         assert differences(ours, theirs) == [], f"{safe_merge=}"
-        assert differences(ours, base_tensors(workshop.base(base))) != []
+        assert differences(ours, base_tensors(zoo.base(base))) != []
 
 
 @pytest.mark.parametrize(("base_dtype", "dtype"), list(itertools.product(DTYPES, DTYPES)))
-def test_linear_layers_and_embeddings_have_pefts_bits_in_every_dtype(
-    base_dtype: str, dtype: str, workshop: Workshop
-) -> None:
-    assert_same_bits(workshop, Base(arch="llama", dtype=base_dtype), _lora(targets=WHOLE, dtype=dtype))
+def test_linear_layers_and_embeddings_have_pefts_bits_in_every_dtype(base_dtype: str, dtype: str, zoo: Zoo) -> None:
+    assert_same_bits(zoo, Base(arch="llama", dtype=base_dtype), _lora(targets=WHOLE, dtype=dtype))
 
 
 @pytest.mark.parametrize("base_dtype", DTYPES)
-def test_adapters_in_either_order_have_pefts_bits_in_that_order(base_dtype: str, workshop: Workshop) -> None:
+def test_adapters_in_either_order_have_pefts_bits_in_that_order(base_dtype: str, zoo: Zoo) -> None:
     base = Base(arch="llama", dtype=base_dtype)
     three = tuple(_lora(seed=i, rank=2 + i, dtype=dtype, targets=WHOLE) for i, dtype in enumerate(DTYPES))
 
-    assert_same_bits(workshop, base, *three)
-    assert_same_bits(workshop, base, *three[::-1])
-    assert differences(by_us(workshop, base, three), by_us(workshop, base, three[::-1])) != []
+    assert_same_bits(zoo, base, *three)
+    assert_same_bits(zoo, base, *three[::-1])
+    assert differences(by_us(zoo, base, three), by_us(zoo, base, three[::-1])) != []
 
 
 BLOCKS = BdLoraConfig(
@@ -145,32 +138,32 @@ LAYERS: dict[str, tuple[Adapter, ...]] = {
 
 
 @pytest.mark.parametrize("case", LAYERS)
-def test_every_kind_of_layer_has_pefts_bits(case: str, workshop: Workshop) -> None:
+def test_every_kind_of_layer_has_pefts_bits(case: str, zoo: Zoo) -> None:
     base = Base(arch=case.split()[0], dtype="bfloat16")
     tied = {"tied_embeddings": "peft"} if base.arch == "gpt2" else {}
-    assert_same_bits(workshop, base, *LAYERS[case], **tied)
+    assert_same_bits(zoo, base, *LAYERS[case], **tied)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_another_dtype_has_the_bits_of_a_model_that_peft_loads_in_it(dtype: str, workshop: Workshop) -> None:
+def test_another_dtype_has_the_bits_of_a_model_that_peft_loads_in_it(dtype: str, zoo: Zoo) -> None:
     adapter = _lora(targets=("q_proj", "embed_tokens"), modules_to_save=["lm_head"])
-    assert_same_bits(workshop, Base(arch="llama", dtype="float32"), adapter, _lora(seed=1), dtype=dtype)
+    assert_same_bits(zoo, Base(arch="llama", dtype="float32"), adapter, _lora(seed=1), dtype=dtype)
 
 
 @pytest.mark.parametrize(("arch", "dtype"), [("t5", "float16"), ("deepseek_v3", "bfloat16")])
-def test_what_transformers_keeps_in_float32_is_merged_and_written_so(arch: str, dtype: str, workshop: Workshop) -> None:
+def test_what_transformers_keeps_in_float32_is_merged_and_written_so(arch: str, dtype: str, zoo: Zoo) -> None:
     base = Base(arch=arch, dtype=dtype)
-    assert_same_bits(workshop, base, _lora())
-    assert {str(t.dtype) for t in by_us(workshop, base, (_lora(),)).values()} == {f"torch.{dtype}", "torch.float32"}
+    assert_same_bits(zoo, base, _lora())
+    assert {str(t.dtype) for t in by_us(zoo, base, (_lora(),)).values()} == {f"torch.{dtype}", "torch.float32"}
 
 
-def test_an_embedding_without_its_tied_head_has_the_bits_of_an_untied_model(workshop: Workshop) -> None:
+def test_an_embedding_without_its_tied_head_has_the_bits_of_an_untied_model(zoo: Zoo) -> None:
     base, adapter = Base(arch="gpt2", dtype="bfloat16"), _lora(targets=("c_attn", "wte"))
-    ours = by_us(workshop, base, (adapter,))
-    theirs = by_peft(workshop, base, (adapter,), safe_merge=True, dtype="bfloat16")
+    ours = by_us(zoo, base, (adapter,))
+    theirs = by_peft(zoo, base, (adapter,), safe_merge=True, dtype="bfloat16")
 
     assert differences(ours, theirs) == ["lm_head.weight"]
-    assert torch.equal(ours["lm_head.weight"], base_tensors(workshop.base(base))["transformer.wte.weight"])
+    assert torch.equal(ours["lm_head.weight"], base_tensors(zoo.base(base))["transformer.wte.weight"])
 
 
 # --- layers that no small model of transformers has ---------------------------------------------------------
@@ -374,7 +367,7 @@ REFUSED: dict[str, tuple[str, tuple[Adapter, ...], dict[str, Any], str]] = {
         "llama_tied", (_lora(targets=WHOLE),), {"tied_embeddings": "peft"}, "peft merges all adapters of one module before"
     ),
     "a tie that training kept": (
-        "llama_tied", (_lora(targets=("embed_tokens",), ensure_weight_tying=True),), {}, "(ensure_weight_tying)"
+        "llama_tied", (_lora(targets=("embed_tokens",), ensure_weight_tying=True, loaded_as="float32"),), {}, "(ensure_weight_tying)"
     ),
     "replicated layers": ("llama", (_lora(layer_replication=[[0, 2], [1, 2]]),), {}, "which peft cannot merge"),
     "kasa": ("llama", (_lora(kasa_config=KasaConfig()),), {}, "peft decomposes the base"),
@@ -382,23 +375,23 @@ REFUSED: dict[str, tuple[str, tuple[Adapter, ...], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_not_repeated_bit_by_bit_is_refused_by_name(case: str, workshop: Workshop) -> None:
+def test_what_is_not_repeated_bit_by_bit_is_refused_by_name(case: str, zoo: Zoo) -> None:
     arch, adapters, more, reason = REFUSED[case]
-    message = refusal(recipe(workshop, Base(arch=arch, dtype="bfloat16"), adapters, **more))
+    message = refusal(recipe(zoo, Base(arch=arch, dtype="bfloat16"), adapters, **more))
 
     assert reason in message
     assert "set numerics: exact" in message
 
 
-def test_biases_of_an_attention_are_refused(workshop: Workshop) -> None:
+def test_biases_of_an_attention_are_refused(zoo: Zoo) -> None:
     with pytest.warns(PeftWarning, match="has no bias"):
-        found = recipe(workshop, Base(arch="siglip", dtype="bfloat16"), (_lora(targets=HEAD, lora_bias=True),))
+        found = recipe(zoo, Base(arch="siglip", dtype="bfloat16"), (_lora(targets=HEAD, lora_bias=True),))
 
     assert "peft loses some of the biases that it trains on an attention block (lora_bias)" in refusal(found)
 
 
-def test_factors_packed_as_unsloth_packs_them_are_refused(workshop: Workshop) -> None:
-    found = recipe(workshop, Base(arch="mixtral", dtype="bfloat16"), (_lora(experts=True),))
+def test_factors_packed_as_unsloth_packs_them_are_refused(zoo: Zoo) -> None:
+    found = recipe(zoo, Base(arch="mixtral", dtype="bfloat16"), (_lora(experts=True),))
     found["adapters"]["a0"] = {"source": found["adapters"]["a0"], "expert_packing": "unsloth"}
 
     assert "expert_packing is unsloth, and peft knows only its own" in refusal(found)

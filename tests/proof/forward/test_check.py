@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from makers import small
-from makers.pico import PicoAdapter, PicoBase, Zoo, quiet
+from makers.zoo import Adapter, Base, Zoo, quiet
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
@@ -30,12 +30,12 @@ from lora_build.proof.verify import Verification, hold_to_inputs
 from lora_build.recipe.validate import from_mapping
 
 LAYER = "model.layers.1.self_attn.v_proj"
-LLAMA = PicoBase(arch="llama", dtype="bfloat16")
+LLAMA = Base(arch="llama", dtype="bfloat16")
 TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
-def recipe(zoo: Zoo, base: PicoBase, out: Path, *adapters: PicoAdapter, **more: Any) -> dict[str, Any]:
-    specs = {f"a{i}": str(zoo.adapter(base, spec)) for i, spec in enumerate(adapters or (PicoAdapter(),))}
+def recipe(zoo: Zoo, base: Base, out: Path, *adapters: Adapter, **more: Any) -> dict[str, Any]:
+    specs = {f"a{i}": str(zoo.adapter(base, spec)) for i, spec in enumerate(adapters or (Adapter(),))}
     return {"base": str(zoo.base(base)), "adapters": specs, "output": {"dir": str(out)}} | more
 
 
@@ -62,7 +62,7 @@ def forge(folder: Path, **changes: torch.Tensor) -> None:
     (folder / MANIFEST_NAME).write_bytes(forged.to_bytes())
 
 
-def weights(zoo: Zoo, base: PicoBase, out: Path, end: str) -> tuple[torch.Tensor, torch.Tensor]:
+def weights(zoo: Zoo, base: Base, out: Path, end: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a tensor of the base and of the build, in float64."""
     found = [load_file(folder / "model.safetensors") for folder in (zoo.base(base), out)]
     before, after = (next(t for n, t in tensors.items() if n.endswith(end)) for tensors in found)
@@ -88,7 +88,7 @@ def report_of(folder: Path, **asked: Any) -> ForwardReport:
     ],
 )
 def test_a_correct_build_answers_as_base_and_adapters_do(zoo: Zoo, tmp_path: Path, arch: str, dtype: str) -> None:
-    lora_build.build(recipe(zoo, PicoBase(arch=arch, dtype=dtype), tmp_path / "out"))
+    lora_build.build(recipe(zoo, Base(arch=arch, dtype=dtype), tmp_path / "out"))
     report = lora_build.verify(tmp_path / "out", forward=True).forward
 
     assert report.is_ok
@@ -108,22 +108,22 @@ def test_a_correct_build_answers_as_base_and_adapters_do(zoo: Zoo, tmp_path: Pat
     ids=["bfloat16", "float16", "peft"],
 )
 def test_a_build_of_another_dtype_passes(zoo: Zoo, tmp_path: Path, more: dict[str, Any]) -> None:
-    base = PicoBase(arch="llama")
-    lora_build.build(recipe(zoo, base, tmp_path / "out", PicoAdapter(), PicoAdapter(seed=1, rank=2), **more))
+    base = Base(arch="llama")
+    lora_build.build(recipe(zoo, base, tmp_path / "out", Adapter(), Adapter(seed=1, rank=2), **more))
 
     assert lora_build.verify(tmp_path / "out", forward=True).forward.is_ok
 
 
 @pytest.mark.parametrize("options", [(("use_dora", True),), (("modules_to_save", ["lm_head"]),)])
 def test_dora_and_saved_modules_pass(zoo: Zoo, tmp_path: Path, options: tuple[tuple[str, Any], ...]) -> None:
-    lora_build.build(recipe(zoo, LLAMA, tmp_path / "out", PicoAdapter(options=options)))
+    lora_build.build(recipe(zoo, LLAMA, tmp_path / "out", Adapter(options=options)))
 
     assert lora_build.verify(tmp_path / "out", forward=True).forward.is_ok
 
 
 def test_a_tie_that_was_cut_passes(zoo: Zoo, tmp_path: Path) -> None:
-    base = PicoBase(arch="llama_tied", dtype="bfloat16")
-    lora_build.build(recipe(zoo, base, tmp_path / "out", PicoAdapter(targets=("embed_tokens", "q_proj"))))
+    base = Base(arch="llama_tied", dtype="bfloat16")
+    lora_build.build(recipe(zoo, base, tmp_path / "out", Adapter(targets=("embed_tokens", "q_proj"))))
 
     assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is False
     assert lora_build.verify(tmp_path / "out", forward=True).forward.is_ok
@@ -237,7 +237,7 @@ def test_a_layer_that_the_build_lacks_is_named(zoo: Zoo) -> None:
 def test_one_update_that_is_missing_or_there_twice_is_found_and_its_layer_named(
     zoo: Zoo, tmp_path: Path, dtype: str, times: int
 ) -> None:
-    base = PicoBase(arch="llama", dtype=dtype)
+    base = Base(arch="llama", dtype=dtype)
     lora_build.build(recipe(zoo, base, tmp_path / "out"))
     before, after = weights(zoo, base, tmp_path / "out", f"{LAYER}.weight")
     forge(tmp_path / "out", **{f"{LAYER}.weight": before + times * (after - before)})
@@ -256,7 +256,7 @@ def test_one_update_that_is_missing_or_there_twice_is_found_and_its_layer_named(
     ],
 )
 def test_the_layer_is_named_in_every_kind_of_model(zoo: Zoo, tmp_path: Path, arch: str, module: str) -> None:
-    base = PicoBase(arch=arch, dtype="bfloat16")
+    base = Base(arch=arch, dtype="bfloat16")
     lora_build.build(recipe(zoo, base, tmp_path / "out"))
     before, _ = weights(zoo, base, tmp_path / "out", f"{module}.weight")
     forge(tmp_path / "out", **{f"{module}.weight": before})
@@ -300,7 +300,7 @@ def test_a_tensor_that_no_prompt_reaches_is_held_to_the_merge(tmp_path: Path) ->
 def test_a_row_of_the_embedding_that_no_prompt_asks_is_held_to_the_merge(
     with_words: Path, zoo: Zoo, dtype: str
 ) -> None:
-    base = PicoBase(arch="llama", dtype=dtype)
+    base = Base(arch="llama", dtype=dtype)
     lora_build.build(recipe(zoo, base, with_words / dtype))
     _, rows = weights(zoo, base, with_words / dtype, "embed_tokens.weight")
     rows[77] *= 1.01
@@ -352,7 +352,7 @@ def test_a_prompt_with_tokens_that_the_model_lacks_is_one_clear_error(with_words
 
 
 def test_weights_that_peft_rounds_more_often_pass_and_a_missing_update_does_not(zoo: Zoo, tmp_path: Path) -> None:
-    adapters = PicoAdapter(options=(("use_dora", True),)), PicoAdapter(seed=1)
+    adapters = Adapter(options=(("use_dora", True),)), Adapter(seed=1)
     lora_build.build(recipe(zoo, LLAMA, tmp_path / "out", *adapters, numerics="peft"))
     assert report_of(tmp_path / "out").mismatched_tensors == ()
 
@@ -413,9 +413,9 @@ def test_a_grown_vocabulary_passes_where_another_config_lies_in_the_base_s(tmp_p
 @pytest.fixture
 def overflown(zoo: Zoo, tmp_path: Path) -> Path:
     """Return a folder with a build whose dtype does not reach the base's largest weight."""
-    base = PicoBase(arch="llama")
+    base = Base(arch="llama")
     shutil.copytree(zoo.base(base), tmp_path / "base")
-    shutil.copytree(zoo.adapter(base, PicoAdapter()), tmp_path / "math")
+    shutil.copytree(zoo.adapter(base, Adapter()), tmp_path / "math")
     weight = load_file(tmp_path / "base/model.safetensors")["model.layers.0.mlp.down_proj.weight"]
     weight[0, 0] = 1e5
     small.edit(tmp_path / "base", model__layers__0__mlp__down_proj__weight=weight)
@@ -440,7 +440,7 @@ def test_numbers_that_json_does_not_have_are_null(overflown: Path, capsys: pytes
 @pytest.mark.parametrize("numerics", ["exact", "peft"])
 def test_a_base_that_answers_nan_proves_nothing(zoo: Zoo, tmp_path: Path, numerics: str) -> None:
     shutil.copytree(zoo.base(LLAMA), tmp_path / "base")
-    shutil.copytree(zoo.adapter(LLAMA, PicoAdapter()), tmp_path / "math")
+    shutil.copytree(zoo.adapter(LLAMA, Adapter()), tmp_path / "math")
     small.edit(tmp_path / "base", model__norm__weight=torch.full((32,), torch.nan, dtype=torch.bfloat16))
     lora_build.build(small.recipe(tmp_path, numerics=numerics))
 
@@ -490,13 +490,9 @@ def test_another_input_at_the_same_path_is_an_error_that_names_it(
     zoo: Zoo, tmp_path: Path, which: str, text: str
 ) -> None:
     shutil.copytree(zoo.base(LLAMA), tmp_path / "base")
-    shutil.copytree(zoo.adapter(LLAMA, PicoAdapter()), tmp_path / "math")
+    shutil.copytree(zoo.adapter(LLAMA, Adapter()), tmp_path / "math")
     lora_build.build(small.recipe(tmp_path))
-    other = (
-        zoo.base(PicoBase(arch="llama", dtype="float16"))
-        if which == "base"
-        else zoo.adapter(LLAMA, PicoAdapter(seed=5))
-    )
+    other = zoo.base(Base(arch="llama", dtype="float16")) if which == "base" else zoo.adapter(LLAMA, Adapter(seed=5))
     shutil.rmtree(tmp_path / which)
     shutil.copytree(other, tmp_path / which)
 
@@ -508,7 +504,7 @@ def test_inputs_are_found_again_from_anywhere_if_the_recipe_s_folder_is_above_th
     zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(zoo.base(LLAMA), tmp_path / "here/base")
-    shutil.copytree(zoo.adapter(LLAMA, PicoAdapter()), tmp_path / "here/math")
+    shutil.copytree(zoo.adapter(LLAMA, Adapter()), tmp_path / "here/math")
     mapping = {"base": "./base", "adapters": {"math": "./math"}, "root": str(tmp_path / "here")}
     lora_build.build(mapping | {"output": {"dir": "builds/x"}})
     lora_build.build(mapping | {"output": {"dir": str(tmp_path / "far")}})
@@ -541,7 +537,7 @@ def test_a_build_without_provenance_says_what_is_missing(zoo: Zoo, tmp_path: Pat
 def with_words(zoo: Zoo, tmp_path: Path) -> Path:
     """Return a folder with a build whose tokenizer splits text at spaces."""
     shutil.copytree(zoo.base(LLAMA), tmp_path / "base")
-    shutil.copytree(zoo.adapter(LLAMA, PicoAdapter()), tmp_path / "math")
+    shutil.copytree(zoo.adapter(LLAMA, Adapter()), tmp_path / "math")
     file = tmp_path / "base/tokenizer.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"pre_tokenizer": {"type": "WhitespaceSplit"}}))
     lora_build.build(small.recipe(tmp_path))
@@ -684,7 +680,7 @@ def test_a_check_that_fails_leaves_the_target_as_it_was(
 ) -> None:
     from lora_build.engine.backends.compiled import FusedMerger
 
-    before = lora_build.build(recipe(zoo, LLAMA, tmp_path / "out", PicoAdapter(seed=3))).manifest
+    before = lora_build.build(recipe(zoo, LLAMA, tmp_path / "out", Adapter(seed=3))).manifest
     merge = FusedMerger.block
 
     def wrong(self: FusedMerger, rows: Any, out: memoryview, first: int, **more: Any) -> Any:
@@ -770,7 +766,7 @@ def test_prompts_that_cannot_be_asked_stop_a_build_before_it_begins(
 
 
 def test_a_check_that_cannot_run_is_refused_before_anything_is_built(zoo: Zoo, tmp_path: Path) -> None:
-    deeper = PicoAdapter(edits=(("layer_replication", [[0, 2], [1, 2]]),))
+    deeper = Adapter(edits=(("layer_replication", [[0, 2], [1, 2]]),))
     mapping = recipe(zoo, LLAMA, tmp_path / "out", deeper, checks={"forward": {}})
     with pytest.raises(SourceError, match="num_hidden_layers is not the base's; a forward check cannot run"):
         prepare(from_mapping(mapping))

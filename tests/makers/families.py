@@ -1,57 +1,14 @@
-"""Tiny models of many families and adapters for them, made offline by transformers and peft themselves.
-
-    workshop = Workshop(tmp_path)
-    base = workshop.base(Base(arch="mixtral", dtype="bfloat16", sharded=True))        # a folder as on the Hub
-    adapter = workshop.adapter(Base(arch="mixtral"), Adapter(experts=True))          # a folder as peft saves it
-    truth = workshop.reference(Base(arch="mixtral"), (Adapter(experts=True),))       # what peft makes of them
-
-Everything is seeded by the specs, so a spec names its bytes. Deltas are never zero: whatever peft initialises
-is replaced or moved. `Reference` holds the tensors that peft merges in float64, under the names that
-save_pretrained gives them, and what the unmerged adapter model answers. It knows nothing of lora_build.
-"""
+"""Tiny models of many families: how to make each, and what its files are called."""
 
 import copy
-import functools
-import json
-import re
-import shutil
-import warnings
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import peft
 import torch
 import transformers
-from judges.oracle import base_tensors, expected_checkpoint
-from makers import pico
-from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file, save_file
 
-VOCAB = 80
-SHARD = "20KB"
-
-THIRD_PARTY_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
-    # peft misses patterns for parameters, and those that another pattern before them hides
-    (r"The following (rank|alpha)_pattern keys did not match any targeted module", RuntimeWarning),
-    (r"Already following adapters were merged a0. You are now additionally merging a1", UserWarning),
-    (r"Specified to not (save|load) vera_A and vera_B", UserWarning),
-    (r"LoRA adapter added to ConvNd layer with groups > 1", UserWarning),
-)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence exactly the warnings that peft and transformers give for these models."""
-    with pico.quiet(), warnings.catch_warnings():
-        for message, category in THIRD_PARTY_WARNINGS:
-            warnings.filterwarnings("ignore", message, category)
-        yield
-
+VOCAB = 128
 
 # --- inputs -------------------------------------------------------------------------------------------------
 
@@ -115,7 +72,9 @@ class Architecture:
     `targets` are its linear layers as transformers 5 names them in memory, `experts` its stacks of experts for
     `target_parameters`, `v4` the names that its linear layers have in files, where these differ, and the names
     that transformers 4 gave them. `hub_names` renames what save_pretrained writes for a fresh model to what
-    the files on the Hub have. `flips` tells that `tie_word_embeddings` may be either.
+    the files on the Hub have. `flips` tells that `tie_word_embeddings` may be either, `tied` maps each tensor that
+    the file leaves out to the tensor it is tied to (for families that are held to the file-only oracle), and `conv1d`
+    says that the linear layers store `[in, out]`.
     """
 
     name: str
@@ -129,6 +88,7 @@ class Architecture:
     v4: tuple[str, ...] = ()
     hub_names: tuple[tuple[str, str], ...] = ()
     flips: bool = False
+    tied: Mapping[str, str] = field(default_factory=dict)
     conv1d: bool = False
 
     def config(self) -> Any:
@@ -212,7 +172,14 @@ def _family(name: str, model_class: str, options: Mapping[str, Any], **more: Any
 
 _TEXT = (
     _decoder("llama", "LlamaForCausalLM", _FREE),
-    _decoder("llama_tied", "LlamaForCausalLM", _TIED, model_type="llama", flips=False),
+    _decoder(
+        "llama_tied",
+        "LlamaForCausalLM",
+        _TIED,
+        model_type="llama",
+        flips=False,
+        tied={"lm_head.weight": "model.embed_tokens.weight"},
+    ),
     _decoder("mistral", "MistralForCausalLM", _FREE),
     _decoder("qwen2", "Qwen2ForCausalLM", _FREE),
     _decoder("qwen3", "Qwen3ForCausalLM", _TIED | {"head_dim": 8}),
@@ -232,7 +199,14 @@ _TEXT = (
     _decoder("starcoder2", "Starcoder2ForCausalLM", _TIED, targets=(*_ATTENTION, "c_fc", "c_proj")),
     _decoder("glm4", "Glm4ForCausalLM", _FREE | {"head_dim": 8}, targets=(*_ATTENTION, "gate_up_proj", "down_proj")),
     _family(
-        "gpt2", "GPT2LMHeadModel", _GPT, targets=("c_attn", "c_proj", "c_fc"), embedding="wte", conv1d=True, flips=True
+        "gpt2",
+        "GPT2LMHeadModel",
+        _GPT,
+        targets=("c_attn", "c_proj", "c_fc"),
+        embedding="wte",
+        conv1d=True,
+        flips=True,
+        tied={"lm_head.weight": "transformer.wte.weight"},
     ),
     _family(
         "gpt_neo",
@@ -283,6 +257,7 @@ _TEXT = (
         },
         targets=(*_BART_TARGETS, "project_in", "project_out"),
         flips=True,
+        tied={"lm_head.weight": "model.decoder.embed_tokens.weight"},
     ),
     _family(
         "bloom",
@@ -306,6 +281,7 @@ _TEXT = (
         },
         targets=_NEOX,
         embedding="word_embeddings",
+        tied={"lm_head.weight": "transformer.word_embeddings.weight"},
         flips=True,
     ),
     _family(
@@ -324,7 +300,17 @@ _TEXT = (
         embedding="embeddings",
         flips=True,
     ),
-    _family("bert", "BertForMaskedLM", _BERT, targets=("query", "key", "value", "dense"), embedding="word_embeddings"),
+    _family(
+        "bert",
+        "BertForMaskedLM",
+        _BERT,
+        targets=("query", "key", "value", "dense"),
+        embedding="word_embeddings",
+        tied={
+            "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+            "cls.predictions.decoder.bias": "cls.predictions.bias",
+        },
+    ),
     _family(
         "roberta",
         "RobertaForSequenceClassification",
@@ -522,6 +508,11 @@ _SEQ2SEQ = (
         },
         targets=("q", "k", "v", "o", "wi_0", "wi_1", "wo"),
         inputs=_translation,
+        tied={
+            "lm_head.weight": "shared.weight",
+            "encoder.embed_tokens.weight": "shared.weight",
+            "decoder.embed_tokens.weight": "shared.weight",
+        },
         embedding="shared",
     ),
     _family(
@@ -829,374 +820,9 @@ _VISION_LANGUAGE = (
     ),
 )
 
-ARCHITECTURES = {arch.name: arch for arch in (*_TEXT, *_MOE, *_SEQ2SEQ, *_SENSES, *_VISION_LANGUAGE)}
+FAMILIES = {arch.name: arch for arch in (*_TEXT, *_MOE, *_SEQ2SEQ, *_SENSES, *_VISION_LANGUAGE)}
 
 
-# --- what is made of them -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Base:
-    """A base checkpoint; `flipped` has the other `tie_word_embeddings`, `options` are of its config."""
-
-    arch: str
-    dtype: str = "float32"
-    sharded: bool = False
-    flipped: bool = False
-    options: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def architecture(self) -> Architecture:
-        """Return its family."""
-        return ARCHITECTURES[self.arch]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adapter:
-    """An adapter.
-
-    `method` is the peft config's class without `Config`, `options` go to it, `experts` adds the family's
-    stacks of experts. `model` is what is done to the base before training: `grown` vocabulary, or a
-    sequence classifier (`classifier`). `v4` writes the file by hand with the names of the base's files;
-    `rewrite` names a function of REWRITES that turns what peft saved into another file for the same deltas.
-    """
-
-    weight: float = 1.0
-    seed: int = 0
-    rank: int = 4
-    alpha: float = 8
-    dtype: str = "float32"
-    method: str = "Lora"
-    targets: str | tuple[str, ...] | None = None
-    experts: bool = False
-    model: str = "base"
-    v4: bool = False
-    rewrite: str | None = None
-    options: tuple[tuple[str, Any], ...] = ()
-    edits: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def file(self) -> "Adapter":
-        """Return what decides the bytes of its files."""
-        return replace(self, weight=1.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
-    """What peft makes of a base and adapters.
-
-    `tensors` are the merged ones by their names in files, `before`, `unmerged` and `merged` the answers of the
-    base, of the adapter model and of the merged model, as far as there are any.
-    """
-
-    tensors: Mapping[str, torch.Tensor]
-    before: torch.Tensor | None = None
-    unmerged: torch.Tensor | None = None
-    merged: torch.Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Workshop:
-    """Makes each base, adapter and reference once, under `root`."""
-
-    root: Path
-    _made: dict[str, Any] = field(default_factory=dict)
-
-    def base(self, spec: Base) -> Path:
-        """Return the folder of a base checkpoint."""
-        return self._once(spec, lambda path: _make_base(spec, path))
-
-    def adapter(self, base: Base, spec: Adapter) -> Path:
-        """Return the folder of an adapter for this base, as it was trained in float32."""
-        base = replace(base, dtype="float32", sharded=False)
-        folder = self.base(base)
-        return self._once((base, spec.file), lambda path: _make_adapter(base, folder, spec, path))
-
-    def reference(
-        self, base: Base, adapters: tuple[Adapter, ...], dtype: str = "float64", *, mute: bool = False
-    ) -> Reference:
-        """Return what peft, or for files with names of transformers 4 the file-only oracle, makes of them.
-
-        Args:
-            base: The base checkpoint.
-            adapters: The adapters, in the recipe's order.
-            dtype: The dtype in which peft merges.
-            mute: Whether the unmerged adapter model is not asked for its answer.
-        """
-        key = repr((base, adapters, dtype))
-        if key not in self._made:
-            plain = tuple(replace(adapter, rewrite=None, edits=()) for adapter in adapters)
-            folders = [self.adapter(base, adapter) for adapter in plain]
-            if adapters[0].v4:
-                expected = expected_checkpoint(
-                    self.base(base), [(f, a.weight) for f, a in zip(folders, adapters, strict=True)]
-                )
-                tensors = {n: torch.from_numpy(e.exact().astype("float64")) for n, e in expected.items()}
-                self._made[key] = Reference(tensors=tensors)
-            else:
-                self._made[key] = self._by_peft(base, dict(zip(folders, plain, strict=True)), dtype, mute)
-        return self._made[key]
-
-    def _by_peft(self, base: Base, adapters: Mapping[Path, Adapter], dtype: str, mute: bool) -> Reference:
-        arch, first = base.architecture, next(iter(adapters.values()))
-        model = load_model(self.base(base), arch, dtype, first.model)
-        before = answer(arch, model)
-        adapted = _load_adapters(model, adapters)
-        unmerged = None if mute else answer(arch, adapted)
-        if "layer_replication" in dict(first.options):
-            return Reference(tensors=_one_layer_each(adapted), before=before, unmerged=unmerged, merged=unmerged)
-        with quiet():
-            merged = adapted.merge_and_unload(adapter_names=[f"a{i}" for i in range(len(adapters))])
-        after = answer(arch, merged)
-        path = self.root / "reference"
-        with quiet():
-            merged.save_pretrained(path)
-        tensors = base_tensors(path)
-        shutil.rmtree(path)
-        return Reference(tensors=tensors, before=before, unmerged=unmerged, merged=after)
-
-    def _once(self, spec: Any, make: Callable[[Path], None]) -> Path:
-        if repr(spec) not in self._made:
-            path = self.root / f"made-{len(self._made):04d}"
-            make(path)
-            self._made[repr(spec)] = path
-        return self._made[repr(spec)]
-
-
-def load_model(folder: Path, arch: Architecture, dtype: str, kind: str = "base") -> Any:
-    """Return the model of a folder, prepared for training as `Adapter.model` says."""
-    loader = arch.auto
-    if kind == "classifier":
-        loader = getattr(transformers, arch.model_class.replace("CausalLM", "SequenceClassification"))
-    with quiet():
-        torch.manual_seed(0)
-        options = {"num_labels": 3} if kind == "classifier" else {}
-        model = loader.from_pretrained(
-            folder, dtype=getattr(torch, dtype), experts_implementation="eager", **options
-        ).eval()
-        if kind == "grown":
-            model.resize_token_embeddings(VOCAB + 4)
-    return model
-
-
-def answer(arch: Architecture, model: Any) -> torch.Tensor:
-    """Return the model's logits for the family's fixed input, in float64."""
-    dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    inputs = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in arch.inputs().items()
-    }
-    with torch.no_grad(), quiet():
-        output = model(**inputs)
-    logits: torch.Tensor = output.logits if "logits" in output else output.logits_per_image
-    return logits.double()
-
-
-def _load_adapters(model: Any, adapters: Mapping[Path, Adapter]) -> Any:
-    """Return `model` with all adapters active, each layer's scaling multiplied by its adapter's weight."""
-    with quiet():
-        (first, *rest) = adapters
-        adapted = peft.PeftModel.from_pretrained(model, first, adapter_name="a0")
-        for i, folder in enumerate(rest, 1):
-            adapted.load_adapter(folder, adapter_name=f"a{i}")
-        if rest:
-            adapted.base_model.set_adapter([f"a{i}" for i in range(len(adapters))])
-    for module in adapted.modules():
-        if isinstance(module, BaseTunerLayer) and hasattr(module, "scaling"):
-            for i, adapter in enumerate(adapters.values()):
-                if f"a{i}" in module.scaling and adapter.weight != 1:
-                    module.scaling[f"a{i}"] *= adapter.weight
-    return adapted.eval()
-
-
-def _one_layer_each(adapted: Any) -> dict[str, torch.Tensor]:
-    """Return the tensors of a model whose replicated layers share a base but not their updates."""
-    tensors = {}
-    for name, tensor in adapted.base_model.model.state_dict().items():
-        if ".lora_" not in name:
-            tensors[name.replace(".base_layer.", ".")] = tensor.clone()
-    for name, module in adapted.base_model.model.named_modules():
-        if isinstance(module, LoraLayer):
-            tensors[f"{name}.weight"] += module.get_delta_weight("a0")
-    return tensors
-
-
-def _generator(*seed: object) -> torch.Generator:
-    return torch.Generator().manual_seed(zlib.crc32(repr(seed).encode()))
-
-
-def _make_base(spec: Base, path: Path) -> None:
-    arch = spec.architecture
-    config = arch.config()
-    for name, value in spec.options:
-        setattr(config, name, value)
-    if spec.flipped:
-        tied = not config.get_text_config().tie_word_embeddings
-        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = tied
-    with quiet():
-        torch.manual_seed(0)
-        model = arch.auto(config)
-        generator = _generator("base", spec.arch, spec.options)
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            spread = torch.exp(torch.randn(parameter.shape, generator=generator))  # exponents far apart
-            parameter.data += 0.05 * noise * spread
-        for name, buffer in model.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                buffer += 0.1 * torch.rand(buffer.shape, generator=generator)
-        model.tie_weights()
-        model.to(getattr(torch, spec.dtype)).save_pretrained(path, max_shard_size=SHARD if spec.sharded else "5GB")
-    if arch.hub_names:
-        _rename_base(path, arch.hub_names)
-
-
-def _rename_base(path: Path, renames: tuple[tuple[str, str], ...]) -> None:
-    for file in path.glob("*.safetensors"):
-        save_file({_renamed(n, renames): t for n, t in load_file(file).items()}, file, metadata={"format": "pt"})
-    for file in path.glob("*.index.json"):
-        index = json.loads(file.read_text())
-        index["weight_map"] = {_renamed(name, renames): f for name, f in index["weight_map"].items()}
-        file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def _renamed(name: str, renames: tuple[tuple[str, str], ...]) -> str:
-    return functools.reduce(lambda text, rename: re.sub(*rename, text), renames, name)
-
-
-def _make_adapter(base: Base, base_dir: Path, spec: Adapter, path: Path) -> None:
-    if spec.v4:
-        _write_v4_adapter(base, base_dir, spec, path)
-    else:
-        _train_adapter(base, base_dir, spec, path)
-    if spec.rewrite:
-        tensors = load_file(path / "adapter_model.safetensors")
-        save_file(REWRITES[spec.rewrite](tensors), path / "adapter_model.safetensors", metadata={"format": "pt"})
-    if spec.edits:
-        file = path / "adapter_config.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | dict(spec.edits), indent=2))
-
-
-def _train_adapter(base: Base, base_dir: Path, spec: Adapter, path: Path) -> None:
-    arch = base.architecture
-    targets = arch.targets if spec.targets is None else spec.targets
-    options: dict[str, Any] = {"target_modules": targets if isinstance(targets, str) else list(targets)}
-    if spec.method == "Lora":
-        options |= {"r": spec.rank, "lora_alpha": spec.alpha, "fan_in_fan_out": arch.conv1d}
-    if spec.experts:
-        options["target_parameters"] = list(arch.experts)
-    with quiet():
-        config = getattr(peft, f"{spec.method}Config")(**(options | dict(spec.options)))
-    generator = _generator("adapter", base.arch, spec.seed)
-    model = load_model(base_dir, arch, "float32", spec.model)
-    with quiet():
-        torch.manual_seed(1 + spec.seed)
-        adapted = peft.get_peft_model(model, config)
-        for name, parameter in adapted.named_parameters():
-            if parameter.requires_grad:
-                _train(name, parameter, generator, keep=isinstance(dict(spec.options).get("init_lora_weights"), str))
-                parameter.data = parameter.data.to(getattr(torch, spec.dtype))
-        adapted.save_pretrained(str(path))
-
-
-def _train(name: str, parameter: torch.nn.Parameter, generator: torch.Generator, *, keep: bool) -> None:
-    """Replace a parameter by what training might have left there, or `keep` it and move it a little."""
-    noise = torch.randn(parameter.shape, generator=generator)
-    factor = re.search(r"\.lora_(A|B|embedding_A|embedding_B)\b", name)
-    if factor and parameter.ndim > 1 and not keep:
-        # rows of B from 2^-7 to 1: some updates drown in W, some rule it
-        shape = (parameter.shape[0], *[1] * (parameter.ndim - 1))
-        rows = 2.0 ** -torch.randint(0, 8, shape, generator=generator)
-        values = 0.2 * noise * (rows if factor[1] in ("B", "embedding_A") else 1.0)
-    else:
-        size = parameter.data.abs().mean().item() or 1.0
-        values = parameter.data.float() + 0.2 * size * noise
-    parameter.data.copy_(values)  # in place: ensure_weight_tying makes one adapter's factors views of another's
-
-
-def _write_v4_adapter(base: Base, base_dir: Path, spec: Adapter, path: Path) -> None:
-    """Write an adapter with the names of the base's files, one pair of factors for each matrix there."""
-    arch = base.architecture
-    generator = _generator("v4", base.arch, spec.seed)
-    dtype = getattr(torch, spec.dtype)
-    tensors: dict[str, torch.Tensor] = {}
-    for name, weight in sorted(base_tensors(base_dir).items()):
-        module = name.removesuffix(".weight")
-        if weight.ndim == 2 and name != module and module.endswith(tuple(f".{t}" for t in arch.v4) + arch.v4):
-            rows = 2.0 ** -torch.randint(0, 8, (weight.shape[0], 1), generator=generator)
-            B = 0.2 * rows * torch.randn(weight.shape[0], spec.rank, generator=generator)
-            A = 0.2 * torch.randn(spec.rank, weight.shape[1], generator=generator)
-            tensors[f"{pico.PREFIX}{module}.lora_A.weight"] = A.to(dtype)
-            tensors[f"{pico.PREFIX}{module}.lora_B.weight"] = B.to(dtype)
-    path.mkdir()
-    save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = peft.LoraConfig(
-        r=spec.rank, lora_alpha=int(spec.alpha), target_modules=list(arch.v4), base_model_name_or_path=str(base_dir)
-    )
-    config.save_pretrained(str(path))
-    file = path / "adapter_config.json"
-    written = json.loads(file.read_text())
-    del written["peft_version"]  # peft wrote none before 0.18
-    file.write_text(json.dumps(written, indent=2))
-
-
-# --- the same deltas in another file ------------------------------------------------------------------------
-
-Tensors = dict[str, torch.Tensor]
-
-
-def _experts_of_transformers_4(expert: str, gate: str, up: str, down: str) -> Callable[[Tensors], Tensors]:
-    """Return the rewrite of stacks `[E, 2I, H]` and `[E, H, I]` into modules of single experts."""
-
-    def rewrite(tensors: Tensors) -> Tensors:
-        result = {}
-        for key, A, B in _stacks(tensors):
-            stem = re.sub(r"[^.]+\.experts(\.base_layer)?$", expert, key)
-            for e in range(A.shape[0]):
-                parts = {down: B[:, :, e]}
-                if key.endswith(".base_layer"):
-                    parts = dict(zip((gate, up), B[:, :, e].chunk(2), strict=True))
-                for name, rows in parts.items():
-                    result[f"{stem}.{e}.{name}.lora_A.weight"] = A[e].clone()
-                    result[f"{stem}.{e}.{name}.lora_B.weight"] = rows.contiguous()
-        return {k: t for k, t in tensors.items() if ".experts." not in k} | result
-
-    return rewrite
-
-
-def _experts_of_peft_0_18(tensors: Tensors) -> Tensors:
-    """Exchange the sides of each stack: A there had the second dimension of the parameter, not the last."""
-    result = dict(tensors)
-    for key, A, B in _stacks(tensors):
-        result[f"{key}.lora_A.weight"] = B.permute(2, 1, 0).flatten(0, 1).contiguous()
-        result[f"{key}.lora_B.weight"] = A.permute(2, 1, 0).flatten(1).contiguous()
-    return result
-
-
-def _stacks(tensors: Tensors) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Yield the wrapper's name, A `[E, r, in]` and B `[out, r, E]` of each stack of experts of rank 4."""
-    for key, A in tensors.items():
-        if key.endswith(("experts.lora_A.weight", "experts.base_layer.lora_A.weight")):
-            module = key.removesuffix(".lora_A.weight")
-            B = tensors[f"{module}.lora_B.weight"]
-            yield module, A.reshape(-1, 4, A.shape[1]), B.reshape(B.shape[0], 4, -1)
-
-
-def _names(*renames: tuple[str, str]) -> Callable[[Tensors], Tensors]:
-    return lambda tensors: {_renamed(name, renames): tensor for name, tensor in tensors.items()}
-
-
-REWRITES: dict[str, Callable[[Tensors], Tensors]] = {
-    "experts of transformers 4": _experts_of_transformers_4("mlp.experts", "gate_proj", "up_proj", "down_proj"),
-    "jamba of transformers 4": _experts_of_transformers_4("feed_forward.experts", "gate_proj", "up_proj", "down_proj"),
-    "mixtral of transformers 4": _experts_of_transformers_4("block_sparse_moe.experts", "w1", "w3", "w2"),
-    "experts of peft 0.18": _experts_of_peft_0_18,
-    "vision tower of transformers 4": _names((r"\.vision_tower\.", ".vision_tower.vision_model.")),
-    "vit of transformers 4": _names(
-        (r"\.layers\.(\d+)\.attention\.o_proj", r".encoder.layer.\1.attention.output.dense"),
-        (r"\.layers\.(\d+)\.attention\.q_proj", r".encoder.layer.\1.attention.attention.query"),
-        (r"\.layers\.(\d+)\.attention\.k_proj", r".encoder.layer.\1.attention.attention.key"),
-        (r"\.layers\.(\d+)\.attention\.v_proj", r".encoder.layer.\1.attention.attention.value"),
-        (r"\.layers\.(\d+)\.mlp\.fc1", r".encoder.layer.\1.intermediate.dense"),
-        (r"\.layers\.(\d+)\.mlp\.fc2", r".encoder.layer.\1.output.dense"),
-    ),
-    "qwen2_vl of transformers 4": _names((r"\.model\.language_model\.", ".model."), (r"\.model\.visual\.", ".visual.")),
-}
+def reads_text(arch: Architecture) -> bool:
+    """Whether a family's input is text and nothing else."""
+    return arch.inputs in (_text, _translation)
