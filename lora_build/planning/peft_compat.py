@@ -1,6 +1,6 @@
 """Which layer of peft merges an update, and what `numerics: peft` refuses: decided at plan time, without torch.
 
-peft's arithmetic is in `peft_numerics.py`. Whatever that does not repeat bit for bit is refused here, by name.
+peft's operations are in `engine/backends/peft.py`. Whatever that does not repeat bit for bit is refused here, by name.
 """
 
 import math

@@ -27,13 +27,13 @@ class Placements:
         """Return the same placements, for the next step to add to."""
         return Placements({name: list(updates) for name, updates in self.updates.items()}, dict(self.columns))
 
-    def place(self, stored: TensorInfo, name: str, update: PlacedUpdate, columns: int) -> list[str]:
+    def place(self, name: str, update: PlacedUpdate, *, stored: TensorInfo, columns: int) -> list[str]:
         """Add an update of some rows of an output tensor; return what keeps it from being merged.
 
         Args:
-            stored: what the output tensor begins as.
             name: the output tensor.
             update: what happens to which of its rows.
+            stored: what the output tensor begins as.
             columns: the width of the matrix that the tensor is seen as.
         """
         if self.columns.setdefault(name, columns) != columns:
@@ -46,14 +46,14 @@ class Placements:
         ]
 
     def spread(
-        self, sources: Mapping[str, TensorInfo], parameter: Parameter, update: Update, peft: PeftLayer | None
+        self, update: Update, parameter: Parameter, *, sources: Mapping[str, TensorInfo], peft: PeftLayer | None
     ) -> list[str]:
         """Add an update of a parameter to every disk tensor that holds some of it; return what keeps it from that.
 
         Args:
+            update: what happens to the parameter.
+            parameter: where it lies.
             sources: what each output tensor begins as.
-            parameter: where the parameter lies.
-            update: what happens to it.
             peft: the layer of peft that merges it, where its operations are repeated.
         """
         issues = []
@@ -67,7 +67,7 @@ class Placements:
                 return issues
             columns = width(stored) if update.stack is None else stored.shape[-1]
             for placed in _on_disk(part, stored, update, peft):
-                issues += self.place(stored, part.name, placed, columns)
+                issues += self.place(part.name, placed, stored=stored, columns=columns)
         return issues
 
 

@@ -102,16 +102,19 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
         raise PlanError(dict.fromkeys(issues))
     if recipe.dtype is not DType.keep:
         config = config.with_changes(config.dtype_changes(recipe.dtype.value))
-    options, side_files = PlanOptions.of(recipe), _side_files(inputs.base, planned.tokenizer)
+    base, options = inputs.base, PlanOptions.of(recipe)
+    side_files = _side_files(base, planned.tokenizer)
     return MergePlan(
         options=options,
         weights={adapter.name: adapter.weight for adapter in inputs.adapters},
-        input_files={BASE: _base_files(inputs.base)}
+        input_files={BASE: _base_files(base)}
         | {adapter.source: _adapter_files(adapter, side_files) for adapter in inputs.adapters},
-        shards=lay_out(options.max_shard_bytes, planned.layout.homes, inputs.base.shards, planned.operations),
+        shards=lay_out(
+            planned.operations, limit_bytes=options.max_shard_bytes, homes=planned.layout.homes, files=base.shards
+        ),
         config=config,
         side_files=side_files,
-        left_out=inputs.base.left_out,
+        left_out=base.left_out,
         notes=tuple(dict.fromkeys(planned.notes)),
     )
 

@@ -66,10 +66,10 @@ def _plan(recipe: Recipe, inputs: Inputs, *, cuts_ties: bool) -> TensorPlan | No
     repeats_peft = recipe.numerics is Numerics.peft
     first = first_layout(inputs.base, inputs.adapters, cuts_ties=cuts_ties)
     found = mergeable_adapters(inputs.adapters, repeats_peft=repeats_peft)
-    whole = bring_whole_tensors(first.layout, found.adapters, recipe, inputs.digests)
+    whole = bring_whole_tensors(first.layout, adapters=found.adapters, recipe=recipe, digests=inputs.digests)
     if whole.must_cut:
         return None
-    updates = add_updates(whole, found.adapters, recipe, inputs.digests)
+    updates = add_updates(whole, adapters=found.adapters, recipe=recipe, digests=inputs.digests)
     if updates.must_cut:
         return None
     vocabulary = _vocabulary(whole)

@@ -28,16 +28,16 @@ class Shard:
 
 
 def lay_out(
-    limit_bytes: int | None, homes: Mapping[str, str], files: Sequence[str], operations: Sequence[Operation]
+    operations: Sequence[Operation], *, limit_bytes: int | None, homes: Mapping[str, str], files: Sequence[str]
 ) -> tuple[Shard, ...]:
     """Return the output's files.
 
     Args:
+        operations: the tensors, in the order of the base's files.
         limit_bytes: the size that no file may exceed but for a single tensor, as `huggingface_hub` splits; None keeps
             the files of the base.
         homes: the base's file that each tensor belongs to.
         files: the base's files.
-        operations: the tensors, in the order of the base's files.
     """
     if limit_bytes is None:
         by_file: dict[str, list[Operation]] = {file: [] for file in files}

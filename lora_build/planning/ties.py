@@ -23,7 +23,7 @@ class Separation:
     notes: tuple[str, ...] = ()
 
 
-def separate(layout: Layout, parameter: str, tied: TiedEmbeddings, *, replaces: bool) -> Separation:
+def separate(layout: Layout, parameter: str, *, tied: TiedEmbeddings, replaces: bool) -> Separation:
     """Return whether a parameter gets a tensor of its own, as the recipe says of ties.
 
     Args:

@@ -49,7 +49,9 @@ class _Factors:
     keeps_ties: bool
 
 
-def add_updates(whole: WholeTensors, adapters: Sequence[MergeableAdapter], recipe: Recipe, digests: Digests) -> Updates:
+def add_updates(
+    whole: WholeTensors, *, adapters: Sequence[MergeableAdapter], recipe: Recipe, digests: Digests
+) -> Updates:
     """Return what the adapters' factors do to the output's tensors.
 
     Args:
@@ -148,7 +150,7 @@ class _Updating:
         """Return the parameters that an update of one of them changes: more than one where they stay tied."""
         if keeps_ties:
             return self.layout.look_all(path)
-        separation = separate(self.layout, path, self.recipe.tied_embeddings, replaces=False)
+        separation = separate(self.layout, path, tied=self.recipe.tied_embeddings, replaces=False)
         self.must_cut |= separation.must_cut
         self.issues += separation.issues
         self.notes += separation.notes
@@ -167,7 +169,7 @@ class _Updating:
                 f"{parameter.name}: adapter {update.adapter} began by changing it, and with it all that share it; "
                 "convert the adapter to plain LoRA where peft can (path_initial_model_for_weight_conversion)"
             )
-        self.issues += self.placements.spread(self.layout.sources, parameter, update, peft)
+        self.issues += self.placements.spread(update, parameter, sources=self.layout.sources, peft=peft)
 
     def _as_in_peft(
         self, module: AdaptedModule, leaf: str, update: Update, parameter: Parameter

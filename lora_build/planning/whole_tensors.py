@@ -49,7 +49,7 @@ class WholeTensors:
 
 
 def bring_whole_tensors(
-    layout: Layout, adapters: Sequence[MergeableAdapter], recipe: Recipe, digests: Digests
+    layout: Layout, *, adapters: Sequence[MergeableAdapter], recipe: Recipe, digests: Digests
 ) -> WholeTensors:
     """Return what becomes of the output's tensors by those that adapters hold whole.
 
@@ -146,7 +146,7 @@ class _Bringing:
         """Give a tied parameter a tensor of its own, unless all that share one are replaced by one value."""
         if self._is_replaced_alike(mergeable, parameter):
             return
-        separation = separate(self._layout, parameter, self._recipe.tied_embeddings, replaces=True)
+        separation = separate(self._layout, parameter, tied=self._recipe.tied_embeddings, replaces=True)
         self._must_cut |= separation.must_cut
         self._issues += separation.issues
         self._notes += separation.notes
@@ -203,7 +203,7 @@ class _Bringing:
         else:
             update = replacement(adapter.name, _rows_of(tensor, part.expert, rows), range(len(rows)))
             placed = PlacedUpdate(update=update, start=part.first, stop=part.first + len(rows))
-            self._issues += self._placements.place(disk, part.name, placed, width(disk))
+            self._issues += self._placements.place(part.name, placed, stored=disk, columns=width(disk))
 
     def _regrows(self, adapter: Adapter, parameter: Parameter, shape: tuple[int, ...]) -> bool:
         """Whether a shape is the parameter's with another vocabulary; the model then has the adapter's."""
