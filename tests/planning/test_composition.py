@@ -372,7 +372,7 @@ def test_trained_tokens_that_the_base_has_not_or_has_twice_are_refused(
 
 def test_trained_tokens_of_some_rows_are_found_by_the_rows_of_the_parameter() -> None:
     W, trained = small.values(1, 5, 6), small.values(2, 2, 6)
-    update = Update(adapter="math", method="TRAINABLE_TOKENS", scale=1.0, factors={}, tokens=(7, 3))
+    update = Update(adapter="math", method="TRAINABLE_TOKENS", scale=1.0, factors={}, additive=False, tokens=(7, 3))
     placed = PlacedUpdate(update=update, start=0, stop=5, rows=range(2, 7))
 
     merged, _ = layers.merge([(placed, {"rows": trained})], W, torch.bfloat16)
