@@ -1,4 +1,4 @@
-"""The errors of lora-build, each with the exit code of its kind.
+"""The errors of lora-build, each with its exit code.
 
     LoraBuildError            1  the build failed
     ├── RecipeError           2  the recipe, the command line or a key in them is wrong

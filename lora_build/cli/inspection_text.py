@@ -45,12 +45,12 @@ def inspection_lines(found: "Inspection") -> list[str]:
 
 
 def _module_lines(found: "Inspection") -> list[str]:
-    """Return the modules by kind, and their norms."""
+    """Return the modules by the end of their paths, and their norms."""
     if not found.adapted:
         return []
     groups: dict[str, list[AdaptedParameter]] = {}
     for adapted in found.adapted:
-        groups.setdefault(_kind(adapted.path), []).append(adapted)
+        groups.setdefault(_last_words(adapted.path), []).append(adapted)
     settings = _settings(found.adapted)
     is_uniform = len({(a.rank, a.alpha, a.scaling) for a in found.adapted}) == 1
     rows = []
@@ -117,7 +117,7 @@ def _fit_lines(fit: "BaseFit") -> list[str]:
     return lines + [f"note      {note}" for note in first(fit.notes)]
 
 
-def _kind(path: str) -> str:
+def _last_words(path: str) -> str:
     """Return the end of a path that tells what a module is, from its last word on: `q_proj`, `mlp.0`."""
     words = path.split(".")
     while len(words) > 1 and words[-1].isdigit():

@@ -77,7 +77,7 @@ def _together(failures: list[LoraBuildError]) -> LoraBuildError:
     messages = [str(failure) for failure in failures]
     kinds = {type(failure) for failure in failures}
     return (
-        kinds.pop()("\n  ".join((f"{len(messages)} inputs cannot be read:", *messages)))
+        kinds.pop()("\n  ".join((f"{len(messages)} inputs cannot be read:", *messages)), issues=messages)
         if len(kinds) == 1
         else PlanError(messages)
     )

@@ -21,10 +21,10 @@ def complete_values(words: str) -> list[str]:
 
 def _choices(key: str) -> list[str]:
     """Return the values of a key, such as `recipe.dtype`, that is one of an enumeration."""
-    kind: Any = {"recipe": Recipe}.get(key.partition(".")[0])
+    declared: Any = {"recipe": Recipe}.get(key.partition(".")[0])
     for part in key.split(".")[1:]:
-        if typing.get_origin(kind) is Mapping:
-            kind = typing.get_args(kind)[1]
+        if typing.get_origin(declared) is Mapping:
+            declared = typing.get_args(declared)[1]
         else:
-            kind = typing.get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else None
-    return [member.value for member in kind] if isinstance(kind, type) and issubclass(kind, Enum) else []
+            declared = typing.get_type_hints(declared).get(part) if dataclasses.is_dataclass(declared) else None
+    return [member.value for member in declared] if isinstance(declared, type) and issubclass(declared, Enum) else []

@@ -31,11 +31,11 @@ def _not_found(error: MissingConfigException) -> str:
     inside = re.match(r"In '(.+?)': ", str(error))
     heir = inside[1].partition("/") if inside else ("",) * 3
     place = f"{heir[0]} '{heir[2]}': " if heir[0] in ("recipe", "sweep") else ""
-    kind = next((kind for kind in ("recipe/adapter", "recipe", "sweep") if wanted.startswith(f"{kind}/")), None)
-    if kind is None:
+    group = next((group for group in ("recipe/adapter", "recipe", "sweep") if wanted.startswith(f"{group}/")), None)
+    if group is None:
         text = f"{place}no '{wanted}'{did_you_mean(wanted, error.options or ())}"
         return text + ("; is the plugin that brings it installed?" if wanted.startswith("hydra/") else "")
-    word, name = kind.rpartition("/")[2], wanted.removeprefix(f"{kind}/")
+    word, name = group.rpartition("/")[2], wanted.removeprefix(f"{group}/")
     known = _known(word)
     hint = did_you_mean(name, known) or did_you_mean(Path(name).stem, known)
     return "\n  ".join([f"{place}no {word} '{name}'{hint}", *known_names(word)])

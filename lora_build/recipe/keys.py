@@ -33,31 +33,31 @@ def check_adapter(data: object) -> list[str]:
     return list(_check(data, AdapterSpec, ""))
 
 
-def _check(value: object, kind: Any, path: str) -> Iterator[str]:
+def _check(value: object, declared: Any, path: str) -> Iterator[str]:
     if isinstance(value, str) and "${" in value:
         yield from _check_reference(value, path)
         return
-    if value == MISSING or (value is None and type(None) in typing.get_args(kind)):
+    if value == MISSING or (value is None and type(None) in typing.get_args(declared)):
         return
-    if isinstance(kind, UnionType):
-        kind = typing.get_args(kind)[0]
-    if kind in (BaseSpec, AdapterSpec) and isinstance(value, str):
+    if isinstance(declared, UnionType):
+        declared = typing.get_args(declared)[0]
+    if declared in (BaseSpec, AdapterSpec) and isinstance(value, str):
         value = {"source": value}
-    if dataclasses.is_dataclass(kind):
-        yield from _check_keys(value, kind, path)
-    elif typing.get_origin(kind) is Mapping:
+    if dataclasses.is_dataclass(declared):
+        yield from _check_keys(value, declared, path)
+    elif typing.get_origin(declared) is Mapping:
         yield from _check_adapters(value, path)
-    elif typing.get_origin(kind) is tuple:
+    elif typing.get_origin(declared) is tuple:
         yield from _check_list(value, path)
     else:
-        yield from _check_scalar(value, kind, path)
+        yield from _check_scalar(value, declared, path)
 
 
-def _check_keys(value: object, kind: Any, path: str) -> Iterator[str]:
+def _check_keys(value: object, declared: Any, path: str) -> Iterator[str]:
     if not isinstance(value, Mapping):
         yield _expected(path, "a mapping of keys to values", value)
         return
-    known = typing.get_type_hints(kind)
+    known = typing.get_type_hints(declared)
     for key, item in value.items():
         inner = f"{path}.{key}" if path else str(key)
         if key in known:
@@ -94,18 +94,18 @@ def _check_list(value: object, path: str) -> Iterator[str]:
         yield from _check(item, str, f"{path}[{index}]")
 
 
-def _check_scalar(value: object, kind: Any, path: str) -> Iterator[str]:
-    if issubclass(kind, Enum):
-        allowed = [member.value for member in kind]
+def _check_scalar(value: object, declared: Any, path: str) -> Iterator[str]:
+    if issubclass(declared, Enum):
+        allowed = [member.value for member in declared]
         if value not in allowed:
             yield _expected(path, f"one of {', '.join(allowed)}", value) + did_you_mean(str(value), allowed)
-    elif kind is bool:
+    elif declared is bool:
         if not isinstance(value, bool):
             yield _expected(path, "true or false", value)
-    elif kind is float:
+    elif declared is float:
         if not _is_finite(value):
             yield _expected(path, "a finite number", value)
-    elif kind is int:
+    elif declared is int:
         if type(value) is not int or not 0 <= value < 1 << 63:
             yield _expected(path, "a whole number, 0 or more", value)
     elif not isinstance(value, str):

@@ -70,23 +70,23 @@ def _followed(data: dict[str, Any], where: str) -> dict[str, Any]:
         raise RecipeError(f"{where}: {key}: {str(error).splitlines()[0]}") from error
 
 
-def _typed(kind: Any, value: Any) -> Any:
+def _typed(declared: Any, value: Any) -> Any:
     """Return checked plain data as the schema has it: an enumeration's member, a tuple, a dataclass."""
     if value is None:
         return None
-    if isinstance(kind, UnionType):
-        kind = typing.get_args(kind)[0]
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return typing.cast("Any", kind)(**{key: _typed(hints[key], item) for key, item in value.items()})
-    match typing.get_origin(kind):
+    if isinstance(declared, UnionType):
+        declared = typing.get_args(declared)[0]
+    if dataclasses.is_dataclass(declared):
+        hints = typing.get_type_hints(declared)
+        return typing.cast("Any", declared)(**{key: _typed(hints[key], item) for key, item in value.items()})
+    match typing.get_origin(declared):
         case origin if origin is tuple:
             return tuple(value)
         case origin if origin is Mapping:
-            return {name: _typed(typing.get_args(kind)[1], item) for name, item in value.items()}
-    if issubclass(kind, Enum):
-        return kind(value)
-    return float(f"{value:.12g}") if kind is float else value
+            return {name: _typed(typing.get_args(declared)[1], item) for name, item in value.items()}
+    if issubclass(declared, Enum):
+        return declared(value)
+    return float(f"{value:.12g}") if declared is float else value
 
 
 def _check_whole(data: Mapping[str, Any]) -> Iterator[str]:
