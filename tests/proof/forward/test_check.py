@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import lora_build
 from lora_build.cli import main as app
+from lora_build.engine.memory import TensorMerger
 from lora_build.errors import RecipeError, SourceError, VerificationError
 from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.identity import Digest
@@ -452,19 +453,17 @@ def test_a_merge_that_is_wrong_in_memory_too_is_found(
     zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the engine and the live merge share cannot hide: the forward has other mathematics."""
-    from lora_build.wrapper import live_model as live
+    merge = TensorMerger.merge
 
-    merged = live.merged
-
-    def doubled(operation: Any, W: torch.Tensor, load: Any) -> torch.Tensor:
-        after = merged(operation, W, load)
+    def doubled(self: TensorMerger, operation: Any, W: torch.Tensor) -> torch.Tensor:
+        after = merge(self, operation, W)
         return after + (after - W) if operation.name == f"{LAYER}.weight" else after
 
     out = tmp_path / "out"
     lora_build.build(recipe(zoo, LLAMA, out))
     before, after = weights(zoo, LLAMA, out, f"{LAYER}.weight")
     forge(out, **{f"{LAYER}.weight": 2 * after - before})
-    monkeypatch.setattr("lora_build.wrapper.merging.merged", doubled)
+    monkeypatch.setattr(TensorMerger, "merge", doubled)
 
     with pytest.raises(VerificationError, match=rf"once they are merged in float32.*; first in {LAYER}, "):
         lora_build.verify(out, forward=True)
