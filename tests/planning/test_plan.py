@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from makers import small
-from makers.architectures import Base, Workshop
+from makers.zoo import Base, Zoo
 from safetensors.torch import save_file
 
 import lora_build
@@ -384,10 +384,8 @@ def test_a_target_that_may_not_be_written_is_refused_when_planning(
         prepare(from_mapping(small.recipe(folder)))
 
 
-def test_a_tie_that_is_cut_stays_cut_where_the_vocabulary_grows_too(tmp_path: Path) -> None:
-    base = Workshop(tmp_path).base(
-        Base(arch="gemma3")
-    )  # its text model's config is nested, and both say that it is tied
+def test_a_tie_that_is_cut_stays_cut_where_the_vocabulary_grows_too(zoo: Zoo, tmp_path: Path) -> None:
+    base = zoo.base(Base(arch="gemma3"))  # its text model's config is nested, and both say that it is tied
     (tmp_path / "more").mkdir()
     save_file(
         {
