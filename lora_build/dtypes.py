@@ -44,13 +44,11 @@ def _plain(name: str, num_bytes: int, torch_name: str) -> StoredDType:
     return StoredDType(name=name, num_bytes=num_bytes, bits=f"uint{8 * num_bytes}", torch_name=torch_name)
 
 
-def _float(
-    name: str, torch_name: str, *, values: str, infinity: int, loops_format: int, is_mergeable: bool = True
-) -> StoredDType:
+def _float(name: str, torch_name: str, *, values: str, infinity: int, loops_format: int) -> StoredDType:
     num_bytes = infinity.bit_length() // 8 + 1  # all bits of the exponent are set, and the sign stands before them
     return StoredDType(
         name=name, num_bytes=num_bytes, bits=f"uint{8 * num_bytes}", torch_name=torch_name, values=values,
-        is_float=True, is_mergeable=is_mergeable, infinity=infinity, loops_format=loops_format,
+        is_float=True, is_mergeable=name != "F64", infinity=infinity, loops_format=loops_format,
     )  # fmt: skip
 
 
@@ -59,7 +57,7 @@ def _float(
 _TABLE = (
     _plain("U64", 8, "uint64"),
     _plain("I64", 8, "int64"),
-    _float("F64", "float64", values="float64", infinity=0x7FF0000000000000, loops_format=3, is_mergeable=False),
+    _float("F64", "float64", values="float64", infinity=0x7FF0000000000000, loops_format=3),
     _plain("C64", 8, "complex64"),
     _float("F32", "float32", values="float32", infinity=0x7F800000, loops_format=2),
     _plain("U32", 4, "uint32"),

@@ -7,7 +7,7 @@ from typing import Protocol
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.methods.combine.interface import Combination
 from lora_build.methods.interface import PlacedUpdate
-from lora_build.numerics.survival import Measured, Share
+from lora_build.numerics.measure import Measured, Share
 from lora_build.planning.operations import Merge, Segment
 
 _NOTHING = Measured()

@@ -25,7 +25,8 @@ from lora_build.files.identity import Digest, FileKey, FileRecord, SourceName
 from lora_build.files.sources import Source
 from lora_build.files.targets import Target
 from lora_build.files.targets.file_writer import FileQueues, FileWriter
-from lora_build.numerics.survival import TensorSurvival, share_of, total
+from lora_build.numerics.measure import share_of, total
+from lora_build.numerics.survival import TensorSurvival
 from lora_build.planning.operations import Copy, Merge, Operation
 from lora_build.planning.plan import MergePlan
 from lora_build.planning.shards import Shard

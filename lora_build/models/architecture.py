@@ -16,7 +16,7 @@ from lora_build.errors import SourceError
 from lora_build.files.formats.config_json import ModelConfig
 from lora_build.models.conversion import Conversion, Memory
 
-_KERNELS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
+_CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 
 FAULTS = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
@@ -48,14 +48,14 @@ class Module:
     """What a module is.
 
     Attributes:
-        kind: its class: Linear, Conv1D (which stores `[in, out]`), Embedding, Conv2d, MultiheadAttention, ...
+        layer_type: its class: Linear, Conv1D (which stores `[in, out]`), Embedding, Conv2d, MultiheadAttention, ...
         groups: of a convolution.
         dilation: of a convolution, by dimension.
         parameters: its own parameters, in the order in which the class makes them.
         is_transposed: whether a stack of experts is stored [E, in, out]; None where it is no stack.
     """
 
-    kind: str
+    layer_type: str
     groups: int = 1
     dilation: tuple[int, ...] = ()
     parameters: tuple[str, ...] = ()
@@ -158,7 +158,7 @@ def read_architecture(config: ModelConfig) -> Architecture:
             memory=Memory(
                 config=model.config,
                 shapes=shapes,
-                kernels=frozenset(name for name in shapes if _owner(name, modules).kind in _KERNELS),
+                kernels=frozenset(name for name in shapes if _owner(name, modules).layer_type in _CONVOLUTIONS),
             ),
             modules=modules,
             prefix=model.base_model_prefix,
@@ -253,14 +253,16 @@ def _explained(config: ModelConfig, problem: str, where: str = "base/config.json
 
 
 def _module(module: Any) -> Module:
-    kind = type(module).__name__.removeprefix("Parametrized")
+    layer_type = type(module).__name__.removeprefix("Parametrized")
     parameters = tuple(name for name, _ in module.named_parameters(recurse=False))
-    if kind in _KERNELS:
-        return Module(kind=kind, groups=module.groups, dilation=tuple(module.dilation), parameters=parameters)
+    if layer_type in _CONVOLUTIONS:
+        return Module(
+            layer_type=layer_type, groups=module.groups, dilation=tuple(module.dilation), parameters=parameters
+        )
     is_stack = any(len(p.shape) == 3 for _, p in module.named_parameters(recurse=False))
     # transformers' decorator sets it on some classes of experts only; peft takes its absence for False
     transposed = bool(getattr(module, "is_transposed", False)) if is_stack else None
-    return Module(kind=kind, parameters=parameters, is_transposed=transposed)
+    return Module(layer_type=layer_type, parameters=parameters, is_transposed=transposed)
 
 
 def _owner(parameter: str, modules: Mapping[str, Module]) -> Module:

@@ -117,32 +117,32 @@ def _read(name: str, shape: tuple[int, ...], is_kernel: bool) -> _Value:
 def _apply(operation: Any, values: _Values, conversion: Conversion, memory: Memory) -> _Values:
     """Return the tensors after one operation, keyed as its `convert` in transformers keys them."""
     sources, targets = conversion.sources, conversion.targets
-    kind = type(operation).__name__
-    match kind:
+    op_name = type(operation).__name__
+    match op_name:
         case "MergeModulelist" if operation.dim == 0:
-            stacks = {pattern: [_stack(parts, kind)] for pattern, parts in values.items()}
+            stacks = {pattern: [_stack(parts, op_name)] for pattern, parts in values.items()}
             return {targets[0]: next(iter(stacks.values()))} if len(stacks) == 1 else stacks
         case "ErnieFuseAndSplitTextVisionExperts" if (operation.stack_dim, operation.concat_dim) == (0, 1):
-            return _fuse_and_split(values, conversion, kind)
+            return _fuse_and_split(values, conversion, op_name)
         case "Concatenate":
             ordered = [value for pattern in sources for value in values.get(pattern, ())]
-            return {targets[0]: [_concatenate(ordered, operation.dim, kind)]}
+            return {targets[0]: [_concatenate(ordered, operation.dim, op_name)]}
         case "Chunk":
             value = _only(next(iter(values.values())))
             size = ceil(value.shape[operation.dim] / len(targets))
-            return _split(value, dict.fromkeys(targets, size), operation.dim, kind)
+            return _split(value, dict.fromkeys(targets, size), operation.dim, op_name)
         case "Split":
             value = _only(next(iter(values.values())))
             paths = {target: conversion.target.replace(targets[0], target) for target in targets}
             sizes = {target: memory.shapes[path][operation.dim] for target, path in paths.items()}
-            return _split(value, sizes, operation.dim, kind)
+            return _split(value, sizes, operation.dim, op_name)
         case "Transpose":
             value = _only(next(iter(values.values())))
             kept = operation.check_dims and value.shape == memory.shapes[conversion.target]
-            return {targets[0]: [value if kept else _transpose(value, {operation.dim0, operation.dim1}, kind)]}
+            return {targets[0]: [value if kept else _transpose(value, {operation.dim0, operation.dim1}, op_name)]}
         case "Interleave":
             value = _only(next(iter(values.values())))
-            return {targets[0]: [_interleave(value, operation, kind)]}
+            return {targets[0]: [_interleave(value, operation, op_name)]}
         case "PermuteForRope":
             to_targets = len(targets) == 1 and len(sources) == 1
             return {
@@ -153,7 +153,7 @@ def _apply(operation: Any, values: _Values, conversion: Conversion, memory: Memo
             value = _only(next(iter(values.values())))
             return {targets[0]: [_Value((value.shape[0], prod(value.shape[1:])), value.parts, value.stacked)]}
         case _:
-            raise UnsupportedConversionError(kind)
+            raise UnsupportedConversionError(op_name)
 
 
 def _only(values: Sequence[_Value]) -> _Value:
@@ -162,70 +162,70 @@ def _only(values: Sequence[_Value]) -> _Value:
     return values[0]
 
 
-def _stack(values: Sequence[_Value], kind: str) -> _Value:
+def _stack(values: Sequence[_Value], op_name: str) -> _Value:
     """Return `[E, ...]` of values that are matrices or vectors of one shape."""
     if len({value.shape for value in values}) != 1 or any(v.stacked or len(v.shape) > 2 for v in values):
-        raise UnsupportedConversionError(f"{kind} of {sorted({v.shape for v in values})}")
+        raise UnsupportedConversionError(f"{op_name} of {sorted({v.shape for v in values})}")
     parts = tuple(replace(part, expert=e) for e, value in enumerate(values) for part in value.parts)
     return _Value((len(values), *values[0].shape), parts, True)
 
 
-def _concatenate(values: Sequence[_Value], dim: int, kind: str) -> _Value:
+def _concatenate(values: Sequence[_Value], dim: int, op_name: str) -> _Value:
     shape = values[0].shape
     if any(
         value.axis != dim or (value.shape[:dim], value.shape[dim + 1 :]) != (shape[:dim], shape[dim + 1 :])
         for value in values
     ):
-        raise UnsupportedConversionError(f"{kind}(dim={dim}) of {sorted({v.shape for v in values})}")
+        raise UnsupportedConversionError(f"{op_name}(dim={dim}) of {sorted({v.shape for v in values})}")
     parts: list[Part] = []
     size = 0
     for value in values:
-        parts += (replace(part, rows=_shift(_rows(part, kind), size)) for part in value.parts)
+        parts += (replace(part, rows=_shift(_rows(part, op_name), size)) for part in value.parts)
         size += value.shape[dim]
     return _Value((*shape[:dim], size, *shape[dim + 1 :]), tuple(parts), values[0].stacked)
 
 
-def _split(value: _Value, sizes: Mapping[str, int], dim: int, kind: str) -> _Values:
+def _split(value: _Value, sizes: Mapping[str, int], dim: int, op_name: str) -> _Values:
     """Return one value for each key, of so many rows; the last may get fewer."""
     if value.axis != dim:
-        raise UnsupportedConversionError(f"{kind}(dim={dim}) of {value.shape}")
+        raise UnsupportedConversionError(f"{op_name}(dim={dim}) of {value.shape}")
     pieces: _Values = {}
     start = 0
     for key, size in sizes.items():
         stop = min(start + size, value.shape[dim])
-        parts = tuple(cut for part in value.parts for cut in _cut(part, start, stop, kind))
+        parts = tuple(cut for part in value.parts for cut in _cut(part, start, stop, op_name))
         pieces[key] = [_Value((*value.shape[:dim], stop - start, *value.shape[dim + 1 :]), parts, value.stacked)]
         start = stop
     return pieces
 
 
-def _cut(part: Part, start: int, stop: int, kind: str) -> Iterable[Part]:
-    rows = _rows(part, kind)
+def _cut(part: Part, start: int, stop: int, op_name: str) -> Iterable[Part]:
+    rows = _rows(part, op_name)
     if not isinstance(rows, range):
-        raise UnsupportedConversionError(f"{kind} of permuted rows")
+        raise UnsupportedConversionError(f"{op_name} of permuted rows")
     low, high = max(start, rows.start), min(stop, rows.stop)
     if low < high:
         yield replace(part, rows=range(low - start, high - start), first=part.first + low - rows.start)
 
 
-def _transpose(value: _Value, dims: set[int], kind: str) -> _Value:
+def _transpose(value: _Value, dims: set[int], op_name: str) -> _Value:
     """Return the value with its matrices transposed. What is left of the rows is that they are complete."""
     axis = value.axis
     shape = list(value.shape)
     whole = range(shape[axis])
     if dims != {axis, axis + 1} or len(shape) != axis + 2 or any(p.rows != whole or p.first for p in value.parts):
-        raise UnsupportedConversionError(f"{kind}{tuple(sorted(dims))} of {value.shape}")
+        raise UnsupportedConversionError(f"{op_name}{tuple(sorted(dims))} of {value.shape}")
     shape[axis], shape[axis + 1] = shape[axis + 1], shape[axis]
     return _Value(tuple(shape), tuple(replace(p, rows=None, transposed=True) for p in value.parts), value.stacked)
 
 
-def _interleave(value: _Value, operation: Any, kind: str) -> _Value:
+def _interleave(value: _Value, operation: Any, op_name: str) -> _Value:
     if operation.dim != value.axis:
-        raise UnsupportedConversionError(f"{kind}(dim={operation.dim}) of {value.shape}")
+        raise UnsupportedConversionError(f"{op_name}(dim={operation.dim}) of {value.shape}")
     num_rows = value.shape[value.axis]
     half = num_rows // 2
     order = (2, half) if operation.inverse else (half, 2)
-    return _permute(value, _swap_blocks(1, *order), kind)
+    return _permute(value, _swap_blocks(1, *order), op_name)
 
 
 def _permute_for_rope(value: _Value, pattern: str, operation: Any, memory: Memory) -> _Value:
@@ -244,29 +244,29 @@ def _swap_blocks(num_blocks: int, a: int, b: int) -> list[int]:
     return [n * a * b + j * a + i for n in range(num_blocks) for i in range(a) for j in range(b)]
 
 
-def _permute(value: _Value, place: Sequence[int], kind: str) -> _Value:
+def _permute(value: _Value, place: Sequence[int], op_name: str) -> _Value:
     if len(place) != value.shape[value.axis]:
-        raise UnsupportedConversionError(f"{kind} of {value.shape}")
-    parts = tuple(replace(p, rows=_compact([place[row] for row in _rows(p, kind)])) for p in value.parts)
+        raise UnsupportedConversionError(f"{op_name} of {value.shape}")
+    parts = tuple(replace(p, rows=_compact([place[row] for row in _rows(p, op_name)])) for p in value.parts)
     return _Value(value.shape, parts, value.stacked)
 
 
-def _fuse_and_split(values: _Values, conversion: Conversion, kind: str) -> _Values:
+def _fuse_and_split(values: _Values, conversion: Conversion, op_name: str) -> _Values:
     """Return for each target its share of the experts, with the sources' rows one below the other."""
     size = {pattern: ceil(len(parts) / len(conversion.targets)) for pattern, parts in values.items()}
     return {
         target: [
             _concatenate(
-                [_stack(values[p][n * size[p] : (n + 1) * size[p]], kind) for p in conversion.sources], 1, kind
+                [_stack(values[p][n * size[p] : (n + 1) * size[p]], op_name) for p in conversion.sources], 1, op_name
             )
         ]
         for n, target in enumerate(conversion.targets)
     }
 
 
-def _rows(part: Part, kind: str) -> Sequence[int]:
+def _rows(part: Part, op_name: str) -> Sequence[int]:
     if part.rows is None:
-        raise UnsupportedConversionError(f"{kind} of transposed rows")
+        raise UnsupportedConversionError(f"{op_name} of transposed rows")
     return part.rows
 
 

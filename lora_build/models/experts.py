@@ -20,12 +20,12 @@ class _Experts:
     """Where a model has the experts of a layer.
 
     Attributes:
-        kind: the class of their module in memory, at `mlp.experts`.
+        module_class: the class of their module in memory, at `mlp.experts`.
         disk: the same module on disk.
         stacks: the parameters in memory, in order, and of which matrices, one below the other, each expert's part is.
     """
 
-    kind: str
+    module_class: str
     disk: str = "mlp.experts"
     stacks: Mapping[str, tuple[str, ...]]
 
@@ -34,14 +34,14 @@ _NAMED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 _NUMBERED = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}
 
 KNOWN = {
-    "DeepseekV3ForCausalLM": _Experts(kind="DeepseekV3Experts", stacks=_NAMED),
-    "Glm4MoeForCausalLM": _Experts(kind="Glm4MoeExperts", stacks=_NAMED),
-    "MixtralForCausalLM": _Experts(kind="MixtralExperts", disk="block_sparse_moe.experts", stacks=_NUMBERED),
-    "OlmoeForCausalLM": _Experts(kind="OlmoeExperts", stacks=_NAMED),
-    "PhimoeForCausalLM": _Experts(kind="PhimoeExperts", disk="block_sparse_moe.experts", stacks=_NUMBERED),
-    "Qwen2MoeForCausalLM": _Experts(kind="Qwen2MoeExperts", stacks=_NAMED),
-    "Qwen3MoeForCausalLM": _Experts(kind="Qwen3MoeExperts", stacks=_NAMED),
-    "Qwen3NextForCausalLM": _Experts(kind="Qwen3NextExperts", stacks=_NAMED),
+    "DeepseekV3ForCausalLM": _Experts(module_class="DeepseekV3Experts", stacks=_NAMED),
+    "Glm4MoeForCausalLM": _Experts(module_class="Glm4MoeExperts", stacks=_NAMED),
+    "MixtralForCausalLM": _Experts(module_class="MixtralExperts", disk="block_sparse_moe.experts", stacks=_NUMBERED),
+    "OlmoeForCausalLM": _Experts(module_class="OlmoeExperts", stacks=_NAMED),
+    "PhimoeForCausalLM": _Experts(module_class="PhimoeExperts", disk="block_sparse_moe.experts", stacks=_NUMBERED),
+    "Qwen2MoeForCausalLM": _Experts(module_class="Qwen2MoeExperts", stacks=_NAMED),
+    "Qwen3MoeForCausalLM": _Experts(module_class="Qwen3MoeExperts", stacks=_NAMED),
+    "Qwen3NextForCausalLM": _Experts(module_class="Qwen3NextExperts", stacks=_NAMED),
 }
 """By the class that a config.json names."""
 
@@ -78,4 +78,4 @@ def known_stack(
         for name, rows in zip(of_expert, ranges, strict=True)
     ]
     parameter = Parameter(name=path, shape=(num_experts, len(matrices) * out, width), parts=tuple(parts))
-    return parameter, Module(kind=experts.kind, parameters=tuple(experts.stacks), is_transposed=False)
+    return parameter, Module(layer_type=experts.module_class, parameters=tuple(experts.stacks), is_transposed=False)

@@ -29,7 +29,7 @@ from lora_build._native import PANEL, ROWS, TERMS, Job, Loops, levels, loops
 from lora_build.dtypes import STORED_DTYPES
 from lora_build.errors import MergeError
 from lora_build.numerics.known_answers import merges
-from lora_build.numerics.survival import Measured
+from lora_build.numerics.measure import Measured
 
 Array = NDArray[Any]
 Pair = tuple[Array, Array]

@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lora_build.numerics.survival import Share, TensorSurvival
+from lora_build.numerics.measure import Share
+from lora_build.numerics.survival import TensorSurvival
 from lora_build.proof.manifest import SURVIVAL_NAME
 
 _SCHEMA = "lora-build/survival/v1"

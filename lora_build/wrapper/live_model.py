@@ -125,7 +125,7 @@ class LiveModel:
         if place.part.expert is not None or len(shape) != 3:
             return 0
         module = self.names.module(place.parameter)
-        return 0 if module is None or module.kind.startswith("Conv") else 1
+        return 0 if module is None or module.layer_type.startswith("Conv") else 1
 
     def _rows(self, disk: Tensor, place: Place) -> Tensor:
         """Return the rows of a disk tensor that a place is of."""

@@ -605,28 +605,28 @@ def test_a_base_of_many_experts_resolves_in_a_couple_of_seconds() -> None:
 @pytest.mark.parametrize(
     ("architecture", "parameter", "module"),
     [
-        ("GPT2LMHeadModel", "transformer.h.0.attn.c_attn.weight", Module(kind="Conv1D")),
-        ("GPT2LMHeadModel", "h.0.attn.c_attn.weight", Module(kind="Conv1D")),
-        ("LlamaForCausalLM", "model.embed_tokens.weight", Module(kind="Embedding")),
+        ("GPT2LMHeadModel", "transformer.h.0.attn.c_attn.weight", Module(layer_type="Conv1D")),
+        ("GPT2LMHeadModel", "h.0.attn.c_attn.weight", Module(layer_type="Conv1D")),
+        ("LlamaForCausalLM", "model.embed_tokens.weight", Module(layer_type="Embedding")),
         (
             "ViTForImageClassification",
             "vit.encoder.layer.0.attention.attention.query.weight",
-            Module(kind="Linear"),
+            Module(layer_type="Linear"),
         ),
         (
             "SiglipModel",
             "vision_model.head.attention.in_proj_weight",
-            Module(kind="MultiheadAttention"),
+            Module(layer_type="MultiheadAttention"),
         ),
         (
             "Wav2Vec2ForCTC",
             "wav2vec2.encoder.pos_conv_embed.conv.parametrizations.weight.original1",
-            Module(kind="Conv1d", groups=2, dilation=(1,)),
+            Module(layer_type="Conv1d", groups=2, dilation=(1,)),
         ),
         (
             "SegformerForSemanticSegmentation",
             "segformer.encoder.patch_embeddings.0.proj.weight",
-            Module(kind="Conv2d", groups=1, dilation=(1, 1)),
+            Module(layer_type="Conv2d", groups=1, dilation=(1, 1)),
         ),
     ],
 )
@@ -634,7 +634,7 @@ def test_a_module_is_known_by_any_name_of_its_parameter(architecture: str, param
     found = saved(architecture).names.module(parameter)
 
     assert found is not None
-    assert (found.kind, found.groups, found.dilation) == (module.kind, module.groups, module.dilation)
+    assert (found.layer_type, found.groups, found.dilation) == (module.layer_type, module.groups, module.dilation)
 
 
 def test_ties_of_a_nested_text_config_can_be_cut() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from lora_build.numerics.survival import Share, TensorSurvival, by_adapter, to_bytes
+from lora_build.numerics.measure import Share
+from lora_build.numerics.survival import TensorSurvival, by_adapter, to_bytes
 from lora_build.proof.manifest import SURVIVAL_NAME
 from lora_build.proof.survival_report import read_survival
 

@@ -13,7 +13,7 @@ from lora_build.methods.combine.interface import SumOfProducts, low_rank_deltas
 from lora_build.methods.interface import PlacedUpdate
 from lora_build.numerics import exact_compiled
 from lora_build.numerics.exact_compiled import Array, FusedSum, convert, first_not_finite
-from lora_build.numerics.survival import Measured, Share, share_of
+from lora_build.numerics.measure import Measured, Share, share_of
 
 
 class CompiledBackend:

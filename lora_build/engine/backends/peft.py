@@ -13,7 +13,7 @@ from lora_build.engine.backends.peft_steps import Deltas, merge
 from lora_build.engine.backends.tensors import as_bytes, as_tensor, first_not_finite, measure
 from lora_build.engine.blocks import Block, Conversion, Data, Piece
 from lora_build.numerics.exact import all_finite
-from lora_build.numerics.survival import Measured, share_of, total
+from lora_build.numerics.measure import Measured, share_of, total
 
 
 class PeftBackend:

@@ -8,7 +8,7 @@ from lora_build.dtypes import torch_dtype
 from lora_build.engine.blocks import Data
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.numerics.exact import as_stored
-from lora_build.numerics.survival import Measured
+from lora_build.numerics.measure import Measured
 
 
 def as_tensor(tensor: TensorInfo, data: Data) -> Tensor:

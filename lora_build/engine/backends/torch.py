@@ -12,7 +12,7 @@ from lora_build.engine.blocks import Block, Conversion, Data, Piece
 from lora_build.methods.combine.interface import merger
 from lora_build.methods.interface import MergeRows, PlacedUpdate
 from lora_build.numerics.exact import all_finite, round_once, self_test
-from lora_build.numerics.survival import Share, share_of
+from lora_build.numerics.measure import Share, share_of
 
 
 class TorchBackend:
