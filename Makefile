@@ -1,29 +1,36 @@
-# Two commands on a fresh machine with Python >= 3.11 and pip: `make demo`, `make test`.
+# Two commands on a fresh machine with Python >= 3.11 and pip: `make demo`, `make test`. `make help` lists all.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint format bench bench-8b clean
+.PHONY: help demo test test-long lint format bench bench-8b clean
 
-demo: $(VENV)/run.stamp
+help: ## what can be made
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "%-16s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/run.stamp ## build the demo, verify it, and score it beside its parts
 	$(BIN)/lora-build recipe=demo
 	$(BIN)/lora-build verify builds/demo
 	$(BIN)/lora-build recipe=demo recipe.adapter_names=[math] recipe.output.dir=builds/demo-math
 	$(BIN)/lora-build recipe=demo recipe.adapter_names=[text] recipe.output.dir=builds/demo-text
 	$(BIN)/python examples/tiny/score.py examples/tiny/base builds/demo-math:math builds/demo-text:text builds/demo:math,text
 
-test: $(VENV)/dev.stamp lint
+test: $(VENV)/dev.stamp lint ## lint, and all tests but the long ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-lint: $(VENV)/dev.stamp
+# one file alone: .venv/bin/python -m pytest tests/planning/test_plan.py
+test-long: $(VENV)/dev.stamp ## the tests that `make test` leaves out
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist load -m long
+
+lint: $(VENV)/dev.stamp ## ruff, its format, and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # mergekit and axolotl take part where MERGEKIT names a mergekit-yaml, AXOLOTL a Python with axolotl
-bench: $(VENV)/dev.stamp
+bench: $(VENV)/dev.stamp ## what docs/performance.md measures
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/run.py --no-peers --rank 64
 	$(BIN)/python benchmarks/run.py --no-peers --dtype float32
@@ -34,15 +41,15 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/goals.py
 
 # 33 GB of disk
-bench-8b: $(VENV)/dev.stamp
+bench-8b: $(VENV)/dev.stamp ## the same with a base of 8 billion parameters
 	$(BIN)/python benchmarks/big.py
 	$(BIN)/python benchmarks/goals.py
 
-format: $(VENV)/dev.stamp
+format: $(VENV)/dev.stamp ## let ruff mend what it can
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format --quiet .
 
-clean:
+clean: ## remove the environment, builds and caches
 	rm -rf $(VENV) builds .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # pip before 25.1 knows no dependency groups

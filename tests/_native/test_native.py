@@ -92,6 +92,7 @@ def test_parts_of_any_length_that_go_to_one_message_or_to_both_have_the_digests_
         assert [m.hexdigest() for m in ours] == [m.hexdigest() for m in theirs]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("either")
 def test_a_message_of_more_than_four_gigabits_has_its_whole_length_in_its_digest() -> None:
     ours, other, theirs = Sha256(), Sha256(), hashlib.sha256()

@@ -9,7 +9,7 @@ know any more: the file-only oracle judges them. Nothing is skipped: what cannot
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -412,6 +412,17 @@ OPTION_CASES = [
 CASES = [*FAMILY_CASES, *OPTION_CASES]
 BUILDABLE = [case for case in CASES if case.refused is None]
 REFUSED = [case for case in CASES if case.refused is not None]
+LIKE_LLAMA = ("mistral", "gemma2", "stablelm", "olmo2", "granite", "deit", "mbart", "marian", "pegasus")
+"""Families whose files differ from those of another one here in nothing but numbers."""
+
+
+def params(cases: Iterable[Case]) -> list[Any]:
+    """Return the parameters of tests, those of families that are like another one marked as long."""
+    marks = {True: [pytest.mark.long], False: []}
+    return [
+        pytest.param(case, id=case.id, marks=marks[case.base.arch in LIKE_LLAMA and case in FAMILY_CASES])
+        for case in cases
+    ]
 
 
 def test_many_architectures_are_covered_and_no_case_stands_twice() -> None:
@@ -495,13 +506,13 @@ def built(request: pytest.FixtureRequest, builds: Callable[[Case], Built]) -> Bu
 
 def each(cases: list[Case]) -> pytest.MarkDecorator:
     """Return the mark that runs a test on every case, building it first."""
-    return pytest.mark.parametrize("built", cases, ids=[case.id for case in cases], indirect=True)
+    return pytest.mark.parametrize("built", params(cases), indirect=True)
 
 
 # --- the judge itself: needs no lora_build --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", BUILDABLE, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", params(BUILDABLE))
 def test_pefts_merge_answers_as_its_unmerged_adapters_unless_set_apart(case: Case, zoo: Zoo) -> None:
     reference = _reference(case, zoo)
     base = base_tensors(zoo.base(case.base))

@@ -151,6 +151,7 @@ def test_numpy_merges_to_the_same_bits() -> None:
         )
 
 
+@pytest.mark.long  # each golden build on these paths begins with the known answer
 @pytest.mark.parametrize(
     "setting",
     ["OMP_NUM_THREADS=2", "MKL_CBWR=COMPATIBLE", "ATEN_CPU_CAPABILITY=default", "ONEDNN_MAX_CPU_ISA=AVX2"],
