@@ -1,7 +1,7 @@
 """The compiled loops: merging, converting, and SHA-256 of two messages at once. Installation compiles them.
 
 `merge.cpp` is there once for each of several instruction sets. It gives the same bits with each of them, and the bits
-that `arithmetic` gives without it; only the time differs. Calls leave the interpreter's lock to other threads.
+that `numerics.exact` gives without it; only the time differs. Calls leave the interpreter's lock to other threads.
 """
 
 import ctypes

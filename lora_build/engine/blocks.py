@@ -32,7 +32,7 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Conversion:
+class Cast:
     """Elements of one dtype to another; with `check` a finite value has to stay finite."""
 
     source: str

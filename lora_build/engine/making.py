@@ -12,7 +12,7 @@ from typing import Protocol
 
 from lora_build.dtypes import num_bytes
 from lora_build.engine.backends.choice import Backends, Offer
-from lora_build.engine.blocks import Block, Conversion, Data, Merger, Piece
+from lora_build.engine.blocks import Block, Cast, Data, Merger, Piece
 from lora_build.files.buffers import Buffers
 from lora_build.files.executor import StageTimer
 from lora_build.files.formats.safetensors import TensorInfo
@@ -20,7 +20,7 @@ from lora_build.files.hashing.hashed_file import CHUNK_BYTES
 from lora_build.planning.operations import Merge, Operation, Segment
 
 
-class Inputs(Protocol):
+class Bytes(Protocol):
     """Where the bytes of tensors come from."""
 
     def read(self, tensor: TensorInfo, start: int, stop: int, into: memoryview | None = None) -> Data:
@@ -54,7 +54,7 @@ class Maker:
         buffers: memory for what is read; None leaves it to the inputs.
     """
 
-    inputs: Inputs
+    inputs: Bytes
     backends: Backends
     timer: StageTimer = field(default_factory=StageTimer)
     check: bool = False
@@ -119,7 +119,7 @@ class Maker:
         """Yield what copies or converts the elements [first, stop) of a tensor."""
         source, target = op.source.dtype, op.dtype
         size, out_size = num_bytes(source), num_bytes(target)
-        conversion = Conversion(source=source, target=target, check=self.check)
+        cast = Cast(source=source, target=target, check=self.check)
         backend = None if source == target or first == stop else self.backends.for_conversion(source, target)
         while first < stop:
             last = min(first + min(CHUNK_BYTES // size, out.num_rows(out_size)), stop)
@@ -130,7 +130,7 @@ class Maker:
             if backend is None:
                 yield partial(Block, data=memory)
             else:
-                yield partial(self._timed, partial(backend.converted, conversion, data, memory, first))
+                yield partial(self._timed, partial(backend.converted, cast, data, memory, first))
             first = last
 
     def _buffer(self, size_bytes: int) -> memoryview | None:

@@ -80,9 +80,9 @@ def _typed(declared: Any, value: Any) -> Any:
         hints = typing.get_type_hints(declared)
         return typing.cast("Any", declared)(**{key: _typed(hints[key], item) for key, item in value.items()})
     match typing.get_origin(declared):
-        case origin if origin is tuple:
+        case generic if generic is tuple:
             return tuple(value)
-        case origin if origin is Mapping:
+        case generic if generic is Mapping:
             return {name: _typed(typing.get_args(declared)[1], item) for name, item in value.items()}
     if issubclass(declared, Enum):
         return declared(value)

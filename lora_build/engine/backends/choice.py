@@ -8,7 +8,7 @@ from typing import Protocol
 
 from lora_build._native import levels, problem
 from lora_build.dtypes import MERGEABLE
-from lora_build.engine.blocks import Block, Conversion, Data, Merger, Piece
+from lora_build.engine.blocks import Block, Cast, Data, Merger, Piece
 from lora_build.methods.combine.interface import Combination, combinations, is_sum_of_products
 from lora_build.planning.operations import Merge, Operation, Segment
 from lora_build.planning.plan import MergePlan
@@ -30,7 +30,7 @@ class Backend(Protocol):
     def merger(self, piece: Piece) -> Merger:
         """Return what merges the rows of a piece."""
 
-    def converted(self, conversion: Conversion, data: Data, out: memoryview, first: int) -> Block:
+    def converted(self, cast: Cast, data: Data, out: memoryview, first: int) -> Block:
         """Return elements in another dtype, in `out` or elsewhere; the first of them is element `first`."""
 
 

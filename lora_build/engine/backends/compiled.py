@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 
 from lora_build.dtypes import STORED_DTYPES
-from lora_build.engine.blocks import Block, Conversion, Data, Piece
+from lora_build.engine.blocks import Block, Cast, Data, Piece
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.hashing.hashed_file import CHUNK_BYTES
 from lora_build.methods.combine.interface import SumOfProducts, low_rank_deltas
@@ -31,16 +31,12 @@ class CompiledBackend:
         """Return what merges the rows of a piece."""
         return FusedMerger(piece)
 
-    def converted(self, conversion: Conversion, data: Data, out: memoryview, first: int) -> Block:
+    def converted(self, cast: Cast, data: Data, out: memoryview, first: int) -> Block:
         """Return elements in another dtype of at most 32 bits, made in `out`, each rounded once."""
-        source, target = conversion.source, conversion.target
+        source, target = cast.source, cast.target
         x, y = np.frombuffer(data, STORED_DTYPES[source].bits), np.frombuffer(out, STORED_DTYPES[target].bits)
         convert(x, source, y, target)
-        if (
-            conversion.check
-            and (bad := first_not_finite(y, target)) is not None
-            and first_not_finite(x, source) is None
-        ):
+        if cast.check and (bad := first_not_finite(y, target)) is not None and first_not_finite(x, source) is None:
             return Block(data=bytearray(), not_finite=first + bad)
         return Block(data=out)
 

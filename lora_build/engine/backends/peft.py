@@ -11,7 +11,7 @@ import torch
 from lora_build.dtypes import torch_dtype
 from lora_build.engine.backends.peft_steps import Deltas, merge
 from lora_build.engine.backends.tensors import as_bytes, as_tensor, first_not_finite, measure
-from lora_build.engine.blocks import Block, Conversion, Data, Piece
+from lora_build.engine.blocks import Block, Cast, Data, Piece
 from lora_build.numerics.exact import all_finite
 from lora_build.numerics.measure import Measured, share_of, total
 
@@ -36,11 +36,11 @@ class PeftBackend:
         self._deltas.keep_for(piece.op.adapters)
         return PeftMerger(piece, self._deltas)
 
-    def converted(self, conversion: Conversion, data: Data, out: memoryview, first: int) -> Block:
+    def converted(self, cast: Cast, data: Data, out: memoryview, first: int) -> Block:
         """Return elements in another dtype by torch's cast."""
-        x = torch.frombuffer(data, dtype=torch_dtype(conversion.source))
-        y = x.to(torch_dtype(conversion.target))
-        if conversion.check and not all_finite(y) and all_finite(x):
+        x = torch.frombuffer(data, dtype=torch_dtype(cast.source))
+        y = x.to(torch_dtype(cast.target))
+        if cast.check and not all_finite(y) and all_finite(x):
             return Block(data=bytearray(), not_finite=first + first_not_finite(y))
         return Block(data=as_bytes(y))
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lora_build.dtypes import torch_dtype
 from lora_build.engine.backends.tensors import as_bytes, as_tensor, first_not_finite, measure
-from lora_build.engine.blocks import Block, Conversion, Data, Piece
+from lora_build.engine.blocks import Block, Cast, Data, Piece
 from lora_build.methods.combine.interface import merger
 from lora_build.methods.interface import MergeRows, PlacedUpdate
 from lora_build.numerics.exact import all_finite, round_once, self_test
@@ -30,11 +30,11 @@ class TorchBackend:
         """Return what merges the rows of a piece."""
         return TorchMerger(piece)
 
-    def converted(self, conversion: Conversion, data: Data, out: memoryview, first: int) -> Block:
+    def converted(self, cast: Cast, data: Data, out: memoryview, first: int) -> Block:
         """Return elements in another dtype, each rounded once."""
-        x = torch.frombuffer(data, dtype=torch_dtype(conversion.source))
-        y = round_once(x.to(torch.float64), torch_dtype(conversion.target))
-        if conversion.check and not all_finite(y) and all_finite(x):
+        x = torch.frombuffer(data, dtype=torch_dtype(cast.source))
+        y = round_once(x.to(torch.float64), torch_dtype(cast.target))
+        if cast.check and not all_finite(y) and all_finite(x):
             return Block(data=bytearray(), not_finite=first + first_not_finite(y))
         return Block(data=as_bytes(y))
 
