@@ -90,8 +90,16 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_there_are_six_pages() -> None:
-    names = ["adding-a-method.md", "how-it-works.md", "manifest.md", "performance.md", "recipe.md", "supported.md"]
+def test_there_are_seven_pages() -> None:
+    names = [
+        "adding-a-method.md",
+        "contributing.md",
+        "how-it-works.md",
+        "manifest.md",
+        "performance.md",
+        "recipe.md",
+        "supported.md",
+    ]
     assert [page.name for page in PAGES] == names
 
 
@@ -117,6 +125,19 @@ def test_the_rooms_are_those_of_the_package_and_stand_as_the_tests_hold_them() -
     floor = {name: number for number, names in enumerate(FLOORS) for name in names}
     stands = [floor[name.rstrip("/").removesuffix(".py")] for name in documented]
     assert stands == sorted(stands, reverse=True)
+
+
+# --- contributing.md ------------------------------------------------------------------------------------------
+
+
+def test_a_change_touches_files_that_are_there_and_makes_ones_that_are_not() -> None:
+    table = rows(section("contributing.md", "Where a change goes"))
+    assert len(table) == 12
+    for _, files in table:
+        new = re.findall(r"\*`([^`]+\.py)`\*", files)
+        old = [name for name in re.findall(r"`((?:lora_build|tests|docs)/[^`]+)`", files) if name not in new]
+        assert [name for name in old if not (DOCS.parent / name).is_file()] == []
+        assert [name for name in new if (DOCS.parent / name).exists()] == []
 
 
 # --- recipe.md ------------------------------------------------------------------------------------------------
