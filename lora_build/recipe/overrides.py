@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from lora_build.errors import RecipeError, did_you_mean
 from lora_build.recipe.hydra_errors import plain_errors
 from lora_build.recipe.keys import check_recipe, raise_problems
-from lora_build.recipe.renamed import answer_override
+from lora_build.recipe.renamed import NEW_NAMES, answer_override
 from lora_build.recipe.schema import Recipe
 
 
@@ -26,15 +26,15 @@ def check_overrides(overrides: Sequence[str]) -> None:
         key, value = override.key_or_group, override.value()
         top, _, rest = key.partition(".")
         group = top.partition("/")[0]
-        if said := answer_override(key, value):
+        if override.is_delete():
+            problems += _check_deletion(key)
+        elif said := answer_override(key, str(override.input_line).partition("=")[2]):
             problems.append(said)
         elif group not in ("recipe", "sweep", "progressbar", "hydra"):
             fields = Recipe.__dataclass_fields__
             inside = f"; did you mean 'recipe.{key}'?" if group in fields else ""
             known = ["recipe", "sweep", "progressbar", *(f"recipe.{name}" for name in fields)]
             problems.append(f"{key}: unknown key{inside or did_you_mean(key, known)}")
-        elif override.is_delete():
-            continue
         elif key in ("recipe", "sweep") and isinstance(value, list):
             problems.append(f"{key}: expected one name, found a list; -m {key}=a,b takes one after the other")
         elif value is None and ("/" in key or key in ("recipe", "sweep")):
@@ -42,6 +42,17 @@ def check_overrides(overrides: Sequence[str]) -> None:
         elif group == "recipe" and rest:
             problems += _check_values(override, rest, parser)
     raise_problems("command line", problems)
+
+
+def _check_deletion(key: str) -> Iterator[str]:
+    """Yield what is wrong with `~KEY`: adapters, checks and Hydra's own can be taken out, other keys have a value."""
+    old = key.removeprefix("recipe.")
+    if (new := NEW_NAMES.get(old)) is not None:
+        yield f"{key}: is called recipe.{new} now, and always has a value: write recipe.{new}=VALUE"
+    elif said := answer_override(key, None):
+        yield said
+    elif key != old and old.partition(".")[0] in Recipe.__dataclass_fields__.keys() - {"adapters", "checks"}:
+        yield f"{key}: always has a value, and cannot be taken out: write {key}=VALUE"
 
 
 def _parse(parser: OverridesParser, text: str) -> Override:

@@ -66,12 +66,18 @@ class LoraModel(Module):
             model: the base.
             tied_embeddings: the recipe's word on what an update of one of two ties means.
             saved_modules_from: the adapter that wins where two replace one parameter.
+
+        Raises:
+            RecipeError: `tied_embeddings` is none of the recipe's words.
         """
         super().__init__()
         self.base_model = model
         self.forward = _BaseForward(model)
         self.active_adapters: list[str] = []
         self._disabled = False
+        words = [word.value for word in TiedEmbeddings]
+        if tied_embeddings not in words:
+            raise RecipeError(f"tied_embeddings: expected one of {', '.join(words)}, found {tied_embeddings!r}")
         recipe = Recipe(
             name="model", tied_embeddings=TiedEmbeddings(tied_embeddings), saved_modules_from=saved_modules_from
         )

@@ -300,3 +300,9 @@ def test_a_plugin_that_breaks_hydra_s_scan_is_named(project, monkeypatch):
         LoraBuildError, match=r"Hydra cannot load the plugin hydra_bad_sweeper: mutable default; upgrade"
     ):
         load_recipe("prod")
+
+
+@pytest.mark.parametrize("key", ["recipe.base", "recipe.dtype", "recipe.output.dir"])
+def test_a_key_that_always_has_a_value_is_not_taken_out(project, key):
+    with pytest.raises(RecipeError, match=rf"^command line: {key}: always has a value, and cannot be taken out: write"):
+        load_recipe("prod", [f"~{key}"])

@@ -212,3 +212,8 @@ def test_a_wrapper_is_pickled_and_copied_with_its_adapters(zoo: Zoo) -> None:
         other.merge_adapter()
     assert torch.equal(logits("llama", model), expected)
     assert snapshot(model.unload()) == snapshot(base_model(zoo))
+
+
+def test_a_word_that_the_recipe_does_not_have_for_ties_is_refused() -> None:
+    with pytest.raises(RecipeError, match="tied_embeddings: expected one of untie, peft, error, found 'tie'"):
+        LoraModel(torch.nn.Linear(2, 2), tied_embeddings="tie")
