@@ -94,6 +94,21 @@ def test_a_room_uses_only_rooms_below_it() -> None:
     assert wrong == []
 
 
+def test_no_two_modules_need_each_other_not_even_within_functions() -> None:
+    needs = {
+        name: {
+            other
+            for module, what in imports(tree)
+            for other in (module.removeprefix("lora_build."), f"{module}.{what}".removeprefix("lora_build."))
+            if other in modules() and other != name
+        }
+        for name, tree in modules().items()
+    }
+    while free := {name for name, others in needs.items() if not others}:
+        needs = {name: others - free for name, others in needs.items() if name not in free}
+    assert needs == {}
+
+
 def test_no_room_uses_the_private_names_of_another() -> None:
     wrong = [
         f"{name} imports {module}.{what}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from lora_build.methods.combine.products import Product
 from lora_build.methods.interface import (
     Decomposing,
     Dense,
@@ -28,18 +29,6 @@ if TYPE_CHECKING:
     from lora_build.methods.combine.sums import Sum
     from lora_build.methods.interface import DeltaRows
     from lora_build.numerics.exact_compiled import Array, Pair
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Product:
-    """A low-rank part of a change: B [out, r] @ A [r, in], float64 numpy, its scale in B.
-
-    `transposed` says that the stored matrix is [in, out], to which the transpose is added.
-    """
-
-    B: "Array"
-    A: "Array"
-    transposed: bool
 
 
 @dataclass(frozen=True, kw_only=True)

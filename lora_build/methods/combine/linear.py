@@ -7,7 +7,8 @@ changes are added in float64, each element's from the smallest up.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lora_build.methods.combine.interface import Delta, Product
+from lora_build.methods.combine.interface import Delta
+from lora_build.methods.combine.products import Product, in_one_orientation
 from lora_build.methods.interface import MergeRows, ReadRows
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ class Linear:
 
     def pairs(self, deltas: Sequence[Delta]) -> "tuple[list[Pair], bool]":
         """Return all products as pairs, for the compiled pass."""
-        from lora_build.methods.combine.sums import in_one_orientation
-
         return in_one_orientation(_products(deltas))
 
 

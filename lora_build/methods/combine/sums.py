@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lora_build.methods.combine.interface import Product
+from lora_build.methods.combine.products import Product, in_one_orientation
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lora_build.methods.interface import DeltaRows
-    from lora_build.numerics.exact_compiled import Pair
 
 
 class Sum:
@@ -50,12 +49,3 @@ class Sum:
         if len(addends) > 2:  # float64 rounds from the third addend on: each element's are taken from the smallest up
             together = together.sort(dim=-1).values
         return tree_sum(together)
-
-
-def in_one_orientation(products: Sequence[Product]) -> "tuple[list[Pair], bool]":
-    """Return the products of one stored matrix as pairs (B, A) in one orientation, and whether that is [in, out].
-
-    Tied matrices can get the update of an embedding, stored [in, out], and that of a head.
-    """
-    transposed = all(product.transposed for product in products)
-    return [(p.B, p.A) if p.transposed == transposed else (p.A.T, p.B.T) for p in products], transposed
