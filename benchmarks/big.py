@@ -19,8 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import models
 from run import HERE, OURS, at_most, machine, print_goals, write_recipe
+
+import models
 
 SMALL, MIDDLE = "0.1B", "1B"
 

@@ -23,9 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import models
 import numpy as np
 import run
+
+import models
 
 DENSE = models.PRESETS["8B"]
 TINY = models.Shape(layers=32, hidden=256, inner=512, kv=128, vocab=1000, tied=False, shards=4)

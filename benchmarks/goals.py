@@ -9,9 +9,10 @@ import json
 import sys
 from typing import Any
 
-import models
 from big import merged_parameters
 from run import HERE
+
+import models
 
 DOCS = HERE.parent / "docs" / "performance.md"
 CASES = ("1B-r16", "1B-r64", "1B-r16-float32", "1B-r16-single", "memory", "commands", "8B-in-1GB")

@@ -17,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import models
 import run
+
+import models
 
 RANK = 16
 LIMIT_MB = 400

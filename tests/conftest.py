@@ -15,6 +15,7 @@ os.environ.update(
 
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
+
 from makers.zoo import Zoo  # noqa: E402
 
 # a busy machine is no reason to fail, and a run that fails can be repeated

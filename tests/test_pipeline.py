@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from makers import small
 from safetensors.torch import load_file
 
 import lora_build
@@ -28,6 +27,7 @@ from lora_build.numerics import survival
 from lora_build.pipeline import prepare, run
 from lora_build.proof.manifest import MANIFEST_NAME, SURVIVAL_NAME, read_manifest
 from lora_build.recipe.validate import from_mapping
+from makers import small
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from makers import small
 
 import lora_build
 from lora_build import _native as compiled
@@ -23,6 +22,7 @@ from lora_build.files.hashing.sha256 import Sha256, update_both
 from lora_build.files.identity import Digest
 from lora_build.files.targets.file_writer import BLOCK_BYTES, FileWriter
 from lora_build.proof.manifest import read_manifest
+from makers import small
 
 ROOT = Path(__file__).parent.parent.parent
 DATA = random.Random(0).randbytes(3_000_000)

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from makers import small
 from safetensors.torch import save_file
 
 import lora_build
@@ -21,6 +20,7 @@ from lora_build.files.formats.safetensors import format_index
 from lora_build.files.hashing.hashed_file import HashedFile
 from lora_build.pipeline import prepare
 from lora_build.recipe.validate import from_mapping
+from makers import small
 
 HEAVY = {"torch", "numpy", "transformers", "safetensors", "huggingface_hub", "rich", "hydra"}
 MAIN = "import sys; from lora_build.cli.main import main; code = main(); "

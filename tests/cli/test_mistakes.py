@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from makers import small
 
 from lora_build.cli.main import main
+from makers import small
 
 RECIPE = "base: ./base\nadapters: {math: ./math}\noutput: {dir: ./out}\n"
 Q_PROJ = "model.layers.0.self_attn.q_proj"

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from makers import small
 from safetensors.torch import save_file
 
 import lora_build
@@ -37,6 +36,7 @@ from lora_build.files.targets import directory, file_writer
 from lora_build.numerics import exact_compiled
 from lora_build.numerics.exact_compiled import FusedSum
 from lora_build.recipe.validate import from_mapping
+from makers import small
 
 ROWS, COLUMNS, RANK = 96, 640, 8
 MOST_BUFFERS = 2 * 6 + 3 * 9  # blocks read ahead with their results, and what queues have before them

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from makers import hub_server, small
 
 import lora_build
+from makers import hub_server, small
 
 ROOT = Path(__file__).parent.parent.parent
 

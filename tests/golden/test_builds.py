@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 import torch
-from makers import headers
 
 import lora_build
 from lora_build.errors import LoraBuildError
+from makers import headers
 
 GOLDEN = Path(__file__).with_name("builds.json")
 DIGESTS = ("manifest_hash", "build_key", "output_digest", "weights_digest")

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from makers import small
 
 import lora_build
+from makers import small
 
 GOLDEN = Path(__file__).parent / "manifests.json"
 ROOT = Path(__file__).parent.parent.parent

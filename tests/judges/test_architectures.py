@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from judges.oracle import base_tensors, long, ulps_off
-from makers.families import FAMILIES, VOCAB
-from makers.zoo import Adapter, Base, Reference, Zoo, answer, quiet
 from peft.tuners.lora import BdLoraConfig, KasaConfig
 from safetensors.torch import load_file
 
 import lora_build
+from judges.oracle import base_tensors, long, ulps_off
 from lora_build.errors import LoraBuildError
+from makers.families import FAMILIES, VOCAB
+from makers.zoo import Adapter, Base, Reference, Zoo, answer, quiet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 from deltalint import cli
-from judges.oracle import expected_checkpoint, ulps_off
-from makers.zoo import Adapter, Base, Zoo, load_model, load_peft, quiet
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lora_build
+from judges.oracle import expected_checkpoint, ulps_off
+from makers.zoo import Adapter, Base, Zoo, load_model, load_peft, quiet
 
 PASS, FAIL, INCONCLUSIVE = 0, 1, 3
 PREFIX = "base_model.model."

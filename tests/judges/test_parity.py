@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from judges.oracle import Expected, base_tensors, expected_checkpoint, ulps_off
-from makers.families import FAMILIES
-from makers.zoo import Adapter, Base, Zoo, load_model, load_peft, logits, quiet
 from safetensors.torch import load_file, save_file
 
 import lora_build
+from judges.oracle import Expected, base_tensors, expected_checkpoint, ulps_off
 from lora_build.errors import LoraBuildError
+from makers.families import FAMILIES
+from makers.zoo import Adapter, Base, Zoo, load_model, load_peft, logits, quiet
 
 Adapters = tuple[tuple[str, Adapter, float], ...]
 """Name, adapter and weight of each adapter of a recipe."""

@@ -15,19 +15,19 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from judges.oracle import long, ulps_off
-from makers import hub_server, small
-from makers.zoo import quiet
 from peft import LoraConfig, TaskType, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lora_build
+from judges.oracle import long, ulps_off
 from lora_build.files.targets.file_writer import FileWriter
 from lora_build.pipeline import prepare, run
 from lora_build.proof.manifest import read_manifest
 from lora_build.recipe.validate import from_mapping
+from makers import hub_server, small
+from makers.zoo import quiet
 
 PREFIX = "base_model.model."
 Q0, Q1 = (f"{module}.weight" for module in small.MODULES)

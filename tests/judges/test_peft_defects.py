@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from judges.oracle import long, ulps_off
-from makers import small
-from makers.zoo import quiet
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lora_build
+from judges.oracle import long, ulps_off
 from lora_build.pipeline import prepare
 from lora_build.recipe.validate import from_mapping
+from makers import small
+from makers.zoo import quiet
 
 PREFIX = "base_model.model."
 VOCAB = 64

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from judges import oracle
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import lora_build
+from judges import oracle
 
 pytestmark = pytest.mark.real
 ROOT = Path(__file__).parent.parent.parent

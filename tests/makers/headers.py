@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from makers.small import values
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from makers.small import values
 
 Entry = Mapping[str, Any]
 """`config` (of its file), and `files`: file -> tensor -> [dtype, shape, seed] or, of few or whole numbers, their list."""

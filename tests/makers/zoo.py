@@ -24,12 +24,12 @@ from typing import Any
 import peft
 import torch
 import transformers
-from judges.oracle import base_tensors, expected_checkpoint
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
+from judges.oracle import base_tensors, expected_checkpoint
 from makers.families import FAMILIES, VOCAB, Architecture, reads_text
 from makers.rewrites import REWRITES, renamed
 

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from makers import small
-from makers.layers import CASES, Saved, Shelf, Tensors, base, merge, net, updates
 from safetensors.torch import load_file, save_file
 
 import lora_build
@@ -27,6 +25,8 @@ from lora_build.numerics.exact_compiled import FusedSum
 from lora_build.pipeline import prepare
 from lora_build.planning.operations import Merge
 from lora_build.recipe.validate import from_mapping
+from makers import small
+from makers.layers import CASES, Saved, Shelf, Tensors, base, merge, net, updates
 
 Q0 = "model.layers.0.self_attn.q_proj.weight"
 LOW_RANK = [(case, module) for case in CASES if case.startswith(("adalora", "vera")) for module in CASES[case][1]]

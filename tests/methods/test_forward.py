@@ -11,6 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, TrainableTokensConfig
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from torch import Tensor, nn
+
+from lora_build.errors import MergeError
+from lora_build.methods.calls import through
+from lora_build.methods.interface import Call, PlacedUpdate, methods
+from lora_build.methods.lora.forward import without_offsets
+from lora_build.methods.trainable_tokens import replacement
 from makers.layers import (
     CASES,
     CROSSED,
@@ -26,16 +36,6 @@ from makers.layers import (
     net,
     updates,
 )
-from peft import LoraConfig, TrainableTokensConfig
-from peft.tuners.lora.config import BdLoraConfig, KasaConfig
-from peft.tuners.trainable_tokens import TrainableTokensLayer
-from torch import Tensor, nn
-
-from lora_build.errors import MergeError
-from lora_build.methods.calls import through
-from lora_build.methods.interface import Call, PlacedUpdate, methods
-from lora_build.methods.lora.forward import without_offsets
-from lora_build.methods.trainable_tokens import replacement
 
 Pairs = Sequence[tuple[PlacedUpdate, Tensors]]
 

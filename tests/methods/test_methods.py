@@ -16,7 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import AdaLoraConfig, OFTConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+
 from judges.oracle import long, ulps_off
+from lora_build.methods.interface import AdaptedModule, methods
 from makers.layers import (
     CASES,
     CROSSED,
@@ -36,10 +40,6 @@ from makers.layers import (
     stub,
     updates,
 )
-from peft import AdaLoraConfig, OFTConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
-
-from lora_build.methods.interface import AdaptedModule, methods
 
 Array = Any
 

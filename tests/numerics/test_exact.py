@@ -12,9 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judges import exact_numpy
 from torch import Tensor
 
+from judges import exact_numpy
 from lora_build.methods.combine.interface import combinations, merger
 from lora_build.methods.interface import PlacedUpdate, Update
 from lora_build.numerics.exact import LowRankSum, all_finite, known_answer, round_once, self_test

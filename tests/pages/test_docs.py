@@ -21,17 +21,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from judges.oracle import long, ulps_off
-from makers import layers, small
-from makers import zoo as zoos
-from makers.families import FAMILIES
 from peft import HiraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from test_house import FLOORS
 from transformers.pytorch_utils import Conv1D
 
 import lora_build
 import lora_build.methods.interface
+from judges.oracle import long, ulps_off
 from lora_build.cli import main as app
 from lora_build.errors import LoraBuildError
 from lora_build.methods.interface import PlacedUpdate, Update
@@ -41,6 +37,10 @@ from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_N
 from lora_build.recipe import files as recipe_files
 from lora_build.recipe.schema import AdapterSpec, Recipe
 from lora_build.recipe.validate import from_mapping
+from makers import layers, small
+from makers import zoo as zoos
+from makers.families import FAMILIES
+from test_house import FLOORS
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 PAGES = sorted(DOCS.glob("*.md"))

@@ -17,17 +17,17 @@ import peft
 import pytest
 import torch
 import transformers
-from judges.oracle import base_tensors, long, ulps_off
-from judges.test_architectures import CASES
-from makers.families import FAMILIES
 from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import lora_build
+from judges.oracle import base_tensors, long, ulps_off
+from judges.test_architectures import CASES
 from lora_build.errors import LoraBuildError
 from lora_build.methods.interface import methods
+from makers.families import FAMILIES
 
 PAGE = Path(__file__).parent.parent.parent / "docs/supported.md"
 MERGED, TRAINED, AS_PEFT, REFUSED, IMPOSSIBLE, WRONG = "merged", "as trained", "as peft", "refused", "-", "wrong"

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from makers import layers, small
 from safetensors.torch import load_file, save_file
 
 import lora_build
@@ -20,6 +19,7 @@ from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import SourceName
 from lora_build.methods.interface import AdaptedModule, PlacedUpdate, Update, methods
 from lora_build.planning.placement import cut
+from makers import layers, small
 
 Q0 = "model.layers.0.self_attn.q_proj.weight"
 

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from makers import hub_server, small
-from makers.zoo import Adapter, Base, Zoo
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,6 +18,8 @@ import lora_build
 from lora_build.cli import main as app
 from lora_build.planning.inspection import inspecting
 from lora_build.planning.inspection.result import AdaptedParameter, Inspection
+from makers import hub_server, small
+from makers.zoo import Adapter, Base, Zoo
 
 PREFIX = "base_model.model."
 LLAMA = Base(arch="llama")

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from makers import small
-from makers.zoo import Base, Zoo
 from safetensors.torch import save_file
 
 import lora_build
@@ -18,6 +16,8 @@ from lora_build.pipeline import prepare
 from lora_build.planning.operations import Merge
 from lora_build.proof.plan_record import record_plan
 from lora_build.recipe.validate import from_mapping
+from makers import small
+from makers.zoo import Base, Zoo
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from makers import small
 
 import lora_build
 from lora_build.proof.canonical_json import canonical_json
 from lora_build.proof.manifest import MANIFEST_NAME, Manifest
 from lora_build.proof.plan_record import PlanRecord
+from makers import small
 
 
 @pytest.fixture

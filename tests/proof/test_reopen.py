@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from makers import small
 
 import lora_build
 from lora_build.errors import SourceError, VerificationError
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, read_manifest
 from lora_build.proof.reopen import reopen
 from lora_build.recipe.schema import DType
+from makers import small
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from makers import small
-from makers.zoo import Adapter, Base, Zoo, quiet
 from peft import LoraConfig, get_peft_model
 
 import lora_build
@@ -18,6 +16,8 @@ from lora_build.pipeline import memory_bytes, prepare
 from lora_build.proof import wrapper_check
 from lora_build.proof.manifest import PROVENANCE_NAME
 from lora_build.recipe.validate import from_mapping
+from makers import small
+from makers.zoo import Adapter, Base, Zoo, quiet
 
 DORA = (("use_dora", True),)
 RSLORA = (("use_rslora", True),)

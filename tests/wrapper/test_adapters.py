@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from makers.live import CODE, LLAMA, MATH, base_model, snapshot, wrapped
-from makers.zoo import Zoo, logits
 
 from lora_build import LoraModel
 from lora_build.errors import RecipeError, SourceError
+from makers.live import CODE, LLAMA, MATH, base_model, snapshot, wrapped
+from makers.zoo import Zoo, logits
 
 
 def test_what_is_no_adapter_is_refused(zoo: Zoo, tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from makers.live import BF16, CODE, DORA, IDS, MATH, TIED, TIED_MATH, base_model, relative, snapshot, wrapped
 from makers.zoo import Adapter, Zoo, logits
-from torch import Tensor
 
 
 @pytest.mark.parametrize("adapter", [MATH, DORA], ids=["lora", "dora"])

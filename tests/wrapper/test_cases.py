@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from judges.oracle import base_tensors
-from judges.test_architectures import BUILDABLE, OPTION_CASES, Case
-from makers.families import FAMILIES
-from makers.live import Snapshot, all_bits, relative, saved, snapshot
-from makers.zoo import Zoo, answer, load_model, quiet
 from torch import Tensor
 
 import lora_build
+from judges.oracle import base_tensors
+from judges.test_architectures import BUILDABLE, OPTION_CASES, Case
 from lora_build import LoraModel
 from lora_build.errors import PlanError
+from makers.families import FAMILIES
+from makers.live import Snapshot, all_bits, relative, saved, snapshot
+from makers.zoo import Zoo, answer, load_model, quiet
 
 NEED_ANOTHER_MODEL = {
     "llama-classifier": "load the base with the head that they were trained with",

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from makers.live import CODE, IDS, LLAMA, MATH, TIED, TIED_MATH, base_model, relative, snapshot, wrapped
-from makers.zoo import Adapter, Base, Zoo, logits
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_build import LoraModel
 from lora_build.errors import RecipeError
 from lora_build.wrapper.hooks import Applied, Hooks
+from makers.live import CODE, IDS, LLAMA, MATH, TIED, TIED_MATH, base_model, relative, snapshot, wrapped
+from makers.zoo import Adapter, Base, Zoo, logits
 
 
 def test_an_error_within_a_call_leaves_the_base_model_as_it_was(zoo: Zoo) -> None:

@@ -8,11 +8,11 @@ import peft
 import pytest
 import torch
 import transformers
-from makers.live import BF16, LLAMA, MATH, base_model, relative, snapshot, wrapped
-from makers.zoo import Zoo, logits, quiet
 from torch import Tensor, nn
 
 from lora_build import LoraModel
+from makers.live import BF16, LLAMA, MATH, base_model, relative, snapshot, wrapped
+from makers.zoo import Zoo, logits, quiet
 
 
 def test_a_bare_model_takes_the_adapter_of_its_head(zoo: Zoo) -> None:

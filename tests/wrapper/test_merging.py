@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
+import lora_build
 from judges.oracle import base_tensors
+from lora_build import LoraModel
+from lora_build.errors import MergeError, PlanError, RecipeError
 from makers.live import (
     BF16,
     CODE,
@@ -28,11 +33,6 @@ from makers.live import (
     wrapped,
 )
 from makers.zoo import Adapter, Base, Zoo, logits
-from safetensors.torch import load_file, save_file
-
-import lora_build
-from lora_build import LoraModel
-from lora_build.errors import MergeError, PlanError, RecipeError
 
 
 def test_a_model_merged_in_inference_mode_can_be_trained(zoo: Zoo) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from makers.live import BF16, CODE, IDS, LLAMA, MATH, base_model, snapshot, wrapped
-from makers.zoo import Adapter, Zoo, load_model, logits, quiet
 
 from lora_build import LoraModel
 from lora_build.errors import RecipeError
+from makers.live import BF16, CODE, IDS, LLAMA, MATH, base_model, snapshot, wrapped
+from makers.zoo import Adapter, Zoo, load_model, logits, quiet
 
 ONE = """
 from peft import PeftModel

@@ -6,7 +6,13 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import lora_build
 from judges.oracle import base_tensors
+from lora_build import LoraModel
+from lora_build.errors import PlanError
 from makers.live import (
     CODE,
     LLAMA,
@@ -22,12 +28,6 @@ from makers.live import (
     wrapped,
 )
 from makers.zoo import Adapter, Base, Zoo, logits
-from safetensors.torch import load_file
-from torch import Tensor, nn
-
-import lora_build
-from lora_build import LoraModel
-from lora_build.errors import PlanError
 
 
 @pytest.mark.parametrize("tied", ["untie", "peft"])

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from makers.live import snapshot
 
 import lora_build
 from lora_build import LoraModel
+from makers.live import snapshot
 
 DATA = Path(os.environ.get("LORA_BUILD_REAL_DATA", Path(__file__).parent.parent.parent.parent / "shared" / "data"))
 WORDS = ["paris", "tokyo", "apple", "river", "green", "seven", "music", "stone", "cloud", "tiger"]

@@ -15,9 +15,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-from judges.oracle import base_tensors
-from makers import small
-from makers.zoo import Adapter, Base, Zoo, load_model, quiet
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig
 from peft.utils.warning import PeftWarning
 from safetensors.torch import load_file
@@ -25,6 +22,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import lora_build
+from judges.oracle import base_tensors
 from lora_build.engine.backends.peft_steps import Deltas, merge
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import SourceName
@@ -32,6 +30,8 @@ from lora_build.methods.interface import AdaptedModule, PlacedUpdate, methods
 from lora_build.pipeline import memory_bytes, prepare
 from lora_build.planning.peft_compat import as_in_peft
 from lora_build.recipe.validate import from_mapping
+from makers import small
+from makers.zoo import Adapter, Base, Zoo, load_model, quiet
 
 Tensors = Mapping[str, Tensor]
 DTYPES = ("bfloat16", "float16", "float32")

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from makers import small
-from makers.zoo import Adapter, Base, Zoo, quiet
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
@@ -29,6 +27,8 @@ from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, read_manif
 from lora_build.proof.reopen import reopen
 from lora_build.proof.verify import Verification, hold_to_inputs
 from lora_build.recipe.validate import from_mapping
+from makers import small
+from makers.zoo import Adapter, Base, Zoo, quiet
 
 LAYER = "model.layers.1.self_attn.v_proj"
 LLAMA = Base(arch="llama", dtype="bfloat16")
