@@ -57,7 +57,7 @@ class AdaLora:
         problems += unknown_keys(config, HARMLESS | _READ | _UNREAD | set(_REFUSED))
         problems += check_rank("init_r", config.get("init_r"))
         alpha, pattern = config.get("lora_alpha"), config.get("rank_pattern") or {}
-        problems += (unusable := check_alpha("lora_alpha", alpha))
+        problems += (unusable := check_alpha("lora_alpha", alpha, may_be_zero=True))
         if not isinstance(pattern, dict):
             return [*problems, f"rank_pattern: expected a mapping, found {pattern!r}"]
         problems += [

@@ -1,11 +1,11 @@
 """Checks that methods share: what a config says and may not say, and whether factors fit a module. Plan time."""
 
 import math
-import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from lora_build.errors import did_you_mean
+from lora_build.files.formats.patterns import PatternError, PatternMap
 from lora_build.methods.interface import AdaptedModule, methods
 
 MAX_RANK = 16_384
@@ -45,24 +45,23 @@ def unmergeable(peft_type: str) -> str:
 
 def by_pattern(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
     """Return the value of the first key that matches the module's path; `peft/utils/other.py` get_pattern_key."""
-    for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", path):
-            return value
-    return default
+    return (pattern if isinstance(pattern, PatternMap) else PatternMap(pattern)).value(path, default)
 
 
-def check_pattern(name: str, pattern: Any) -> list[str]:
-    """Return what is wrong with a `rank_pattern` or `alpha_pattern`, one line each."""
+def check_pattern(name: str, pattern: Any, *, whole: bool = False) -> list[str]:
+    """Return what is wrong with a `rank_pattern` (of `whole` numbers) or `alpha_pattern`, one line each."""
     if not isinstance(pattern, dict):
-        return [f"{name}: expected a mapping, found {pattern!r}"]
+        return [f"{name}: expected a mapping, found {pattern!r:.80}"]
     problems = []
     for key, value in pattern.items():
-        try:
-            re.compile(rf"(.*\.)?({key})$")
-        except re.error as error:
-            problems.append(f"{name}: '{key}' is not a regular expression ({error})")
-        if len(key) > 500 or not is_number(value):
-            problems.append(f"{name}: '{key[:80]}': expected a finite number, found {value!r}")
+        if whole:
+            problems += check_rank(f"{name}: '{key:.80}'", value)
+        elif not is_number(value):
+            problems.append(f"{name}: '{key:.80}': expected a finite number, found {value!r:.80}")
+    try:
+        _ = (pattern if isinstance(pattern, PatternMap) else PatternMap(pattern)).patterns
+    except PatternError as error:
+        problems.append(f"{name}: {error}")
     return problems
 
 
@@ -84,12 +83,19 @@ def check_rank(key: str, rank: object) -> list[str]:
     """Return what is wrong with a rank, one line at most."""
     if type(rank) is int and 1 <= rank <= MAX_RANK:
         return []
-    return [f"{key}: expected a whole number from 1 to {MAX_RANK}, found {rank!r}"]
+    return [f"{key}: expected a whole number from 1 to {MAX_RANK}, found {rank!r:.80}"]
 
 
-def check_alpha(key: str, alpha: object) -> list[str]:
+def check_alpha(key: str, alpha: object, *, may_be_zero: bool = False) -> list[str]:
     """Return what is wrong with an alpha, one line at most."""
-    return [] if is_number(alpha) else [f"{key}: expected a finite number, found {alpha!r}"]
+    if not is_number(alpha):
+        return [f"{key}: expected a finite number, found {alpha!r:.80}"]
+    if alpha == 0 and not may_be_zero:
+        return [
+            f"{key}: is 0, which makes every update 0, so the output would equal the base; some trainers write it "
+            "wrongly: set it to the value that the adapter was trained with"
+        ]
+    return []
 
 
 def check_module(module: AdaptedModule, layer_types: Collection[str], leaves: Collection[str]) -> list[str]:

@@ -7,11 +7,12 @@ Shapes: l [out, 1], or [1, in] of a feedforward module; of a kernel [1, out, 1, 
 counts the channels of all groups. A bias [out] is scaled with the outputs.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from lora_build.files.formats.patterns import PatternError, Patterns
 from lora_build.methods.calls import along_channels
 from lora_build.methods.checks import HARMLESS, check_module, is_transposed, misfit, refuse_weight, unknown_keys
 from lora_build.methods.interface import AdaptedModule, Call, MergeRows, PlacedUpdate, ReadRows, Update
@@ -36,11 +37,9 @@ class IA3:
         names = config.get("feedforward_modules")
         if isinstance(names, str):
             try:
-                re.compile(names)
-            except re.error as error:
-                problems.append(f"feedforward_modules: '{names[:80]}' is not a regular expression ({error})")
-        elif not (names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))):
-            problems.append(f"feedforward_modules: expected a list of names or a regular expression, found {names!r}")
+                _pattern(names)
+            except PatternError as error:
+                problems.append(f"feedforward_modules: {error}")
         return problems
 
     def updates(self, module: AdaptedModule) -> tuple[dict[str, Update], list[str]]:
@@ -135,11 +134,16 @@ def _num_groups(module: AdaptedModule, vector: tuple[int, ...], kernel: tuple[in
     return int(module.base.settings.get("groups", groups))
 
 
+@lru_cache(maxsize=8)
+def _pattern(text: str) -> Patterns:
+    return Patterns([text])
+
+
 def _is_feedforward(module: AdaptedModule) -> bool:
     """Whether l scales the inputs where its shape cannot tell; `peft/tuners/ia3/model.py`."""
     names = module.config.get("feedforward_modules") or ()
     if isinstance(names, str):
-        return bool(re.fullmatch(names, module.path))
+        return _pattern(names).first(module.path) is not None
     return any(module.path.endswith(name) for name in names)
 
 

@@ -45,8 +45,8 @@ class LoHa:
         """Return what in an adapter_config.json keeps the adapter from being merged, one line each."""
         problems = unknown_keys(config, HARMLESS | _READ | _UNREAD)
         problems += check_rank("r", config.get("r")) + check_alpha("alpha", config.get("alpha"))
-        for key in ("rank_pattern", "alpha_pattern"):
-            problems += check_pattern(key, config.get(key) or {})
+        problems += check_pattern("rank_pattern", config.get("rank_pattern") or {}, whole=True)
+        problems += check_pattern("alpha_pattern", config.get("alpha_pattern") or {})
         return problems
 
     def updates(self, module: AdaptedModule) -> tuple[dict[str, Update], list[str]]:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_build.files.formats.adapter import Adapter, AdapterParts
-from lora_build.files.formats.adapter_config import CONFIG_NAME
 from lora_build.methods.checks import unmergeable
 from lora_build.methods.interface import Method, methods
 from lora_build.planning.peft_compat import refuse_adapter
+from lora_build.planning.targets import config_problems
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +42,8 @@ def mergeable_adapters(adapters: Sequence[Adapter], *, repeats_peft: bool) -> Me
         if method is None:
             issues.append(f"{adapter.source}: peft_type {adapter.peft_type} {unmergeable(adapter.peft_type)}")
             continue
-        problems = method.check_config(adapter.config.data)
-        issues += [f"{adapter.source}/{CONFIG_NAME}: {problem}" for problem in problems]
+        problems = config_problems(adapter, method)
+        issues += problems
         if repeats_peft:
             issues += refuse_adapter(adapter)
         issues += adapter.parts.problems

@@ -40,7 +40,7 @@ def digests_of(sources: Mapping[SourceName, Source], adapters: tuple[Adapter, ..
         for tensor in (*parts.frozen.values(), *parts.replaced.values(), *copies):
             found[TensorKey(adapter.name, tensor.name)] = _data_digest(source, tensor)
         if adapter.config.keeps_ties:
-            for tensor in (t for module in sorted(parts.factors) if _may_be_tied(module)
+            for tensor in (t for module in sorted(parts.factors) if may_be_tied(module)
                            for t in parts.factors[module].values()):  # fmt: skip
                 found[TensorKey(adapter.name, tensor.name)] = _data_digest(source, tensor)
                 if len(tensor.shape) == 2:
@@ -48,7 +48,8 @@ def digests_of(sources: Mapping[SourceName, Source], adapters: tuple[Adapter, ..
     return found
 
 
-def _may_be_tied(module: str) -> bool:
+def may_be_tied(module: str) -> bool:
+    """Whether a module may share its weight: those of layers, which are numbered, do not."""
     return not any(part.isdigit() for part in module.split("."))
 
 

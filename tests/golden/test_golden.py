@@ -81,7 +81,7 @@ folder = Path(sys.argv[2])
 base = small.make_base(folder / "base")
 save_file({"a.weight": small.values(1, 515, 1031), "b.weight": small.values(2, 300, 2048)}, base / "model.safetensors", {"format": "pt"})
 for seed, name in enumerate(("one", "two")):
-    adapter = small.make_adapter(folder / name, r=24)
+    adapter = small.make_adapter(folder / name, r=24, target_modules=["a", "b"])
     tensors = {}
     for i, (module, out, inner) in enumerate((("a", 515, 1031), ("b", 300, 2048))):
         tensors[f"base_model.model.{module}.lora_A.weight"] = small.values(40 + 9 * seed + i, 24, inner, dtype=torch.float32)

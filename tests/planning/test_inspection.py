@@ -157,7 +157,7 @@ def test_an_embedding_is_measured(zoo: Zoo) -> None:
 
 def test_a_kernel_and_an_attention_s_out_proj_are_measured(tmp_path: Path) -> None:
     shapes = {"conv": ((2, 6, 3, 3), (8, 2, 1, 1)), "attn.base_layer.out_proj": ((2, 6), (6, 2))}
-    folder = small.make_adapter(tmp_path / "math")
+    folder = small.make_adapter(tmp_path / "math", target_modules=["conv", "attn"])
     save_file(
         {
             f"{PREFIX}{module}.lora_{letter}.weight": small.values(i, *shape, dtype=torch.float32)
@@ -261,7 +261,8 @@ def test_a_factor_that_is_not_finite_is_named_with_its_first_place(
         ({"alora_invocation_tokens": [1]}, "math/adapter_config.json: alora_invocation_tokens: aLoRA acts only after"),
         ({"peft_type": "PROMPT_TUNING"}, "peft_type PROMPT_TUNING cannot be merged: it adds virtual tokens"),
         ({"r": 0}, "r: expected a whole number from 1"),
-        ({"rank_pattern": {"q_proj": 0}}, "adapter_config.json says rank 0 for it"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern: 'q_proj': expected a whole number from 1"),
+        ({"rank_pattern": {"q_proj": 1}}, "adapter_config.json says rank 1 for it"),
         ({"r": 3}, "adapter_config.json says rank 3 for it"),
     ],
 )

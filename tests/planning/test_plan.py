@@ -157,7 +157,7 @@ def test_two_adapters_that_replace_one_parameter_are_refused(folder: Path) -> No
 
 
 def test_replacing_and_updating_one_parameter_is_refused(folder: Path) -> None:
-    small.make_adapter(folder / "one", modules_to_save=["q_proj"])
+    small.make_adapter(folder / "one", modules_to_save=["layers.0.self_attn.q_proj"])
     small.edit(folder / "one", lora_A__weight=None, lora_B__weight=None)
     small.edit(folder / "one", **{f"base_model.model.{small.MODULES[0]}.weight": small.values(3, 8, 6)})
 

@@ -6,11 +6,12 @@ other tensor is a whole parameter that replaces the base's (`modules_to_save`, t
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lora_build.errors import SourceError
 from lora_build.files.formats.adapter_config import CONFIG_NAME, AdapterConfig
+from lora_build.files.formats.json_object import MAX_CONFIG_BYTES, decode_json
 from lora_build.files.formats.safetensors import TensorInfo, read_tensors
 from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.identity import SourceName
@@ -19,7 +20,6 @@ from lora_build.files.sources import Source, sizes
 WEIGHTS_NAME = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _TOKENS_LEAF = "token_adapter.trainable_tokens_delta"
-_MAX_CONFIG_BYTES = 10_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,14 +120,13 @@ def open_adapter(
         if file not in files:
             found = ", ".join(sorted(files)[:8]) or "nothing"
             raise SourceError(f"{where}: has no {file}, so it is no PEFT adapter; found {found}{_hint(files)}")
-    if files[CONFIG_NAME] > _MAX_CONFIG_BYTES:
-        raise SourceError(f"{where}/{CONFIG_NAME}: {files[CONFIG_NAME]} bytes is too long for a config")
-    try:
-        text = bytes(source.read(CONFIG_NAME, 0, files[CONFIG_NAME])).decode()
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{where}/{CONFIG_NAME}: is not UTF-8 text") from error
+    if files[CONFIG_NAME] > MAX_CONFIG_BYTES:
+        found = f"has {files[CONFIG_NAME]} bytes, expected at most {MAX_CONFIG_BYTES}"
+        raise SourceError(f"{where}/{CONFIG_NAME}: {found}; is it the right file?")
+    text = decode_json(source.read(CONFIG_NAME, 0, files[CONFIG_NAME]), f"{where}/{CONFIG_NAME}:")
     config = AdapterConfig.parse(text, f"{where}/{CONFIG_NAME}")
     tensors = {t.name: t for t in read_tensors(source.read, where, WEIGHTS_NAME, files[WEIGHTS_NAME])}
+    _refuse_empty(tensors.values(), f"{where}/{WEIGHTS_NAME}")
     known = rules(config.peft_type)
     return Adapter(
         name=where.adapter_name,
@@ -138,6 +137,24 @@ def open_adapter(
         expert_packing=expert_packing,
         tokenizer_files=tuple(sorted(file for file in files if is_tokenizer_file(file))),
     )
+
+
+def _refuse_empty(tensors: Collection[TensorInfo], where: str) -> None:
+    """Raise SourceError if an adapter's file holds nothing, or tensors without values: what was trained is not there.
+
+    DeepSpeed's ZeRO-3 leaves parameters of shape [0] on each device, and peft saves what it finds.
+    """
+    if not tensors:
+        raise SourceError(
+            f"{where}: holds no tensors: the adapter was saved when nothing of it was left to save; save the trained "
+            "model once more with peft's save_pretrained, without a state_dict of your own"
+        )
+    if empty := [tensor for tensor in tensors if not tensor.num_elements]:
+        raise SourceError(
+            f"{where}: {len(empty)} of {len(tensors)} tensors have no values, such as {empty[0].name} "
+            f"{list(empty[0].shape)}: saved under DeepSpeed ZeRO-3 without gathering; set "
+            "stage3_gather_16bit_weights_on_model_save: true and save again, or run its checkpoint's zero_to_fp32.py"
+        )
 
 
 def _hint(sizes: Mapping[str, int]) -> str:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from lora_build.errors import SourceError
 from lora_build.files.formats.config_json import CONFIG_NAME, ModelConfig
-from lora_build.files.formats.json_object import parse_object
-from lora_build.files.formats.safetensors import MAX_HEADER_BYTES, TensorInfo, read_tensors
+from lora_build.files.formats.json_object import MAX_CONFIG_BYTES, decode_json, parse_object
+from lora_build.files.formats.safetensors import TensorInfo, read_tensors
 from lora_build.files.formats.side_files import is_side_file
 from lora_build.files.sources import Source, sizes
 
@@ -16,6 +16,8 @@ INDEX_NAME = "model.safetensors.index.json"
 
 WEIGHTS_NAME = "model.safetensors"
 
+
+_MAX_INDEX_BYTES = 32_000_000  # of 200,000 tensors it has about 27
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*\.safetensors")
 
@@ -79,7 +81,7 @@ def _placement(source: Source) -> dict[str, str] | None:
         return None
     if WEIGHTS_NAME in files:
         raise SourceError(f"{where}: has both {WEIGHTS_NAME} and {INDEX_NAME}; remove the one that is not the model")
-    index = parse_object(_read_text(source, INDEX_NAME), f"{where}/{INDEX_NAME}")
+    index = parse_object(_read_text(source, INDEX_NAME), f"{where}/{INDEX_NAME}:")
     placed = index.get("weight_map")
     if not isinstance(placed, dict) or not placed:
         raise SourceError(f"{where}/{INDEX_NAME}: has no weight_map")
@@ -96,9 +98,6 @@ def _read_text(source: Source, name: str) -> str:
     if name not in files:
         hint = "; it is an adapter, not the model it was trained on" if "adapter_config.json" in files else ""
         raise SourceError(f"{where}: has no {name}; found {', '.join(sorted(files)[:8]) or 'nothing'}{hint}")
-    if files[name] > MAX_HEADER_BYTES:
-        raise SourceError(f"{where}/{name}: {files[name]} bytes is too long for a {name}")
-    try:
-        return bytes(source.read(name, 0, files[name])).decode()
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{where}/{name}: is not UTF-8 text") from error
+    if files[name] > (most := _MAX_INDEX_BYTES if name == INDEX_NAME else MAX_CONFIG_BYTES):
+        raise SourceError(f"{where}/{name}: has {files[name]} bytes, expected at most {most}; is it the right file?")
+    return decode_json(source.read(name, 0, files[name]), f"{where}/{name}:")

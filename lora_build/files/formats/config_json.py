@@ -40,7 +40,7 @@ class ModelConfig:
         Raises:
             SourceError: it is not a JSON object; says `where`.
         """
-        return cls(text=text, data=parse_object(text, where))
+        return cls(text=text, data=parse_object(text, f"{where}:"))
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "ModelConfig":

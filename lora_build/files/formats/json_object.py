@@ -1,4 +1,7 @@
-"""Objects in JSON as text: read, and changed in place, every other byte as it was."""
+"""Objects in JSON as text: read strictly and in bounded memory, and changed in place, every other byte as it was.
+
+What a file says has to be said once: a key that is there twice means one thing to one reader and another to the next.
+"""
 
 import json
 import re
@@ -7,16 +10,59 @@ from typing import Any
 
 from lora_build.errors import SourceError
 
+MAX_CONFIG_BYTES = 10_000_000  # a label for each of 20,000 classes takes one and a half
+_MAX_VALUES = 750_000  # about 250 bytes each at most; an index of 200,000 tensors has as many
+_MAX_BYTES_BEYOND_ASCII = 4_000_000  # Python keeps text with one rare character in four bytes for each
+_MAX_DEPTH = 100
 
-def parse_object(text: str, where: str) -> dict[str, Any]:
-    """Return a JSON object, or raise a SourceError that says where it breaks."""
+
+def decode_json(raw: bytes | bytearray | memoryview, subject: str) -> str:
+    """Return the text of a JSON file's bytes; `subject` begins the message if it cannot be read in bounded memory."""
+    data = bytes(raw)
+    if sum(map(data.count, (b",", b"{", b"["))) > _MAX_VALUES:
+        raise SourceError(f"{subject} has more than {_MAX_VALUES} values, which no model's has; is it the right file?")
+    if len(data) > _MAX_BYTES_BEYOND_ASCII and not data.isascii():
+        raise SourceError(
+            f"{subject} has {len(data)} bytes and is not ASCII, which no model's is; is it the right file?"
+        )
     try:
-        value = json.loads(text)
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{subject} is not UTF-8 text") from error
+
+
+def parse_object(text: str, subject: str) -> dict[str, Any]:
+    """Return a JSON object, or raise a SourceError that says where it breaks; `subject` begins its message.
+
+    No key may be there twice, on any level. NaN and Infinity are numbers, as transformers writes them.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise SourceError(f"{subject} names {twice!r} twice; delete the one that is wrong")
+        return found
+
+    try:
+        value = json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{where}: is not JSON ({error})") from error
+        raise SourceError(f"{subject} is not JSON ({error})") from error
     if not isinstance(value, dict):
-        raise SourceError(f"{where}: is not a JSON object")
+        raise SourceError(f"{subject} is not a JSON object")
+    if _is_deep(value):
+        raise SourceError(f"{subject} is nested more than {_MAX_DEPTH} deep, which no model's is")
     return value
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether a value is nested deeper than readers that call themselves can go."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        inner = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [item for items in inner for item in items if isinstance(item, dict | list)]
+    return bool(level)
 
 
 def patch_json(text: str, changes: Mapping[str, Any]) -> str:

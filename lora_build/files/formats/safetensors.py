@@ -13,9 +13,11 @@ from typing import Any
 
 from lora_build.dtypes import STORED_DTYPES, num_bytes, place_in_file
 from lora_build.errors import SourceError
+from lora_build.files.formats.json_object import decode_json, parse_object
 from lora_build.files.identity import SourceName
 
-MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 16_000_000  # of 60,000 tensors it has about 8
+_MAX_NAME = 1000
 
 
 Reader = Callable[[str, int, int], bytes | bytearray | memoryview]
@@ -52,16 +54,22 @@ def read_tensors(read: Reader, source: SourceName, file: str, size_bytes: int) -
         SourceError: the header is not what the format demands; names the file and the tensor.
     """
     where = f"{source}/{file}"
+    if not size_bytes:
+        raise SourceError(f"{where}: is empty (0 bytes): it was never written out, or cut off; save or fetch it again")
     if size_bytes < 8:
         raise SourceError(f"{where}: not a safetensors file: {size_bytes} bytes, expected at least 8")
     start = bytes(read(file, 0, 8))
     if start == b"version ":
         raise SourceError(f"{where}: is a pointer of Git LFS, not the file itself; run `git lfs pull` in its folder")
     length = int.from_bytes(start, "little")
-    if length > min(MAX_HEADER_BYTES, size_bytes - 8):
+    if length > size_bytes - 8:
         raise SourceError(f"{where}: not a safetensors file: a header of {length} bytes in {size_bytes} bytes")
+    if length > MAX_HEADER_BYTES:
+        raise SourceError(f"{where}: its header has {length} bytes, expected at most {MAX_HEADER_BYTES}")
     data_start = 8 + length
-    header = _parse_header(bytes(read(file, 8, data_start)), where)
+    subject = f"{where}: its header"
+    header = parse_object(decode_json(read(file, 8, data_start), subject), subject)
+    header.pop("__metadata__", None)
     tensors = [_tensor_info(source, file, name, entry, data_start) for name, entry in header.items()]
     tensors.sort(key=lambda t: (t.start, t.end))
     at = data_start
@@ -74,32 +82,16 @@ def read_tensors(read: Reader, source: SourceName, file: str, size_bytes: int) -
     return tuple(tensors)
 
 
-def _parse_header(raw: bytes, where: str) -> dict[str, Any]:
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen = dict(pairs)
-        if len(seen) != len(pairs):
-            twice = next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))
-            raise SourceError(f"{where}: its header names {twice!r} twice")
-        return seen
-
-    try:
-        header = json.loads(raw.decode(), object_pairs_hook=no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{where}: its header is not JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise SourceError(f"{where}: its header is not a JSON object")
-    header.pop("__metadata__", None)
-    return header
-
-
 def _tensor_info(source: SourceName, file: str, name: str, entry: Any, data_start: int) -> TensorInfo:
     def refusal(problem: str) -> SourceError:  # there may be 60,000 tensors, and this many messages cost time
         return SourceError(f"{source}/{file}: tensor {name!r}: {problem}")
 
-    if not name or not name.isprintable():
-        raise refusal("a name must be printable and not empty")
+    if not name or not name.isprintable() or len(name) > _MAX_NAME:
+        raise refusal(f"a name must be printable, not empty and have at most {_MAX_NAME} characters")
     match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [start, end]} if (
+            type(start) is int and type(end) is int
+        ):
             pass
         case _:
             raise refusal(f"expected dtype, shape and data_offsets, found {str(entry)[:80]}")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_build.files.formats.safetensors import TensorInfo
-from lora_build.methods.checks import by_pattern, check_pattern, is_number, unknown_keys
+from lora_build.methods.checks import by_pattern, check_alpha, check_pattern, check_rank, unknown_keys
 from lora_build.methods.interface import AdaptedModule, BaseModule, Call, MergeRows, PlacedUpdate, ReadRows, Update
 from lora_build.methods.lora.implied import implied_base
 from lora_build.methods.lora.shapes import Fit, fit_matrix, fit_stacks, is_target_parameter
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from lora_build.numerics.exact_compiled import Array, Pair
 
-_MAX_RANK = 16_384
 _EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
 _LINEAR = ("lora_A.weight", "lora_B.weight")
 _MAGNITUDES = ("lora_magnitude_vector", "lora_magnitude_vector.weight")
@@ -77,13 +76,9 @@ class Lora:
         problems = [f"{key}: {why}" for key, why in _REFUSED.items() if config.get(key)]
         problems += _check_init(config)
         problems += unknown_keys(config, _READ | _HARMLESS | set(_REFUSED))
-        for key in ("rank_pattern", "alpha_pattern"):
-            problems += check_pattern(key, config.get(key) or {})
-        alpha, rank = config.get("lora_alpha"), config.get("r")
-        if not is_number(alpha):
-            problems.append(f"lora_alpha: expected a finite number, found {alpha!r}")
-        if type(rank) is not int or not 1 <= rank <= _MAX_RANK:
-            problems.append(f"r: expected a whole number from 1 to {_MAX_RANK}, found {rank!r}")
+        problems += check_pattern("rank_pattern", config.get("rank_pattern") or {}, whole=True)
+        problems += check_pattern("alpha_pattern", config.get("alpha_pattern") or {})
+        problems += check_alpha("lora_alpha", config.get("lora_alpha")) + check_rank("r", config.get("r"))
         if config.get("layer_replication") and (config.get("kasa_config") or _init(config) in _OFFSETS):
             problems.append("layer_replication: cannot be combined with an initialisation that changes the base")
         blocks = config.get("use_bdlora")

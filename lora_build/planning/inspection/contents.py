@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 from lora_build.dtypes import FLOATS
 from lora_build.files.formats.adapter import Adapter
-from lora_build.files.formats.adapter_config import CONFIG_NAME
 from lora_build.methods.checks import unmergeable
 from lora_build.methods.interface import AdaptedModule, Measurable, Update, methods
 from lora_build.methods.lora.implied import Implied
 from lora_build.methods.trainable_tokens import token_indices
 from lora_build.planning.inspection.result import TrainedTokens, WholeParameter
+from lora_build.planning.targets import config_problems
 
 # adapter_config.json: keys that make a LoRA another one, and what its authors call it
 _VARIANTS = {
@@ -48,8 +48,8 @@ def read_contents(adapter: Adapter) -> AdapterContents:
         problem = f"{adapter.source}: peft_type {adapter.peft_type} {unmergeable(adapter.peft_type)}"
         return AdapterContents(adapter=adapter, modules={}, updates={}, problems=(problem,))
     parts = adapter.parts
-    wrong = method.check_config(adapter.config.data)
-    problems = [*(f"{adapter.source}/{CONFIG_NAME}: {problem}" for problem in wrong), *parts.problems]
+    wrong = config_problems(adapter, method)
+    problems = [*wrong, *parts.problems]
     problems += (
         f"{tensor.source}: {tensor.name} is {tensor.dtype}; merging needs F32, F16 or BF16"
         for factors in parts.factors.values()

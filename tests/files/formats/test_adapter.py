@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, VeraConfig
 from safetensors.torch import save_file
 
 from lora_build.errors import SourceError
@@ -83,3 +85,64 @@ def test_a_config_says_what_is_asked_of_every_method() -> None:
     assert config.data["r"] == 8
     assert (plain.task_type, plain.trained_class, plain.saved_modules) == (None, None, ())
     assert (plain.layer_replication, plain.keeps_ties) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"use_rslora": "false"}, "use_rslora: expected true or false, found 'false'"),
+        ({"use_dora": 1}, "use_dora: expected true or false, found 1"),
+        ({"fan_in_fan_out": None}, "fan_in_fan_out: expected true or false, found None"),
+        ({"bias": "All"}, "bias: expected none, all or lora_only, found 'All'"),
+        ({"lora_dropout": "x"}, "lora_dropout: expected a number or null, found 'x'"),
+        ({"peft_version": 5}, "peft_version: expected text or null, found 5"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save: expected a list of names or null, found 'lm_head'"),
+        ({"target_modules": {"q_proj": 1}}, "target_modules: expected a list of names, a pattern or null"),
+        ({"layers_to_transform": [1.5]}, "layers_to_transform: expected a whole number, a list of them or null"),
+        ({"trainable_token_indices": {"wte": "1"}}, "trainable_token_indices: expected a list of tokens"),
+        ({"rank_pattern": ["a"]}, "rank_pattern: expected a mapping or null, found ['a']"),
+    ],
+)
+def test_a_value_of_another_kind_than_peft_declares_is_refused(tmp_path: Path, changes: dict, said: str) -> None:
+    with pytest.raises(SourceError) as caught:
+        opened(tmp_path, f"{MODULE}.lora_A.weight", **changes)
+    assert f"adapters.math/adapter_config.json: {said}" in str(caught.value)
+
+
+def test_all_values_of_another_kind_are_named_at_once() -> None:
+    with pytest.raises(SourceError) as caught:
+        AdapterConfig.parse('{"peft_type": "LORA", "use_dora": 0, "bias": 1}', "x")
+    assert len(caught.value.issues) == 2
+
+
+def test_numbers_may_be_whole_where_peft_takes_fractions_and_null_where_it_has_no_default() -> None:
+    text = '{"peft_type": "LORA", "lora_dropout": 0, "layers_to_transform": 3, "layers_pattern": null, "rank_pattern": null}'
+
+    assert AdapterConfig.parse(text).data["lora_dropout"] == 0
+
+
+@pytest.mark.parametrize("config", [LoraConfig, IA3Config, OFTConfig, LoHaConfig, LoKrConfig, VeraConfig])
+def test_what_peft_itself_declares_is_of_its_kind(config: Any) -> None:
+    written = json.loads(
+        json.dumps({k: sorted(v) if isinstance(v, set) else v for k, v in config().to_dict().items()}, default=vars)
+    )
+
+    assert AdapterConfig.parse(json.dumps(written)).peft_type == config().peft_type.value
+
+
+def test_an_adapter_of_mlx_is_named() -> None:
+    with pytest.raises(SourceError, match="an adapter of MLX, not of peft"):
+        AdapterConfig.parse('{"fine_tune_type": "lora"}')
+
+
+def test_an_adapter_without_tensors_is_refused_with_what_may_have_happened(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"holds no tensors: .* save the trained model once more"):
+        opened(tmp_path)
+
+
+def test_tensors_that_zero_3_did_not_gather_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    save_file({f"{MODULE}.lora_A.weight": torch.empty(0)}, tmp_path / "adapter_model.safetensors")
+
+    with pytest.raises(SourceError, match=r"1 of 1 tensors have no values, .*ZeRO-3 without gathering.*zero_to_fp32"):
+        open_adapter(open_local(SourceName.of_adapter("math"), "math", tmp_path), rules=lambda _: None)

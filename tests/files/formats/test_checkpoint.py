@@ -55,11 +55,12 @@ ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"", "0 bytes, expected at least 8"),
+        (b"", "is empty (0 bytes)"),
+        (b"1234567", "7 bytes, expected at least 8"),
         (b"\xff" * 8, "a header of 18446744073709551615 bytes"),
         (file(b"{"), "is not JSON"),
         (file(b"[" * 100_000), "is not JSON"),
-        (file(b"\xff\xfe"), "is not JSON"),
+        (file(b"\xff\xfe"), "is not UTF-8 text"),
         (file([]), "is not a JSON object"),
         (file(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}',
               bytes(4)), "names 'a' twice"),
@@ -68,6 +69,8 @@ ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         (file({"a": {**ONE, "shape": [-1]}}, bytes(4)), "natural numbers"),
         (file({"a": {**ONE, "shape": [2**40, 2**40]}}, bytes(4)), "takes"),
         (file({"a": {**ONE, "data_offsets": [4, 0]}}, bytes(4)), "data_offsets say 4 to 0"),
+        (file({"a": {**ONE, "data_offsets": [False, 4]}}, bytes(4)), "expected dtype, shape and data_offsets"),
+        (file({"n" * 1001: ONE}, bytes(4)), "at most 1000 characters"),
         (file({"a": {"dtype": "F32"}}, bytes(4)), "expected dtype, shape and data_offsets"),
         (file({"": ONE}, bytes(4)), "must be printable"),
         (file({"a\x1b[2J": ONE}, bytes(4)), "must be printable"),
