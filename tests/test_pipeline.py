@@ -184,6 +184,31 @@ def test_safe_merge_finds_an_overflow_of_the_output_dtype(tmp_path: Path) -> Non
     assert listing(tmp_path) == ["base", "math"]
 
 
+@pytest.mark.parametrize("poison", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("dtype", ["keep", "float32", "float16"])
+def test_safe_merge_finds_a_bad_value_that_no_adapter_touches(folder: Path, poison: float, dtype: str) -> None:
+    bad = small.values(9, 6)
+    bad[4] = poison
+    small.edit(folder / "base", **{"model.norm.weight": bad})
+
+    with pytest.raises(lora_build.MergeError) as caught:
+        lora_build.build(small.recipe(folder, dtype=dtype))
+    assert str(caught.value) == (
+        "safe_merge: model.norm.weight[4] is not finite: the base has a NaN or infinity there; if it belongs there, as "
+        "in a mask, set safe_merge: false"
+    )
+    assert listing(folder) == ["base", "math"]
+    lora_build.build(small.recipe(folder, dtype=dtype, safe_merge=False))
+
+
+def test_safe_merge_finds_a_bad_value_of_a_module_that_an_adapter_saved(folder: Path) -> None:
+    saved = torch.full((6,), float("nan"), dtype=torch.bfloat16)
+    small.edit(folder / "math", **{"base_model.model.model.norm.weight": saved})
+
+    with pytest.raises(lora_build.MergeError, match=r"norm.weight\[0\] is not finite: adapter math has a NaN or inf"):
+        lora_build.build(small.recipe(folder))
+
+
 def test_safe_merge_finds_a_conversion_that_overflows(folder: Path) -> None:
     small.edit(folder / "base", **{"model.norm.weight": torch.full((6,), 1e30, dtype=torch.bfloat16)})
 

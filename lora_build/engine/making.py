@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from lora_build.dtypes import num_bytes
+from lora_build.dtypes import FLOATS, num_bytes
 from lora_build.engine.backends.choice import Backends, Offer
 from lora_build.engine.blocks import Block, Cast, Data, Merger, Piece
+from lora_build.engine.not_finite import copied
 from lora_build.files.buffers import Buffers
 from lora_build.files.executor import StageTimer
 from lora_build.files.formats.safetensors import TensorInfo
@@ -121,6 +122,7 @@ class Maker:
         size, out_size = num_bytes(source), num_bytes(target)
         cast = Cast(source=source, target=target, check=self.check)
         backend = None if source == target or first == stop else self.backends.for_conversion(source, target)
+        checks = self.check and source in FLOATS
         while first < stop:
             last = min(first + min(CHUNK_BYTES // size, out.num_rows(out_size)), stop)
             memory = out.place((last - first) * out_size)
@@ -128,7 +130,11 @@ class Maker:
                 into = memory if backend is None else self._buffer((last - first) * size)
                 data = self.inputs.read(op.source, first * size, last * size, into)
             if backend is None:
-                yield partial(Block, data=memory)
+                yield (
+                    partial(self._timed, partial(copied, memory, source, first))
+                    if checks
+                    else partial(Block, data=memory)
+                )
             else:
                 yield partial(self._timed, partial(backend.converted, cast, data, memory, first))
             first = last

@@ -119,9 +119,13 @@ def convert(x: Array, source: str, out: Array, target: str) -> None:
 
 def first_not_finite(bits: Array, dtype: str) -> int | None:
     """Return the place of the first NaN or infinity among stored values, None if there is none."""
-    infinity = bits.dtype.type(STORED_DTYPES[dtype].infinity)
-    bad = (bits.reshape(-1) & infinity) == infinity
-    return int(bad.argmax()) if bad.any() else None
+    infinity = STORED_DTYPES[dtype].infinity
+    assert infinity is not None
+    signed = bits.view(np.dtype(f"i{bits.itemsize}"))
+    # the largest bits with and without a sign, as numbers: two passes at the speed of memory, and no array in between
+    if not bits.size or (signed.max() < infinity and bits.max() < infinity | 1 << 8 * bits.itemsize - 1):
+        return None
+    return int(((bits.reshape(-1) & infinity) == infinity).argmax())
 
 
 def self_test(targets: Collection[str] = tuple(KNOWN_ANSWERS)) -> None:

@@ -388,6 +388,11 @@ def test_the_first_value_that_is_not_finite_is_found() -> None:
         assert first_not_finite(bits(x), name) is None
         x[1, 2], x[2, 2] = float("inf"), float("nan")
         assert first_not_finite(bits(x), name) == 6
+        for bad in (float("-inf"), -torch.tensor(float("nan"))):
+            assert first_not_finite(bits(torch.tensor([1, bad, -1]).to(x.dtype)), name) == 1
+        edge = torch.finfo(x.dtype)
+        assert first_not_finite(bits(torch.tensor([edge.max, edge.min, -0.0], dtype=x.dtype)), name) is None
+        assert first_not_finite(bits(x[:0]), name) is None
 
 
 def test_the_known_answers_are_those_of_the_plain_statement(monkeypatch: pytest.MonkeyPatch) -> None:

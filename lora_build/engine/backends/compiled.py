@@ -36,8 +36,9 @@ class CompiledBackend:
         source, target = cast.source, cast.target
         x, y = np.frombuffer(data, STORED_DTYPES[source].bits), np.frombuffer(out, STORED_DTYPES[target].bits)
         convert(x, source, y, target)
-        if cast.check and (bad := first_not_finite(y, target)) is not None and first_not_finite(x, source) is None:
-            return Block(data=bytearray(), not_finite=first + bad)
+        if cast.check and (bad := first_not_finite(y, target)) is not None:
+            was_finite = first_not_finite(x[bad : bad + 1], source) is None
+            return Block(data=bytearray(), not_finite=first + bad, base_is_finite=was_finite)
         return Block(data=out)
 
 

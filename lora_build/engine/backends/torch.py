@@ -34,8 +34,9 @@ class TorchBackend:
         """Return elements in another dtype, each rounded once."""
         x = torch.frombuffer(data, dtype=torch_dtype(cast.source))
         y = round_once(x.to(torch.float64), torch_dtype(cast.target))
-        if cast.check and not all_finite(y) and all_finite(x):
-            return Block(data=bytearray(), not_finite=first + first_not_finite(y))
+        if cast.check and not all_finite(y):
+            bad = first_not_finite(y)
+            return Block(data=bytearray(), not_finite=first + bad, base_is_finite=all_finite(x[bad]))
         return Block(data=as_bytes(y))
 
 
