@@ -47,6 +47,7 @@ def mergeable_adapters(adapters: Sequence[Adapter], *, repeats_peft: bool) -> Me
         if repeats_peft:
             issues += refuse_adapter(adapter)
         issues += adapter.parts.problems
+        notes += [f"{adapter.source}: {note}" for note in adapter.notes]
         if ignored := adapter.parts.ignored:
             notes.append(f"{adapter.source}: {len(ignored)} tensors were for training only, such as {ignored[0]}")
         if not problems:

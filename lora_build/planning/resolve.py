@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from lora_build.errors import LoraBuildError, PlanError, SourceError, did_you_mean
-from lora_build.files.formats.adapter import WEIGHTS_NAME, Adapter, open_adapter
-from lora_build.files.formats.adapter_config import CONFIG_NAME
+from lora_build.files.formats.adapter import Adapter, open_adapter
 from lora_build.files.formats.checkpoint import Checkpoint, open_checkpoint
-from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.identity import BASE, SourceName
 from lora_build.files.sources import Source
 from lora_build.files.sources.hub import open_hub
@@ -60,7 +58,9 @@ def resolve(recipe: Recipe) -> Resolved:
 
         def read(source: Source, spec: AdapterSpec = spec) -> Adapter:
             packing = spec.expert_packing.value
-            return open_adapter(source, rules=key_rules, weight=spec.weight, expert_packing=packing)
+            return open_adapter(
+                source, rules=key_rules, weight=spec.weight, expert_packing=packing, ignore_files=spec.ignore_files
+            )
 
         adapters.append(attempt(SourceName.of_adapter(name), spec, read))
     if failures:
@@ -87,9 +87,8 @@ def open_source(recipe: Recipe, role: SourceName, spec: BaseSpec | AdapterSpec) 
     """Return where an input comes from: a directory, or a Hub repository at a commit."""
     if is_local(spec.source):
         return open_local(role, spec.source, resolve_path(recipe, spec.source))
-    wanted = {CONFIG_NAME, WEIGHTS_NAME, "adapter_model.bin", "config.json"}
     try:
-        return open_hub(role, spec.source, spec.revision, lambda n: role.is_base or n in wanted or is_tokenizer_file(n))
+        return open_hub(role, spec.source, spec.revision, lambda _: True)
     except LoraBuildError as error:
         if not resolve_path(recipe, spec.source).is_dir():
             raise

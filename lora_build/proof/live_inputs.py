@@ -1,6 +1,6 @@
 """What a build was made of as live models: its base in memory, and adapters on it."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.identity import BASE, SourceName
@@ -37,12 +37,12 @@ def attach_adapters(model: "nn.Module", inputs: BuildInputs) -> "LoraModel":
     )
     chosen = selected(recipe)
     for name, spec in chosen.items():
-        packing = spec.expert_packing.value
+        options: dict[str, Any] = {"expert_packing": spec.expert_packing.value, "ignore_files": spec.ignore_files}
         match inputs.sources[SourceName.of_adapter(name)]:
             case LocalSource(root=root):
-                wrapped.load_adapter(root.resolve(), name, expert_packing=packing)
+                wrapped.load_adapter(root.resolve(), name, **options)
             case HubSource(repo=repo, commit=commit):
-                wrapped.load_adapter(repo, name, revision=commit, expert_packing=packing)
+                wrapped.load_adapter(repo, name, revision=commit, **options)
             case other:
                 raise AssertionError(other)
         if spec.weight != 1:

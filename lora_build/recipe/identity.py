@@ -62,8 +62,9 @@ def _options(spec: Any, path: str = "") -> Iterator[tuple[str, "dataclasses.Fiel
 
 
 def _as_written(spec: BaseSpec | AdapterSpec) -> dict[str, Any]:
-    """Return the keys of an input that are not the default."""
-    found = {key.name: (getattr(spec, key.name), key.default) for key in dataclasses.fields(spec)}
+    """Return the keys of an input that affect the output and are not the default."""
+    keys = (key for key in dataclasses.fields(spec) if key.metadata["affects"] != "nothing")
+    found = {key.name: (getattr(spec, key.name), key.default) for key in keys}
     return {name: _plain(value) for name, (value, default) in found.items() if value != default}
 
 

@@ -88,7 +88,7 @@ def _check_adapters(value: object, path: str) -> Iterator[str]:
 
 def _check_list(value: object, path: str) -> Iterator[str]:
     if not isinstance(value, list):
-        yield _expected(path, "a list of names or null", value)
+        yield _expected(path, "a list of names" if path.endswith("ignore_files") else "a list of names or null", value)
         return
     for index, item in enumerate(value):
         yield from _check(item, str, f"{path}[{index}]")

@@ -82,12 +82,16 @@ class BaseSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterSpec:
-    """One adapter: its source as for the base, its weight in the sum, and how it packs expert stacks."""
+    """One adapter: its source as for the base, its weight in the sum, and how it packs expert stacks.
+
+    `ignore_files` are patterns of files beside it whose weights are left aside; without them there is no build at all.
+    """
 
     source: str = field(default=MISSING, metadata=_affects("bytes"))
     revision: str | None = field(default=None, metadata=_affects("bytes"))
     weight: float = field(default=1.0, metadata=_affects("bytes"))
     expert_packing: Packing = field(default=Packing.peft, metadata=_affects("bytes"))
+    ignore_files: tuple[str, ...] = field(default=(), metadata=_affects("nothing"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,13 @@ class LoadedAdapter:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], name: str, *, revision: str | None = None, expert_packing: str = "peft"
+        cls,
+        path: str | os.PathLike[str],
+        name: str,
+        *,
+        revision: str | None = None,
+        expert_packing: str = "peft",
+        ignore_files: Sequence[str] = (),
     ) -> "LoadedAdapter":
         """Return an adapter whose config and header are read, and none of its tensors yet.
 
@@ -38,6 +44,7 @@ class LoadedAdapter:
             name: what it is called from now on.
             revision: a Hub repository's revision.
             expert_packing: how it packs expert stacks, `peft` or `unsloth`.
+            ignore_files: patterns of files beside it whose weights are left aside.
 
         Raises:
             LoraBuildError: it is no adapter that can be merged.
@@ -45,7 +52,9 @@ class LoadedAdapter:
         reference, found = split_reference("adapter", path)
         spec = AdapterSpec(source=reference, revision=revision or found, expert_packing=Packing(expert_packing))
         source = open_source(Recipe(name="model"), SourceName.of_adapter(name), spec)
-        adapter = open_adapter(source, rules=key_rules, expert_packing=spec.expert_packing.value)
+        adapter = open_adapter(
+            source, rules=key_rules, expert_packing=spec.expert_packing.value, ignore_files=ignore_files
+        )
         return cls(adapter=adapter, source=source)
 
     # a tensor made in inference mode could not take part in a later call that wants gradients

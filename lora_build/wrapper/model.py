@@ -106,17 +106,17 @@ class LoraModel(Module):
             adapter_name: what to call it.
             revision: a Hub repository's revision.
             expert_packing: how it packs expert stacks, `peft` or `unsloth`.
-            kw: peft's other options, which have to be what they are by default.
+            kw: `ignore_files`, as in a recipe; peft's other options, which have to be what they are by default.
 
         Raises:
             LoraBuildError: it is no adapter that can be merged, or it does not fit the model; with every issue.
         """
-        _check_options(kw)
+        own = _own_options(kw)
         if adapter_name in self._adapters:
             raise RecipeError(f"adapter '{adapter_name}' is loaded already; delete_adapter first, or use another name")
         if self._hooks.are_anothers_there():
             raise RecipeError("the model is in another LoraModel; load_adapter there, or unload() that one first")
-        loaded = LoadedAdapter.open(adapter, adapter_name, revision=revision, expert_packing=expert_packing)
+        loaded = LoadedAdapter.open(adapter, adapter_name, revision=revision, expert_packing=expert_packing, **own)
         plan = self._planner.plan([loaded])
         self._adapters[adapter_name] = loaded
         self._hooks.put_on(changed_modules(self._planner.live, plan))
@@ -274,10 +274,19 @@ class _BaseForward:
         return self.model(*args, **kwargs)
 
 
-def _check_options(given: Mapping[str, Any]) -> None:
-    """Raise RecipeError where options of peft mean nothing here, TypeError where it has no such option."""
+def _own_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are not peft's.
+
+    Raises:
+        RecipeError: options of peft mean nothing here.
+        TypeError: it has no such option.
+    """
+    own, given = {}, dict(options)
+    if "ignore_files" in given:
+        own["ignore_files"] = tuple(given.pop("ignore_files"))
     if unknown := [name for name in given if name not in _OPTIONS_OF_PEFT]:
         raise TypeError(f"load_adapter: no option '{unknown[0]}'{did_you_mean(unknown[0], _OPTIONS_OF_PEFT)}")
     wrong = [f"{name}: {_OPTIONS_OF_PEFT[name][1]}" for name in given if given[name] != _OPTIONS_OF_PEFT[name][0]]
     if wrong:
         raise RecipeError(f"load_adapter: leave out {'; '.join(wrong)}")
+    return own

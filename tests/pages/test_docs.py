@@ -165,7 +165,7 @@ def test_every_key_of_the_recipe_is_documented_and_every_documented_key_exists()
 def test_the_documented_choices_and_defaults_are_those_of_the_schema() -> None:
     defaults: dict[str, Any] = recipe_files.flatten(dataclasses.asdict(Recipe()))
     defaults |= {f"adapters.NAME.{key}": value for key, value in dataclasses.asdict(AdapterSpec()).items()}
-    words = {"???": "must be set", "None": "null", "True": "true", "": "empty"}
+    words = {"???": "must be set", "None": "null", "True": "true", "": "empty", "()": "[]"}
     for key, kind, default, _ in rows(section("recipe.md", "Keys")):
         hint = schema()[name := spans(key)[0]]
         if isinstance(hint, type) and issubclass(hint, Enum):

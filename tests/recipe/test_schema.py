@@ -34,6 +34,7 @@ def test_every_key_says_what_it_affects() -> None:
     assert set(found.values()) == {"bytes", "layout", "nothing"}
     assert {path for path, what in found.items() if what == "nothing"} == {
         "name", "description", "requires", "output.dir", "output.if_exists", "checks.forward", "checks.wrapper", "root",
+        "adapters.NAME.ignore_files",
     }  # fmt: skip
 
 
@@ -67,7 +68,17 @@ def test_a_point_has_another_name_where_a_key_affects_the_output_and_only_there(
 def test_a_default_that_is_written_out_changes_no_name() -> None:
     written = from_mapping(
         PLAIN
-        | {"adapters": {"math": {"source": "org/math", "revision": None, "weight": 1, "expert_packing": "peft"}}}
+        | {
+            "adapters": {
+                "math": {
+                    "source": "org/math",
+                    "revision": None,
+                    "weight": 1,
+                    "expert_packing": "peft",
+                    "ignore_files": [],
+                }
+            }
+        }
         | {"adapter_names": None, "combine": {"method": "linear"}, "dtype": "keep", "checks": {"forward": {}}}
     )
     assert point_name(written) == point_name(from_mapping(PLAIN))

@@ -10,14 +10,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lora_build.errors import SourceError
-from lora_build.files.formats.adapter_config import CONFIG_NAME, AdapterConfig
+from lora_build.files.formats.adapter_config import CONFIG_NAME, WEIGHTS_NAME, AdapterConfig
+from lora_build.files.formats.beside_adapter import look_beside
 from lora_build.files.formats.json_object import MAX_CONFIG_BYTES, decode_json
 from lora_build.files.formats.safetensors import TensorInfo, read_tensors
 from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.identity import SourceName
 from lora_build.files.sources import Source, sizes
 
-WEIGHTS_NAME = "adapter_model.safetensors"
+__all__ = ["WEIGHTS_NAME", "Adapter", "AdapterParts", "KeyRules", "open_adapter"]
+
 _PREFIX = "base_model.model."
 _TOKENS_LEAF = "token_adapter.trainable_tokens_delta"
 
@@ -76,6 +78,7 @@ class Adapter:
         parts: the same, sorted by what they are; nothing where nobody knows its method.
         expert_packing: how it packs stacks of experts, `peft` or `unsloth`.
         tokenizer_files: the files of its tokenizer, if it brings one.
+        notes: what a user should know of other files beside it, one line each.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Adapter:
     parts: AdapterParts
     expert_packing: str = "peft"
     tokenizer_files: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def source(self) -> SourceName:
@@ -103,6 +107,7 @@ def open_adapter(
     rules: Callable[[str], KeyRules | None],
     weight: float = 1.0,
     expert_packing: str = "peft",
+    ignore_files: Collection[str] = (),
 ) -> Adapter:
     """Return the adapter that a source's files hold.
 
@@ -111,6 +116,7 @@ def open_adapter(
         rules: gives those of a peft_type's keys; None where nobody knows it.
         weight: the adapter's in the recipe.
         expert_packing: how it packs stacks of experts, `peft` or `unsloth`.
+        ignore_files: patterns of files with weights of their own that are left aside.
 
     Raises:
         SourceError: no PEFT adapter is there, or a file is not what it should be.
@@ -128,14 +134,18 @@ def open_adapter(
     tensors = {t.name: t for t in read_tensors(source.read, where, WEIGHTS_NAME, files[WEIGHTS_NAME])}
     _refuse_empty(tensors.values(), f"{where}/{WEIGHTS_NAME}")
     known = rules(config.peft_type)
+    beside = look_beside(files, where=where, ignore_files=ignore_files)
+    parts = AdapterParts() if known is None else _sort(where, tensors, known)
+    parts.problems[:0] = beside.problems
     return Adapter(
         name=where.adapter_name,
         weight=weight,
         config=config,
         tensors=tensors,
-        parts=AdapterParts() if known is None else _sort(where, tensors, known),
+        parts=parts,
         expert_packing=expert_packing,
         tokenizer_files=tuple(sorted(file for file in files if is_tokenizer_file(file))),
+        notes=beside.notes,
     )
 
 

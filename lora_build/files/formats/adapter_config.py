@@ -12,6 +12,7 @@ from lora_build.files.formats.json_object import parse_object
 from lora_build.files.formats.patterns import PatternMap
 
 CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
 _PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
