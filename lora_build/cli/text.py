@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_build.errors import label
+from lora_build.errors import label, some_of
 from lora_build.files.identity import BASE, SourceName
 from lora_build.files.targets.disk import free_bytes
 from lora_build.numerics.survival import by_adapter, describe_norm
@@ -84,10 +84,13 @@ def timing_lines(built: Build) -> list[str]:
     return lines
 
 
-def verification_line(folder: str, found: "Verification") -> str:
-    """Return what was read and is whole."""
+def verification_lines(folder: str, found: "Verification") -> list[str]:
+    """Return what was read and is whole, and what is there besides."""
     counts = f"{found.num_files} files, {found.num_tensors} tensors, {found.num_bytes} bytes"
-    return f"{folder}: ok, {counts}, {found.manifest_hash}"
+    lines = [f"{folder}: ok, {counts}, {found.manifest_hash}"]
+    if found.additions:
+        lines.append(f"{folder}: {count(len(found.additions), 'file')} more: {some_of(found.additions)}")
+    return lines
 
 
 def report_lines(found: "Verification") -> list[str]:

@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 
 _USAGE = (
     "verify takes the folders of builds: "
-    "lora-build verify [--forward [--prompts FILE] [--seed N]] [--wrapper] DIR [DIR ...]"
+    "lora-build verify [--strict] [--forward [--prompts FILE] [--seed N]] [--wrapper] DIR [DIR ...]"
 )
-_OPTIONS = ("--forward", "--wrapper", "--prompts", "--seed")
+_OPTIONS = ("--strict", "--forward", "--wrapper", "--prompts", "--seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """What builds are held to beside their manifests; the arguments of `verify` from Python."""
 
+    strict: bool = False
     forward: bool = False
     wrapper: bool = False
     prompts: str | None = None
@@ -46,16 +47,17 @@ def _verify(folder: str, wanted: Wanted, *, quiet: bool) -> dict[str, Any]:
 
     result: dict[str, Any] = {"dir": folder, "exit_code": 0}
     lines: list[str] = []
+    options = {key: value for key, value in asdict(wanted).items() if key != "strict"}  # what inputs are held to
 
     def note(found: "Verification") -> None:
         result.update(json.verification_json(found))
-        lines[:] = [text.verification_line(folder, found), *text.report_lines(found)]
+        lines[:] = [*text.verification_lines(folder, found), *text.report_lines(found)]
 
     try:
-        found = verify.verify_bytes(Path(folder))
+        found = verify.verify_bytes(Path(folder), strict=wanted.strict)
         note(found)  # said also where a check then cannot be made
         if wanted.forward or wanted.wrapper:
-            found = verify.hold_to_inputs(Path(folder), found, **asdict(wanted))
+            found = verify.hold_to_inputs(Path(folder), found, **options)
             note(found)
         if found.problems:
             raise VerificationError("\n  ".join(f"{folder}: {problem}" for problem in found.problems))
@@ -77,7 +79,7 @@ def _words(words: Sequence[str]) -> tuple[list[str], Wanted]:
         name, equals, value = word.partition("=")
         if name in ("--prompts", "--seed"):
             options[name] = value if equals else rest.pop(0) if rest else ""
-        elif word in ("--forward", "--wrapper"):
+        elif word in ("--strict", "--forward", "--wrapper"):
             options[word] = True
         elif word.startswith("-"):
             raise RecipeError(f"unknown option '{word}'{did_you_mean(word, _OPTIONS)}; {_USAGE}")
@@ -86,10 +88,11 @@ def _words(words: Sequence[str]) -> tuple[list[str], Wanted]:
     seed = options.get("--seed", "0")
     if not folders or "" in options.values():
         raise RecipeError(_USAGE)
-    if "--forward" not in options and (of_forward := [name for name in options if name != "--wrapper"]):
+    if "--forward" not in options and (of_forward := [name for name in ("--prompts", "--seed") if name in options]):
         raise RecipeError(f"{of_forward[0]} goes with --forward; {_USAGE}")
     if not re.fullmatch(r"\d{1,18}", seed, re.ASCII):
         raise RecipeError(f"--seed: expected a whole number, 0 or more, found '{seed}'")
     return folders, Wanted(
-        forward="--forward" in options, wrapper="--wrapper" in options, prompts=options.get("--prompts"), seed=int(seed)
-    )
+        strict="--strict" in options, forward="--forward" in options, wrapper="--wrapper" in options,
+        prompts=options.get("--prompts"), seed=int(seed),
+    )  # fmt: skip

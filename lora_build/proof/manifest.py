@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MANIFEST_NAME = "lora-build.manifest.json"
 SURVIVAL_NAME = "lora-build.survival.json"
 PROVENANCE_NAME = "lora-build.provenance.json"
-_OWN_FILES = {MANIFEST_NAME, SURVIVAL_NAME, PROVENANCE_NAME}
+_OWN_FILES = frozenset((MANIFEST_NAME, SURVIVAL_NAME, PROVENANCE_NAME))
 _SCHEMA = "lora-build/manifest/v1"
 
 
@@ -183,10 +183,9 @@ def read_manifest(directory: Path) -> Manifest:
     return Manifest.from_bytes(path.read_bytes(), str(path))
 
 
-def untracked_files(root: Path, manifest: Manifest) -> list[str]:
-    """Return the files below a build that lora-build did not write, sorted."""
-    present = {p.relative_to(root).as_posix() for p in root.rglob("*") if not p.is_dir()}
-    return sorted(present - _OWN_FILES - {file.path for file in manifest.files})
+def own_files(manifest: Manifest) -> frozenset[str]:
+    """Return the names of all files that lora-build wrote into a build."""
+    return _OWN_FILES | {file.path for file in manifest.files}
 
 
 def _tensor_record(entry: Mapping[str, Any]) -> TensorRecord:

@@ -11,7 +11,8 @@ from lora_build.files.sources import Source, digest
 from lora_build.files.sources.local import LocalSource
 from lora_build.files.targets.disk import free_bytes
 from lora_build.planning.plan import MergePlan
-from lora_build.proof.manifest import MANIFEST_NAME, Manifest, read_manifest, untracked_files
+from lora_build.proof.additions import find_additions
+from lora_build.proof.manifest import MANIFEST_NAME, Manifest, own_files, read_manifest
 from lora_build.proof.plan_record import record_plan
 from lora_build.recipe.schema import IfExists
 
@@ -54,7 +55,7 @@ def build_at(target: Path, if_exists: IfExists) -> Manifest | None:
         manifest = read_manifest(target)
     except VerificationError as error:
         raise RecipeError(f"output.dir: {error}; it is left alone: remove {target} or choose another") from error
-    if others := untracked_files(target, manifest):
+    if others := find_additions(target, own_files(manifest)).names:
         named = f"({some_of(others)})"
         raise RecipeError(f"output.dir: {target} holds files that lora-build did not write {named}; move them away")
     return manifest

@@ -12,7 +12,8 @@ from lora_build.files.executor import Executor, StageTimer, num_cores
 from lora_build.files.formats.safetensors import TensorInfo, read_tensors
 from lora_build.files.hashing.hashed_file import HashedFile
 from lora_build.files.identity import Digest, FileRecord, SourceName
-from lora_build.proof.manifest import TensorRecord, read_manifest, untracked_files
+from lora_build.proof.additions import find_additions
+from lora_build.proof.manifest import TensorRecord, own_files, read_manifest
 
 if TYPE_CHECKING:
     from lora_build.proof.forward.report import ForwardReport
@@ -31,6 +32,7 @@ class Verification:
         num_files: how many files have the bytes that they were built with.
         num_tensors: how many tensors.
         num_bytes: the size of all files.
+        additions: what people put there besides, such as a README, which no digest of the build covers.
         forward: how the build answers beside its base and adapters; None where that was not asked.
         wrapper: how its tensors compare with a merge in memory; None where that was not asked.
     """
@@ -39,6 +41,7 @@ class Verification:
     num_files: int
     num_tensors: int
     num_bytes: int
+    additions: tuple[str, ...] = ()
     forward: "ForwardReport | None" = None
     wrapper: "WrapperReport | None" = None
 
@@ -51,6 +54,7 @@ class Verification:
 def verify(
     directory: Path | str,
     *,
+    strict: bool = False,
     forward: bool = False,
     wrapper: bool = False,
     prompts: Path | str | None = None,
@@ -62,6 +66,7 @@ def verify(
 
     Args:
         directory: the build.
+        strict: whether a file that lora-build did not write is refused; else one that no loader reads is only named.
         forward: whether to run it beside its base with the adapters unmerged.
         wrapper: whether to compare its tensors with a merge in memory.
         prompts: what `forward` asks: a UTF-8 text file, one prompt a line; None makes token ids, pixels or sound.
@@ -71,7 +76,7 @@ def verify(
         VerificationError: something differs: bytes, an input, the answers or the merged tensors; names each of them.
         SourceError: there is no manifest, an input is missing, or the build cannot be held to its inputs.
     """
-    found = verify_bytes(directory)
+    found = verify_bytes(directory, strict=strict)
     if forward or wrapper or prompts is not None:
         found = hold_to_inputs(directory, found, forward=forward, wrapper=wrapper, prompts=prompts, seed=seed)
     if found.problems:
@@ -111,8 +116,8 @@ def hold_to_inputs(
     return found
 
 
-def verify_bytes(directory: Path | str) -> Verification:
-    """Read every byte of a build again and hold it to its manifest.
+def verify_bytes(directory: Path | str, *, strict: bool = False) -> Verification:
+    """Read every byte of a build again and hold it to its manifest, whose files are all that there may be if `strict`.
 
     Raises:
         VerificationError: something differs; names every file and tensor that does.
@@ -131,7 +136,9 @@ def verify_bytes(directory: Path | str) -> Verification:
             for file in order
         }
         problems = [problem for file in manifest.files for problem in executor.wait_for(found[file])]
-    problems += [f"{name}: is not in the manifest" for name in untracked_files(root, manifest)]
+    additions = find_additions(root, own_files(manifest))
+    refused = additions.names if strict else additions.read_by_loaders
+    problems += [f"{name}: is not in the manifest" for name in refused]
     if problems:
         message = "\n  ".join((f"{root}: differs from its manifest:", *problems))
         raise VerificationError(message, issues=problems)
@@ -140,6 +147,7 @@ def verify_bytes(directory: Path | str) -> Verification:
         num_files=len(manifest.files),
         num_tensors=len(manifest.tensors),
         num_bytes=sum(file.size_bytes for file in manifest.files),
+        additions=additions.names,
     )
 
 

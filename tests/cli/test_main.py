@@ -62,7 +62,7 @@ def engine(monkeypatch):
             manifest=SimpleNamespace(manifest_hash="sha256:abc"), dir=Path(plan.recipe.name), reused=False, warnings=()
         )
 
-    def verify_bytes(directory):
+    def verify_bytes(directory, strict):
         if directory.name == "broken":
             raise VerificationError("model.safetensors differs")
         return Verification(manifest_hash="sha256:abc", num_files=3, num_tensors=2, num_bytes=10)
@@ -283,6 +283,7 @@ def test_verify_as_json_gives_each_folder(project, engine, capsys):
     builds = json.loads(capsys.readouterr().out)["builds"]
     assert builds[0] == {
         "dir": "a", "exit_code": 0, "manifest_hash": "sha256:abc", "num_bytes": 10, "num_files": 3, "num_tensors": 2,
+        "additions": [],
     }  # fmt: skip
     assert builds[1] == {"dir": "broken", "exit_code": 3, "error": "model.safetensors differs"}
 

@@ -330,7 +330,7 @@ def test_verify_exits_as_documented(built: Path) -> None:
     assert app.main(["verify", str(built)]) == 0
     assert app.main(["verify", str(built.parent / "nowhere")]) == 2
     assert app.main(["verify", str(built.parent)]) == 2
-    (built / "extra").write_text("x")
+    (built / "extra.bin").write_text("x")
     assert app.main(["verify", str(built), str(built.parent)]) == 3
 
 

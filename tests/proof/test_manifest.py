@@ -120,6 +120,41 @@ def test_every_other_change_is_found(built: Path, damage: object, said: str) -> 
     assert said in complaint(built)
 
 
+LIVED_IN = ["README.md", ".gitattributes", "model.sig", "model.sigstore.json", "eval_results.json", "scores/sums.json"]
+
+
+@pytest.mark.parametrize("name", [*LIVED_IN, "onnx/model.onnx", "notes"])
+def test_what_people_add_to_a_build_is_named_and_refused_only_if_strict(built: Path, name: str) -> None:
+    (built / name).parent.mkdir(exist_ok=True)
+    (built / name).write_text("x")
+
+    assert lora_build.verify(built).additions == (name,)
+    with pytest.raises(lora_build.VerificationError, match=rf"{name}: is not in the manifest"):
+        lora_build.verify(built, strict=True)
+
+
+READ_BY_LOADERS = [
+    "model.bin", "more.safetensors", "tf_model.h5", "adapter_config.json", "added_tokens.json", "chat_template.jinja",
+    "additional_chat_templates/rag.jinja", "preprocessor_config.json", "spm.model", "modeling_x.py", "modules.json",
+    "1_Pooling/config.json", "pytorch_model.bin.index.json", "config_sentence_transformers.json", "vocab.txt",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READ_BY_LOADERS)
+def test_an_addition_that_changes_what_is_loaded_is_a_difference(built: Path, name: str) -> None:
+    (built / name).parent.mkdir(exist_ok=True)
+    (built / name).write_text("x")
+
+    assert f"{name}: is not in the manifest" in complaint(built)
+
+
+def test_a_folder_of_templates_that_is_a_link_is_a_difference(built: Path, tmp_path: Path) -> None:
+    (tmp_path / "evil").mkdir()
+    (built / "additional_chat_templates").symlink_to(tmp_path / "evil")
+
+    assert "additional_chat_templates: is not in the manifest" in complaint(built)
+
+
 @pytest.mark.parametrize("file", ["nowhere.safetensors", "../base/model.safetensors"])
 def test_a_manifest_made_up_to_check_nothing_is_refused(built: Path, file: str) -> None:
     manifest = Manifest.from_bytes((built / MANIFEST_NAME).read_bytes())
@@ -134,7 +169,7 @@ def test_a_manifest_made_up_to_check_nothing_is_refused(built: Path, file: str) 
 
 def test_all_differences_come_at_once(built: Path) -> None:
     (built / "tokenizer.json").unlink()
-    (built / "extra").write_text("x")
+    (built / "extra.bin").write_text("x")
 
     assert complaint(built).count("\n") == 2
 

@@ -1,0 +1,65 @@
+"""What people put into the folder of a build: a README, a signature, scores. It may stay, and a new build keeps it.
+
+Not so what a loader would read in place of the build's own files, or besides them: weights, configs, tokenizers, chat
+templates and code at the top of the folder, and symbolic links, which may name anything.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_READ_BY_LOADERS = re.compile(
+    r"""
+    [^/]*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|gguf|onnx|npz|index\.json|py|jinja|model|tiktoken|codes|spm)
+    | ((adapter|generation|tokenizer|\w*processor|quant\w*|hf_quant|sentence_\w+)_)?config\.json
+    | config_sentence_transformers\.json
+    | (params|modules|normalizer|tekken|added_tokens|special_tokens_map)\.json
+    | [^/]*(tokenizer|vocab|merges|chat_template|processor)[^/]*\.(json|txt|bpe) | dict\..*
+    | (additional_)?chat_templates(/.*)? | [0-9]+_[A-Z][A-Za-z]*(/.*)?
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Additions:
+    """What is in a build's folder besides its own files, sorted; a folder stands for itself only if it is empty.
+
+    Attributes:
+        harmless: what may be there.
+        read_by_loaders: what changes what is loaded, or may.
+    """
+
+    harmless: tuple[str, ...] = ()
+    read_by_loaders: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+        return tuple(sorted((*self.harmless, *self.read_by_loaders)))
+
+
+def find_additions(root: Path, own: Mapping[str, object] | frozenset[str]) -> Additions:
+    """Return what is below a build besides its own files; no link is followed."""
+    found = sorted(path for path in _walk(root, "") if path not in own)
+    read = {name for name in found if _READ_BY_LOADERS.fullmatch(name) or (root / name).is_symlink()}
+    return Additions(
+        harmless=tuple(name for name in found if name not in read),
+        read_by_loaders=tuple(name for name in found if name in read),
+    )
+
+
+def _walk(root: Path, below: str) -> Iterator[str]:
+    """Yield everything below a folder that is no folder with something in it, as paths relative to the top."""
+    with os.scandir(root / below) as entries:
+        names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    if below and not names:
+        yield below
+    for name, is_folder in names:
+        path = f"{below}/{name}" if below else name
+        if is_folder:
+            yield from _walk(root, path)
+        else:
+            yield path
