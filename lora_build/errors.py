@@ -9,7 +9,8 @@
     └── StorageError          4  the disk or the network failed
 
 A message says where, what was found, what was expected and what to do. `issues` has what is wrong one by one, each a
-line that stands on its own; an error of one reason has one, its message.
+line that stands on its own; an error of one reason has one, its message. What a message is made of may be anybody's
+text, so an error escapes it: a message of several lines is given as several, never with a line break in one.
 """
 
 import difflib
@@ -17,18 +18,28 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_build.terminal import escaped
+
 _SHOWN = 4
 
 
 class LoraBuildError(Exception):
-    """Every error that lora-build raises on purpose. `issues` holds every reason, one line each."""
+    """What lora-build raises on purpose. `issues` holds every reason, one line each, `lines` the message."""
 
     exit_code = 1
 
-    def __init__(self, message: str = "", *, issues: Iterable[str] = ()) -> None:
-        """Keep a message; without `issues` it is the only one."""
-        super().__init__(message)
-        self.issues = tuple(issues) or (message,)
+    def __init__(self, message: str | Sequence[str] = "", *, issues: Iterable[str] = ()) -> None:
+        """Keep a message of a line or of several; without `issues` it is the only one."""
+        self.lines = tuple(escaped(line) for line in ((message,) if isinstance(message, str) else message))
+        super().__init__("\n  ".join(self.lines))
+        self.issues = tuple(escaped(issue) for issue in issues) or (str(self),)
+
+    def __reduce__(self) -> Any:  # another process makes it of its lines, not of the message
+        return type(self), (self.lines,), {"issues": self.issues}
+
+    def ending(self, words: str) -> "LoraBuildError":
+        """Return an error of the same kind whose message goes on with more words."""
+        return type(self)((*self.lines[:-1], self.lines[-1] + words), issues=self.issues)
 
 
 class RecipeError(LoraBuildError):
@@ -52,7 +63,7 @@ class PlanError(LoraBuildError):
         """Join the issues into one message."""
         found = tuple(issues)
         title = "cannot plan this build" + (f" ({len(found)} issues)" if len(found) > 1 else "")
-        super().__init__("\n  ".join((f"{title}:", *_in_short(found))), issues=found)
+        super().__init__((f"{title}:", *_in_short(found)), issues=found)
 
     def __reduce__(self) -> Any:  # another process makes it of what it was made of, not of the message
         return PlanError, (self.issues,)

@@ -180,7 +180,7 @@ def _check(plan: Plan, folder: Path, manifest: Manifest) -> dict[str, Any]:
     try:
         return run_checks(folder, manifest, plan.inputs)
     except VerificationError as error:
-        raise VerificationError(f"{error}; {plan.target} is as it was") from error
+        raise error.ending(f"; {plan.target} is as it was") from error
 
 
 def memory_bytes(plan: Plan) -> int:

@@ -16,6 +16,7 @@ import lora_build
 PACKAGE = Path(lora_build.__file__).parent
 # from the bottom; a package imports only from packages in rows above its own
 FLOORS = (
+    ("terminal",),
     ("_native", "errors", "_version", "dtypes"),
     ("recipe", "files", "numerics"),
     ("methods", "models"),
@@ -130,6 +131,12 @@ def test_a_library_is_imported_only_where_the_plan_says(library: str) -> None:
     }
     allowed = ONLY[library]
     assert [name for name in sorted(users) if not name.startswith(allowed)] == [] if allowed else users == set()
+
+
+def test_an_error_is_given_its_lines_one_by_one() -> None:
+    """A name with a line break would be a line of the message too."""
+    wrong = [p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if '"\\n  ".join' in p.read_text()]
+    assert sorted(wrong) == ["cli/main.py", "cli/output.py", "errors.py"]
 
 
 def test_each_room_says_what_it_is_for() -> None:

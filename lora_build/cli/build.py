@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_build.cli.output import print_json, print_lines
+from lora_build.cli.output import log_to_stderr, print_json, print_lines
 from lora_build.cli.words import INSPECTING, split
 from lora_build.errors import RecipeError, StorageError
 from lora_build.sweep.points import Point, exit_code, gather, run_point, summary
+from lora_build.terminal import escaped
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -43,63 +44,74 @@ def run(command: str, words: Sequence[str], *, as_json: bool) -> int:
     asked = Asked(command=command, as_json=as_json, timings="--timings" in words)
     if asked.timings and command != "build":
         raise RecipeError(f"--timings is of a build, not of {command}")
-    flags, overrides = split([word for word in words if word != "--timings"])
-    if flags or any(text.lstrip("+~").startswith(("hydra", "sweep")) for text in overrides):
-        return _run_by_hydra(asked, flags, overrides)
+    flags, overrides = split([word for word in words if word != "--timings"], command)
+    inspecting = [flag for flag in flags if flag.partition("=")[0] in INSPECTING]
+    many = not {"-m", "--multirun"}.isdisjoint(flags)
+    if inspecting and many:
+        raise RecipeError("-m runs a sweep; it does not go with --cfg or --info")
+    many = many or (not inspecting and any(text.lstrip("+").startswith("sweep=") for text in overrides))
+    if asked.timings and (many or inspecting):
+        raise RecipeError("--timings is of one build; a sweep, --cfg and --info have none")
+    if many:
+        return _sweep(asked, overrides)
+    if of_a_sweep := [text for text in overrides if text.lstrip("+~").startswith("hydra")]:
+        check_overrides(of_a_sweep)
+        raise RecipeError(f"{of_a_sweep[0]}: is of a sweep: -m builds each point of one")
     check_overrides(overrides)
+    if inspecting:
+        return _inspect(flags, overrides)
     _run_single(asked, compose_command(overrides))
     return 0
 
 
-def _run_by_hydra(asked: Asked, flags: list[str], overrides: list[str]) -> int:
-    """Let Hydra's own run answer --cfg and --info, sweep, or compose with what is said of it."""
+def _inspect(flags: list[str], overrides: list[str]) -> int:
+    """Let Hydra answer --cfg and --info."""
+    from lora_build.recipe import compose
+
+    try:
+        compose.run(flags, overrides, lambda _: None)
+    except SystemExit as stop:  # --cfg with a package that is not there; Hydra has said so
+        return RecipeError.exit_code if stop.code else 0
+    return 0
+
+
+def _sweep(asked: Asked, overrides: list[str]) -> int:
+    """Run the points of a sweep, print what came of them, and return the exit code of the first that failed."""
     from lora_build.recipe import compose
     from lora_build.recipe.hydra_errors import known_names
-    from lora_build.recipe.overrides import check_overrides
+    from lora_build.recipe.overrides import check_overrides, without_broken_recipes
 
-    inspecting = any(flag.partition("=")[0] in INSPECTING for flag in flags)
-    many = not {"-m", "--multirun"}.isdisjoint(flags)
-    if inspecting and many:
-        raise RecipeError("-m runs a sweep; it does not go with --cfg or --info")
-    if not inspecting and not many and any(text.startswith("sweep=") for text in overrides):
-        flags.append("--multirun")
-        many = True
-    if asked.timings and (many or inspecting):
-        raise RecipeError("--timings is of one build; a sweep, --cfg and --info have none")
-    single: list[DictConfig] = []
     points: list[Point] = []
     with _scratch(overrides) as name, environ(HYDRA_FULL_ERROR="1"):  # Hydra then raises, and we say it shorter
         check_overrides(overrides)
-        extra = [] if inspecting else [f"hydra.sweep.dir='{name}'"]
+        readable, broken = without_broken_recipes(overrides)
         try:
-            compose.run(flags, [*overrides, *extra], functools.partial(_job, asked.command, Path(name), single))
-        except SystemExit as stop:  # --cfg with a package that is not there; Hydra has said so
-            return RecipeError.exit_code if stop.code else 0
+            if "recipe=" not in readable:  # else none is left
+                task = functools.partial(_job, asked.command, Path(name))
+                compose.sweep([*readable, f"hydra.sweep.dir='{name}'"], task)
         finally:  # what came of the points before an interrupt is said too
             points += gather(Path(name))
+            for recipe, error in broken.items():
+                point = Point(number=len(points), overrides=(f"recipe={recipe}",))
+                points.append(replace(point, exit_code=error.exit_code, error=str(error)))
             if points and asked.as_json:
                 print_json({"points": [point.to_json() for point in points]})
             elif points:
-                print_lines([summary(points)])
-    if single:
-        _run_single(asked, single[0])
-    elif not points and not inspecting:
-        raise RecipeError("\n  ".join(["the sweep has no points", *known_names("recipe")]))
+                print_lines(summary(points))
+    if not points:
+        raise RecipeError(("the sweep has no points", *known_names("recipe")))
     return exit_code(points)
 
 
-def _job(command: str, folder: Path, single: list["DictConfig"], config: "DictConfig") -> None:
-    """Hydra's task: keep the one config for later, or run a point of a sweep, maybe on another machine."""
+def _job(command: str, folder: Path, config: "DictConfig") -> None:
+    """Hydra's task: run a point of a sweep, maybe in another process or on another machine."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
     from lora_build.recipe.compose import to_recipe
     from lora_build.recipe.overrides import check_overrides
 
+    log_to_stderr()
     job = HydraConfig.get()
-    if job.mode != RunMode.MULTIRUN:
-        single.append(config)
-        return
     asked = Point(number=job.job.num, overrides=tuple(job.overrides.task))
 
     def recipe() -> "Recipe":
@@ -107,7 +119,7 @@ def _job(command: str, folder: Path, single: list["DictConfig"], config: "DictCo
         return to_recipe(config)
 
     def work(recipe: "Recipe", point: Point) -> Point:
-        sys.stderr.write(f"#{point.number} {recipe.output.dir}\n")
+        sys.stderr.write(f"#{point.number} {escaped(recipe.output.dir)}\n")
         bar = config.progressbar and job.runtime.choices["hydra/launcher"] == "basic"  # others would draw over it
         return _run_point(command, recipe, point, progressbar=bar)
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from lora_build.cli.output import print_json, print_lines
+from lora_build.cli.output import complain, print_json, print_lines
 from lora_build.errors import PlanError, RecipeError, did_you_mean
 
 
@@ -18,7 +18,7 @@ def run(words: Sequence[str], *, as_json: bool) -> int:
     print_json(inspection_json(found)) if as_json else print_lines(inspection_lines(found))
     if found.fit and found.fit.issues:
         sys.stdout.flush()
-        sys.stderr.write(f"lora-build: {PlanError(found.fit.issues)}\n")
+        complain(PlanError(found.fit.issues).lines)
     return 0 if found.is_ok else PlanError.exit_code
 
 

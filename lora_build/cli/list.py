@@ -17,7 +17,7 @@ def run(words: Sequence[str], *, as_json: bool) -> int:
     for folder in recipe_files.folders():
         for name in folder.names():
             row = {"name": name, "folder": str(folder.path), "shipped": folder.shipped}
-            rows.append(row | {"description": recipe_files.describe(folder.path / f"{name}.yaml")})
+            rows.append(row | {"description": recipe_files.describe(folder, name)})
     if as_json:
         print_json({"recipes": rows})
         return 0

@@ -5,14 +5,13 @@ Each command is a module, imported when it is asked for; Hydra, torch and the en
 """
 
 import gc
-import io
-import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from lora_build._version import VERSION
-from lora_build.cli.output import print_json, print_lines
+from lora_build.cli.output import complain, drop_output, guarded_output, print_json, print_lines
 from lora_build.cli.words import COMMANDS
 from lora_build.errors import LoraBuildError, RecipeError, StorageError
 
@@ -39,6 +38,7 @@ lora-build: merged LoRA checkpoints from recipes in git: same recipe, same bytes
 TAB completion in bash: eval "$(lora-build -sc install=bash)"
 Exit codes: 0 done, 1 build failed, 2 bad recipe or input, 3 verification failed, 4 disk or network, 130 interrupted
 """
+_BUG = 70  # EX_SOFTWARE of sysexits.h, as of a point of a sweep
 _GARBAGE_EVERY = 100_000  # new objects; a plan makes millions, and hardly any garbage to look for
 
 
@@ -49,44 +49,54 @@ def main(argv: Sequence[str] | None = None) -> int:
         gc.set_threshold(_GARBAGE_EVERY)
         # numpy's BLAS, which merging does not use, starts threads that would turn in circles for a while
         os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
-    logging.raiseExceptions = False  # a pipe that `| head` has closed is no reason for a traceback
-    as_json = "--json" in words
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without ‖ is no reason to fail
-    try:
-        code = _dispatch([word for word in words if word != "--json"], as_json=as_json)
-        sys.stdout.flush()
-    except LoraBuildError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":  # the user asks for the traceback
-            raise
-        sys.stderr.write(f"lora-build: {error}\n")
-        if as_json:
-            print_json({"error": str(error), "exit_code": error.exit_code})
-        code = error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("lora-build: interrupted\n")
-        code = 130
-    except BrokenPipeError:  # `| head` has seen enough
-        _drop_output()
-        code = 141
-    except OSError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        sys.stderr.write(f"lora-build: {error.filename or 'output'}: {error.strerror}\n")
-        try:
-            sys.stdout.flush()
-        except OSError:
-            _drop_output()
-        code = StorageError.exit_code
+    with guarded_output():
+        code = _run(words, as_json="--json" in words)
     if argv is None:
         gc.freeze()  # the process ends here; to take apart what is loaded, object by object, only takes time
     return code
 
 
-def _drop_output() -> None:
-    """Forget what stdout could not take; closing it would complain once more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _run(words: list[str], *, as_json: bool) -> int:
+    """Return the exit code of a command line; whatever happens is said in one message."""
+    try:
+        code = _dispatch([word for word in words if word != "--json"], as_json=as_json)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        complain(["interrupted"])
+        code = 130
+    except BrokenPipeError:  # `| head` has seen enough
+        drop_output()
+        code = 141
+    except Exception as error:  # at the border nothing goes on but in one message
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":  # the user asks for the traceback
+            raise
+        lines, code = _said(error)
+        complain(lines)
+        try:
+            if as_json:
+                print_json({"error": "\n  ".join(lines), "exit_code": code})
+            sys.stdout.flush()
+        except OSError:
+            drop_output()
+    return code
+
+
+def _said(error: Exception) -> tuple[Sequence[str], int]:
+    """Return what is said of an error, line by line, and the exit code; what nobody foresaw is a bug of ours."""
+    match error:
+        case LoraBuildError():
+            return error.lines, error.exit_code
+        case OSError():
+            return [f"{_text(error.filename) or 'output'}: {error.strerror or error}"], StorageError.exit_code
+        case MemoryError():
+            return ["out of memory; lora-build plan says how much a build takes"], StorageError.exit_code
+        case _:
+            what = f"{type(error).__name__}: {error}".removesuffix(": ")
+            return [f"unexpected {what}; a bug of lora-build, which HYDRA_FULL_ERROR=1 shows the place of"], _BUG
+
+
+def _text(name: object) -> str:
+    return os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else ""
 
 
 def _dispatch(words: list[str], *, as_json: bool) -> int:
@@ -100,6 +110,10 @@ def _dispatch(words: list[str], *, as_json: bool) -> int:
     if "--version" in words:
         print_lines([f"lora-build {VERSION}"])
         return 0
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise RecipeError("the working directory is gone; cd to one that is there") from error
     command = words.pop(0) if words[0] in COMMANDS else "build"
     match command:
         case "verify":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from lora_build.cli.output import unguarded
 from lora_build.cli.text import size
 
 _PLAIN_EVERY_SECONDS = 5.0
@@ -14,7 +15,7 @@ _PLAIN_EVERY_SECONDS = 5.0
 @contextmanager
 def progress(enabled: bool, total_bytes: int, stream: TextIO | None = None) -> Iterator[Callable[[int], None] | None]:
     """Yield what to tell the bytes to: a bar on a terminal, a line every few seconds elsewhere, None if not enabled."""
-    stream = stream or sys.stderr  # not a default value: that would be the stream of the time of import
+    stream = stream or unguarded(sys.stderr)  # not a default value: that would be the stream of the time of import
     if not enabled:
         yield None
     elif stream.isatty():

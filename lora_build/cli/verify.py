@@ -1,13 +1,12 @@
 """`lora-build verify DIR ...`: holds builds to their manifests and, if asked, to their base and adapters."""
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_build.cli.output import print_json, print_lines
+from lora_build.cli.output import complain, print_json, print_lines
 from lora_build.errors import LoraBuildError, RecipeError, VerificationError, did_you_mean
 
 if TYPE_CHECKING:
@@ -48,6 +47,7 @@ def _verify(folder: str, wanted: Wanted, *, quiet: bool) -> dict[str, Any]:
     result: dict[str, Any] = {"dir": folder, "exit_code": 0}
     lines: list[str] = []
     options = {key: value for key, value in asdict(wanted).items() if key != "strict"}  # what inputs are held to
+    complaint: tuple[str, ...] = ()
 
     def note(found: "Verification") -> None:
         result.update(json.verification_json(found))
@@ -60,12 +60,14 @@ def _verify(folder: str, wanted: Wanted, *, quiet: bool) -> dict[str, Any]:
             found = verify.hold_to_inputs(Path(folder), found, **options)
             note(found)
         if found.problems:
-            raise VerificationError("\n  ".join(f"{folder}: {problem}" for problem in found.problems))
+            raise VerificationError([f"{folder}: {problem}" for problem in found.problems])
     except LoraBuildError as error:
         result |= {"exit_code": error.exit_code, "error": str(error)}
+        complaint = error.lines
     if not quiet:
         print_lines(lines)
-        sys.stderr.write(f"lora-build: {result['error']}\n" if result["exit_code"] else "")
+        if complaint:
+            complain(complaint)
     return result
 
 

@@ -77,7 +77,7 @@ def _together(failures: list[LoraBuildError]) -> LoraBuildError:
     messages = [str(failure) for failure in failures]
     kinds = {type(failure) for failure in failures}
     return (
-        kinds.pop()("\n  ".join((f"{len(messages)} inputs cannot be read:", *messages)), issues=messages)
+        kinds.pop()((f"{len(messages)} inputs cannot be read:", *messages), issues=messages)
         if len(kinds) == 1
         else PlanError(messages)
     )
@@ -92,7 +92,7 @@ def open_source(recipe: Recipe, role: SourceName, spec: BaseSpec | AdapterSpec) 
     except LoraBuildError as error:
         if not resolve_path(recipe, spec.source).is_dir():
             raise
-        raise type(error)(f"{error}; there is a folder {spec.source} here: for it write ./{spec.source}") from error
+        raise error.ending(f"; there is a folder {spec.source} here: for it write ./{spec.source}") from error
 
 
 def split_reference(role: str, written: str | os.PathLike[str]) -> tuple[str, str | None]:

@@ -38,8 +38,8 @@ def reopen(directory: Path, manifest: Manifest) -> BuildInputs:
     problems = _check_base(inputs.sources[BASE], inputs.base_files, manifest)
     problems += _check_adapters(recipe, inputs.sources, manifest)
     if problems:
-        message = "\n  ".join((f"{directory}: its inputs are no longer what it was made of:", *problems))
-        raise VerificationError(message, issues=problems)
+        title = f"{directory}: its inputs are no longer what it was made of:"
+        raise VerificationError((title, *problems), issues=problems)
     return inputs
 
 

@@ -81,7 +81,7 @@ def verify(
         found = hold_to_inputs(directory, found, forward=forward, wrapper=wrapper, prompts=prompts, seed=seed)
     if found.problems:
         issues = [f"{directory}: {problem}" for problem in found.problems]
-        raise VerificationError("\n  ".join(issues), issues=issues)
+        raise VerificationError(issues, issues=issues)
     return found
 
 
@@ -140,8 +140,7 @@ def verify_bytes(directory: Path | str, *, strict: bool = False) -> Verification
     refused = additions.names if strict else additions.read_by_loaders
     problems += [f"{name}: is not in the manifest" for name in refused]
     if problems:
-        message = "\n  ".join((f"{root}: differs from its manifest:", *problems))
-        raise VerificationError(message, issues=problems)
+        raise VerificationError((f"{root}: differs from its manifest:", *problems), issues=problems)
     return Verification(
         manifest_hash=manifest.manifest_hash,
         num_files=len(manifest.files),

@@ -94,8 +94,7 @@ def refuse_wrapper(directory: Path, inputs: BuildInputs) -> None:
     where = f"{directory}/config.json"
     config = ModelConfig.parse((directory / "config.json").read_text(encoding="utf-8"), where)
     if issues := list(wrapper_obstacles(inputs.recipe, inputs.base.config, config)):
-        message = "\n  ".join((f"{directory}: cannot be held to a merge in memory:", *issues))
-        raise SourceError(message, issues=issues)
+        raise SourceError((f"{directory}: cannot be held to a merge in memory:", *issues), issues=issues)
 
 
 def _kept(value: Any) -> Any:

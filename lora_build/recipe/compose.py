@@ -6,19 +6,23 @@ The rest of what knows Hydra is beside it (`hydra_plugins.py`, `hydra_errors.py`
 import contextlib
 import functools
 import sys
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.utils import JobRuntime, configure_log
+from hydra.core.utils import JobRuntime
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lora_build.recipe import files as recipe_files
 from lora_build.recipe.hydra_errors import plain_errors
+from lora_build.recipe.hydra_keys import check_composed
 from lora_build.recipe.hydra_plugins import CONF, register
-from lora_build.recipe.overrides import check_overrides
+from lora_build.recipe.keys import raise_problems
+from lora_build.recipe.overrides import check_axes, check_overrides
 from lora_build.recipe.schema import Recipe
 from lora_build.recipe.shorthand import expand_override
 from lora_build.recipe.validate import from_mapping
@@ -42,21 +46,28 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
             return to_recipe(hydra.compose("config", [f"recipe={name}", *overrides]))
 
 
-def compose_command(overrides: Sequence[str]) -> DictConfig:
-    """Return what a command line of overrides alone composes, and set up logging as Hydra would.
-
-    Hydra's own run composes twice, the first time to see whether a config makes it a sweep; ours cannot.
-    """
+def compose_command(overrides: Sequence[str], mode: RunMode = RunMode.RUN) -> DictConfig:
+    """Return what a command line composes, after a look at what it would have Hydra do: nothing is run or written."""
     with plain_errors(), _hydra_kept():
         register()
         with hydra.initialize_config_dir(CONF, job_name="lora-build", **_VERSION_BASE):
-            config = hydra.compose("config", list(overrides), return_hydra_config=True)
-    configure_log(config.hydra.job_logging, config.hydra.verbose)
+            config: DictConfig = typing.cast("Any", GlobalHydra.instance().hydra).compose_config(
+                "config", list(overrides), mode
+            )
+    raise_problems("hydra", check_composed(config.hydra))
     return config
 
 
+def sweep(overrides: Sequence[str], task: Callable[[DictConfig], None]) -> None:
+    """Run a task for each point of the sweep that a command line composes, as its launcher does it."""
+    params = compose_command(overrides, RunMode.MULTIRUN).hydra.sweeper.get("params")
+    with plain_errors():
+        check_axes(params or {})
+    run(["--multirun"], overrides, task)
+
+
 def run(flags: Sequence[str], overrides: Sequence[str], task: Callable[[DictConfig], None]) -> None:
-    """Run a task on what a command line composes, once or for each point of a sweep."""
+    """Have Hydra's own run answer flags, or sweep."""
     with plain_errors():
         register()
         arguments, sys.argv = sys.argv, [sys.argv[0], *flags, *overrides]

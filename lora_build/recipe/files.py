@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_build.errors import RecipeError, label
+from lora_build.errors import RecipeError, did_you_mean, label
+from lora_build.recipe.defaults import check_defaults, from_the_top
+from lora_build.recipe.hydra_keys import check_hydra
 from lora_build.recipe.keys import check_adapter, check_recipe, raise_problems
-from lora_build.recipe.schema import flatten
 from lora_build.recipe.shorthand import expand
 from lora_build.recipe.strict_yaml import read_yaml
 
@@ -62,6 +63,12 @@ def folders() -> list[Folder]:
     return [Folder(path=path) for path in own] + [Folder(path=shipped, shipped=True)] * (shipped not in own)
 
 
+def refuse_way_out(folder: Folder, file: Path) -> None:
+    """Raise RecipeError if a file of a folder of recipes is, or lies behind, a link that leads out of it."""
+    if not Path(os.path.realpath(file)).is_relative_to(folder.path):  # which, unlike `resolve`, takes loops
+        raise RecipeError(f"{label(file)}: is a link that leads out of {label(folder.path)}; put a copy there")
+
+
 def load_recipe_file(folder: Folder, file: Path) -> dict[str, Any]:
     """Return a recipe file's keys, shorthand written out, with the `name` and the `root` it has by itself.
 
@@ -70,12 +77,11 @@ def load_recipe_file(folder: Folder, file: Path) -> dict[str, Any]:
     """
     data = read_yaml(file)
     defaults = data.pop("defaults", [])
-    raise_problems(label(file), [*_check_defaults(defaults, own_keys_last=True), *check_recipe(data)])
-    defaults = [_from_the_top(item) for item in defaults]
+    raise_problems(label(file), [*check_defaults(defaults, "recipe"), *check_recipe(data)])
     data = expand(data)
     data.setdefault("name", file.stem)
     data["root"] = str(folder.path.parent / data.get("root", ""))
-    return {"defaults": defaults, **data}
+    return {"defaults": from_the_top(defaults), **data}
 
 
 def load_adapter_file(file: Path) -> dict[str, Any]:
@@ -83,7 +89,7 @@ def load_adapter_file(file: Path) -> dict[str, Any]:
     data = read_yaml(file)
     defaults = data.pop("defaults", [])
     named = check_recipe({"adapters": {file.stem: None}})
-    raise_problems(label(file), [*_check_defaults(defaults, own_keys_last=True), *named, *check_adapter(data)])
+    raise_problems(label(file), [*check_defaults(defaults, "adapter"), *named, *check_adapter(data)])
     return {"defaults": defaults, **data}
 
 
@@ -94,47 +100,48 @@ def load_sweep_file(file: Path) -> dict[str, Any]:
     return {**data, "recipe": expand(data.get("recipe", {}))}
 
 
-def describe(file: Path) -> str:
+def refuse_broken(name: str, heirs: tuple[str, ...] = ()) -> None:
+    """Raise RecipeError if a recipe, or what it inherits from, is not there or is wrong by itself."""
+    if name in heirs:
+        raise RecipeError(f"recipe '{heirs[0]}': inherits from itself, by {' <- '.join([*heirs, name])}")
+    inherited = []
+    for item in _load_first(f"{name}.yaml", "recipe", name, heirs)["defaults"]:
+        if isinstance(item, dict):
+            chosen = [] if str(next(iter(item))).startswith("optional ") else next(iter(item.values())) or []
+            for adapter in chosen if isinstance(chosen, list) else [chosen]:
+                _load_first(f"adapter/{adapter}.yaml", "adapter", adapter, (*heirs, name))
+        elif item != "_self_":
+            inherited.append(item.removeprefix("/recipe/"))
+    for base in inherited:
+        refuse_broken(base, (*heirs, name))
+
+
+def _load_first(place: str, kind: str, name: str, heirs: tuple[str, ...]) -> dict[str, Any]:
+    """Return what the first folder of recipes that has a file says there."""
+    every = folders()
+    for folder in every:
+        file = folder.path / place
+        if file.is_file():
+            refuse_way_out(folder, file)
+            return load_recipe_file(folder, file) if kind == "recipe" else load_adapter_file(file)
+    known = [known for folder in every for known in folder.names("" if kind == "recipe" else kind)]
+    who = f"recipe '{heirs[-1]}': " if heirs else ""
+    raise RecipeError(f"{who}no {kind} '{name}'{did_you_mean(name, known)}")
+
+
+def describe(folder: Folder, name: str) -> str:
     """Return a recipe's description, or in brackets what is wrong with the file."""
+    file = folder.path / f"{name}.yaml"
     try:
+        refuse_way_out(folder, file)
         return str(read_yaml(file).get("description", ""))
     except RecipeError as error:
         return f"({error})"
 
 
-def _from_the_top(item: Any) -> Any:
-    """Return a name in `defaults` counted from `recipes/`; Hydra would count from wherever the file was asked for."""
-    return f"/recipe/{item}" if isinstance(item, str) and not item.startswith(("/", "_self_")) else item
-
-
-def _check_defaults(defaults: object, *, own_keys_last: bool = False) -> Iterator[str]:
-    """Yield what Hydra would answer with a ValueError, and an order in which a base overrules its heir."""
-    if not isinstance(defaults, list):
-        yield "defaults: expected a list such as [_base, _self_]"
-        return
-    for item in defaults:
-        match item:
-            case str():
-                pass
-            case dict() if len(item) == 1 and isinstance(key := next(iter(item)), str):
-                choice = item[key]
-                names = choice if isinstance(choice, list) else [choice or ""]
-                if not all(isinstance(name, str) for name in names):
-                    yield f"defaults: {key}: expected a name or a list of names; put numbers in quotes"
-            case _:
-                yield f"defaults: expected a name or one GROUP: NAME, found {item!r}"
-        if "${" in str(item):
-            yield f"defaults: {item!r}: a recipe does not refer to anything else to choose what it inherits"
-    plain = [item for item in defaults if not str(item).startswith("{'override ")]
-    if own_keys_last and "_self_" in plain[:-1]:
-        yield "defaults: write _self_ last: a file's own keys win over what it inherits"
-
-
 def _check_sweep(data: dict[str, Any]) -> Iterator[str]:
-    yield from _check_defaults(data.get("defaults", []))
+    yield from check_defaults(data.get("defaults", []), "sweep")
     yield from (f"recipe.{problem}" for problem in check_recipe(data.get("recipe", {})))
-    for key in data.keys() - {"defaults", "recipe", "hydra"}:
+    for key in sorted(map(str, data.keys() - {"defaults", "recipe", "hydra"})):
         yield f"{key}: unknown key; a sweep has defaults, recipe and hydra (hydra.sweeper.params are its axes)"
-    for path, value in flatten({"hydra": data.get("hydra")}).items():
-        if re.search(r"\$\{[^}]*:", str(value)):
-            yield f"{path}: '{value}' would let the environment or a clock change the sweep unseen"
+    yield from check_hydra(data.get("hydra", {}))

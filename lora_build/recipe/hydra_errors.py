@@ -25,8 +25,8 @@ def plain_errors() -> Iterator[None]:
         raise RecipeError(_in_short(error)) from error
 
 
-def _not_found(error: MissingConfigException) -> str:
-    """Return what a missing recipe, adapter or sweep should have been, and where it was looked for."""
+def _not_found(error: MissingConfigException) -> list[str]:
+    """Return the lines on what a missing recipe, adapter or sweep should have been, and where it was looked for."""
     wanted = error.missing_cfg_file or ""
     inside = re.match(r"In '(.+?)': ", str(error))
     heir = inside[1].partition("/") if inside else ("",) * 3
@@ -34,26 +34,26 @@ def _not_found(error: MissingConfigException) -> str:
     group = next((group for group in ("recipe/adapter", "recipe", "sweep") if wanted.startswith(f"{group}/")), None)
     if group is None:
         text = f"{place}no '{wanted}'{did_you_mean(wanted, error.options or ())}"
-        return text + ("; is the plugin that brings it installed?" if wanted.startswith("hydra/") else "")
+        return [text + ("; is the plugin that brings it installed?" if wanted.startswith("hydra/") else "")]
     word, name = group.rpartition("/")[2], wanted.removeprefix(f"{group}/")
     known = _known(word)
     hint = did_you_mean(name, known) or did_you_mean(Path(name).stem, known)
-    return "\n  ".join([f"{place}no {word} '{name}'{hint}", *known_names(word)])
+    return [f"{place}no {word} '{name}'{hint}", *known_names(word)]
 
 
-def _in_short(error: Exception) -> str:
+def _in_short(error: Exception) -> list[str]:
     """Return the sentences of an error that a user can act on."""
     text = str(error)
     if "You must specify 'recipe'" in text:
-        return "\n  ".join(["which recipe? lora-build recipe=NAME", *known_names("recipe")])
+        return ["which recipe? lora-build recipe=NAME", *known_names("recipe")]
     if sweep := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", text):
-        return f"'{sweep[1]}' has several values: -m builds each of them, and a list is written KEY=[a,b]"
+        return [f"'{sweep[1]}' has several values: -m builds each of them, and a list is written KEY=[a,b]"]
     if isinstance(error.__cause__, OmegaConfBaseException):
         text += f"\n{error.__cause__}"
     noise = (
         r"\n\s*(full_key|reference_type|object_type)[:=].*|\nConfig search path:(\n\t.*)*|\nTo append to your config .*"
     )
-    return "\n  ".join(line.strip() for line in re.sub(noise, "", text).splitlines() if line.strip())
+    return [line.strip() for line in re.sub(noise, "", text).splitlines() if line.strip()]
 
 
 def known_names(word: str) -> list[str]:

@@ -98,6 +98,7 @@ class RecipeSource(ConfigSource):
         """Return a checked file. Where its keys go does not depend on a header in the file."""
         below = _below(config_path) or ""
         file = self._file(below)
+        recipe_files.refuse_way_out(self.folder, file)
         match below.split("/")[0]:
             case "adapter":
                 data, package = recipe_files.load_adapter_file(file), f"recipe.adapters.{file.stem}"

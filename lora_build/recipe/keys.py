@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 import typing
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from types import UnionType
@@ -117,6 +118,9 @@ def _check_scalar(value: object, declared: Any, path: str) -> Iterator[str]:
 
 def _check_text(value: str, path: str) -> Iterator[str]:
     key = path.rpartition(".")[2]
+    if odd := next((c for c in value if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"), None):
+        yield f"{path}: holds {ascii(odd)[1:-1]}, which is no character of a text; found {value!a}"
+        return
     try:
         if key == "source":
             _check_source(value)
@@ -173,4 +177,4 @@ def raise_problems(where: str, problems: Iterable[str]) -> None:
     if len(found) == 1:
         raise RecipeError(issues[0])
     if found:
-        raise RecipeError("\n  ".join((f"{where}: {len(found)} problems", *found)), issues=issues)
+        raise RecipeError((f"{where}: {len(found)} problems", *found), issues=issues)

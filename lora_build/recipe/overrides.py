@@ -1,17 +1,24 @@
 """Checks the words of a command line that change a recipe, before Hydra reads them."""
 
-from collections.abc import Iterator, Sequence
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
 from hydra.errors import HydraException
 
 from lora_build.errors import RecipeError, did_you_mean
+from lora_build.recipe import files as recipe_files
+from lora_build.recipe.defaults import why_no_name
 from lora_build.recipe.hydra_errors import plain_errors
+from lora_build.recipe.hydra_keys import check_hydra_override
 from lora_build.recipe.keys import check_recipe, raise_problems
 from lora_build.recipe.renamed import NEW_NAMES, answer_override
 from lora_build.recipe.schema import Recipe
+
+_MOST_POINTS = 100_000
 
 
 @plain_errors()
@@ -21,16 +28,22 @@ def check_overrides(overrides: Sequence[str]) -> None:
     `recipe.base.revision=1.10` would become 1.1 and a sweep over it two wrong builds.
     """
     parser = OverridesParser.create()
-    problems: list[str] = []
-    for override in [_parse(parser, text) for text in overrides]:
+    parsed = [_parse(parser, text) for text in overrides]
+    problems = list(_check_number(parsed))
+    raise_problems("command line", problems)
+    for override in parsed:
         key, value = override.key_or_group, override.value()
         top, _, rest = key.partition(".")
         group = top.partition("/")[0]
-        if override.is_delete():
+        if group == "hydra":
+            problems += check_hydra_override(key, value)
+        elif override.package is not None and not re.fullmatch(r"recipe\.adapters\.[\w-]+", override.package, re.ASCII):
+            problems.append(f"{key}@{override.package}: expected {key}@recipe.adapters.NAME")
+        elif override.is_delete():
             problems += _check_deletion(key)
         elif said := answer_override(key, str(override.input_line).partition("=")[2]):
             problems.append(said)
-        elif group not in ("recipe", "sweep", "progressbar", "hydra"):
+        elif top not in ("recipe", "recipe/adapter", "sweep", "progressbar"):
             fields = Recipe.__dataclass_fields__
             inside = f"; did you mean 'recipe.{key}'?" if group in fields else ""
             known = ["recipe", "sweep", "progressbar", *(f"recipe.{name}" for name in fields)]
@@ -39,9 +52,65 @@ def check_overrides(overrides: Sequence[str]) -> None:
             problems.append(f"{key}: expected one name, found a list; -m {key}=a,b takes one after the other")
         elif value is None and ("/" in key or key in ("recipe", "sweep")):
             problems.append(f"{key}: expected a name, found nothing")
-        elif group == "recipe" and rest:
+        elif top == "recipe" and rest:
             problems += _check_values(override, rest, parser)
+        elif "${" in str(override.input_line):
+            problems.append(f"{override.input_line}: would let the environment or a clock choose; write the value")
+        elif top != "progressbar":
+            problems += _check_choice(override, parser)
     raise_problems("command line", problems)
+
+
+@plain_errors()
+def without_broken_recipes(overrides: Sequence[str]) -> tuple[list[str], dict[str, RecipeError]]:
+    """Return a sweep's overrides without the recipes that are wrong by themselves, and what is wrong with those.
+
+    Hydra would stop at the first, and build none of the others.
+    """
+    parser = OverridesParser.create()
+    found, broken = list(overrides), dict[str, RecipeError]()
+    for place, text in enumerate(overrides):
+        if not text.lstrip("+").startswith("recipe=") or not (override := _parse(parser, text)).is_choice_sweep():
+            continue
+        choice: Any = override.value()
+        if isinstance(choice, Glob):
+            listed = {name for folder in recipe_files.folders() if not folder.shipped for name in folder.names()}
+            names = choice.filter(sorted(listed))
+        else:
+            names = [str(value) for value in _values(override, parser)]
+        for name in names:
+            try:
+                recipe_files.refuse_broken(name)
+            except RecipeError as error:
+                broken[name] = error
+        if broken:
+            whole = [name for name in names if name not in broken]
+            found[place] = "recipe=" + ",".join(n if re.fullmatch(r"[\w./-]+", n) else f"'{n}'" for n in whole)
+    return found, broken
+
+
+def check_axes(axes: Mapping[str, Any]) -> None:
+    """Refuse the axes of a sweep's file that are more than anybody builds."""
+    parser = OverridesParser.create()
+    raise_problems("hydra.sweeper.params", _check_number([_parse(parser, f"{key}={axes[key]}") for key in axes]))
+
+
+def _check_number(overrides: Sequence[Override]) -> Iterator[str]:
+    """Yield a range without end, and that there are too many points, before anybody lists them."""
+    number = 1.0
+    for override in overrides:
+        match override.value():
+            case RangeSweep(start=start, stop=stop, step=step):
+                if not step or not all(map(math.isfinite, (start or 0, stop or 0, step))):
+                    yield f"{override.input_line}: a range without end; write range(START, STOP, STEP)"
+                else:
+                    number *= max(1.0, ((stop or 0) - (start or 0)) / step)
+            case ChoiceSweep(list=choices):
+                number *= len(choices)
+            case _:
+                pass
+    if number > _MOST_POINTS:
+        yield f"a sweep of {number:.0f} points; expected at most {_MOST_POINTS}"
 
 
 def _check_deletion(key: str) -> Iterator[str]:
@@ -61,17 +130,32 @@ def _parse(parser: OverridesParser, text: str) -> Override:
     except HydraException as error:
         quoted = f'{text.partition("=")[0]}="..."'
         hint = f"special characters go in quotes: '{quoted}'"
-        raise RecipeError(f"cannot read '{text}': {str(error).splitlines()[0]}\n  {hint}") from error
+        raise RecipeError((f"cannot read '{text}': {str(error).splitlines()[0]}", hint)) from error
+
+
+def _check_choice(override: Override, parser: OverridesParser) -> Iterator[str]:
+    """Yield what is wrong with the names of recipes, adapters or sweeps that an override chooses."""
+    for value in _values(override, parser):
+        for name in value if isinstance(value, list) else [value]:
+            if (why := why_no_name(str(name))) is not None:
+                yield f"{override.key_or_group}: {why}, found '{name}'"
+
+
+def _values(override: Override, parser: OverridesParser) -> list[Any]:
+    """Return the value of an override, or those of a sweep over some; what a glob or an interval gives is not known."""
+    if not override.is_sweep_override():
+        return [override.value()]
+    is_known = override.is_discrete_sweep() and not isinstance(override.value(), Glob)
+    texts = override.sweep_string_iterator() if is_known else ()
+    return [parser.parse_override(f"{override.key_or_group}={text}").value() for text in texts]
 
 
 def _check_values(override: Override, rest: str, parser: OverridesParser) -> Iterator[str]:
     key = override.key_or_group
-    values, quoted = [override.value()], f": '{key}=\"{override.get_value_string()}\"'"
-    if override.is_sweep_override():
-        quoted = ""
-        texts = override.sweep_string_iterator() if override.is_discrete_sweep() else ()
-        values = [parser.parse_override(f"{key}={text}").value() for text in texts]
-    for value in values:
+    if isinstance(override.value(), Glob):
+        yield f"{key}: glob() is for recipe, sweep and recipe/adapter; write the values: {key}=A,B"
+    quoted = "" if override.is_sweep_override() else f": '{key}=\"{override.get_value_string()}\"'"
+    for value in _values(override, parser):
         if key == "recipe.adapters" and isinstance(value, list):
             yield f"{key}: choose some with recipe.adapter_names=[...], add one with {key}.NAME=SOURCE"
             continue

@@ -1,6 +1,9 @@
 """YAML without what can hurt: no tags, no aliases, no duplicate keys, nothing large."""
 
+import errno
+import os
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """
     where = label(file)
     try:
-        with file.open("rb") as stream:
-            text = stream.read(_MAX_SIZE_BYTES + 1)
+        text = _bytes_of(file)
         if len(text) > _MAX_SIZE_BYTES:
             raise RecipeError(f"{where}: larger than 1 MiB, which no recipe is")
         data = yaml.load(text.decode("utf-8-sig"), Loader=_Loader)
@@ -39,6 +41,15 @@ def read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(data, dict | None):
         raise RecipeError(f"{where}: expected keys and values, found a {type(data).__name__}")
     return data or {}
+
+
+def _bytes_of(file: Path) -> bytes:
+    """Return what a file holds, at most a byte more than is read; a pipe or a device is not waited for."""
+    fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "is no regular file")
+        return stream.read(_MAX_SIZE_BYTES + 1)
 
 
 class _Loader(yaml.SafeLoader):

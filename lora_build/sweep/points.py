@@ -107,8 +107,8 @@ def exit_code(points: Sequence[Point]) -> int:
     return next((point.exit_code for point in points if point.exit_code), 0)
 
 
-def summary(points: Sequence[Point]) -> str:
-    """Return the points as a table without the overrides that all share; a failure's message is below its row."""
+def summary(points: Sequence[Point]) -> list[str]:
+    """Return the lines of a table of points, without what all share; a failure's message is below its row."""
     shared = [text for text in points[0].overrides if all(text in point.overrides for point in points)]
     rows = []
     for point in points:
@@ -122,7 +122,7 @@ def summary(points: Sequence[Point]) -> str:
         lines.append("  ".join([*map(str.ljust, row, widths), row[-1]]))
         notes = [] if point.same_as is not None else [point.error] if point.error else point.warnings or ()
         lines += [f"    {line}" for note in notes for line in note.splitlines()]
-    return "\n".join(lines)
+    return lines
 
 
 def _outcome(point: Point) -> str:

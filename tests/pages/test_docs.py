@@ -35,7 +35,7 @@ from lora_build.pipeline import prepare
 from lora_build.proof.canonical_json import canonical_json
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, read_manifest
 from lora_build.recipe import files as recipe_files
-from lora_build.recipe.schema import AdapterSpec, Recipe
+from lora_build.recipe.schema import AdapterSpec, Recipe, flatten
 from lora_build.recipe.validate import from_mapping
 from makers import layers, small
 from makers import zoo as zoos
@@ -163,7 +163,7 @@ def test_every_key_of_the_recipe_is_documented_and_every_documented_key_exists()
 
 
 def test_the_documented_choices_and_defaults_are_those_of_the_schema() -> None:
-    defaults: dict[str, Any] = recipe_files.flatten(dataclasses.asdict(Recipe()))
+    defaults: dict[str, Any] = flatten(dataclasses.asdict(Recipe()))
     defaults |= {f"adapters.NAME.{key}": value for key, value in dataclasses.asdict(AdapterSpec()).items()}
     words = {"???": "must be set", "None": "null", "True": "true", "": "empty", "()": "[]"}
     for key, kind, default, _ in rows(section("recipe.md", "Keys")):

@@ -97,7 +97,7 @@ class AdapterConfig:
             what = "an adapter of MLX, not of peft; convert it" if "fine_tune_type" in data else "is it peft's file?"
             raise SourceError(f"{where}: has no peft_type, the name of a method such as LORA: {what}")
         if problems := [f"{where}: {problem}" for problem in _wrong_types(data)]:
-            raise SourceError("\n  ".join(problems), issues=problems)
+            raise SourceError(problems, issues=problems)
         patterns = {key: PatternMap(data[key]) for key in _PATTERNS if data.get(key)}
         return cls(peft_type=peft_type, data={**data, **patterns})
 
