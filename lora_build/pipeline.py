@@ -3,17 +3,18 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lora_build.engine.backends.choice import missing_loops
 from lora_build.engine.estimate import merge_bytes, runtime_bytes
-from lora_build.errors import RecipeError, VerificationError
+from lora_build.errors import RecipeError, VerificationError, some_of
 from lora_build.files.formats.checkpoint import INDEX_NAME
 from lora_build.files.formats.config_json import CONFIG_NAME
-from lora_build.files.identity import FileRecord
-from lora_build.files.sources import read_whole
+from lora_build.files.identity import FileKey, FileRecord
+from lora_build.files.sources import read_hashed
 from lora_build.files.targets.directory import DirectoryTarget
 from lora_build.files.targets.lock import lock
 from lora_build.numerics.survival import to_bytes as survival_bytes
@@ -24,7 +25,6 @@ from lora_build.proof.checks import checks_of, have_passed, run_checks
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, Manifest, make_manifest
 from lora_build.proof.output_dir import (
     build_at,
-    input_digests,
     is_up_to_date,
     refuse_lack_of_space,
     refuse_overlap,
@@ -55,7 +55,7 @@ def build(recipe: Recipe | Mapping[str, Any]) -> Build:
     Raises:
         LoraBuildError: see `prepare` and `run`.
     """
-    built = run(prepare(_checked(recipe, "build")))
+    built = run(prepare(_checked(recipe, "build")), replan=True)
     for warning in built.warnings:
         log.warning(warning)
     return built
@@ -87,24 +87,50 @@ def prepare(recipe: Recipe) -> Plan:
     return found
 
 
-def run(plan: Plan, *, progress: Callable[[int], None] | None = None) -> Build:
+def run(plan: Plan, *, progress: Callable[[int], None] | None = None, replan: bool = False) -> Build:
     """Return the build of a plan: the one that is there if nothing changed, else a new one.
 
     Args:
         plan: what to build.
         progress: is told how many more bytes have been written, out of `num_bytes_written`.
+        replan: after a wait for another build of the target, build the recipe as it is then, not the plan.
 
     Raises:
         LoraBuildError: the target is somebody else's, the disk or the network failed, an input's bytes are not the
-            promised ones, or a merged value is not finite. The target is then as it was.
+            promised ones or not those that were planned with, or a merged value is not finite. The target is then as
+            it was.
     """
-    with lock(plan.target):
-        if (there := _current(plan)) is not None:
-            return _reuse(plan, there)
-        refuse_lack_of_space(plan.target, plan.num_bytes_written)
-        _fetch(plan, quiet=progress is None)
-        with DirectoryTarget(plan.target) as target:
-            return _build(plan, target, progress or (lambda _: None))
+    with lock(plan.target) as waited:
+        if waited and replan:
+            plan, notes = _plan_anew(plan)
+            built = _run(plan, progress)
+            return replace(built, notes=(*notes, *built.notes))
+        return _run(plan, progress)
+
+
+def _plan_anew(plan: Plan) -> tuple[Plan, tuple[str, ...]]:
+    """Return the plan of the same recipe today, and a note of what changed."""
+    fresh = prepare(plan.recipe)
+    changed = [
+        f"{role}/{name}"
+        for role, source in fresh.sources.items()
+        for name in sorted({*source.seen.ranges, *plan.sources[role].seen.ranges})
+        if source.seen.of(name) != plan.sources[role].seen.of(name)
+    ]
+    if not changed and fresh.merge_plan == plan.merge_plan:
+        return fresh, ()
+    what = some_of(changed) or "an input"
+    return fresh, (f"planned anew after the wait for another build, since {what} had changed meanwhile",)
+
+
+def _run(plan: Plan, progress: Callable[[int], None] | None) -> Build:
+    """Return the build of a plan; the caller holds the target's lock."""
+    if (there := _current(plan)) is not None:
+        return _reuse(plan, there)
+    refuse_lack_of_space(plan.target, plan.num_bytes_written)
+    _fetch(plan, quiet=progress is None)
+    with DirectoryTarget(plan.target) as target:
+        return _build(plan, target, progress or (lambda _: None))
 
 
 def _current(plan: Plan) -> Manifest | None:
@@ -136,8 +162,7 @@ def _build(plan: Plan, target: DirectoryTarget, progress: Callable[[int], None])
 
     started, clock = datetime.now(UTC), time.perf_counter()
     merge_plan, sources = plan.merge_plan, plan.sources
-    small = input_digests(merge_plan, sources, lambda name: not name.endswith(".safetensors"))
-    files = _write_small_files(plan, target, progress)
+    files, small = _write_small_files(plan, target, progress)
     done = execute(merge_plan, sources, target, progress)
     inputs = {**small, **done.inputs}
     manifest = make_manifest(merge_plan, inputs=inputs, files=(*files, *done.files), tensors=done.tensors)
@@ -153,17 +178,28 @@ def _build(plan: Plan, target: DirectoryTarget, progress: Callable[[int], None])
     )  # fmt: skip
 
 
-def _write_small_files(plan: Plan, target: DirectoryTarget, progress: Callable[[int], None]) -> list[FileRecord]:
-    """Write config.json, the index, and what goes along."""
-    merge_plan, files = plan.merge_plan, []
+def _write_small_files(
+    plan: Plan, target: DirectoryTarget, progress: Callable[[int], None]
+) -> tuple[list[FileRecord], dict[FileKey, FileRecord]]:
+    """Write config.json, the index, and what goes along; return these files, and what they were made of."""
+    merge_plan, files, inputs = plan.merge_plan, [], {}
     texts = {CONFIG_NAME: merge_plan.config.to_bytes()} | (
         {} if merge_plan.index is None else {INDEX_NAME: merge_plan.index}
     )
-    copied = ((name, read_whole(plan.sources[role], name)) for name, role in merge_plan.side_files.items())
-    for name, data in (*texts.items(), *copied):
+    for name, data in texts.items():
         files.append(target.write(name, data))
         progress(len(data))
-    return files
+    for role, names in merge_plan.input_files.items():
+        for name in names:
+            is_copied = merge_plan.side_files.get(name) == role
+            if name.endswith(".safetensors") and not is_copied:
+                continue
+            data, digest = read_hashed(plan.sources[role], name)  # once: what is recorded is what is copied
+            inputs[FileKey(role, name)] = FileRecord(path=name, size_bytes=len(data), sha256=digest)
+            if is_copied:
+                files.append(target.write(name, data))
+                progress(len(data))
+    return files, inputs
 
 
 def _notes(plan: MergePlan) -> tuple[str, ...]:

@@ -161,7 +161,7 @@ def _build(recipe: "Recipe", *, progressbar: bool) -> "Build":
 
     plan = pipeline.prepare(recipe)
     with progress(progressbar, plan.num_bytes_written) as advance:
-        return pipeline.run(plan, progress=advance)
+        return pipeline.run(plan, progress=advance, replan=True)
 
 
 def _scratch(overrides: list[str]) -> tempfile.TemporaryDirectory[str]:

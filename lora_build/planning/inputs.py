@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lora_build.dtypes import num_bytes
-from lora_build.files.formats.adapter import Adapter
+from lora_build.files.formats.adapter import WEIGHTS_NAME, Adapter
 from lora_build.files.formats.checkpoint import Checkpoint
 from lora_build.files.formats.safetensors import TensorInfo
-from lora_build.files.hashing.hashed_file import CHUNK_BYTES
+from lora_build.files.hashing.hashed_file import HashedFile
 from lora_build.files.identity import Digest, SourceName, TensorKey
-from lora_build.files.sources import Source
+from lora_build.files.sources import Source, open_hashed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,19 +32,26 @@ class Inputs:
 
 
 def digests_of(sources: Mapping[SourceName, Source], adapters: tuple[Adapter, ...]) -> dict[TensorKey, Digest]:
-    """Return the SHA-256 of the tensors of adapters that may have to be the same; see `Inputs.digests`."""
+    """Return the SHA-256 of the tensors of adapters that may have to be the same; see `Inputs.digests`.
+
+    The file that holds them is hashed on the way, so that a build can tell whether it is still that one.
+    """
     found: dict[TensorKey, Digest] = {}
     for adapter in adapters:
         source, parts = sources[adapter.source], adapter.parts
         copies = (tensor for tensors in parts.copies.values() for tensor in tensors)
-        for tensor in (*parts.frozen.values(), *parts.replaced.values(), *copies):
-            found[TensorKey(adapter.name, tensor.name)] = _data_digest(source, tensor)
-        if adapter.config.keeps_ties:
-            for tensor in (t for module in sorted(parts.factors) if may_be_tied(module)
-                           for t in parts.factors[module].values()):  # fmt: skip
-                found[TensorKey(adapter.name, tensor.name)] = _data_digest(source, tensor)
-                if len(tensor.shape) == 2:
-                    found[TensorKey(adapter.name, tensor.name + ".T")] = _transpose_digest(source, tensor)
+        whole = {*parts.frozen.values(), *parts.replaced.values(), *copies}
+        tied = {t for module, leaves in parts.factors.items() if may_be_tied(module) for t in leaves.values()}
+        wanted = whole | (tied if adapter.config.keeps_ties else set())
+        if not wanted:
+            continue
+        with open_hashed(source, WEIGHTS_NAME) as file:
+            for tensor in sorted(wanted, key=lambda tensor: tensor.start):
+                found[TensorKey(adapter.name, tensor.name)] = _data_digest(file, tensor)
+                if tensor not in whole and len(tensor.shape) == 2:
+                    found[TensorKey(adapter.name, tensor.name + ".T")] = _transpose_digest(file, tensor)
+            size_bytes = source.files[WEIGHTS_NAME].size_bytes
+            source.seen.note(file.where, WEIGHTS_NAME, 0, file.finish(), size_bytes)
     return found
 
 
@@ -53,15 +60,15 @@ def may_be_tied(module: str) -> bool:
     return not any(part.isdigit() for part in module.split("."))
 
 
-def _data_digest(source: Source, tensor: TensorInfo) -> Digest:
+def _data_digest(file: HashedFile, tensor: TensorInfo) -> Digest:
     digest = hashlib.sha256()
-    for start in range(tensor.start, tensor.end, CHUNK_BYTES):
-        digest.update(source.read(tensor.file, start, min(start + CHUNK_BYTES, tensor.end)))
+    for chunk in file.chunks(tensor.start, tensor.end):
+        digest.update(chunk)
     return Digest.of_hash(digest)
 
 
-def _transpose_digest(source: Source, tensor: TensorInfo) -> Digest:
+def _transpose_digest(file: HashedFile, tensor: TensorInfo) -> Digest:
     import numpy as np
 
-    data = np.frombuffer(source.read(tensor.file, tensor.start, tensor.end), dtype=f"V{num_bytes(tensor.dtype)}")
+    data = np.frombuffer(file.read(tensor.start, tensor.end), dtype=f"V{num_bytes(tensor.dtype)}")
     return Digest.sha256(data.reshape(tensor.shape).T.tobytes())

@@ -1,7 +1,7 @@
 """The folder of a build: whether one may be written there, and which one is there already."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from lora_build.errors import RecipeError, StorageError, VerificationError, some_of
@@ -71,19 +71,17 @@ def _refuse_what_cannot_be_made(target: Path) -> None:
 
 def is_up_to_date(target: Path, manifest: Manifest, plan: MergePlan, sources: Mapping[SourceName, Source]) -> bool:
     """Whether the build at a target is what a plan builds today, and whole."""
-    inputs = input_digests(plan, sources)
+    inputs = _input_digests(plan, sources)
     same = record_plan(plan, inputs).build_key == manifest.build_key
     return same and all(_is_whole(target / file.path, file) for file in manifest.files)
 
 
-def input_digests(
-    plan: MergePlan, sources: Mapping[SourceName, Source], wanted: Callable[[str], bool] = lambda _: True
-) -> dict[FileKey, FileRecord]:
-    """Return the digests of a plan's input files of wanted names, without reading what is remembered."""
+def _input_digests(plan: MergePlan, sources: Mapping[SourceName, Source]) -> dict[FileKey, FileRecord]:
+    """Return the digests of a plan's input files, without reading what is remembered."""
     found = {}
     for role, names in plan.input_files.items():
         source = sources[role]
-        for name in filter(wanted, names):
+        for name in names:
             size = source.files[name].size_bytes
             found[FileKey(role, name)] = FileRecord(path=name, size_bytes=size, sha256=digest(source, name))
     return found

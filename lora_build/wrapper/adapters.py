@@ -62,7 +62,7 @@ class LoadedAdapter:
     def load(self, tensor: TensorInfo) -> Tensor:
         """Return a tensor as it is in the file."""
         if tensor not in self.tensors:
-            data = bytearray(self.source.read(tensor.file, tensor.start, tensor.end))
+            data = bytearray(self.source.data(tensor.file, tensor.start, tensor.end))
             values = torch.frombuffer(data, dtype=torch_dtype(tensor.dtype)) if data else torch.empty(0)
             self.tensors[tensor] = values.reshape(tensor.shape)
         return self.tensors[tensor]

@@ -29,7 +29,7 @@ from lora_build.engine import execute as engine
 from lora_build.engine import making
 from lora_build.engine.backends import compiled
 from lora_build.files.buffers import Buffers
-from lora_build.files.hashing import hashed_file
+from lora_build.files.hashing import hashed_file, remembered
 from lora_build.files.hashing import sha256 as hashing
 from lora_build.files.sources import local
 from lora_build.files.targets import directory, file_writer
@@ -347,7 +347,7 @@ def test_a_build_of_plain_lora_imports_neither_torch_nor_transformers(tmp_path: 
 def test_a_build_that_is_up_to_date_reads_headers_alone(
     tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hashed_file, "_SETTLED_SECONDS", 0)
+    monkeypatch.setattr(remembered, "_SETTLED_SECONDS", 0)
     make_inputs(tmp_path)
     recipe = small.recipe(tmp_path, "math", "code")
     lora_build.build(recipe)
@@ -355,7 +355,7 @@ def test_a_build_that_is_up_to_date_reads_headers_alone(
     work.headers = 0
 
     assert pipeline.run(pipeline.prepare(from_mapping(recipe))).reused
-    assert work.read == {}
+    assert sum(work.read.values()) < 5 * 4_000  # the headers again, to tell that they are those of the plan
     assert work.headers < 5 * 4_000
 
 

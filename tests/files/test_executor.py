@@ -486,7 +486,7 @@ def test_a_digest_waits_for_what_is_still_in_its_queue(executor: Executor, tmp_p
         queue = executor.serial_queue("stage")
         with FileWriter(tmp_path, "out", 3, Buffers(BLOCK_BYTES), FileQueues(hashing=queue)) as written:
             queue.submit(lambda: time.sleep(0.1))
-            with HashedFile(tmp_path / "in", "in", None, queue) as read:
+            with HashedFile(tmp_path / "in", "in", queue=queue) as read:
                 assert read.finish() == Digest.sha256(b"abc")
             queue.submit(lambda: time.sleep(0.1))
             written.write(b"abc")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lora_build.errors import SourceError, VerificationError
-from lora_build.files.hashing import hashed_file, remembered
-from lora_build.files.hashing.hashed_file import HashedFile, file_digest, git_sha1
+from lora_build.files.hashing import remembered
+from lora_build.files.hashing.hashed_file import HashedFile, Terms, file_digest, git_sha1
 from lora_build.files.identity import Digest
 
 DATA = random.Random(0).randbytes(50_000)
@@ -25,7 +25,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if every file had been at rest for a while."""
-    monkeypatch.setattr(hashed_file, "_SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(remembered, "_SETTLED_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -42,11 +42,14 @@ def test_reads_in_any_order_hash_every_byte_once_and_in_order(file: Path, seed: 
 @pytest.mark.parametrize("digest", [Digest.sha256, git_sha1])
 def test_both_kinds_of_promise_are_kept_or_the_file_is_refused(file: Path, digest: object) -> None:
     promised = digest(DATA)  # type: ignore[operator]
-    with HashedFile(file, "f", promised) as reader:
+    with HashedFile(file, "f", Terms(promised=promised)) as reader:
         reader.finish()
 
     file.write_bytes(DATA[:-1] + bytes([DATA[-1] ^ 1]))
-    with HashedFile(file, "f", promised) as reader, pytest.raises(VerificationError, match=f"delete {file}"):
+    with (
+        HashedFile(file, "f", Terms(promised=promised)) as reader,
+        pytest.raises(VerificationError, match=f"delete {file}"),
+    ):
         reader.finish()
 
 
@@ -83,7 +86,7 @@ def test_a_remembered_digest_is_held_to_a_promise_too(file: Path, settled: None)
     file_digest(file, "f")
 
     with pytest.raises(VerificationError, match="damaged"):
-        file_digest(file, "f", Digest.of_hex("0" * 64))
+        file_digest(file, "f", Terms(promised=Digest.of_hex("0" * 64)))
 
 
 def test_a_damaged_memory_is_ignored(file: Path, settled: None) -> None:
@@ -115,3 +118,48 @@ def test_a_file_that_ends_early_is_said_so(file: Path) -> None:
 def test_a_file_that_cannot_be_opened_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="base/x: cannot be opened"):
         HashedFile(tmp_path / "x", "base/x")
+
+
+@pytest.mark.parametrize("part", ["lora-build", "lora-build/digests", "slot"])
+def test_no_link_is_followed_into_the_memory_and_nothing_is_written_through_one(
+    file: Path, settled: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, part: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file_digest(file, "f")
+    (slot,) = (p for p in (tmp_path / "cache").rglob("*") if p.is_file())
+    (tmp_path / "theirs").mkdir()
+    link = slot if part == "slot" else tmp_path / "cache" / part
+    forged = tmp_path / "theirs" / slot.relative_to(link) if part != "slot" else tmp_path / "theirs/slot"
+    forged.parent.mkdir(parents=True, exist_ok=True)
+    forged.write_text("sha256:" + "0" * 64)
+    link.rename(tmp_path / "aside")
+    link.symlink_to(tmp_path / "theirs" if part != "slot" else forged)
+
+    assert file_digest(file, "f") == Digest.sha256(DATA)
+    assert forged.read_text() == "sha256:" + "0" * 64
+
+
+def test_a_memory_that_others_may_write_to_is_not_believed_and_that_is_said(
+    file: Path, settled: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file_digest(file, "f")
+    (slot,) = (p for p in (tmp_path / "cache").rglob("*") if p.is_file())
+    assert slot.stat().st_mode & 0o077 == slot.parent.stat().st_mode & 0o077 == 0
+    slot.write_text("sha256:" + "0" * 64)
+    slot.parent.chmod(0o775)
+
+    assert file_digest(file, "f") == Digest.sha256(DATA)
+    assert "others may write to it" in caplog.text
+
+
+def test_a_fifo_in_the_memory_is_not_waited_for(
+    file: Path, settled: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file_digest(file, "f")
+    (slot,) = (p for p in (tmp_path / "cache").rglob("*") if p.is_file())
+    slot.unlink()
+    os.mkfifo(slot)
+
+    assert file_digest(file, "f") == Digest.sha256(DATA)

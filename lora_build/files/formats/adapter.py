@@ -16,7 +16,7 @@ from lora_build.files.formats.json_object import MAX_CONFIG_BYTES, decode_json
 from lora_build.files.formats.safetensors import TensorInfo, read_tensors
 from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.identity import SourceName
-from lora_build.files.sources import Source, sizes
+from lora_build.files.sources import Source, read_whole, sizes
 
 __all__ = ["WEIGHTS_NAME", "Adapter", "AdapterParts", "KeyRules", "open_adapter"]
 
@@ -129,7 +129,7 @@ def open_adapter(
     if files[CONFIG_NAME] > MAX_CONFIG_BYTES:
         found = f"has {files[CONFIG_NAME]} bytes, expected at most {MAX_CONFIG_BYTES}"
         raise SourceError(f"{where}/{CONFIG_NAME}: {found}; is it the right file?")
-    text = decode_json(source.read(CONFIG_NAME, 0, files[CONFIG_NAME]), f"{where}/{CONFIG_NAME}:")
+    text = decode_json(read_whole(source, CONFIG_NAME), f"{where}/{CONFIG_NAME}:")
     config = AdapterConfig.parse(text, f"{where}/{CONFIG_NAME}")
     tensors = {t.name: t for t in read_tensors(source.read, where, WEIGHTS_NAME, files[WEIGHTS_NAME])}
     _refuse_empty(tensors.values(), f"{where}/{WEIGHTS_NAME}")

@@ -9,7 +9,7 @@ from lora_build.files.formats.config_json import CONFIG_NAME, ModelConfig
 from lora_build.files.formats.json_object import MAX_CONFIG_BYTES, decode_json, parse_object
 from lora_build.files.formats.safetensors import TensorInfo, read_tensors
 from lora_build.files.formats.side_files import is_side_file
-from lora_build.files.sources import Source, sizes
+from lora_build.files.sources import Source, read_whole, sizes
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -100,4 +100,4 @@ def _read_text(source: Source, name: str) -> str:
         raise SourceError(f"{where}: has no {name}; found {', '.join(sorted(files)[:8]) or 'nothing'}{hint}")
     if files[name] > (most := _MAX_INDEX_BYTES if name == INDEX_NAME else MAX_CONFIG_BYTES):
         raise SourceError(f"{where}/{name}: has {files[name]} bytes, expected at most {most}; is it the right file?")
-    return decode_json(source.read(name, 0, files[name]), f"{where}/{name}:")
+    return decode_json(read_whole(source, name), f"{where}/{name}:")

@@ -6,21 +6,38 @@ What it promises is a SHA-256, or git's id of a file, which the Hub gives for sm
 import hashlib
 import os
 import threading
-import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Self
 
 from lora_build.errors import SourceError, VerificationError
 from lora_build.files.executor import SerialQueue
-from lora_build.files.hashing.remembered import recall, remember, signature
+from lora_build.files.hashing.remembered import recall, remember, settle, signature
+from lora_build.files.hashing.seen import Ranges, hold, refuse_change
 from lora_build.files.identity import Digest
+from lora_build.files.opening import open_regular
 
 CHUNK_BYTES = 2 << 20  # what several threads work on in turn while it is in a shared cache
 
 
-_SETTLED_SECONDS = 2.0
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a file has to be.
+
+    Attributes:
+        promised: its digest of either kind, by its source.
+        size_bytes: its size when its source was listed.
+        seen: what was read of it already.
+    """
+
+    promised: Digest | None = None
+    size_bytes: int | None = None
+    seen: Ranges = field(default_factory=dict)
+
+
+_ANY = Terms()
 
 
 def git_sha1(data: bytes | bytearray) -> Digest:
@@ -51,27 +68,29 @@ class HashedFile:
     """A file of which each byte is hashed once, in order, as it is read.
 
     Reads may come in any order and overlap; a read behind the hash is a plain read, a read beyond it first hashes
-    the gap. `finish` hashes what is left, so that the digest always covers the whole file.
+    the gap. `finish` hashes what is left, so that the digest always covers the whole file. One that is replaced
+    or written to meanwhile is refused.
     """
 
-    def __init__(
-        self, path: Path, where: str, expected: Digest | None = None, queue: SerialQueue | None = None
-    ) -> None:
-        """Open `path`.
+    def __init__(self, path: Path, where: str, terms: Terms = _ANY, queue: SerialQueue | None = None) -> None:
+        """Open `path`, and hold it to what was read of it before.
 
         Args:
             path: the file.
             where: its name in messages.
-            expected: the digest of either kind to hold it to.
+            terms: what it has to be.
             queue: where to hash, beside the thread that reads; None hashes before a read returns.
+
+        Raises:
+            SourceError: it cannot be opened, or is no regular file.
+            VerificationError: it is not what it was.
         """
         self.where = where
         self._path = path
-        self._expected = expected
-        try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise SourceError(f"{where}: cannot be opened ({error.strerror})") from error
+        self._terms = terms
+        expected = terms.promised
+        self._fd = open_regular(path, where)
+        self._is_settled = settle(self._fd)
         self._signature = signature(self._fd)
         self._size = os.fstat(self._fd).st_size
         self._hash = hashlib.sha256()
@@ -81,6 +100,11 @@ class HashedFile:
         self._hashed = 0
         self._queue = queue
         self._lock = threading.Lock()
+        try:
+            self._hold_to_what_was_seen()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -116,7 +140,7 @@ class HashedFile:
         """Hash the rest, check what was promised, remember the digest and return it.
 
         Raises:
-            VerificationError: the bytes are not the promised ones, or the file changed while it was read.
+            VerificationError: the bytes are not the promised ones or those seen, or the file changed while it was read.
         """
         for _ in self.chunks(self._hashed, self._size):
             pass
@@ -125,12 +149,27 @@ class HashedFile:
         found = Digest.of_hash(self._hash)
         if signature(self._fd) != self._signature:
             raise VerificationError(f"{self.where}: changed while it was read; build again once it is at rest")
-        if self._expected is not None:
+        if self._terms.promised is not None:
             git = Digest.of_git(self._git_hash.hexdigest()) if self._git_hash else None
-            compare(self.where, git or found, self._expected, self._path)
-        if time.time_ns() - max(self._signature[-2:]) >= _SETTLED_SECONDS * 1e9:
+            compare(self.where, git or found, self._terms.promised, self._path)
+        self._hold_whole(found)
+        if self._is_settled:
             remember(self._fd, found)
         return found
+
+    def _hold_to_what_was_seen(self) -> None:
+        """Compare the file with what was read of it before; what is compared is hashed with all the rest."""
+        if self._terms.size_bytes not in (None, self._size):
+            refuse_change(f"{self.where} ({self._size} bytes, it had {self._terms.size_bytes})")
+        for (start, end), planned in sorted(self._terms.seen.items()):
+            if (start, end) != (0, self._size):
+                found = hashlib.sha256()
+                for chunk in self.chunks(start, end):
+                    found.update(chunk)
+                hold(self.where, Digest.of_hash(found), planned)
+
+    def _hold_whole(self, found: Digest) -> None:
+        hold(self.where, found, self._terms.seen.get((0, self._size), found))
 
     def _advance(self, data: bytearray | memoryview, start: int) -> None:
         end = start + len(data)
@@ -161,12 +200,13 @@ class HashedFile:
         return data
 
 
-def file_digest(path: Path, where: str, expected: Digest | None = None) -> Digest:
+def file_digest(path: Path, where: str, terms: Terms = _ANY) -> Digest:
     """Return the SHA-256 of a file: remembered where nothing about it changed, else read and checked."""
-    with HashedFile(path, where, expected) as file:
-        found = recall(file._fd)
+    with HashedFile(path, where, terms) as file:
+        found, expected = recall(file._fd), terms.promised
         if found is None or (expected is not None and expected.is_git):
             return file.finish()
         if expected is not None:
             compare(where, found, expected, path)
+        file._hold_whole(found)
         return found

@@ -2,48 +2,125 @@
 
 They are keyed by device, inode, size, mtime and ctime, so any change to a file forgets it; a file that changed in the
 last seconds is not remembered at all, since a clock tick may hide its next change.
+
+A forged digest would let an old build pass for one of today's inputs. So the store is its user's alone: no link leads
+into it, and what belongs to others, or may be written by them, is not believed.
 """
 
 import contextlib
+import ctypes
+import errno
+import functools
 import hashlib
 import json
+import logging
 import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lora_build.files.identity import Digest
 
+log = logging.getLogger(__name__)
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_WRITE_AND_WAIT = 7  # of sync_file_range
+_SETTLED_SECONDS = 2.0
+_STORE = ("lora-build", "digests")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
 
 def cache_dir() -> Path:
     """Return lora-build's folder below `$XDG_CACHE_HOME` (default `~/.cache`)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora-build"
+    return _caches() / _STORE[0]
+
+
+def _caches() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def signature(fd: int) -> tuple[int, ...]:
     """Return what changes with an open file: device, inode, size, mtime and ctime, the last two in nanoseconds."""
-    stat = os.fstat(fd)
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _slot(fd: int) -> Path:
-    name = hashlib.sha256(json.dumps(["file-digest-1", *signature(fd)]).encode()).hexdigest()
-    return cache_dir() / "digests" / name[:2] / name
+def settle(fd: int) -> bool:
+    """Return whether an open file has been at rest for a while; what changes it from then on shows in its signature.
+
+    What a program writes through a memory map changes mtime only where the page was clean. So pages that are dirty go
+    to the disk first. Memory that is no disk (tmpfs) has none that are clean: what is written so there does not show.
+    """
+    if time.time_ns() - max(signature(fd)[-2:]) < _SETTLED_SECONDS * 1e9:
+        return False
+    if hasattr(_LIBC, "sync_file_range"):
+        _LIBC.sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _WRITE_AND_WAIT)
+    return True
 
 
 def recall(fd: int) -> Digest | None:
     """Return the digest that an open file had, if nothing about it has changed since."""
-    with contextlib.suppress(OSError):
-        found = Digest(_slot(fd).read_text())
-        if len(found.hex) == 64:
-            return found
+    with contextlib.suppress(OSError, RuntimeError), _folder(fd) as (folder, path, name):
+        slot = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        with os.fdopen(slot, "rb") as file:
+            _refuse_what_others_control(slot, path / name)
+            text = file.read(128).decode(errors="replace") if stat.S_ISREG(os.fstat(slot).st_mode) else ""
+        if _DIGEST.fullmatch(text):
+            return Digest(text)
     return None
 
 
 def remember(fd: int, digest: Digest) -> None:
     """Remember the digest of an open file for as long as nothing about it changes."""
     # a cache that cannot be written costs time, never correctness
-    with contextlib.suppress(OSError):
-        slot = _slot(fd)
-        slot.parent.mkdir(parents=True, exist_ok=True)
-        fresh = slot.with_name(f"{slot.name}.{os.getpid()}")
-        fresh.write_text(digest)
-        fresh.replace(slot)
+    with contextlib.suppress(OSError, RuntimeError), _folder(fd, make=True) as (folder, _, name):
+        fresh = f"{name}.{os.getpid()}"
+        slot = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        try:
+            with os.fdopen(slot, "w") as file:
+                file.write(digest)
+            os.rename(fresh, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            os.unlink(fresh, dir_fd=folder)
+            raise
+
+
+@contextmanager
+def _folder(fd: int, *, make: bool = False) -> Iterator[tuple[int, Path, str]]:
+    """Yield the folder that the digest of an open file goes to, opened, its path, and a name there."""
+    name = hashlib.sha256(json.dumps(["file-digest-1", *signature(fd)]).encode()).hexdigest()
+    caches = _caches()
+    if make:
+        caches.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.ExitStack() as opened:
+        folder, path = os.open(caches, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), caches
+        opened.callback(os.close, folder)
+        for part in (*_STORE, name[:2]):
+            path /= part
+            if make:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, 0o700, dir_fd=folder)
+            try:
+                folder = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            except OSError as error:
+                if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                    _say_ignored(path, "is no folder of its own")
+                raise
+            opened.callback(os.close, folder)
+            _refuse_what_others_control(folder, path)
+        yield folder, path, name
+
+
+def _refuse_what_others_control(fd: int, path: Path) -> None:
+    found = os.fstat(fd)
+    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        _say_ignored(path, "belongs to another user, or others may write to it (`chmod -R go-w` takes that away)")
+        raise PermissionError
+
+
+@functools.cache
+def _say_ignored(path: Path, reason: str) -> None:
+    log.warning("%s %s: no digest is remembered there, so inputs are read again", path, reason)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from lora_build.files.executor import SerialQueue
-from lora_build.files.hashing.hashed_file import HashedFile, file_digest
+from lora_build.files.hashing.hashed_file import HashedFile, Terms, file_digest
+from lora_build.files.hashing.seen import Seen
 from lora_build.files.identity import Digest, SourceName
 
 
@@ -37,8 +38,18 @@ class Source(Protocol):
     def files(self) -> Mapping[str, SourceFile]:
         """Its files by name."""
 
-    def read(self, name: str, start: int, end: int) -> bytes | bytearray:
-        """Return the bytes [start, end) of a file, held to what the source promises if that is all of it."""
+    @property
+    def seen(self) -> Seen:
+        """What was read of them so far; what is read later has to agree."""
+
+    def read(self, name: str, start: int, end: int) -> bytes:
+        """Return the bytes [start, end) of a file, which are then `seen`: for all that a plan is made from.
+
+        They are held to what the source promises if that is all of the file.
+        """
+
+    def data(self, name: str, start: int, end: int) -> bytes:
+        """Return the bytes [start, end) of a file without remembering them: for tensors that no plan is made from."""
 
     def path(self, name: str, *, quiet: bool = True) -> Path:
         """Return where the whole file lies on this machine, fetching it first if need be."""
@@ -51,14 +62,26 @@ def sizes(source: Source) -> dict[str, int]:
 
 def read_whole(source: Source, name: str) -> bytes:
     """Return a small file's bytes."""
-    return bytes(source.read(name, 0, source.files[name].size_bytes))
+    return source.read(name, 0, source.files[name].size_bytes)
 
 
 def open_hashed(source: Source, name: str, queue: SerialQueue | None = None) -> HashedFile:
-    """Return a file that is hashed as it is read and, once finished, held to what its source promises."""
-    return HashedFile(source.path(name), f"{source.name}/{name}", source.files[name].promised, queue)
+    """Return a file that is hashed as it is read, and held to what its source promises and to what was `seen` of it."""
+    return HashedFile(source.path(name), f"{source.name}/{name}", _terms(source, name), queue)
+
+
+def read_hashed(source: Source, name: str) -> tuple[bytes, Digest]:
+    """Return a small file's bytes and their SHA-256, held to all that is known of it."""
+    with open_hashed(source, name) as file:
+        data = bytes(file.read(0, source.files[name].size_bytes))
+        return data, file.finish()
 
 
 def digest(source: Source, name: str) -> Digest:
-    """Return the SHA-256 of a file, without reading it if it is remembered."""
-    return file_digest(source.path(name), f"{source.name}/{name}", source.files[name].promised)
+    """Return the SHA-256 of a file, without reading all of it if it is remembered."""
+    return file_digest(source.path(name), f"{source.name}/{name}", _terms(source, name))
+
+
+def _terms(source: Source, name: str) -> Terms:
+    file = source.files[name]
+    return Terms(promised=file.promised, size_bytes=file.size_bytes, seen=source.seen.of(name))

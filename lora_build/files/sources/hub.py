@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lora_build.errors import LoraBuildError, SourceError, StorageError
 from lora_build.files.hashing.hashed_file import check
+from lora_build.files.hashing.seen import Seen
 from lora_build.files.identity import Digest, SourceName
 from lora_build.files.sources import SourceFile
 from lora_build.files.sources.local import read_range
@@ -21,6 +22,7 @@ class HubSource:
     repo: str
     commit: str
     files: Mapping[str, SourceFile]
+    seen: Seen = field(default_factory=Seen, repr=False)
 
     @property
     def uri(self) -> str:
@@ -28,6 +30,12 @@ class HubSource:
         return f"hf://{self.repo}@{self.commit}"
 
     def read(self, name: str, start: int, end: int) -> bytes:
+        """Return the bytes [start, end) of a file, which are then `seen`: the whole file is held to them."""
+        data = self.data(name, start, end)
+        self.seen.note(f"{self.name}/{name}", name, start, data)
+        return data
+
+    def data(self, name: str, start: int, end: int) -> bytes:
         """Return the bytes [start, end) of a file: from the cache, else only this range of a weight file."""
         from huggingface_hub import try_to_load_from_cache
 
@@ -35,7 +43,7 @@ class HubSource:
         if not isinstance(cached, str) and name.endswith(".safetensors") and not name.startswith("adapter_"):
             return self._read_range(name, start, end)
         path, file = self.path(name), self.files[name]
-        data = read_range(path, f"{self.name}/{name}", start, end)
+        data = read_range(path, f"{self.name}/{name}", start, end, file.size_bytes)
         if (start, end) == (0, file.size_bytes):
             check(f"{self.name}/{name}", data, file.promised, path)
         return data

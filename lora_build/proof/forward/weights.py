@@ -52,7 +52,7 @@ def _is_off(source: Source, tensor: TensorInfo, expected: Tensor, times: float |
     start, apart_squared, half_squared = tensor.start, 0.0, 0.0
     for block in blocks(expected):
         end = start + len(block) * stored.itemsize
-        found = torch.frombuffer(bytearray(source.read(tensor.file, start, end)), dtype=stored)
+        found = torch.frombuffer(bytearray(source.data(tensor.file, start, end)), dtype=stored)
         start, rounded, half = end, block.to(stored), half_ulps(block, dtype)
         apart = (found.to(torch.float32) - block).abs()
         apart_squared += float(apart.double().square().sum())

@@ -1,0 +1,56 @@
+"""Opening the files of others: only what is a regular file, without waiting for what is not."""
+
+import os
+import stat
+from pathlib import Path
+
+from lora_build.errors import SourceError
+
+_KINDS = {
+    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+}  # fmt: skip
+
+
+def open_regular(path: Path, where: str) -> int:
+    """Return a descriptor of a regular file, opened for reading; `where` is its name in messages.
+
+    Raises:
+        SourceError: it is something else, or cannot be opened.
+    """
+    try:
+        _refuse_unless_regular(path.stat().st_mode, where)  # a device may act on being opened
+        # should a FIFO have taken its place, nobody waits for who writes into it
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        raise SourceError(f"{where}: cannot be opened ({error.strerror})") from error
+    try:
+        _refuse_unless_regular(os.fstat(fd).st_mode, where)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _refuse_unless_regular(mode: int, where: str) -> None:
+    if not stat.S_ISREG(mode):
+        raise SourceError(f"{where}: is {kind(mode)}; expected a regular file")
+
+
+def kind(mode: int) -> str:
+    """Return what a thing on the disk is, in words: `a FIFO`."""
+    return _KINDS.get(stat.S_IFMT(mode), "something else")
+
+
+def refuse_link_away(root: Path, name: str, where: str) -> None:
+    """Raise SourceError if a name below a folder is a link that leads out of it.
+
+    Links of the Hub client's cache may: they lead from a snapshot to the `blobs` beside or above it.
+    """
+    path = root / name
+    real, home = Path(os.path.realpath(path)), Path(os.path.realpath(root))
+    if real.is_relative_to(home) or any(real.is_relative_to(parent / "blobs") for parent in home.parents[:3]):
+        return
+    raise SourceError(
+        f"{where}: is a link to {real}, outside {root}; put the file itself there, or name the folder that holds it"
+    )

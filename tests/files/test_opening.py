@@ -1,0 +1,80 @@
+"""What lies where a file should: it is said what it is, nobody waits for it, and no link leads out of an input."""
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import lora_build
+from lora_build.errors import SourceError
+from makers import small
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    small.make_base(tmp_path / "base")
+    small.make_adapter(tmp_path / "math")
+    return tmp_path
+
+
+def bind(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(path.parent):  # a socket's name must be short
+        server.bind(path.name)
+
+
+INSTEAD: dict[str, Callable[[Path], object]] = {
+    "is a FIFO": os.mkfifo,
+    "is a folder": Path.mkdir,
+    "is a socket": bind,
+    "is a device": lambda path: path.symlink_to("/dev/zero"),
+    "is a link to nowhere, which cannot be read (No such file or directory)": lambda path: path.symlink_to("nowhere"),
+    "cannot be read (Too many levels of symbolic links)": lambda path: path.symlink_to(path.name),
+}
+
+
+@pytest.mark.parametrize("said", INSTEAD)
+@pytest.mark.parametrize(
+    "file", ["base/model.safetensors", "base/config.json", "math/adapter_model.safetensors", "math/adapter_config.json"]
+)
+def test_what_is_no_file_is_called_by_its_name(folder: Path, file: str, said: str) -> None:
+    (folder / file).unlink()
+    INSTEAD[said](folder / file)
+
+    with pytest.raises(SourceError, match=re.escape(said)) as refused:
+        lora_build.plan(small.recipe(folder))
+    assert file.replace("math", "adapters.math") in str(refused.value)
+
+
+def test_a_link_that_leaves_its_input_is_refused(folder: Path) -> None:
+    (folder / "secret").write_text("{}")
+    (folder / "base/tokenizer.json").unlink()
+    (folder / "base/tokenizer.json").symlink_to("../secret")
+
+    with pytest.raises(SourceError, match=r"base/tokenizer.json: is a link to .*/secret, outside .*; put the file"):
+        lora_build.build(small.recipe(folder))
+    assert not (folder / "out").exists()
+
+
+def test_links_within_an_input_and_those_of_the_hub_clients_cache_are_followed(folder: Path) -> None:
+    expected = lora_build.build(small.recipe(folder)).manifest.manifest_hash
+    (folder / "base/tokenizer.json").rename(folder / "base/tokenizer.txt")
+    (folder / "base/tokenizer.json").symlink_to("tokenizer.txt")
+    cached = folder / "models--acme--base/snapshots/0123"
+    cached.mkdir(parents=True)
+    (cached.parent.parent / "blobs").mkdir()
+    for file in (folder / "base").iterdir():
+        blob = cached.parent.parent / "blobs" / file.name
+        blob.write_bytes(file.read_bytes())
+        (cached / file.name).symlink_to(f"../../blobs/{file.name}")
+    (cached / "tokenizer.txt").unlink()
+
+    (folder / "base/tokenizer.txt").rename(folder / "base/.hidden")
+    (folder / "base/tokenizer.json").unlink()
+    (folder / "base/tokenizer.json").symlink_to(".hidden")
+    for base in ("base", str(cached)):
+        recipe = small.recipe(folder, output={"dir": str(folder / f"of-{Path(base).name}")})
+        assert lora_build.build(recipe | {"base": str(folder / base)}).manifest.manifest_hash == expected
