@@ -107,7 +107,7 @@ def forward_lines(report: "ForwardReport") -> list[str]:
         numbers += ["" if check.top1 is None else f"{check.top1:.0%}"]
         numbers += ["", ""] if check.kl is None else [f"{check.kl:.1g}", f"{check.kl_bound:.1g}"]
         rows.append([short(check.prompt), *numbers])
-    lines = [f"forward   {row}" for row in table(rows)]
+    lines = [f"forward   {row}" for row in table(rows)] + [f"note      {note}" for note in report.notes]
     traced = report.traced
     return [*lines, f"layer     {traced.module}"] if traced else lines
 

@@ -21,10 +21,12 @@ def load_base(inputs: BuildInputs, config: ModelConfig, dtype: "torch.dtype") ->
 
     Raises:
         SourceError: transformers cannot load it.
+        VerificationError: its files do not hold what the model needs, or more than that.
     """
     from lora_build.wrapper.loading import folder_of, load_model
 
-    return load_model(folder_of(inputs.sources[BASE], inputs.base_files), config, dtype)
+    has_new_head = config.architectures != inputs.base.config.architectures
+    return load_model(folder_of(inputs.sources[BASE], inputs.base_files), config, dtype, has_new_head=has_new_head)
 
 
 def attach_adapters(model: "nn.Module", inputs: BuildInputs) -> "LoraModel":

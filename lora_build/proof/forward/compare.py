@@ -30,6 +30,7 @@ from lora_build.proof.forward.inputs import Prompts, Question, questions
 from lora_build.proof.forward.models import ComparedModels
 from lora_build.proof.forward.report import ForwardReport
 from lora_build.proof.forward.rounding import BuildDtypes, num_roundings
+from lora_build.proof.forward.tokenizers import compare_tokenizers
 from lora_build.proof.forward.trace import Trace, Traced, half_ulps
 from lora_build.proof.forward.weights import mismatched_tensors
 from lora_build.proof.manifest import Manifest
@@ -61,6 +62,7 @@ def compare_forward(directory: Path, manifest: Manifest, inputs: BuildInputs, pr
     path = directory / CONFIG_NAME
     config = ModelConfig.parse(path.read_text(encoding="utf-8"), f"{directory.name}/{CONFIG_NAME}")
     refuse_forward(inputs.base.config, config)
+    note = compare_tokenizers(directory, manifest, inputs)
     models = ComparedModels(
         directory=directory, config=config, inputs=inputs,
         dtypes=BuildDtypes(config, {tensor.name: tensor for tensor in manifest.tensors}),
@@ -77,7 +79,10 @@ def compare_forward(directory: Path, manifest: Manifest, inputs: BuildInputs, pr
         gc.collect()  # hooks and modules refer to each other in circles
         built = models.built()
         checks = tuple(compare_prompt(q, e, answer(built, q)) for q, e in zip(asked, expected, strict=True))
-        report = ForwardReport(dtypes=models.dtypes.names, seed=prompts.seed, prompts=checks, mismatched_tensors=others)
+        report = ForwardReport(
+            dtypes=models.dtypes.names, seed=prompts.seed, prompts=checks, mismatched_tensors=others,
+            notes=(note,) if note else (),
+        )  # fmt: skip
         if all(check.is_ok for check in checks):
             return report
         worst = max(range(len(checks)), key=lambda i: checks[i].excess)

@@ -74,6 +74,7 @@ class ForwardReport:
         prompts: each of them.
         mismatched_tensors: tensors of the build that are not what the merge in float32 rounds to, whatever the prompts.
         traced: where the models part, if they do.
+        notes: what was not compared, and why.
     """
 
     dtypes: tuple[str, ...]
@@ -81,6 +82,7 @@ class ForwardReport:
     prompts: tuple[PromptComparison, ...]
     mismatched_tensors: tuple[str, ...] = ()
     traced: "Traced | None" = None
+    notes: tuple[str, ...] = ()
 
     @property
     def is_ok(self) -> bool:
