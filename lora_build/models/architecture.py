@@ -15,32 +15,23 @@ from typing import Any
 from lora_build.errors import SourceError
 from lora_build.files.formats.config_json import ModelConfig
 from lora_build.models.conversion import Conversion, Memory
+from lora_build.models.facts import Ties
 
 _CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
+
+UNTOLD = "how transformers names its parameters cannot be told"
+"""What `read_architecture` says of a base that transformers does not have, before it says why."""
+
+TIES_UNTOLD = "the adapter touches an embedding or a head, and whether it is tied cannot be told"
+"""The same of `read_ties`."""
+
+_COUNTERS = (r"\.num_batches_tracked$",)  # of a normalization's training; nothing reads them
 
 FAULTS = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
     ValueError,
 )  # fmt: skip
 """What transformers raises where a config or a checkpoint is wrong."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ties:
-    """Which parameters of a model share one tensor.
-
-    Attributes:
-        tied: parameter to the one whose tensor it uses, as the config stands.
-        untied: the same once `tie_word_embeddings` is false.
-    """
-
-    tied: Mapping[str, str]
-    untied: Mapping[str, str]
-
-    def group(self, parameter: str) -> frozenset[str]:
-        """Return all parameters that share the tensor of this one, itself included."""
-        root = self.tied.get(parameter, parameter)
-        return frozenset({root, *(name for name, source in self.tied.items() if source == root)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +64,10 @@ class Architecture:
         renamings: transformers' WeightRenamings from disk to memory, in order.
         converters: its WeightConverters, in order.
         float32: globs of the parameters that are loaded in float32 although another dtype is asked for, by that dtype.
+        body: the class of what has no head, if that is another one.
+        tied: parameter to the one whose tensor it uses.
+        may_miss: patterns of parameters that a checkpoint need not have.
+        may_have: patterns of tensors that a checkpoint may have although the model has no use for them.
     """
 
     memory: Memory
@@ -81,6 +76,10 @@ class Architecture:
     renamings: tuple[Any, ...]
     converters: tuple[Any, ...]
     float32: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    body: str = ""
+    tied: Mapping[str, str] = field(default_factory=dict)
+    may_miss: tuple[str, ...] = ()
+    may_have: tuple[str, ...] = ()
 
     def stays_in_float32(self, parameter: str, dtype: str) -> bool:
         """Whether transformers loads a parameter in float32 where a model is asked for in F16 or BF16.
@@ -145,7 +144,7 @@ def read_architecture(config: ModelConfig) -> Architecture:
     Raises:
         SourceError: transformers does not have the architecture, or cannot make it of this config.
     """
-    with _explained(config, "how transformers names its parameters cannot be told"):
+    with _explained(config, UNTOLD):
         model = _make(config)
         import torch
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -168,7 +167,21 @@ def read_architecture(config: ModelConfig) -> Architecture:
                 name: tuple(model._get_dtype_plan(dtype))
                 for name, dtype in (("F16", torch.float16), ("BF16", torch.bfloat16))
             },
+            body=type(model.base_model).__name__ if model.base_model is not model else "",
+            tied=dict(model.all_tied_weights_keys),
+            may_miss=tuple(sorted(model._keys_to_ignore_on_load_missing or ())) + _COUNTERS,
+            may_have=tuple(sorted(model._keys_to_ignore_on_load_unexpected or ())) + _old_buffers(model),
         )
+
+
+def _old_buffers(model: Any) -> tuple[str, ...]:
+    """Return patterns of buffers that checkpoints of older versions hold.
+
+    Source: transformers/modeling_utils.py _adjust_missing_and_unexpected_keys.
+    """
+    names = [name for name, _ in model.named_buffers()]
+    known = {"rotary_emb.inv_freq": r"rotary_emb\.inv_freq", "position_ids": r"(^|\.)position_ids$"}
+    return tuple(pattern for end, pattern in known.items() if any(name.endswith(end) for name in names))
 
 
 def read_ties(config: ModelConfig) -> Ties:
@@ -177,7 +190,7 @@ def read_ties(config: ModelConfig) -> Ties:
     Raises:
         SourceError: transformers does not know the architecture, so nobody can tell what is tied.
     """
-    with _explained(config, "the adapter touches an embedding or a head, and whether it is tied cannot be told"):
+    with _explained(config, TIES_UNTOLD):
         tied = dict(_make(config).all_tied_weights_keys)
         return Ties(tied, dict(_make(config.with_changes(config.untying_changes())).all_tied_weights_keys))
 

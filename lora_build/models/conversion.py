@@ -38,9 +38,21 @@ class Conversion:
             return (self.target,)
         return tuple(self.target.replace(self.targets[0], target) for target in self.targets)
 
+    @property
+    def lacking(self) -> str:
+        """What its sources lack of each other: they are matched one to one; empty where nothing shows that."""
+        counts = {source: len(self.tensors.get(source, ())) for source in self.sources}
+        if len(set(counts.values())) < 2:
+            return ""
+        return " and ".join(f"{count} of {source}" for source, count in counts.items())
+
 
 class UnsupportedConversionError(Exception):
     """A conversion cannot be written as parts; the message names the operation."""
+
+
+class MismatchedConversionError(UnsupportedConversionError):
+    """What a conversion makes has another shape than the config says; the message names both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +99,7 @@ def convert(conversion: Conversion, on_disk: Mapping[str, tuple[int, ...]], memo
     parameters = tuple(_parameter(name, _only(value), on_disk) for name, value in values.items())
     for made in parameters:
         if (expected := memory.shapes.get(made.name)) != made.shape:
-            raise UnsupportedConversionError(f"{operations} to {list(made.shape)} where the config says {expected}")
+            raise MismatchedConversionError(f"{operations} to {list(made.shape)} where the config says {expected}")
     return parameters
 
 

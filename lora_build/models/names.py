@@ -9,14 +9,15 @@ model's class tells.
 import difflib
 import heapq
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from lora_build.errors import SourceError
 from lora_build.files.formats.config_json import ModelConfig
-from lora_build.models.architecture import Architecture, Module, Ties, read_architecture, read_ties
-from lora_build.models.conversion import UnsupportedConversionError, convert
+from lora_build.models.architecture import Architecture, Module, read_architecture, read_ties
+from lora_build.models.conversion import MismatchedConversionError, UnsupportedConversionError, convert
 from lora_build.models.experts import known_stack
+from lora_build.models.facts import Ties
 from lora_build.models.parameters import Parameter, Part
 
 __all__ = ["Names", "Parameter", "Part", "Ties", "is_conv1d", "read_ties"]
@@ -38,7 +39,7 @@ class Names:
         self._shapes = shapes
         self._on_disk = _Index(shapes)
         self._stacks: dict[str, tuple[Parameter, Module] | None] = {}
-        self._model: _Model | None = None
+        self._model: Model | None = None
 
     def find(self, parameter: str) -> Parameter | None:
         """Return the parameter that an adapter names, by any of the names that transformers has had for it.
@@ -120,9 +121,12 @@ class Names:
         """Whether a name may mean one tensor on disk and its transpose in memory: stacks of experts may."""
         return len(self._shapes[name]) == 3 and not name.endswith(".weight")
 
-    def _load(self) -> "_Model":
+    def _load(self) -> "Model":
         if self._model is None:
-            self._model = _read_model(self._config, self._shapes)
+            try:
+                self._model = read_model(read_architecture(self._config), self._shapes)
+            except SourceError as error:
+                self._model = Model(parameters={}, unsupported={}, fed_by={}, architecture=None, problem=str(error))
         return self._model
 
 
@@ -144,12 +148,13 @@ class _Index:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Model:
+class Model:
     """A base's parameters in memory.
 
     Attributes:
         parameters: those that the checkpoint holds, by path.
         unsupported: why others cannot be found, by path.
+        incomplete: those of them that some of their tensors are missing for, each with what there is.
         fed_by: for each disk tensor a parameter that it goes into.
         architecture: None where transformers does not know the model.
         problem: why it does not.
@@ -160,6 +165,7 @@ class _Model:
     fed_by: Mapping[str, str]
     architecture: Architecture | None
     problem: str = ""
+    incomplete: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def plain(self) -> frozenset[str]:
@@ -180,13 +186,11 @@ class _Model:
         return found
 
 
-def _read_model(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> _Model:
-    try:
-        architecture = read_architecture(config)
-    except SourceError as error:
-        return _Model(parameters={}, unsupported={}, fed_by={}, architecture=None, problem=str(error))
+def read_model(architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> Model:
+    """Return the parameters of a base in memory, by its architecture and the shapes of its tensors on disk."""
     parameters: dict[str, Parameter] = {}
     unsupported: dict[str, str] = {}
+    incomplete: dict[str, str] = {}
     fed_by: dict[str, str] = {}
     for conversion in architecture.conversions(shapes):
         fed_by |= {name: conversion.target for names in conversion.tensors.values() for name in names}
@@ -195,7 +199,11 @@ def _read_model(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> _
         except UnsupportedConversionError as error:
             reason = f"transformers stores it through {error}, which cannot be followed yet"
             unsupported |= dict.fromkeys(conversion.parameters, reason)
-    return _Model(parameters=parameters, unsupported=unsupported, fed_by=fed_by, architecture=architecture)
+            lacking = conversion.lacking or (str(error) if isinstance(error, MismatchedConversionError) else "")
+            incomplete |= dict.fromkeys(conversion.parameters, lacking) if lacking else {}
+    return Model(
+        parameters=parameters, unsupported=unsupported, incomplete=incomplete, fed_by=fed_by, architecture=architecture
+    )
 
 
 def is_conv1d(config: ModelConfig, module: str) -> bool | None:

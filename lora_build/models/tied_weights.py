@@ -1,5 +1,6 @@
 """Tied parameters: which of them share one tensor, whether an adapter changes all alike, and cutting a tie."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -7,11 +8,14 @@ from lora_build.errors import SourceError
 from lora_build.files.formats.adapter import Adapter
 from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.identity import Digest, TensorKey
-from lora_build.models.architecture import Ties, read_ties
+from lora_build.models.architecture import TIES_UNTOLD, read_ties
+from lora_build.models.facts import Facts, Ties
 from lora_build.models.names import Names
 
 _EMBEDDING_LEAVES = ("lora_embedding_A", "lora_embedding_B")
 _HEAD_LEAVES = ("lora_A.weight", "lora_B.weight")
+_VOCABULARY = re.compile(r"embed|wte|word|vocab|token|head|output|decoder", re.IGNORECASE)
+"""In the names of embeddings and heads."""
 
 Digests = Mapping[TensorKey, Digest]
 """The SHA-256 of tensors of adapters, by (adapter, key); of their transposes by (adapter, key + ".T")."""
@@ -20,17 +24,18 @@ Digests = Mapping[TensorKey, Digest]
 class TiedWeights:
     """The ties of a base, found out when first needed, and whether they have been cut."""
 
-    def __init__(self, config: ModelConfig, names: Names) -> None:
-        """Take the base's config.json and the names of its parameters."""
+    def __init__(self, config: ModelConfig, names: Names, facts: Facts | None = None) -> None:
+        """Take the base's config.json, the names of its parameters and, if it was asked, what transformers says."""
         self._config = config
         self._names = names
-        self._ties: Ties | None = None
+        self._facts = facts
+        self._ties: Ties | None = facts.ties if facts and not facts.problem else None
         self._is_cut = False
         self.problem = ""
 
     def shared(self, parameter: str) -> bool:
         """Whether a parameter shares its tensor with another one, or did before the cut."""
-        if not self._may_be_tied(parameter):
+        if self._ties is None and not self._may_be_tied(parameter):
             return False
         try:
             self._known()
@@ -42,15 +47,17 @@ class TiedWeights:
         return len(self.members(parameter)) > 1 and self._shared_name(parameter) is not None
 
     def _may_be_tied(self, parameter: str) -> bool:
-        """Whether the config does not rule it out: no transformers is needed to say so."""
+        """Whether config and names do not rule it out: no transformers is needed to say so."""
         if not self._config.may_tie_embeddings:
             return False
         if any(part.isdigit() for part in parameter.split(".")):
             return False  # nothing in a numbered layer is tied
         found = self._names.on_disk(parameter)
-        return (
-            found is None or (len(found) == 2 and found[0] in self._config.vocab_sizes) or parameter.endswith(".bias")
-        )
+        if found is None or parameter.endswith(".bias"):
+            return True
+        sizes, names_a_model = self._config.vocab_sizes, bool(self._config.model_type or self._config.architectures)
+        is_suspect = names_a_model and (not sizes or bool(_VOCABULARY.search(parameter)))
+        return len(found) == 2 and (found[0] in sizes or is_suspect)
 
     def member(self, parameter: str) -> str:
         """Return the path of a shared parameter as transformers has it."""
@@ -134,6 +141,8 @@ class TiedWeights:
         return {module: copies for module, copies in found.items() if copies}
 
     def _known(self) -> Ties:
+        if self._ties is None and self._facts:
+            raise SourceError(f"base/config.json: {TIES_UNTOLD}: {self._facts.problem}")
         if self._ties is None:
             self._ties = read_ties(self._config)
         return self._ties

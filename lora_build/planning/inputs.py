@@ -15,6 +15,7 @@ from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.hashing.hashed_file import HashedFile
 from lora_build.files.identity import Digest, SourceName, TensorKey
 from lora_build.files.sources import Source, open_hashed
+from lora_build.models.facts import Facts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +24,14 @@ class Inputs:
 
     `digests` holds the SHA-256 of the data of whole parameters in adapters (frozen or replaced ones), by (adapter,
     key): two of them may be the same. Where an adapter kept tied modules alike, it holds those of their factors, and by
-    (adapter, key + ".T") those of their transposes.
+    (adapter, key + ".T") those of their transposes. `facts` is what transformers says of the base, None where it was
+    not asked because nothing hangs on it, or because it is in this process anyway.
     """
 
     base: Checkpoint
     adapters: tuple[Adapter, ...]
     digests: Mapping[TensorKey, Digest]
+    facts: Facts | None = None
 
 
 def digests_of(sources: Mapping[SourceName, Source], adapters: tuple[Adapter, ...]) -> dict[TensorKey, Digest]:
@@ -53,6 +56,12 @@ def digests_of(sources: Mapping[SourceName, Source], adapters: tuple[Adapter, ..
             size_bytes = source.files[WEIGHTS_NAME].size_bytes
             source.seen.note(file.where, WEIGHTS_NAME, 0, file.finish(), size_bytes)
     return found
+
+
+def may_change_ties(adapter: Adapter) -> bool:
+    """Whether an adapter changes anything outside of numbered layers, where embeddings and heads are."""
+    parts = adapter.parts
+    return any(map(may_be_tied, (*parts.factors, *parts.replaced, *parts.frozen)))
 
 
 def may_be_tied(module: str) -> bool:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_build.errors import PlanError
-from lora_build.files.formats.adapter import Adapter
 from lora_build.files.formats.checkpoint import Checkpoint
 from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.formats.safetensors import TensorInfo
@@ -19,6 +18,7 @@ from lora_build.models.layer_replication import replicate, replication_of
 from lora_build.models.names import Names, is_conv1d
 from lora_build.models.parameters import Parameter, Part
 from lora_build.models.tied_weights import TiedWeights
+from lora_build.planning.inputs import Inputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,15 +123,15 @@ class FirstLayout:
     notes: tuple[str, ...]
 
 
-def first_layout(base: Checkpoint, adapters: Sequence[Adapter], *, cuts_ties: bool) -> FirstLayout:
+def first_layout(inputs: Inputs, *, cuts_ties: bool) -> FirstLayout:
     """Return the layout of the output before adapters bring tensors of their own.
 
     Args:
-        base: the base.
-        adapters: those that take part; they may replicate its layers.
+        inputs: the base, and the adapters that take part; they may replicate its layers.
         cuts_ties: whether each parameter that `tie_word_embeddings: false` sets free has a tensor of its own.
     """
-    layers, problems = replication_of(adapters)
+    base = inputs.base
+    layers, problems = replication_of(inputs.adapters)
     sources, homes = base.tensors, {name: tensor.file for name, tensor in base.tensors.items()}
     changes: Mapping[str, Any] = {}
     issues: list[str] = []
@@ -144,7 +144,8 @@ def first_layout(base: Checkpoint, adapters: Sequence[Adapter], *, cuts_ties: bo
     names = _names(config, sources)
     layout = Layout(
         base=base, layers=layers, sources=sources, homes=homes, config=config, config_changes=changes, names=names,
-        dtypes={name: tensor.dtype for name, tensor in sources.items()}, tied_weights=TiedWeights(config, names),
+        dtypes={name: tensor.dtype for name, tensor in sources.items()},
+        tied_weights=TiedWeights(config, names, inputs.facts),
     )  # fmt: skip
     notes: list[str] = []
     if cuts_ties:

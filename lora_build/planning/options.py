@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lora_build.models.keep_float32 import TABLE_ID
 from lora_build.recipe.identity import recorded_options
-from lora_build.recipe.schema import Numerics, Recipe, parse_size
+from lora_build.recipe.schema import DType, Numerics, Recipe, parse_size
 
 # what `numerics/exact.py` and `engine/backends/peft.py` compute; another id means that bits may differ
 NUMERICS = {Numerics.exact: "exact-1", Numerics.peft: "peft-0.21"}
@@ -35,7 +36,8 @@ class PlanOptions:
         """Return the options of a recipe.
 
         Which of its keys are recorded, and by what name, its schema says. Two are not recorded as written: of numerics
-        what it computes today, of sizes how many bytes they are, however they are spelled.
+        what it computes today, of sizes how many bytes they are, however they are spelled. Where floats are narrowed,
+        the table of those that are not is recorded besides.
         """
         recorded = recorded_options(recipe)
         max_shard_bytes = parse_size(recipe.output.max_shard_size)
@@ -44,5 +46,13 @@ class PlanOptions:
             numerics=recipe.numerics,
             safe_merge=recipe.safe_merge,
             max_shard_bytes=max_shard_bytes,
-            recorded=recorded | {"max_shard_size": max_shard_bytes or "keep", "numerics": NUMERICS[recipe.numerics]},
+            recorded=recorded
+            | {"max_shard_size": max_shard_bytes or "keep", "numerics": NUMERICS[recipe.numerics]}
+            | ({"kept_dtypes": TABLE_ID} if narrows(recipe) else {}),
         )
+
+
+def narrows(recipe: Recipe) -> bool:
+    """Whether a recipe asks for floats of 16 bits, which some tensors are not to become."""
+    asked = recipe.dtype.values() if isinstance(recipe.dtype, Mapping) else (recipe.dtype,)
+    return recipe.numerics is Numerics.exact and not {DType.float16, DType.bfloat16}.isdisjoint(asked)

@@ -18,12 +18,13 @@ from lora_build.files.formats.safetensors import format_index
 from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.identity import BASE, SourceName
 from lora_build.methods.combine.interface import combinations
+from lora_build.planning.completeness import completeness
 from lora_build.planning.inputs import Inputs
 from lora_build.planning.operations import Convert, Copy, Merge, Operation
 from lora_build.planning.options import PlanOptions
 from lora_build.planning.planner import plan_tensors
 from lora_build.planning.shards import Shard, lay_out
-from lora_build.recipe.schema import DType, Numerics, Recipe
+from lora_build.recipe.schema import ALL, DType, Numerics, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class MergePlan:
             goes with its grown vocabulary.
         left_out: the base's files that do not.
         notes: what a user should know, one line each.
+        has_exact_dtypes: whether its dtypes are the same with any version of transformers.
     """
 
     options: PlanOptions
@@ -50,6 +52,7 @@ class MergePlan:
     side_files: Mapping[str, SourceName]
     left_out: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    has_exact_dtypes: bool = True
 
     @cached_property
     def operations(self) -> tuple[Operation, ...]:
@@ -59,7 +62,8 @@ class MergePlan:
     @property
     def is_exact(self) -> bool:
         """Whether every machine builds the same bytes."""
-        return all(update.update.exact for op in self.operations if isinstance(op, Merge) for update in op.updates)
+        merges = (op for op in self.operations if isinstance(op, Merge))
+        return self.has_exact_dtypes and all(update.update.exact for op in merges for update in op.updates)
 
     @property
     def repeats_peft(self) -> bool:
@@ -90,7 +94,8 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
         PlanError: base, adapters and recipe do not fit together; with every issue found.
     """
     planned = plan_tensors(recipe, inputs)
-    issues, config = list(planned.issues), planned.config
+    found = completeness(inputs.base, inputs.facts, planned.config.changes)
+    issues, config = [*found.issues, *planned.issues], planned.config
     if (name := recipe.combine.method) not in combinations():
         expected = f"expected one of {', '.join(sorted(combinations()))}, found '{name}'"
         issues.append(f"combine.method: {expected}{did_you_mean(name, combinations())}")
@@ -100,8 +105,9 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
         issues.append("the adapters change nothing: the output would equal the base")
     if issues:
         raise PlanError(dict.fromkeys(issues))
-    if recipe.dtype is not DType.keep:
-        config = config.with_changes(config.dtype_changes(recipe.dtype.value))
+    dtype = recipe.dtype.get(ALL, DType.keep) if isinstance(recipe.dtype, Mapping) else recipe.dtype
+    if dtype is not DType.keep:
+        config = config.with_changes(config.dtype_changes(dtype.value))
     base, options = inputs.base, PlanOptions.of(recipe)
     side_files = _side_files(base, planned.tokenizer)
     return MergePlan(
@@ -115,7 +121,8 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
         config=config,
         side_files=side_files,
         left_out=base.left_out,
-        notes=tuple(dict.fromkeys(planned.notes)),
+        notes=tuple(dict.fromkeys((*found.notes, *planned.notes))),
+        has_exact_dtypes=planned.has_exact_dtypes,
     )
 
 

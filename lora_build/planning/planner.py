@@ -7,20 +7,20 @@ A step that finds something wrong says so in its issues and goes on, so that a u
 are reported in the order of the steps.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_build.dtypes import FLOATS, named
 from lora_build.files.formats.adapter import Adapter
 from lora_build.files.formats.config_json import ModelConfig
 from lora_build.models.heads import vocabulary_changes
 from lora_build.planning.adapters import mergeable_adapters
 from lora_build.planning.conflicts import conflicts
+from lora_build.planning.dtypes import output_dtypes
 from lora_build.planning.inputs import Inputs
 from lora_build.planning.layout import Layout, first_layout
 from lora_build.planning.operations import Merge, Operation, taken
-from lora_build.planning.peft_compat import check_whole, dtypes_in_peft
+from lora_build.planning.peft_compat import check_whole
 from lora_build.planning.placement import Placements, cut
 from lora_build.planning.updates import add_updates
 from lora_build.planning.whole_tensors import WholeTensors, bring_whole_tensors
@@ -37,6 +37,7 @@ class TensorPlan:
         config: the output's config.json, but for its dtype.
         tokenizer: the adapter whose tokenizer goes along, if any.
         has_new_vocabulary: whether an adapter brings another vocabulary than the base's.
+        has_exact_dtypes: whether its dtypes are the same with any version of transformers.
         issues: what is wrong; the rest is worth nothing if there are any.
         notes: what a user should know.
     """
@@ -46,6 +47,7 @@ class TensorPlan:
     config: ModelConfig
     tokenizer: Adapter | None
     has_new_vocabulary: bool
+    has_exact_dtypes: bool
     issues: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -64,7 +66,7 @@ def plan_tensors(recipe: Recipe, inputs: Inputs) -> TensorPlan:
 def _plan(recipe: Recipe, inputs: Inputs, *, cuts_ties: bool) -> TensorPlan | None:
     """Return the plan with ties cut or whole, None where one that is whole has to be cut."""
     repeats_peft = recipe.numerics is Numerics.peft
-    first = first_layout(inputs.base, inputs.adapters, cuts_ties=cuts_ties)
+    first = first_layout(inputs, cuts_ties=cuts_ties)
     found = mergeable_adapters(inputs.adapters, repeats_peft=repeats_peft)
     whole = bring_whole_tensors(first.layout, adapters=found.adapters, recipe=recipe, digests=inputs.digests)
     if whole.must_cut:
@@ -74,7 +76,7 @@ def _plan(recipe: Recipe, inputs: Inputs, *, cuts_ties: bool) -> TensorPlan | No
         return None
     vocabulary = _vocabulary(whole)
     names = _in_file_order(whole.layout)
-    dtypes = _dtypes(recipe, whole.layout, names)
+    dtypes = output_dtypes(recipe, whole.layout, names, inputs.facts)
     operations = tuple(_operation(name, whole.layout, updates.placements, dtypes.by_name[name]) for name in names)
     return TensorPlan(
         operations=operations,
@@ -82,6 +84,7 @@ def _plan(recipe: Recipe, inputs: Inputs, *, cuts_ties: bool) -> TensorPlan | No
         config=inputs.base.config.with_changes({**whole.layout.config_changes, **vocabulary.config_changes}),
         tokenizer=whole.tokenizer,
         has_new_vocabulary=bool(whole.regrown),
+        has_exact_dtypes=dtypes.is_exact,
         issues=(
             *first.issues, *found.issues, *whole.issues, *updates.issues, *vocabulary.issues,
             *conflicts(updates.placements.updates, whole.owners), *dtypes.issues,
@@ -113,37 +116,6 @@ def _vocabulary(whole: WholeTensors) -> _Vocabulary:
         owner = next(iter(whole.regrown.values()))
         notes.append(f"the vocabulary is that of adapter {owner}, which brings no tokenizer: check the base's")
     return _Vocabulary(config_changes=changes, issues=(*unknown, *problems), notes=tuple(notes))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Dtypes:
-    """The dtype that each output tensor gets."""
-
-    by_name: Mapping[str, str]
-    issues: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-def _dtypes(recipe: Recipe, layout: Layout, names: Sequence[str]) -> _Dtypes:
-    """Return the dtypes that the recipe asks for or, where its operations are repeated, those that peft would write."""
-    wanted = named(recipe.dtype.value)
-    stored = {name: layout.dtypes.get(name, layout.sources[name].dtype) for name in names}
-    dtypes = {name: wanted if wanted and dtype in FLOATS else dtype for name, dtype in stored.items()}
-    issues, notes = [], []
-    if recipe.numerics is Numerics.peft:
-        floats = {name: dtype for name, dtype in stored.items() if dtype in FLOATS}
-        in_peft, problems = dtypes_in_peft(wanted, floats, layout.names.in_float32)
-        dtypes |= in_peft
-        issues += problems
-        widened = [name for name, dtype in in_peft.items() if dtype == "F32" != (wanted or floats[name])]
-        if widened:
-            notes.append(f"{widened[0]} becomes F32, as transformers keeps it ({len(widened)} such tensors)")
-    issues += [
-        f"base: {name} is {dtype}; such a base cannot be converted, set dtype: keep"
-        for name, dtype in stored.items()
-        if wanted and dtype.startswith("F8")
-    ]
-    return _Dtypes(by_name=dtypes, issues=tuple(issues), notes=tuple(notes))
 
 
 def _in_file_order(layout: Layout) -> list[str]:

@@ -18,7 +18,11 @@ from lora_build.files.sources import Source
 from lora_build.files.sources.hub import open_hub
 from lora_build.files.sources.local import open_local
 from lora_build.methods.interface import key_rules
-from lora_build.planning.inputs import Inputs, digests_of
+from lora_build.models.asking import ask
+from lora_build.models.facts import Facts
+from lora_build.models.keep_float32 import kept_by_table
+from lora_build.planning.inputs import Inputs, digests_of, may_change_ties
+from lora_build.planning.options import narrows
 from lora_build.recipe.identity import selected
 from lora_build.recipe.keys import check_adapter, raise_problems
 from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe, is_local, resolve_path
@@ -34,8 +38,12 @@ class Resolved:
     sources: Mapping[SourceName, Source]
 
 
-def resolve(recipe: Recipe) -> Resolved:
+def resolve(recipe: Recipe, *, asks_transformers: bool = True) -> Resolved:
     """Return a recipe's inputs as they are today.
+
+    Args:
+        recipe: names them.
+        asks_transformers: whether the inputs are to be planned with, for which transformers says what the base is.
 
     Raises:
         PlanError: several of them cannot be opened; names each.
@@ -67,7 +75,21 @@ def resolve(recipe: Recipe) -> Resolved:
         raise _together(failures)
     opened = tuple(adapter for adapter in adapters if adapter is not None)
     assert base is not None
-    return Resolved(inputs=Inputs(base=base, adapters=opened, digests=digests_of(sources, opened)), sources=sources)
+    facts = _facts(recipe, base, opened) if asks_transformers else None
+    inputs = Inputs(base=base, adapters=opened, digests=digests_of(sources, opened), facts=facts)
+    return Resolved(inputs=inputs, sources=sources)
+
+
+def _facts(recipe: Recipe, base: Checkpoint, adapters: tuple[Adapter, ...]) -> Facts | None:
+    """Return what transformers says of a base, if anything in the plan may hang on it."""
+    config = base.config
+    is_described = config.states_width and not config.has_code
+    is_in_question = (narrows(recipe) and kept_by_table(config) is None) or (
+        config.may_tie_embeddings and any(map(may_change_ties, adapters))
+    )
+    if not is_described and not is_in_question:
+        return None
+    return ask(config, {name: tensor.shape for name, tensor in base.tensors.items()})
 
 
 def _together(failures: list[LoraBuildError]) -> LoraBuildError:

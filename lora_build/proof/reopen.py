@@ -7,6 +7,7 @@ of, the manifest's digests say.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lora_build.errors import SourceError, VerificationError
 from lora_build.files.identity import BASE, SourceName
@@ -33,7 +34,7 @@ def reopen(directory: Path, manifest: Manifest) -> BuildInputs:
         raise SourceError(f"{directory}: has no {PROVENANCE_NAME}, which says where base and adapters are")
     recorded = read(path.read_bytes(), str(path))
     recipe = _with_recorded_options(_recipe(directory, recorded), manifest, str(directory))
-    resolved = resolve(recipe)
+    resolved = resolve(recipe, asks_transformers=False)
     inputs = BuildInputs(recipe=recipe, sources=resolved.sources, base=resolved.inputs.base)
     problems = _check_base(inputs.sources[BASE], inputs.base_files, manifest)
     problems += _check_adapters(recipe, inputs.sources, manifest)
@@ -68,7 +69,7 @@ def _with_recorded_options(recipe: Recipe, manifest: Manifest, where: str) -> Re
     try:
         return dataclasses.replace(
             recipe,
-            dtype=DType(options["dtype"]),
+            dtype=_dtype(options["dtype"]),
             tied_embeddings=TiedEmbeddings(options["tied"]),
             numerics=Numerics(str(options["numerics"]).partition("-")[0]),
         )
@@ -76,6 +77,10 @@ def _with_recorded_options(recipe: Recipe, manifest: Manifest, where: str) -> Re
         raise VerificationError(
             f"{where}: its manifest has options that this version does not know ({error})"
         ) from error
+
+
+def _dtype(recorded: Any) -> DType | dict[str, DType]:
+    return {name: DType(of) for name, of in recorded.items()} if isinstance(recorded, dict) else DType(recorded)
 
 
 def _is_there(recipe: Recipe) -> bool:

@@ -77,7 +77,8 @@ def wrapper_obstacles(recipe: Recipe, base_config: ModelConfig, config: ModelCon
         config: the build's.
     """
     if recipe.dtype is not DType.keep:
-        yield f"dtype: {recipe.dtype.value} would round twice, once into the model and once out of it"
+        asked = recipe.dtype.value if isinstance(recipe.dtype, DType) else "one for each pattern"
+        yield f"dtype: {asked} would round twice, once into the model and once out of it"
     if recipe.numerics is not Numerics.exact:
         yield f"numerics: {recipe.numerics.value} is peft's merge, not that of a live model here"
     for key in sorted((base_config.data.keys() | config.data.keys()) - _HARMLESS):

@@ -4,6 +4,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from enum import Enum
+from types import UnionType
 from typing import Any
 
 from lora_build.recipe.schema import Recipe
@@ -27,4 +28,5 @@ def _choices(key: str) -> list[str]:
             declared = typing.get_args(declared)[1]
         else:
             declared = typing.get_type_hints(declared).get(part) if dataclasses.is_dataclass(declared) else None
+    declared = next(iter(typing.get_args(declared)), declared) if isinstance(declared, UnionType) else declared
     return [member.value for member in declared] if isinstance(declared, type) and issubclass(declared, Enum) else []

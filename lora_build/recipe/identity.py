@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def point_name(recipe: Recipe) -> str:
     digits = hashlib.sha256(text.encode()).hexdigest()[:12]
     words = "+".join(name if spec.weight == 1 else f"{name}@{spec.weight:.12g}" for name, spec in adapters)
     for path, value in options.items():
-        words += f"-{path.rpartition('.')[2]}_{str(value).lower()}"
+        words += f"-{path.rpartition('.')[2]}_{'mixed' if isinstance(value, dict) else str(value).lower()}"
     room = 200 - len(Path(recipe.output.dir).name.encode()) - len(f"--{digits}")
     words = words[: max(room, 0)]
     return f"{words}-{digits}" if words else digits
@@ -69,4 +69,6 @@ def _as_written(spec: BaseSpec | AdapterSpec) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in sorted(value.items())}
     return value.value if isinstance(value, Enum) else value

@@ -7,13 +7,12 @@ import typing
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
-from types import UnionType
 from typing import Any
 
 from lora_build.errors import RecipeError, did_you_mean
 from lora_build.recipe.renamed import answer
 from lora_build.recipe.requires import unmet
-from lora_build.recipe.schema import MISSING, AdapterSpec, BaseSpec, Recipe, is_local, parse_size
+from lora_build.recipe.schema import MISSING, AdapterSpec, BaseSpec, Recipe, declared_for, is_local, parse_size
 from lora_build.recipe.shorthand import names_of
 
 
@@ -40,14 +39,14 @@ def _check(value: object, declared: Any, path: str) -> Iterator[str]:
         return
     if value == MISSING or (value is None and type(None) in typing.get_args(declared)):
         return
-    if isinstance(declared, UnionType):
-        declared = typing.get_args(declared)[0]
+    declared = declared_for(declared, value)
     if declared in (BaseSpec, AdapterSpec) and isinstance(value, str):
         value = {"source": value}
     if dataclasses.is_dataclass(declared):
         yield from _check_keys(value, declared, path)
     elif typing.get_origin(declared) is Mapping:
-        yield from _check_adapters(value, path)
+        kind = typing.get_args(declared)[1]
+        yield from _check_adapters(value, path) if kind is AdapterSpec else _check_patterns(value, kind, path)
     elif typing.get_origin(declared) is tuple:
         yield from _check_list(value, path)
     else:
@@ -85,6 +84,15 @@ def _check_adapters(value: object, path: str) -> Iterator[str]:
                 yield from _check(item, AdapterSpec, f"{path}.{name}")
     else:
         yield _expected(path, "a mapping of names to adapters", value)
+
+
+def _check_patterns(value: object, declared: Any, path: str) -> Iterator[str]:
+    for pattern, item in value.items() if isinstance(value, Mapping) else ():
+        if not isinstance(pattern, str) or not pattern:
+            yield f"{path}: expected patterns of tensors' names, such as '*.norm.weight', found {pattern!r}"
+        yield from _check(item, declared, f"{path}.{pattern}")
+    if not value:
+        yield f"{path}: the mapping is empty; leave the key out to keep the base's"
 
 
 def _check_list(value: object, path: str) -> Iterator[str]:

@@ -11,10 +11,12 @@ and, where the manifest records the key as one of the plan's options, under whic
 """
 
 import re
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal
 
 from lora_build.errors import RecipeError
@@ -29,6 +31,10 @@ class DType(Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+ALL = "*"
+"""The pattern of names that means every tensor for which no other one says more."""
 
 
 class Numerics(Enum):
@@ -145,7 +151,7 @@ class Recipe:
     safe_merge: bool = field(
         default=True, metadata=_affects("bytes", recorded_as="safe_merge")
     )  # numerics: peft rounds once more with it
-    dtype: DType = field(default=DType.keep, metadata=_affects("bytes", recorded_as="dtype"))
+    dtype: DType | Mapping[str, DType] = field(default=DType.keep, metadata=_affects("bytes", recorded_as="dtype"))
     numerics: Numerics = field(default=Numerics.exact, metadata=_affects("bytes", recorded_as="numerics"))
     tied_embeddings: TiedEmbeddings = field(
         default=TiedEmbeddings.untie, metadata=_affects("bytes", recorded_as="tied")
@@ -154,6 +160,13 @@ class Recipe:
     output: OutputSpec = field(default_factory=OutputSpec)
     checks: ChecksSpec = field(default_factory=ChecksSpec)
     root: str = field(default=".", metadata=_affects("nothing"))
+
+
+def declared_for(declared: Any, value: object) -> Any:
+    """Return which type of a union a value is to be of: the mapping for a mapping, else the first."""
+    types = typing.get_args(declared) if isinstance(declared, UnionType) else (declared,)
+    mappings = [one for one in types if typing.get_origin(one) is Mapping]
+    return mappings[0] if mappings and isinstance(value, Mapping) else types[0]
 
 
 def resolve_path(recipe: Recipe, text: str) -> Path:

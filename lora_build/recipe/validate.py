@@ -11,12 +11,11 @@ import typing
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
 from lora_build.errors import RecipeError, did_you_mean
 from lora_build.recipe.keys import check_recipe, raise_problems
-from lora_build.recipe.schema import MISSING, Recipe, flatten, is_local
+from lora_build.recipe.schema import MISSING, Recipe, declared_for, flatten, is_local
 from lora_build.recipe.shorthand import expand
 
 
@@ -74,8 +73,7 @@ def _typed(declared: Any, value: Any) -> Any:
     """Return checked plain data as the schema has it: an enumeration's member, a tuple, a dataclass."""
     if value is None:
         return None
-    if isinstance(declared, UnionType):
-        declared = typing.get_args(declared)[0]
+    declared = declared_for(declared, value)
     if dataclasses.is_dataclass(declared):
         hints = typing.get_type_hints(declared)
         return typing.cast("Any", declared)(**{key: _typed(hints[key], item) for key, item in value.items()})

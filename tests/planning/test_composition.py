@@ -384,8 +384,7 @@ def test_trained_tokens_of_some_rows_are_found_by_the_rows_of_the_parameter() ->
 
 @pytest.mark.parametrize("alike", [True, False])
 def test_copies_of_a_tied_pair_keep_the_tie_only_if_they_are_alike(tmp_path: Path, alike: bool) -> None:
-    sizes = {"hidden_size": 6, "intermediate_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1}
-    small.make_base(tmp_path / "base", dtype=torch.float32, tie_word_embeddings=True, vocab_size=9, **sizes)
+    small.make_base(tmp_path / "base", dtype=torch.float32, tie_word_embeddings=True, vocab_size=9)
     small.edit(tmp_path / "base", **{"model.embed_tokens.weight": small.values(3, 9, 6, dtype=torch.float32)})
     small.make_adapter(tmp_path / "math", ensure_weight_tying=True, target_modules=["embed_tokens", "q_proj"])
     A, B = small.values(5, 2, 9, dtype=torch.float32), small.values(6, 6, 2, dtype=torch.float32)

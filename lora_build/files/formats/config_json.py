@@ -4,6 +4,7 @@ It is parsed once, where it is read; what more than one reader asks of it has on
 layers down: a model of text and pictures has a config for each (`text_config`, `vision_config`) in its own.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,9 @@ CONFIG_NAME = "config.json"
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _DTYPES = ("dtype", "torch_dtype")  # the second is the older one
+_WIDTHS = re.compile(
+    r"hidden_size|hidden_dim|embed_dim|embedding_size|embedding_dim|d_model|n_embd|(^|_)dims?$|width|channel"
+)
 _SPECIAL_TOKENS = ("_token_id", "_token_index", "_token")  # ends of keys: pad, bos, image, ...
 _TIE = "tie_word_embeddings"
 
@@ -119,6 +123,17 @@ class ModelConfig:
         return {key: count for key in _LAYER_COUNTS if isinstance(count := self.data.get(key), int)}
 
     @cached_property
+    def num_layers(self) -> int:
+        """The largest number of layers that it or one of its parts names, 0 where none does."""
+        counts = [part.get(key) for part in (self.data, *self.nested.values()) for key in _LAYER_COUNTS]
+        return max((count for count in counts if isinstance(count, int)), default=0)
+
+    @cached_property
+    def states_width(self) -> bool:
+        """Whether it says how wide the model is; one that does not is no description of a model, whatever it names."""
+        return _states_width(self.data)
+
+    @cached_property
     def expert_counts(self) -> tuple[Any, ...]:
         """What the keys say that tell how many experts a layer has."""
         return tuple(self.data[key] for key in _EXPERT_COUNTS if key in self.data)
@@ -140,6 +155,13 @@ def _dtype_changes(part: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         if key.endswith("_config") and isinstance(value, dict) and (inner := _dtype_changes(value, dtype)):
             changes[key] = value | inner
     return changes
+
+
+def _states_width(part: Mapping[str, Any]) -> bool:
+    return any(
+        _states_width(value) if isinstance(value, dict) else value is not None and bool(_WIDTHS.search(str(key)))
+        for key, value in part.items()
+    )
 
 
 def _special_token_ids(part: Mapping[str, Any]) -> Iterator[int]:

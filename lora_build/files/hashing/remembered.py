@@ -1,7 +1,7 @@
-"""Digests of files, remembered between builds.
+"""What is remembered between builds: digests of files, and what transformers says of models.
 
-They are keyed by device, inode, size, mtime and ctime, so any change to a file forgets it; a file that changed in the
-last seconds is not remembered at all, since a clock tick may hide its next change.
+Digests are keyed by device, inode, size, mtime and ctime, so any change to a file forgets it; a file that changed in
+the last seconds is not remembered at all, since a clock tick may hide its next change.
 
 A forged digest would let an old build pass for one of today's inputs. So the store is its user's alone: no link leads
 into it, and what belongs to others, or may be written by them, is not believed.
@@ -29,13 +29,14 @@ log = logging.getLogger(__name__)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _WRITE_AND_WAIT = 7  # of sync_file_range
 _SETTLED_SECONDS = 2.0
-_STORE = ("lora-build", "digests")
+_OURS = "lora-build"
+_MAX_BYTES = 64 << 20
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def cache_dir() -> Path:
     """Return lora-build's folder below `$XDG_CACHE_HOME` (default `~/.cache`)."""
-    return _caches() / _STORE[0]
+    return _caches() / _OURS
 
 
 def _caches() -> Path:
@@ -63,42 +64,55 @@ def settle(fd: int) -> bool:
 
 def recall(fd: int) -> Digest | None:
     """Return the digest that an open file had, if nothing about it has changed since."""
-    with contextlib.suppress(OSError, RuntimeError), _folder(fd) as (folder, path, name):
-        slot = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-        with os.fdopen(slot, "rb") as file:
-            _refuse_what_others_control(slot, path / name)
-            text = file.read(128).decode(errors="replace") if stat.S_ISREG(os.fstat(slot).st_mode) else ""
-        if _DIGEST.fullmatch(text):
-            return Digest(text)
-    return None
+    text = recall_text("digests", _name(fd))
+    return Digest(text) if _DIGEST.fullmatch(text) else None
 
 
 def remember(fd: int, digest: Digest) -> None:
     """Remember the digest of an open file for as long as nothing about it changes."""
+    remember_text("digests", _name(fd), digest)
+
+
+def recall_text(kind: str, name: str) -> str:
+    """Return what is remembered of a kind by a name, which is a digest's digits; an empty string where nothing is."""
+    with contextlib.suppress(OSError, RuntimeError), _folder(kind, name) as (folder, path):
+        slot = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        with os.fdopen(slot, "rb") as file:
+            _refuse_what_others_control(slot, path / name)
+            if stat.S_ISREG(os.fstat(slot).st_mode):
+                return file.read(_MAX_BYTES).decode(errors="replace")
+    return ""
+
+
+def remember_text(kind: str, name: str, text: str) -> None:
+    """Remember a text of a kind by a name."""
     # a cache that cannot be written costs time, never correctness
-    with contextlib.suppress(OSError, RuntimeError), _folder(fd, make=True) as (folder, _, name):
+    with contextlib.suppress(OSError, RuntimeError), _folder(kind, name, make=True) as (folder, _):
         fresh = f"{name}.{os.getpid()}"
         slot = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
         try:
-            with os.fdopen(slot, "w") as file:
-                file.write(digest)
+            with os.fdopen(slot, "w", encoding="utf-8") as file:
+                file.write(text)
             os.rename(fresh, name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
             os.unlink(fresh, dir_fd=folder)
             raise
 
 
+def _name(fd: int) -> str:
+    return hashlib.sha256(json.dumps(["file-digest-1", *signature(fd)]).encode()).hexdigest()
+
+
 @contextmanager
-def _folder(fd: int, *, make: bool = False) -> Iterator[tuple[int, Path, str]]:
-    """Yield the folder that the digest of an open file goes to, opened, its path, and a name there."""
-    name = hashlib.sha256(json.dumps(["file-digest-1", *signature(fd)]).encode()).hexdigest()
+def _folder(kind: str, name: str, *, make: bool = False) -> Iterator[tuple[int, Path]]:
+    """Yield the folder of what is remembered of a kind by a name, opened, and its path."""
     caches = _caches()
     if make:
         caches.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.ExitStack() as opened:
         folder, path = os.open(caches, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), caches
         opened.callback(os.close, folder)
-        for part in (*_STORE, name[:2]):
+        for part in (_OURS, kind, name[:2]):
             path /= part
             if make:
                 with contextlib.suppress(FileExistsError):
@@ -111,7 +125,7 @@ def _folder(fd: int, *, make: bool = False) -> Iterator[tuple[int, Path, str]]:
                 raise
             opened.callback(os.close, folder)
             _refuse_what_others_control(folder, path)
-        yield folder, path, name
+        yield folder, path
 
 
 def _refuse_what_others_control(fd: int, path: Path) -> None:
@@ -123,4 +137,4 @@ def _refuse_what_others_control(fd: int, path: Path) -> None:
 
 @functools.cache
 def _say_ignored(path: Path, reason: str) -> None:
-    log.warning("%s %s: no digest is remembered there, so inputs are read again", path, reason)
+    log.warning("%s %s: nothing is remembered there, so inputs are read and transformers is asked again", path, reason)

@@ -1,0 +1,82 @@
+"""Asks the transformers of this process what a base is; run as a program, for the process that started it.
+
+    python -m lora_build.models.ask < question > answer
+
+The question is `{"config": config.json's, "tensors": {name: shape}}`, the answer a record of `facts`. The model is made
+on the meta device: no weights are read, and no code of the checkpoint's is run.
+"""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+
+from lora_build.errors import SourceError
+from lora_build.files.formats.config_json import ModelConfig
+from lora_build.models.architecture import UNTOLD, Architecture, read_architecture, read_ties
+from lora_build.models.facts import Facts, Ties
+from lora_build.models.keep_float32 import kept_by_table, matching
+from lora_build.models.names import Model, read_model
+
+_HALVES = ("F16", "BF16")
+
+
+def answer(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Facts:
+    """Return what transformers says of a base, by its config.json and the shapes of its tensors; takes some seconds."""
+    try:
+        architecture = read_architecture(config)
+    except SourceError as error:
+        return Facts(problem=str(error).partition(f"{UNTOLD}: ")[2])
+    model = read_model(architecture, shapes)
+    memory = architecture.memory.shapes
+    ties = read_ties(config) if architecture.tied else Ties({}, {})
+    table = kept_by_table(config) or {}
+    return Facts(
+        body=architecture.body,
+        prefix=architecture.prefix,
+        missing=tuple(sorted(_missing(architecture, model, ties))),
+        unexpected=tuple(sorted(_unexpected(architecture, shapes.keys() - model.fed_by.keys()))),
+        mismatched={
+            name: f"{list(made.shape)}, by config.json {list(memory[name])}"
+            for name, made in sorted(model.parameters.items())
+            if name in memory and made.shape != memory[name]
+        } | dict(sorted(model.incomplete.items())),
+        tied=ties.tied,
+        untied=ties.untied,
+        float32={dtype: _fed(model, architecture.float32.get(dtype, ())) for dtype in _HALVES},
+        stays={dtype: _fed(model, table.get(dtype, ())) for dtype in _HALVES},
+    )  # fmt: skip
+
+
+def _missing(architecture: Architecture, model: Model, ties: Ties) -> set[str]:
+    """Return the parameters that no tensor becomes. Of those that share a tensor, one is enough, whichever it is."""
+    found = model.parameters.keys() | model.unsupported.keys()
+    missing = {name for name in architecture.memory.shapes.keys() - found if not ties.group(name) & found}
+    return missing - set(matching(missing, architecture.may_miss))
+
+
+def _unexpected(architecture: Architecture, unused: Iterable[str]) -> Iterable[str]:
+    ignored = "|".join(f"({pattern})" for pattern in architecture.may_have)
+    return (name for name in unused if not (ignored and re.search(ignored, architecture.rename(name))))
+
+
+def _fed(model: Model, globs: Iterable[str]) -> tuple[str, ...]:
+    """Return the tensors on disk that go into parameters with one of these parts in their paths."""
+    kept = set(matching(set(model.fed_by.values()), globs))
+    return tuple(sorted(name for name, target in model.fed_by.items() if target in kept))
+
+
+def main() -> None:
+    """Read a question and write its answer; what others print goes elsewhere."""
+    out = os.dup(1)
+    os.dup2(2, 1)
+    question = json.load(sys.stdin)
+    shapes = {name: tuple(shape) for name, shape in question["tensors"].items()}
+    found = answer(ModelConfig.of(question["config"]), shapes).to_json()
+    with os.fdopen(out, "w", encoding="utf-8") as file:
+        file.write(found)
+
+
+if __name__ == "__main__":
+    main()
