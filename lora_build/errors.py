@@ -21,6 +21,7 @@ from typing import Any
 from lora_build.terminal import escaped
 
 _SHOWN = 4
+_PAGE = 3_000  # characters of a message
 
 
 class LoraBuildError(Exception):
@@ -29,10 +30,10 @@ class LoraBuildError(Exception):
     exit_code = 1
 
     def __init__(self, message: str | Sequence[str] = "", *, issues: Iterable[str] = ()) -> None:
-        """Keep a message of a line or of several; without `issues` it is the only one."""
-        self.lines = tuple(escaped(line) for line in ((message,) if isinstance(message, str) else message))
+        """Keep a message of a line or of several, at most a page of them; without `issues` it is the only one."""
+        self.lines = _page([_line(line) for line in ((message,) if isinstance(message, str) else message)])
         super().__init__("\n  ".join(self.lines))
-        self.issues = tuple(escaped(issue) for issue in issues) or (str(self),)
+        self.issues = tuple(map(_line, issues)) or (str(self),)
 
     def __reduce__(self) -> Any:  # another process makes it of its lines, not of the message
         return type(self), (self.lines,), {"issues": self.issues}
@@ -94,6 +95,32 @@ def _in_short(issues: Iterable[str]) -> Iterator[str]:
         yield from group[:_SHOWN]
         if len(group) > _SHOWN:
             yield f"{source}: and {len(group) - _SHOWN} more like these"
+
+
+def _page(lines: Sequence[str]) -> tuple[str, ...]:
+    """Return the first lines, as many as have room on a page, and how many more there are; `_page(_page(x))` is it."""
+    if sum(len(line) + len("\n  ") for line in lines) <= _PAGE:
+        return tuple(lines)
+    kept, room = [shortened(lines[0], _PAGE // 2)], _PAGE // 2 - 50
+    for line in lines[1:]:
+        room -= len(line) + len("\n  ")
+        if room < 0:
+            break
+        kept.append(line)
+    return (*kept, f"and {len(lines) - len(kept)} lines more") if len(kept) < len(lines) else tuple(kept)
+
+
+def _line(text: str) -> str:
+    """Return text as one harmless line of a length that is read."""
+    return shortened(escaped(shortened(text)))
+
+
+def shortened(text: str, most: int = 2_900) -> str:
+    """Return text without its middle where it is longer than anybody reads: it may hold whatever a file does."""
+    if len(text) <= most:
+        return text
+    end = most // 4
+    return f"{text[: most - end - 50]} [... {len(text) - most + 50} characters ...] {text[-end:]}"
 
 
 def label(file: Path) -> str:

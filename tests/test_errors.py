@@ -20,6 +20,16 @@ def test_every_error_has_issues(kind: type[LoraBuildError]) -> None:
     assert (type(again), str(again), again.issues) == (kind, str(error), error.issues)
 
 
+def test_what_nobody_reads_to_its_end_is_shortened() -> None:
+    error = RecipeError("x: " + "a" * 10_000 + " the end", issues=["x: " + "a" * 10_000])
+
+    assert len(str(error)) <= 3000
+    assert str(error).startswith("x: aaa")
+    assert str(error).endswith("aaa the end")
+    assert "characters ...]" in str(error)
+    assert max(map(len, error.issues)) <= 3000
+
+
 def test_each_problem_of_a_recipe_is_an_issue_that_stands_on_its_own() -> None:
     with pytest.raises(RecipeError) as caught:
         from_mapping({"base": "org/base", "adapters": ["org/math"], "dtype": "fp8", "nme": "x"}, where="recipes/x.yaml")

@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_build.errors import PlanError
 from lora_build.files.formats.adapter import Adapter
-from lora_build.files.formats.config_json import ModelConfig
+from lora_build.files.formats.config_json import MAX_LAYERS, ModelConfig
 from lora_build.files.formats.safetensors import TensorInfo
 
 _LAYER = re.compile(r"(?P<stack>(?:.+\.)?(?:layers|encoder\.layer|h))\.(?P<number>\d+)\.(?P<rest>.+)")
@@ -22,16 +22,29 @@ def replication_of(adapters: Sequence[Adapter]) -> tuple[list[int] | None, list[
     if not any(maps.values()):
         return None, []
     if len({repr(m) for m in maps.values()}) > 1:
-        found = ", ".join(f"{name}: {m}" for name, m in maps.items())
+        found = ", ".join(f"{name}: {m!r:.80}" for name, m in maps.items())
         return None, [f"the adapters replicate layers differently, so they are not of one model ({found})"]
     name, ranges = next(iter(maps.items()))
-    try:
-        layers = [i for start, end in ranges or () for i in range(int(start), int(end))]
-    except (TypeError, ValueError):
-        layers = []
+    layers = [layer for some in _ranges(ranges) for layer in some]
     return (layers or None), [] if layers else [
-        f"adapters.{name}/adapter_config.json: layer_replication: expected pairs of layers, found {ranges!r}"
+        f"adapters.{name}/adapter_config.json: layer_replication: expected pairs [start, end) of layers, at most "
+        f"{MAX_LAYERS} in all, found {ranges!r:.80}"
     ]
+
+
+def _ranges(written: Any) -> list[range]:
+    """Return the ranges of a map, none if it is no such map."""
+    if not isinstance(written, list) or not all(_is_range(pair) for pair in written):
+        return []
+    found = [range(start, end) for start, end in written]
+    return found if sum(map(len, found)) <= MAX_LAYERS else []
+
+
+def _is_range(pair: object) -> bool:
+    match pair:
+        case [start, end] if type(start) is int and type(end) is int:
+            return bool(0 <= start <= end <= MAX_LAYERS)
+    return False
 
 
 def replicate(

@@ -27,6 +27,7 @@ __all__ = ["Names", "Parameter", "Part", "Ties", "is_conv1d", "read_ties"]
 _CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"}
 _CONV1D_LEAVES = {"c_attn", "c_proj", "c_fc", "q_attn"}
 
+_NUM_NEAREST = 4  # as many as a message shows of one adapter
 _NUM_COMPARED = 500  # difflib takes a tenth of a millisecond a name, and a checkpoint may have 60,000
 
 
@@ -40,6 +41,7 @@ class Names:
         self._on_disk = _Index(shapes)
         self._stacks: dict[str, tuple[Parameter, Module] | None] = {}
         self._model: Model | None = None
+        self._num_nearest = 0
 
     def find(self, parameter: str) -> Parameter | None:
         """Return the parameter that an adapter names, by any of the names that transformers has had for it.
@@ -106,7 +108,10 @@ class Names:
         return model.problem or model.unsupported.get(model.look_up(parameter) or "", "")
 
     def nearest(self, parameter: str) -> str:
-        """Return `; nearest in the base: ...` or an empty string."""
+        """Return `; nearest in the base: ...` or an empty string, as from the fifth on, since to compare takes time."""
+        self._num_nearest += 1
+        if self._num_nearest > _NUM_NEAREST:
+            return ""
         return _nearest(parameter, self._shapes.keys() | (self._model.parameters.keys() if self._model else set[str]()))
 
     def _exact(self, name: str) -> Parameter:

@@ -1,6 +1,7 @@
 """Checks the keys and values of a recipe, or of a part of one, against the schema: each problem with its remedy."""
 
 import dataclasses
+import itertools
 import math
 import re
 import typing
@@ -15,6 +16,9 @@ from lora_build.recipe.requires import unmet
 from lora_build.recipe.schema import MISSING, AdapterSpec, BaseSpec, Recipe, declared_for, is_local, parse_size
 from lora_build.recipe.shorthand import names_of
 
+_MAX_REFERENCES = 1_000
+_MAX_PROBLEMS = 100  # more of them say no more, and finding near names takes time
+
 
 def check_recipe(data: object) -> list[str]:
     """Return every problem of a recipe, or of a part of one, each as `key: what is wrong, what to do`.
@@ -25,12 +29,28 @@ def check_recipe(data: object) -> list[str]:
     problem = unmet(versions) if isinstance(versions, str) and "${" not in versions else None
     if problem is not None:
         return [f"requires: {problem}"]
-    return list(_check(data, Recipe, ""))
+    num_references = _num_references(data)
+    if num_references > _MAX_REFERENCES:
+        return [f"refers {num_references} times to other keys, expected at most {_MAX_REFERENCES}: write values out"]
+    return list(itertools.islice(_check(data, Recipe, ""), _MAX_PROBLEMS))
 
 
 def check_adapter(data: object) -> list[str]:
     """Return every problem of one adapter, as `check_recipe` does."""
     return list(_check(data, AdapterSpec, ""))
+
+
+def _num_references(value: object) -> int:
+    """Return how many `${` there are in a value's texts."""
+    match value:
+        case str():
+            return value.count("${")
+        case Mapping():
+            return sum(map(_num_references, value.values()))
+        case list():
+            return sum(map(_num_references, value))
+        case _:
+            return 0
 
 
 def _check(value: object, declared: Any, path: str) -> Iterator[str]:
@@ -161,14 +181,21 @@ def _expected(path: str, expected: str, value: object) -> str:
         case None:
             found = "nothing"
         case str():
-            found = f"'{value}'"
+            found = f"'{value:.200}'"
         case Mapping():
             found = "a mapping"
         case list():
             found = "a list"
         case _:
-            found = f"the {type(value).__name__} {value!r}"
+            found = f"the {type(value).__name__} {_shown(value)}"
     return f"{path}: expected {expected}, found {found}" if path else f"expected {expected}, found {found}"
+
+
+def _shown(value: object) -> str:
+    """Return a value as Python writes it; whole numbers of thousands of digits it writes only in hexadecimal."""
+    if isinstance(value, int) and value.bit_length() > 14_000:
+        return f"{value:#x}"[:200] + "..."
+    return f"{value!r:.200}"
 
 
 def _is_finite(value: object) -> bool:

@@ -12,6 +12,7 @@ import yaml
 from lora_build.errors import RecipeError, label
 
 _MAX_SIZE_BYTES = 2**20
+_MAX_NODES = 5_000
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -58,8 +59,13 @@ class _Loader(yaml.SafeLoader):
     Aliases can blow a small file up to gigabytes; `defaults` and `${recipe.x}` say the same in a recipe.
     """
 
+    num_nodes = 0
+
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        self.num_nodes += 1
+        if self.num_nodes > _MAX_NODES:
+            raise _refusal(f"more than {_MAX_NODES} keys and values, which no recipe has", event)
         if isinstance(event, yaml.AliasEvent):
             raise _refusal("aliases are not for recipes; use defaults or ${recipe.KEY} instead", event)
         if getattr(event, "tag", None):

@@ -15,6 +15,7 @@ from typing import Any
 
 from lora_build.errors import RecipeError, did_you_mean
 from lora_build.recipe.keys import check_recipe, raise_problems
+from lora_build.recipe.references import too_much
 from lora_build.recipe.schema import MISSING, Recipe, declared_for, flatten, is_local
 from lora_build.recipe.shorthand import expand
 
@@ -31,6 +32,7 @@ def from_mapping(mapping: Mapping[str, Any] | Recipe, *, where: str = "recipe") 
     """
     data = {"name": "build", "root": str(Path.cwd()), **to_plain(mapping)}
     raise_problems(where, check_recipe(data))
+    raise_problems(where, filter(None, [too_much(expand(data))]))
     found = _followed(expand(data), where)
     raise_problems(where, check_recipe(found))
     found["adapters"] = {name: spec for name, spec in found["adapters"].items() if spec is not None}

@@ -384,6 +384,15 @@ def test_pruned_ranks_keep_the_scaling_of_all_ranks(pruned: Saved) -> None:
     assert methods()["ADALORA"].updates(pruned.layer("square")) == ({}, [])
 
 
+def test_keys_of_ms_swift_that_change_no_weight_are_accepted() -> None:
+    config = {
+        "r": 2, "lora_alpha": 4, "swift_type": "LORA", "lora_dtype": "float32", "lorap_lr_ratio": 16.0, "lorap_emb_lr": 1e-6,
+        "use_qa_lora": False, "use_merged_linear": False, "model_key_mapping": None, "enable_lora": None,
+    }  # fmt: skip
+
+    assert methods()["LORA"].check_config(config) == []
+
+
 def test_a_rank_pattern_that_the_file_does_not_follow_is_refused(pruned: Saved) -> None:
     config = pruned.config | {"rank_pattern": {"linear.lora_E": [True] * 4}}
     _, problems = methods()["ADALORA"].updates(pruned.layer("linear", config=config))

@@ -8,6 +8,7 @@ other tensor is a whole parameter that replaces the base's (`modules_to_save`, t
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from lora_build.errors import SourceError
 from lora_build.files.formats.adapter_config import CONFIG_NAME, WEIGHTS_NAME, AdapterConfig
@@ -180,9 +181,10 @@ def _sort(source: SourceName, tensors: Mapping[str, TensorInfo], rules: KeyRules
     """Return an adapter's tensors sorted, each exactly once."""
     parts, leaves = AdapterParts(), rules.leaves
     unneeded = re.compile("|".join(rf".*\.({pattern})" for pattern in rules.ignored) or "(?!)")
+    longest_first = sorted((*leaves, _TOKENS_LEAF), key=len, reverse=True)
     for key, tensor in sorted(tensors.items()):
         path = _plain_path(key.removeprefix(_PREFIX))
-        module, leaf = _split_leaf(path, (*leaves, _TOKENS_LEAF))
+        module, leaf = _split_leaf(path, longest_first)
         inner = module.replace(".base_layer.", ".")
         if key.startswith("base_model.") and key.rpartition(".")[2] in rules.shared_leaves:
             parts.shared[key.rpartition(".")[2]] = tensor
@@ -202,7 +204,7 @@ def _sort(source: SourceName, tensors: Mapping[str, TensorInfo], rules: KeyRules
         elif path.endswith(".base_layer.weight"):
             parts.frozen[path.replace(".base_layer.", ".")] = tensor
         elif ".lora_" in path or path.startswith("lora_"):
-            parts.problems.append(f"{source}: nothing here consumes tensor '{key}'; {_advice(path, leaves)}")
+            parts.problems.append(f"{source}: nothing here consumes tensor '{key}'; {_advice(_end(path), leaves)}")
         else:
             parameter = path.replace(".modules_to_save.", ".").replace(".base_layer.", ".")
             if parts.replaced.setdefault(parameter, tensor) is not tensor:
@@ -216,7 +218,13 @@ def _plain_path(path: str) -> str:
     return re.sub(r"\.modules_to_save\.default\.", ".modules_to_save.", path)
 
 
-def _advice(path: str, leaves: Sequence[str]) -> str:
+def _end(path: str) -> str:
+    """Return the last parts of a path, which the keys of many modules have in common."""
+    return "." + ".".join(path.split(".")[-8:])
+
+
+@lru_cache(maxsize=64)
+def _advice(path: str, leaves: tuple[str, ...]) -> str:
     """Return what to do about a key that looks like a factor's and is none."""
     for leaf in leaves:
         name, _, rest = leaf.partition(".")
@@ -229,8 +237,8 @@ def _advice(path: str, leaves: Sequence[str]) -> str:
 
 
 def _split_leaf(path: str, leaves: Sequence[str]) -> tuple[str, str]:
-    """Return the module and the longest leaf that a path ends in; the path itself where it ends in none."""
-    for leaf in sorted(leaves, key=len, reverse=True):
+    """Return the module and the first leaf that a path ends in; the path itself where it ends in none."""
+    for leaf in leaves:
         if path.endswith("." + leaf):
             return path.removesuffix("." + leaf), leaf
     return path, ""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lora_build.errors import SourceError
-from lora_build.files.formats.config_json import CONFIG_NAME, ModelConfig
+from lora_build.files.formats.config_json import CONFIG_NAME, MAX_LAYERS, ModelConfig
 from lora_build.files.formats.json_object import MAX_CONFIG_BYTES, decode_json, parse_object
 from lora_build.files.formats.safetensors import TensorInfo, read_tensors
 from lora_build.files.formats.side_files import is_side_file
@@ -48,6 +48,8 @@ def open_checkpoint(source: Source) -> Checkpoint:
     config = ModelConfig.parse(_read_text(source, CONFIG_NAME), f"{where}/{CONFIG_NAME}")
     if config.is_quantized:
         raise SourceError(f"{where}/{CONFIG_NAME}: a quantised base cannot be merged into; dequantise it first")
+    if found := config.too_many_layers:
+        raise SourceError(f"{where}/{CONFIG_NAME}: {found:.80}; expected from 0 to {MAX_LAYERS} layers")
     placed = _placement(source)
     shards = tuple(sorted(set(placed.values()))) if placed else (WEIGHTS_NAME,)
     tensors: dict[str, TensorInfo] = {}

@@ -20,7 +20,7 @@ import re2  # type: ignore[import-untyped]
 
 from lora_build.errors import SourceError
 
-_MOST_MATCHES = 200_000  # of one pattern with one name, less than a second
+_MOST_MATCHES = 100_000  # of one pattern with one name, less than a second
 _LONGEST = 2_000
 _SECONDS = 10  # until the process is given up that has been given a second of a processor
 _PLAIN = re.compile(r"[\w.\-]+", re.ASCII)

@@ -47,12 +47,14 @@ _REFUSED = {
 _HARMLESS = {
     "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying", "eva_config",
     "exclude_modules", "inference_mode", "layer_replication", "layers_pattern", "layers_to_transform", "loftq_config",
-    "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save", "monteclora_config",
-    "peft_type", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type", "velora_config",
+    "lora_dropout", "lora_dtype", "lora_ga_config", "lorap_emb_lr", "lorap_lr_ratio", "megatron_config",
+    "megatron_core", "modules_to_save", "monteclora_config", "peft_type", "qalora_group_size", "revision",
+    "runtime_config", "target_modules", "task_type", "velora_config",
 }  # fmt: skip
 _READ = {
     "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "lora_bias",
     "init_lora_weights", "kasa_config", "use_bdlora", "target_parameters", "trainable_token_indices", "peft_version",
+    "swift_type",
 }  # fmt: skip
 
 
@@ -86,6 +88,8 @@ class Lora:
             problems.append(f"use_bdlora: expected a mapping with nblocks, a whole number from 1 on, found {blocks!r}")
         if not isinstance(config.get("target_parameters") or [], list):
             problems.append(f"target_parameters: expected a list, found {config['target_parameters']!r}")
+        if config.get("swift_type") not in (None, "", self.peft_type):
+            problems.append(f"swift_type: {config['swift_type']!r:.80} is another method than peft_type says")
         if config.get("use_dora") and config.get("lora_bias"):
             problems.append("use_dora: cannot be combined with lora_bias")
         if config.get("kasa_config") and (config.get("use_dora") or _init(config) in _OFFSETS):

@@ -74,4 +74,4 @@ def test_too_many_patterns_for_too_many_names_are_refused() -> None:
     patterns = Patterns([f"never{i}.*" for i in range(300)], of_last_parts=True)
 
     with pytest.raises(PatternError, match="are too many for so many modules"):
-        patterns.first_of(f"m{i}" for i in range(700))
+        patterns.first_of(f"m{i}" for i in range(400))
