@@ -32,6 +32,9 @@ class Hub:
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     corrupt: str = ""
     down: bool = False
+    instead: Callable[["Handler", str], bool] = lambda *_: (
+        False
+    )  # answers a request to a path in its own way, if it does
 
     def commit(self, repo: str) -> str:
         """The one commit of a repository: it follows from its content."""
@@ -52,6 +55,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
+        if self.hub.instead(self, path):
+            return None
         if self.hub.down:
             return self.reply(503, {"error": "down for repairs"})
         for pattern, answer in (
@@ -130,7 +135,7 @@ def serve(repos: Mapping[str, Path]) -> Iterator[Hub]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield hub
     finally:

@@ -4,24 +4,35 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
+from urllib.parse import quote
 
-from lora_build.errors import LoraBuildError, SourceError, StorageError
+from lora_build.errors import LoraBuildError, SourceError, StorageError, VerificationError
 from lora_build.files.hashing.hashed_file import check
 from lora_build.files.hashing.seen import Seen
 from lora_build.files.identity import Digest, SourceName
+from lora_build.files.opening import refuse_link_away
 from lora_build.files.sources import SourceFile
+from lora_build.files.sources.hub_cache import Remote, Xet, fetch, remember_revision, snapshot_path
+from lora_build.files.sources.hub_listing import COMMIT, is_plain, list_files
+from lora_build.files.sources.hub_requests import host, receive, receive_json
 from lora_build.files.sources.local import read_range
+
+_INFO_BYTES = 8_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubSource:
-    """A model repository on the Hub at one commit; the client's own cache holds what was fetched."""
+    """A model repository on the Hub at one commit; the client's own cache holds what was fetched.
+
+    `xet` has the hashes of large files in the Hub's own protocol, where it told them.
+    """
 
     name: SourceName
     repo: str
     commit: str
     files: Mapping[str, SourceFile]
+    xet: Mapping[str, str] = field(default_factory=dict, repr=False)
     seen: Seen = field(default_factory=Seen, repr=False)
 
     @property
@@ -32,48 +43,50 @@ class HubSource:
     def read(self, name: str, start: int, end: int) -> bytes:
         """Return the bytes [start, end) of a file, which are then `seen`: the whole file is held to them."""
         data = self.data(name, start, end)
-        self.seen.note(f"{self.name}/{name}", name, start, data)
+        self.seen.note(self._where(name), name, start, data)
         return data
 
     def data(self, name: str, start: int, end: int) -> bytes:
         """Return the bytes [start, end) of a file: from the cache, else only this range of a weight file."""
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(self.repo, name, revision=self.commit)
-        if not isinstance(cached, str) and name.endswith(".safetensors") and not name.startswith("adapter_"):
+        is_there = snapshot_path(self.repo, self.commit, name).exists()
+        if not is_there and name.endswith(".safetensors") and not name.startswith("adapter_"):
             return self._read_range(name, start, end)
         path, file = self.path(name), self.files[name]
-        data = read_range(path, f"{self.name}/{name}", start, end, file.size_bytes)
+        data = read_range(path, self._where(name), start, end, file.size_bytes)
         if (start, end) == (0, file.size_bytes):
-            check(f"{self.name}/{name}", data, file.promised, path)
+            check(self._where(name), data, file.promised, path)
         return data
 
     def path(self, name: str, *, quiet: bool = True) -> Path:
         """Return the file in the Hub client's cache, fetching it first if need be."""
-        from huggingface_hub import hf_hub_download
+        shown = snapshot_path(self.repo, self.commit, name)
+        if not shown.exists():
+            with _hub_errors(self.name, self.repo, self.commit), _progress(name, self.files[name], quiet) as progress:
+                fetch(self._remote(name), shown, progress)
+        refuse_link_away(snapshot_path(self.repo, self.commit, ""), name, self._where(name))
+        if (found := shown.stat().st_size) != self.files[name].size_bytes:
+            raise VerificationError(
+                f"{self._where(name)}: damaged: has {found} bytes, its source promises {self.files[name].size_bytes}: "
+                f"delete {shown.resolve()} and run again to fetch it anew"
+            )
+        return shown
 
-        with _hub_errors(self.name, self.repo, self.commit), _progress_bars(shown=not quiet):
-            return Path(hf_hub_download(self.repo, name, revision=self.commit))
+    def _where(self, name: str) -> str:
+        return f"{self.name}/{name}"
 
     def _read_range(self, name: str, start: int, end: int) -> bytes:
-        from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import (  # type: ignore[attr-defined]
-            build_hf_headers,
-            get_session,
-            hf_raise_for_status,
-        )  # fmt: skip
-
-        wanted = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        data = bytearray()
         with _hub_errors(self.name, self.repo, self.commit):
-            url = hf_hub_url(self.repo, name, revision=self.commit)
-            response = get_session().get(url, headers={**build_hf_headers(), **wanted}, follow_redirects=True)
-            hf_raise_for_status(response)
-            data = bytes(response.content)
-        if response.status_code == 200:  # a server without ranges sends it all
-            data = data[start:end]
-        if len(data) != end - start:
-            raise SourceError(f"{self.name}/{name}: ends at byte {start + len(data)}, expected {end} bytes at least")
-        return data
+            receive(self._where(name), self._remote(name).url, start, end, data.extend)
+        return bytes(data)
+
+    def _remote(self, name: str) -> Remote:
+        from huggingface_hub import constants
+
+        url = f"{constants.ENDPOINT}/{self.repo}/resolve/{self.commit}/{quote(name)}"
+        token_url = f"{_repository_url(self.repo)}/xet-read-token/{self.commit}"
+        xet = Xet(file_hash=self.xet[name], token_url=token_url) if name in self.xet else None
+        return Remote(where=self._where(name), url=url, file=self.files[name], xet=xet)
 
 
 def open_hub(source: SourceName, repo: str, revision: str | None, keep: Callable[[str], bool]) -> HubSource:
@@ -89,38 +102,46 @@ def open_hub(source: SourceName, repo: str, revision: str | None, keep: Callable
         SourceError: no such repository or revision, no permission, or offline and not in the cache.
         StorageError: the network failed.
     """
-    from huggingface_hub import HfApi
-
-    api = HfApi()
+    xet: Mapping[str, str] = {}
     with _hub_errors(source, repo, revision):
-        commit = str(api.resolve_revision(repo, revision=revision, local_files_only=_offline()).resolved)
-    listed = _list_cached(repo, commit) if _offline() else None
-    if listed is None:
-        with _hub_errors(source, repo, revision):
-            listed = _list_online(api, repo, commit)
-    return HubSource(name=source, repo=repo, commit=commit, files={n: f for n, f in sorted(listed.items()) if keep(n)})
+        commit = _commit(source, repo, revision)
+        listed = _list_cached(repo, commit) if _offline() else None
+        if listed is None:
+            listed, xet = list_files(source, f"{_repository_url(repo)}/tree/{commit}?recursive=true&expand=false")
+    files = {name: file for name, file in sorted(listed.items()) if keep(name)}
+    return HubSource(name=source, repo=repo, commit=commit, files=files, xet=xet)
 
 
-def _list_online(api: Any, repo: str, commit: str) -> dict[str, SourceFile]:
-    from huggingface_hub.hf_api import RepoFile
+def _commit(source: SourceName, repo: str, revision: str | None) -> str:
+    """Return the commit that a revision is."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-    files = (
-        entry for entry in api.list_repo_tree(repo, revision=commit, recursive=True) if isinstance(entry, RepoFile)
-    )
-    return {
-        f.path: SourceFile(
-            size_bytes=f.size, promised=Digest.of_hex(f.lfs.sha256) if f.lfs is not None else Digest.of_git(f.blob_id)
-        )
-        for f in files
-    }
+    validate_repo_id(repo)
+    if revision is not None and COMMIT.fullmatch(revision):
+        return revision
+    if _offline():
+        found = str(HfApi().resolve_revision(repo, revision=revision, local_files_only=True).resolved)
+    else:
+        at = f"/revision/{quote(revision, safe='')}" if revision is not None else ""
+        info, _ = receive_json(f"{source}: {repo}", f"{_repository_url(repo)}{at}", most_bytes=_INFO_BYTES)
+        found = str(info.get("sha")) if isinstance(info, dict) else ""
+    if not COMMIT.fullmatch(found):
+        raise SourceError(f"{source}: {repo} is at commit {found[:60]!r} by its host; expected 40 hexadecimal digits")
+    if not _offline() and is_plain(named := revision or "main"):
+        remember_revision(repo, named, found)
+    return found
+
+
+def _repository_url(repo: str) -> str:
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/api/models/{repo}"
 
 
 def _list_cached(repo: str, commit: str) -> dict[str, SourceFile] | None:
     """Return the files of a cached snapshot; the cache names each blob after the digest that the Hub promised."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.file_download import repo_folder_name
-
-    root = Path(HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type="model"), "snapshots", commit)
+    root = snapshot_path(repo, commit, "")
     found = {}
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         blob = path.resolve().name
@@ -137,22 +158,15 @@ def _offline() -> bool:
 
 
 @contextmanager
-def _progress_bars(*, shown: bool) -> Iterator[None]:
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )  # fmt: skip
+def _progress(name: str, file: SourceFile, quiet: bool) -> Iterator[Callable[[int], object]]:
+    """Yield what is told how many more bytes of a file are there, and shows it."""
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
-    before = are_progress_bars_disabled()
-    if before or shown:
-        yield
+    if quiet:
+        yield lambda _: None
         return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
+    with tqdm(total=file.size_bytes, desc=name[-40:], unit="B", unit_scale=True) as bar:  # type: ignore[no-untyped-call]
+        yield bar.update
 
 
 @contextmanager
@@ -183,13 +197,13 @@ def _explain(source: str, repo: str, revision: str | None, error: Exception) -> 
     login = "set HF_TOKEN or run `hf auth login`"
     if is_a(errors.GatedRepoError):
         raise SourceError(
-            f"{source}: {repo} is gated: accept its terms at {constants.ENDPOINT}/{repo}, then {login}"
+            f"{source}: {repo} is gated: accept its terms at {host(constants.ENDPOINT)}/{repo}, then {login}"
         ) from error
     if is_a(errors.RevisionNotFoundError):
         raise SourceError(f"{source}: {repo} has no revision '{revision}'; check the branch, tag or commit") from error
     if is_a(errors.RepositoryNotFoundError):
         raise SourceError(
-            f"{source}: {repo} is not on {constants.ENDPOINT}, or it is private: check the name; "
+            f"{source}: {repo} is not on {host(constants.ENDPOINT)}, or it is private: check the name; "
             f"if it is private, {login}; for a folder write ./{repo}"
         ) from error
     if _offline():
@@ -200,6 +214,5 @@ def _explain(source: str, repo: str, revision: str | None, error: Exception) -> 
         raise SourceError(f"{source}: '{repo}' is not a repository name; for a folder write ./{repo}") from error
     if isinstance(error, OSError) and error.errno is not None:
         raise StorageError(f"{source}: fetching {repo} failed: {error.strerror} ({error.filename})") from error
-    raise StorageError(
-        f"{source}: fetching {repo} from {constants.ENDPOINT} failed: {str(error).splitlines()[0]}"
-    ) from error
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    raise StorageError(f"{source}: fetching {repo} from {host(constants.ENDPOINT)} failed: {reason}") from error

@@ -1,0 +1,232 @@
+"""Requests to a Hub that may be busy, slow or hostile: bounded in attempts, time and bytes.
+
+Its client retries little, waits as long as a server says, and has no bound on a body that comes byte by byte. So what
+is sent and how an answer is read is decided here; the session, its credentials and its errors are the client's.
+"""
+
+import contextlib
+import email.utils
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from lora_build.errors import SourceError, StorageError
+
+ATTEMPTS = 4  # in a row that bring less than a megabyte
+FIRST_WAIT_SECONDS = 1.0  # before the second attempt; twice as long before each further one
+_LONGEST_WAIT_SECONDS = 60.0  # that a server may ask for
+_LEAST_BYTES_PER_SECOND = 1_000
+_PROGRESS_BYTES = 1_000_000
+_ERROR_BYTES = 65_536
+_BUSY = frozenset({408, 429, 500, 502, 503, 504})
+
+
+class _AgainError(Exception):
+    """An attempt that failed in a way that may pass; `after` is how long the server asks to wait."""
+
+    def __init__(self, reason: str, after: float | None = None) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+def host(url: str) -> str:
+    """Return where a URL leads: its scheme and host, without credentials and path."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+@dataclass(kw_only=True)
+class _Patience:
+    """How often something is tried: some times in a row that bring little, and not for long."""
+
+    where: str
+    url: str
+    attempts: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    def wait(self, failure: _AgainError, *, progress: bool = False) -> None:
+        """Wait before another attempt, or raise StorageError."""
+        if progress:
+            self.attempts, self.began = 0, time.monotonic()
+        self.attempts += 1
+        seconds = FIRST_WAIT_SECONDS * 2 ** (self.attempts - 1) if failure.after is None else failure.after
+        is_late = time.monotonic() - self.began > 3 * timeout_seconds()
+        if self.attempts == ATTEMPTS or is_late or seconds > _LONGEST_WAIT_SECONDS:
+            tried = f" after {self.attempts} attempts" if self.attempts > 1 else ""
+            asked = f", to be asked again after {seconds:,.0f} seconds" if seconds > _LONGEST_WAIT_SECONDS else ""
+            reason = f"fetching from {host(self.url)} failed{tried}: {failure}{asked}"
+            raise StorageError(f"{self.where}: {reason}; run again later") from failure
+        time.sleep(seconds)
+        self.began += seconds
+
+
+def receive(where: str, url: str, start: int, end: int, put: Callable[[bytes], object]) -> None:
+    """Hand on the bytes [start, end) of a file, in order and each once; what fails goes on where it stopped.
+
+    Raises:
+        StorageError: it failed several times in a row.
+        huggingface_hub.errors.HfHubHTTPError: it was refused.
+    """
+    patience, at = _Patience(where=where, url=url), start
+    while at < end:
+        before = at
+        try:
+            with _answer(url, {"Range": f"bytes={at}-{end - 1}"}) as answer:
+                for chunk in _part(answer, at, end):
+                    put(chunk)
+                    at += len(chunk)
+            if at < end:
+                raise _AgainError(f"it ends at byte {at}, expected {end}")
+        except _AgainError as failure:
+            patience.wait(failure, progress=at - before >= _PROGRESS_BYTES)
+
+
+def receive_json(where: str, url: str, *, most_bytes: int) -> tuple[Any, Any]:
+    """Return what a page of JSON says, and the answer itself, for its headers.
+
+    Raises:
+        SourceError: it is none, or has more bytes than that.
+        StorageError: it failed several times in a row.
+        huggingface_hub.errors.HfHubHTTPError: it was refused.
+    """
+    patience = _Patience(where=where, url=url)
+    while True:
+        try:
+            with _answer(url, {}) as answer:
+                data = bytearray()
+                for chunk in _chunks(answer):
+                    data += chunk
+                    if len(data) > most_bytes:
+                        raise SourceError(f"{where}: {host(url)} answers with over {most_bytes / 1e6:.0f} MB of JSON")
+            return json.loads(data), answer
+        except _AgainError as failure:
+            patience.wait(failure)
+        except (ValueError, RecursionError) as error:
+            raise SourceError(f"{where}: {host(url)} answers with what is not JSON; is HF_ENDPOINT a Hub?") from error
+
+
+def timeout_seconds() -> float:
+    """Return how long to wait for the next bytes: HF_HUB_DOWNLOAD_TIMEOUT, as the Hub's client does."""
+    from huggingface_hub import constants
+
+    return float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+
+
+@contextmanager
+def _answer(url: str, headers: Mapping[str, str]) -> Iterator[Any]:
+    """Yield the answer to a request, its body unread; another host, asked in its place, gets no credentials."""
+    from huggingface_hub import errors
+    from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
+
+    transport: type[Exception] = getattr(errors, "HTTPError", OSError)  # of the client's HTTP library, httpx2 by now
+
+    def send() -> Any:
+        session = get_session()
+        sent = {**build_hf_headers(), "Accept-Encoding": "identity", **headers}  # which may ask for something itself
+        request = session.build_request("GET", url, headers=sent, timeout=timeout_seconds())
+        return session.send(request, stream=True, follow_redirects=True)
+
+    try:
+        answer = _in_time(send)
+        try:
+            _refuse_status(answer)
+            yield answer
+        finally:
+            answer.close()  # what was not read of it is not fetched
+    except errors.HfHubHTTPError:
+        raise
+    except transport as error:
+        raise _AgainError(str(error) or type(error).__name__) from error
+
+
+def _in_time(send: Callable[[], Any]) -> Any:
+    """Return an answer whose headers come in time; those that come byte by byte would keep a plain call for ever."""
+    came: Future[Any] = Future()
+
+    def work() -> None:
+        answer, error = None, None
+        try:
+            answer = send()
+        except BaseException as raised:  # noqa: BLE001  # for who waits
+            error = raised
+        if came.set_running_or_notify_cancel():
+            came.set_result(answer) if error is None else came.set_exception(error)
+        elif answer is not None:  # nobody waits any more
+            answer.close()
+
+    threading.Thread(target=work, daemon=True, name="lora-build request").start()
+    try:
+        return came.result(2 * timeout_seconds())
+    except TimeoutError:
+        if came.cancel():
+            raise _AgainError(f"no answer in {2 * timeout_seconds():.0f} seconds") from None
+        return came.result()
+
+
+def _refuse_status(answer: Any) -> None:
+    """Raise what an answer's status means, unless that is success."""
+    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
+
+    status = answer.status_code
+    if status in _BUSY:
+        raise _AgainError(f"it answers {status} {answer.reason_phrase}".strip(), _asked_to_wait(answer.headers))
+    if status >= 400:
+        body = bytearray()
+        with contextlib.suppress(_AgainError):
+            for chunk in _chunks(answer):
+                body += chunk
+                if len(body) > _ERROR_BYTES:
+                    break
+        plain = {name: value for name, value in answer.headers.items() if name.lower().startswith("x-")}
+        hf_raise_for_status(type(answer)(status, headers=plain, content=bytes(body), request=answer.request))
+    if status not in (200, 206):
+        raise _AgainError(f"it answers {status}, expected 200 or 206")
+
+
+def _asked_to_wait(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds after which a server wants to be asked again: a number, a date, or its limit's next window."""
+    text = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"\d{1,9}", text):
+        return float(text)
+    with contextlib.suppress(ValueError, OverflowError):
+        date = email.utils.parsedate_to_datetime(text)
+        return max(0.0, (date - datetime.now(date.tzinfo)).total_seconds())
+    window = re.search(r";\s*t=(\d{1,9})\b", headers.get("ratelimit", ""))
+    return float(window[1]) + 1 if window else None
+
+
+def _part(answer: Any, start: int, end: int) -> Iterator[bytes]:
+    """Yield the bytes [start, end) of a file from an answer that begins there, or from one of the whole file."""
+    at = 0
+    if answer.status_code == 206:
+        found = re.match(r"bytes (\d{1,19})-", answer.headers.get("content-range", ""))
+        if not found or int(found[1]) != start:
+            raise _AgainError("it answers with another range than was asked for")
+        at = start
+    for chunk in _chunks(answer):  # a server without ranges sends all of it, and is left once there is enough
+        useful = chunk[max(0, start - at) : end - at]
+        at += len(chunk)
+        if useful:
+            yield useful
+        if at >= end:
+            return
+
+
+def _chunks(answer: Any) -> Iterator[bytes]:
+    """Yield the body of an answer as it comes, as long as enough of it comes."""
+    window, began, received = timeout_seconds(), time.monotonic(), 0
+    for chunk in answer.iter_bytes():
+        yield chunk
+        received += len(chunk)
+        if (seconds := time.monotonic() - began) >= window:
+            if received < _LEAST_BYTES_PER_SECOND * seconds:
+                raise _AgainError(f"{received} bytes in {seconds:.0f} seconds are too few")
+            began, received = time.monotonic(), 0
