@@ -1,9 +1,9 @@
 """The straight line: recipe, inputs, plan, files, manifest."""
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,45 +17,59 @@ from lora_build.files.identity import FileKey, FileRecord
 from lora_build.files.sources import read_hashed
 from lora_build.files.targets.directory import DirectoryTarget
 from lora_build.files.targets.lock import lock
+from lora_build.files.targets.staging import clear_stagings
 from lora_build.numerics.survival import to_bytes as survival_bytes
 from lora_build.planning.plan import MergePlan, make_plan
 from lora_build.planning.resolve import resolve
 from lora_build.proof.builds import Build, BuildInputs, Plan
 from lora_build.proof.checks import checks_of, have_passed, run_checks
+from lora_build.proof.foresight import foresee
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, Manifest, make_manifest
+from lora_build.proof.occupant import Builds
 from lora_build.proof.output_dir import (
-    build_at,
+    find_build,
     is_up_to_date,
     refuse_lack_of_space,
     refuse_overlap,
+    refuse_replacing,
+    target_of,
 )  # fmt: skip
 from lora_build.proof.provenance import BuildRun, root_above
 from lora_build.proof.provenance import to_bytes as provenance_bytes
 from lora_build.proof.survival_report import read_survival
-from lora_build.recipe.schema import IfExists, Recipe, resolve_path
+from lora_build.recipe.schema import IfExists, Recipe
 from lora_build.recipe.validate import from_mapping
 
 log = logging.getLogger(__name__)
 
 
-def plan(recipe: Recipe | Mapping[str, Any]) -> Plan:
+def plan(recipe: Recipe | Mapping[str, Any], *, replace: bool = False) -> Plan:
     """Return what a build of a recipe would do, without doing it; the recipe is given as such or as plain data.
+
+    `replace` is as for `build`.
 
     Raises:
         LoraBuildError: see `prepare`.
     """
-    return prepare(_checked(recipe, "plan"))
+    return prepare(_checked(recipe, "plan"), replace=replace)
 
 
-def build(recipe: Recipe | Mapping[str, Any]) -> Build:
+def build(recipe: Recipe | Mapping[str, Any], *, replace: bool = False) -> Build:
     """Build a recipe, given as such or as plain data, and return what is then in its output directory.
 
-    Its warnings are logged besides.
+    Its warnings are logged besides, and what it replaced.
+
+    Args:
+        recipe: what to build.
+        replace: whether to replace a build of another recipe or of other overrides, or one with files that were changed
+            since it was built.
 
     Raises:
         LoraBuildError: see `prepare` and `run`.
     """
-    built = run(prepare(_checked(recipe, "build")), replan=True)
+    built = run(prepare(_checked(recipe, "build"), replace=replace), replan=True)
+    if built.replaced:
+        log.warning("%s: %s replaces %s", built.dir, built.manifest.manifest_hash, built.replaced)
     for warning in built.warnings:
         log.warning(warning)
     return built
@@ -69,22 +83,22 @@ def _checked(recipe: Recipe | Mapping[str, Any], verb: str) -> Recipe:
     return from_mapping(recipe)
 
 
-def prepare(recipe: Recipe) -> Plan:
+def prepare(recipe: Recipe, *, replace: bool = False) -> Plan:
     """Return a recipe resolved and planned; reads headers and configs, writes nothing.
+
+    `replace` is as for `build`.
 
     Raises:
         LoraBuildError: the recipe, an input, or how they fit together; every issue at once.
     """
+    target = target_of(recipe)
     resolved = resolve(recipe)
-    target = resolve_path(recipe, recipe.output.dir).resolve()
     refuse_overlap(target, resolved.sources)
     inputs = BuildInputs(recipe=recipe, sources=resolved.sources, base=resolved.inputs.base)
-    found = Plan(inputs=inputs, merge_plan=make_plan(recipe, resolved.inputs), target=target)
+    found = Plan(inputs=inputs, merge_plan=make_plan(recipe, resolved.inputs), target=target, replace=replace)
     for check in checks_of(recipe):
         check.refuse(inputs, found.merge_plan)
-    if build_at(target, recipe.output.if_exists) is None:
-        refuse_lack_of_space(target, found.num_bytes_written)
-    return found
+    return dataclasses.replace(found, at_target=foresee(found))
 
 
 def run(plan: Plan, *, progress: Callable[[int], None] | None = None, replan: bool = False) -> Build:
@@ -104,13 +118,13 @@ def run(plan: Plan, *, progress: Callable[[int], None] | None = None, replan: bo
         if waited and replan:
             plan, notes = _plan_anew(plan)
             built = _run(plan, progress)
-            return replace(built, notes=(*notes, *built.notes))
+            return dataclasses.replace(built, notes=(*notes, *built.notes))
         return _run(plan, progress)
 
 
 def _plan_anew(plan: Plan) -> tuple[Plan, tuple[str, ...]]:
     """Return the plan of the same recipe today, and a note of what changed."""
-    fresh = prepare(plan.recipe)
+    fresh = prepare(plan.recipe, replace=plan.replace)
     changed = [
         f"{role}/{name}"
         for role, source in fresh.sources.items()
@@ -125,20 +139,28 @@ def _plan_anew(plan: Plan) -> tuple[Plan, tuple[str, ...]]:
 
 def _run(plan: Plan, progress: Callable[[int], None] | None) -> Build:
     """Return the build of a plan; the caller holds the target's lock."""
-    if (there := _current(plan)) is not None:
-        return _reuse(plan, there)
-    refuse_lack_of_space(plan.target, plan.num_bytes_written)
-    _fetch(plan, quiet=progress is None)
-    with DirectoryTarget(plan.target) as target:
-        return _build(plan, target, progress or (lambda _: None))
+    cleared = clear_stagings(plan.target, Builds())
+    there = find_build(plan)
+    if there is not None and _is_current(plan, there.manifest):
+        built = _reuse(plan, there.manifest)
+    else:
+        if there is not None:
+            refuse_replacing(plan, there)
+        refuse_lack_of_space(plan.target, plan.num_bytes_written)
+        _fetch(plan, quiet=progress is None)
+        with DirectoryTarget(plan.target, there) as target:
+            built = _build(plan, target, progress or (lambda _: None))
+        if there is not None:
+            hash_there, kept = there.manifest.manifest_hash, there.additions.names
+            built = dataclasses.replace(built, replaced=hash_there, kept=kept)
+    return dataclasses.replace(built, notes=(*cleared, *built.notes))
 
 
-def _current(plan: Plan) -> Manifest | None:
-    """Return the manifest of the build at the target if it is what the plan builds, and may be used again."""
-    there = build_at(plan.target, plan.recipe.output.if_exists)
-    if there is None or plan.recipe.output.if_exists is IfExists.overwrite:
-        return None
-    return there if is_up_to_date(plan.target, there, plan.merge_plan, plan.sources) else None
+def _is_current(plan: Plan, there: Manifest) -> bool:
+    """Whether the build at the target is what the plan builds, and may be used again."""
+    if plan.recipe.output.if_exists is IfExists.overwrite:
+        return False
+    return is_up_to_date(plan.target, there, plan.merge_plan, plan.sources)
 
 
 def _reuse(plan: Plan, there: Manifest) -> Build:

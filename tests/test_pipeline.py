@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -230,8 +230,7 @@ def test_without_safe_merge_the_bits_are_the_same_and_bad_values_pass(folder: Pa
 KILLED = """
 import json, os, signal, sys
 from lora_build import pipeline
-from lora_build.engine import execute as engine
-from lora_build.files.targets import directory, file_writer
+from lora_build.files.targets import directory, file_writer, moves, staging
 from lora_build.recipe.validate import from_mapping
 stop, steps = int(sys.argv[2]), 0
 def step():
@@ -239,29 +238,35 @@ def step():
     steps += 1
     if steps == stop:
         os.kill(os.getpid(), signal.SIGKILL)
-for owner, name in [(file_writer.FileWriter, "write"), (file_writer.FileWriter, "close"), (directory, "_sync_folder"),
-                    (directory, "_exchange")]:
+def watch(owner, name):
     def wrapped(*a, _real=getattr(owner, name), **k):
         step()
         result = _real(*a, **k)
         step()
         return result
     setattr(owner, name, wrapped)
+for owner, name in [(file_writer.FileWriter, "write"), (file_writer.FileWriter, "close"), (directory, "_sync_folder"),
+                    (moves, "_renameat2")]:
+    watch(owner, name)
+for name in ("mkdir", "rename", "unlink", "rmdir", "link"):
+    watch(os, name)
+if sys.argv[3] == "two renames":
+    moves._renameat2 = lambda *_: False
 pipeline.build(from_mapping(json.loads(sys.argv[1])))
 print(steps)
 """
 
 
-def killed_at(folder: Path, step: int) -> subprocess.CompletedProcess[str]:
+def killed_at(folder: Path, step: int, how: str = "swap") -> subprocess.CompletedProcess[str]:
     recipe = json.dumps(small.recipe(folder, output={"dir": str(folder / "out"), "if_exists": "overwrite"}))
-    return subprocess.run([sys.executable, "-c", KILLED, recipe, str(step)], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", KILLED, recipe, str(step), how], capture_output=True, text=True)
 
 
 def test_a_build_killed_at_any_step_leaves_the_target_absent_or_whole(folder: Path) -> None:
     steps = int(killed_at(folder, -1).stdout)
     whole = read_manifest(folder / "out").manifest_hash
     assert steps > 20
-    for step in (1, 4, steps // 2, steps - 3, steps - 1, steps):
+    for step in (1, 4, steps // 2, steps - 10):
         shutil.rmtree(folder / "out", ignore_errors=True)
         assert killed_at(folder, step).returncode == -signal.SIGKILL
         if (folder / "out").exists():
@@ -272,16 +277,43 @@ def test_a_build_killed_at_any_step_leaves_the_target_absent_or_whole(folder: Pa
     assert lora_build.verify(folder / "out").manifest_hash == whole
 
 
-def test_a_kill_while_an_old_build_is_replaced_leaves_one_of_the_two(folder: Path) -> None:
-    old = lora_build.build(small.recipe(folder)).manifest.manifest_hash
+def kill_replacing_at(folder: Path, steps: Iterable[int], how: str) -> None:
+    """Kill the replacement of a build that people live in; nothing of theirs is lost, and the next build mends all."""
+    old = lora_build.build(small.recipe(folder, output={"dir": str(folder / "out"), "if_exists": "overwrite"})).manifest
     small.edit(folder / "math", lora_B__weight=small.values(5, 8, 2, dtype=torch.float32))
-    for step in (1, 6, 14):
-        assert killed_at(folder, step).returncode == -signal.SIGKILL
-        assert lora_build.verify(folder / "out").manifest_hash == old
-    new = lora_build.build(small.recipe(folder)).manifest.manifest_hash
+    (folder / "out/README.md").write_text("mine")
+    (folder / "out/scores").mkdir()
+    (folder / "out/scores/sums.json").write_text("[1]")
+    new = lora_build.build(small.recipe(folder, output={"dir": str(folder / "new")})).manifest
+    for step in steps:
+        died = killed_at(folder, step, how)
+        assert died.returncode == -signal.SIGKILL, died
+        if how == "swap" or (folder / "out").exists():
+            there = lora_build.verify(folder / "out")
+            assert there.manifest_hash in (old.manifest_hash, new.manifest_hash)
+            assert there.additions == ("README.md", "scores/sums.json")
+        assert lora_build.build(small.recipe(folder)).manifest.manifest_hash == new.manifest_hash
+        assert lora_build.verify(folder / "out").additions == ("README.md", "scores/sums.json")
+        assert (folder / "out/README.md").read_text() == "mine"
+        assert [name for name in listing(folder) if "lora-build" in name] == [], step
 
-    assert new != old
-    assert [n for n in listing(folder) if "lora-build" in n] == []
+
+@pytest.mark.parametrize("how", ["swap", "two renames"])
+def test_a_kill_while_a_build_is_replaced_loses_nothing(folder: Path, how: str) -> None:
+    kill_replacing_at(folder, (1, 12, 40), how)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["swap", "two renames"])
+def test_a_kill_at_each_step_of_a_replacement_loses_nothing(folder: Path, how: str) -> None:
+    lora_build.build(small.recipe(folder))
+    (folder / "out/README.md").write_text("mine")
+    (folder / "out/scores").mkdir()
+    (folder / "out/scores/sums.json").write_text("[1]")
+    steps = int(killed_at(folder, -1, how).stdout)
+    assert steps > 50
+    shutil.rmtree(folder / "out")
+    kill_replacing_at(folder, range(1, steps + 1), how)
 
 
 def test_ctrl_c_leaves_nothing_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,16 +539,16 @@ def test_a_build_that_turns_out_equal_to_its_base_is_refused(folder: Path, scale
     assert listing(folder) == ["base", "math", "nothing"]
 
 
-def test_files_of_ones_own_in_a_build_keep_it_from_being_replaced(folder: Path) -> None:
+def test_files_that_a_loader_reads_keep_a_build_from_being_replaced(folder: Path) -> None:
     lora_build.build(small.recipe(folder))
-    (folder / "out/README.md").write_text("my model card")
+    (folder / "out/chat_template.jinja").write_text("mine")
 
     for exist in ("reuse", "overwrite"):
-        with pytest.raises(lora_build.RecipeError, match=r"did not write \(README.md\); move them away"):
+        with pytest.raises(lora_build.RecipeError, match=r"did not write \(chat_template.jinja\), and that a loader"):
             lora_build.build(
                 small.recipe(folder, dtype="float32", output={"dir": str(folder / "out"), "if_exists": exist})
             )
-    assert (folder / "out/README.md").read_text() == "my model card"
+    assert (folder / "out/chat_template.jinja").read_text() == "mine"
 
 
 def test_a_write_protected_build_is_replaced_and_leaves_nothing(folder: Path) -> None:

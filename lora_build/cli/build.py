@@ -34,6 +34,7 @@ class Asked:
     command: str
     as_json: bool
     timings: bool
+    replace: bool
 
 
 def run(command: str, words: Sequence[str], *, as_json: bool) -> int:
@@ -41,10 +42,10 @@ def run(command: str, words: Sequence[str], *, as_json: bool) -> int:
     from lora_build.recipe.compose import compose_command
     from lora_build.recipe.overrides import check_overrides
 
-    asked = Asked(command=command, as_json=as_json, timings="--timings" in words)
+    asked = Asked(command=command, as_json=as_json, timings="--timings" in words, replace="--replace" in words)
     if asked.timings and command != "build":
         raise RecipeError(f"--timings is of a build, not of {command}")
-    flags, overrides = split([word for word in words if word != "--timings"], command)
+    flags, overrides = split([word for word in words if word not in ("--timings", "--replace")], command)
     inspecting = [flag for flag in flags if flag.partition("=")[0] in INSPECTING]
     many = not {"-m", "--multirun"}.isdisjoint(flags)
     if inspecting and many:
@@ -60,7 +61,8 @@ def run(command: str, words: Sequence[str], *, as_json: bool) -> int:
     check_overrides(overrides)
     if inspecting:
         return _inspect(flags, overrides)
-    _run_single(asked, compose_command(overrides))
+    config = compose_command(overrides)
+    _run_single(asked, config, config.hydra.runtime.choices["recipe"], overrides)
     return 0
 
 
@@ -87,7 +89,7 @@ def _sweep(asked: Asked, overrides: list[str]) -> int:
         readable, broken = without_broken_recipes(overrides)
         try:
             if "recipe=" not in readable:  # else none is left
-                task = functools.partial(_job, asked.command, Path(name))
+                task = functools.partial(_job, asked, Path(name))
                 compose.sweep([*readable, f"hydra.sweep.dir='{name}'"], task)
         finally:  # what came of the points before an interrupt is said too
             points += gather(Path(name))
@@ -103,7 +105,7 @@ def _sweep(asked: Asked, overrides: list[str]) -> int:
     return exit_code(points)
 
 
-def _job(command: str, folder: Path, config: "DictConfig") -> None:
+def _job(asked: Asked, folder: Path, config: "DictConfig") -> None:
     """Hydra's task: run a point of a sweep, maybe in another process or on another machine."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -112,54 +114,54 @@ def _job(command: str, folder: Path, config: "DictConfig") -> None:
 
     log_to_stderr()
     job = HydraConfig.get()
-    asked = Point(number=job.job.num, overrides=tuple(job.overrides.task))
+    point = Point(number=job.job.num, overrides=tuple(job.overrides.task))
 
     def recipe() -> "Recipe":
-        check_overrides(asked.overrides)
-        return to_recipe(config)
+        check_overrides(point.overrides)
+        return to_recipe(config, job.runtime.choices["recipe"], point.overrides)
 
     def work(recipe: "Recipe", point: Point) -> Point:
         sys.stderr.write(f"#{point.number} {escaped(recipe.output.dir)}\n")
         bar = config.progressbar and job.runtime.choices["hydra/launcher"] == "basic"  # others would draw over it
-        return _run_point(command, recipe, point, progressbar=bar)
+        return _run_point(asked, recipe, point, progressbar=bar)
 
-    run_point(folder, asked, recipe=recipe, work=work)
+    run_point(folder, point, recipe=recipe, work=work)
 
 
-def _run_point(command: str, recipe: "Recipe", point: Point, *, progressbar: bool) -> Point:
+def _run_point(asked: Asked, recipe: "Recipe", point: Point, *, progressbar: bool) -> Point:
     """Return a point with what came of it."""
     from lora_build import pipeline
     from lora_build.cli import json
 
-    if command == "plan":
-        return replace(point, plan=json.plan_json(pipeline.prepare(recipe)))
-    built = _build(recipe, progressbar=progressbar)
-    digest = built.manifest.manifest_hash
-    return replace(point, manifest_hash=digest, reused=built.reused, warnings=tuple(built.warnings))
+    if asked.command == "plan":
+        return replace(point, plan=json.plan_json(pipeline.prepare(recipe, replace=asked.replace)))
+    built = _build(recipe, replace=asked.replace, progressbar=progressbar)
+    digest, warnings = built.manifest.manifest_hash, tuple(built.warnings)
+    return replace(point, manifest_hash=digest, reused=built.reused, replaced=built.replaced, warnings=warnings)
 
 
-def _run_single(asked: Asked, config: "DictConfig") -> None:
+def _run_single(asked: Asked, config: "DictConfig", name: str, overrides: Sequence[str]) -> None:
     from lora_build import pipeline
     from lora_build.cli import json, text
-    from lora_build.recipe.compose import to_recipe
+    from lora_build.recipe.compose import in_folder_of_its_own, to_recipe
 
-    recipe = to_recipe(config)
+    recipe = in_folder_of_its_own(to_recipe(config, name, overrides), config)
     if asked.command == "plan":
-        plan = pipeline.prepare(recipe)
+        plan = pipeline.prepare(recipe, replace=asked.replace)
         print_json(json.plan_json(plan)) if asked.as_json else print_lines(text.plan_lines(plan))
         return
-    built = _build(recipe, progressbar=config.progressbar and not asked.as_json)
+    built = _build(recipe, replace=asked.replace, progressbar=config.progressbar and not asked.as_json)
     if asked.as_json:
         print_json(json.built_json(built))
     else:
         print_lines(text.built_lines(built) + (text.timing_lines(built) if asked.timings else []))
 
 
-def _build(recipe: "Recipe", *, progressbar: bool) -> "Build":
+def _build(recipe: "Recipe", *, replace: bool, progressbar: bool) -> "Build":
     from lora_build import pipeline
     from lora_build.cli.progress import progress
 
-    plan = pipeline.prepare(recipe)
+    plan = pipeline.prepare(recipe, replace=replace)
     with progress(progressbar, plan.num_bytes_written) as advance:
         return pipeline.run(plan, progress=advance, replan=True)
 

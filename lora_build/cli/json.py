@@ -20,6 +20,9 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     return {
         "name": plan.recipe.name,
         "target": str(plan.target),
+        "action": plan.at_target.action.value,
+        "there": plan.at_target.manifest_hash,
+        "kept": list(plan.at_target.kept),
         "options": dict(merge_plan.options.recorded),
         "sources": {role: source.uri for role, source in plan.sources.items()},
         "adapters": {name: {"weight": weight} for name, weight in merge_plan.weights.items()},
@@ -29,7 +32,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "config_changes": dict(merge_plan.config.changes),
         "side_files": list(merge_plan.side_files),
         "left_out": list(merge_plan.left_out),
-        "notes": list(merge_plan.notes),
+        "notes": [*merge_plan.notes, *plan.at_target.notes],
         "files": [
             {"path": shard.file, "size": shard.num_bytes, "tensors": [_tensor_json(op) for op in shard.operations]}
             for shard in merge_plan.shards
@@ -43,6 +46,8 @@ def built_json(built: Build) -> dict[str, Any]:
     return {
         "dir": str(built.dir),
         "up_to_date": built.reused,
+        "replaced": built.replaced,
+        "kept": list(built.kept),
         "manifest_hash": manifest.manifest_hash,
         "build_key": manifest.build_key,
         "output_digest": manifest.output_digest,

@@ -6,6 +6,7 @@ Each command is a module, imported when it is asked for; Hydra, torch and the en
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ lora-build: merged LoRA checkpoints from recipes in git: same recipe, same bytes
   KEY=VALUE       change a key of the recipe: recipe.adapters.math.weight=0.5 recipe.dtype=bfloat16
   -m              sweep, one build for each point: recipe.adapter_names=[math],[math,code]
   sweep=NAME      sweep as recipes/sweep/NAME.yaml says
+  --replace       replace a build of another recipe, of other overrides, or with files that were changed since
   --timings       say where the time of a build went
   --json          print JSON
   --cfg job       print the composed recipe; --info defaults-tree what it inherits; --info searchpath from where
@@ -49,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         gc.set_threshold(_GARBAGE_EVERY)
         # numpy's BLAS, which merging does not use, starts threads that would turn in circles for a while
         os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+        for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: what is half done is taken back
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, signal.default_int_handler)
     with guarded_output():
         code = _run(words, as_json="--json" in words)
     if argv is None:

@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 from lora_build.errors import label, some_of
 from lora_build.files.identity import BASE, SourceName
 from lora_build.files.targets.disk import free_bytes
 from lora_build.numerics.survival import by_adapter, describe_norm
 from lora_build.pipeline import memory_bytes
-from lora_build.proof.builds import Build, Plan
+from lora_build.proof.builds import Action, AtTarget, Build, Plan
 
 if TYPE_CHECKING:
     from lora_build.proof.forward.report import ForwardReport
@@ -49,13 +49,28 @@ def plan_lines(plan: Plan) -> list[str]:
         f"{count(len(merge_plan.side_files), 'more')}",
         f"disk      {size(plan.num_bytes_written)} to write, {size(free_bytes(plan.target))} free",
         f"memory    about {size(memory_bytes(plan))}",
-        f"target    {label(plan.target)}",
+        f"target    {label(plan.target)}, {_action(plan.at_target)}",
     ]
     if merge_plan.config.changes:
         lines.append("config    " + ", ".join(f"{k}: {short(v)}" for k, v in merge_plan.config.changes.items()))
     if merge_plan.left_out:
         lines.append(f"left out  {', '.join(merge_plan.left_out)}")
-    return lines + [f"note      {note}" for note in merge_plan.notes]
+    return lines + [f"note      {note}" for note in (*merge_plan.notes, *plan.at_target.notes)]
+
+
+def _action(there: AtTarget) -> str:
+    shown = (there.manifest_hash or "")[:19]
+    match there.action:
+        case Action.create:
+            return "to be created"
+        case Action.replace:
+            return f"replaces {shown}"
+        case Action.reuse:
+            return f"up to date: {shown}"
+        case Action.replace_or_reuse:
+            return f"replaces {shown}, if that is not up to date: the build reads the inputs to know"
+        case _:
+            assert_never(there.action)
 
 
 def built_lines(built: Build) -> list[str]:
@@ -66,6 +81,10 @@ def built_lines(built: Build) -> list[str]:
         for a in by_adapter(built.survival)
     ]
     lines.append(f"{'up to date' if built.reused else 'built':<11} {label(built.dir)}")
+    if built.replaced:
+        lines.append(f"replaced    {built.replaced[:19]} by {built.manifest.manifest_hash[:19]}")
+    if built.kept:
+        lines.append(f"kept        {some_of(built.kept)}")
     lines += [f"warning     {warning}" for warning in built.warnings]
     return [*lines, f"manifest    {built.manifest.manifest_hash}"]
 

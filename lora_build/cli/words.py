@@ -37,7 +37,7 @@ def split(words: Sequence[str], command: str = "build") -> tuple[list[str], list
             flags.append(f"--info={rest.pop(0) if rest and rest[0] in _INFO else 'all'}")
         elif word.startswith("-"):
             if name not in _FLAGS:
-                hint = _ANSWERS.get(name) or did_you_mean(word, [*_FLAGS, "--help", "--json", "--timings"])
+                hint = _ANSWERS.get(name) or did_you_mean(word, [*_FLAGS, "--help", "--json", "--replace", "--timings"])
                 raise RecipeError(f"unknown option '{word}'{hint}")
             flags.append(word)
             flags += [rest.pop(0)] if name in _VALUED and "=" not in word and rest else []

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
 from lora_build.files.formats.checkpoint import INDEX_NAME, Checkpoint
-from lora_build.files.identity import SourceName
+from lora_build.files.identity import Digest, SourceName
 from lora_build.files.sources import Source
 from lora_build.numerics.survival import TensorSurvival, warnings
 from lora_build.planning.plan import MergePlan
@@ -33,6 +34,32 @@ class BuildInputs:
         return ("config.json", *((INDEX_NAME,) if self.base.is_sharded else ()), *self.base.shards)
 
 
+class Action(Enum):
+    """What a build will do at its target; which of two, may need the digest of an input that nobody remembers."""
+
+    create = "create"
+    replace = "replace"
+    reuse = "reuse"
+    replace_or_reuse = "replace or reuse"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtTarget:
+    """What there is at a target, and what a build will do.
+
+    Attributes:
+        action: what it will do.
+        manifest_hash: of the build that is there.
+        kept: what people have put there, and a new build keeps.
+        notes: what its user should know.
+    """
+
+    action: Action = Action.create
+    manifest_hash: Digest | None = None
+    kept: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A recipe that has been resolved and planned: all that a build needs.
@@ -41,11 +68,15 @@ class Plan:
         inputs: the recipe, and the base and adapters that it names.
         merge_plan: what will happen to every tensor.
         target: where the output goes.
+        replace: whether it may replace a build of another recipe, or one that was changed.
+        at_target: what was at the target when it was planned, and will be done there.
     """
 
     inputs: BuildInputs
     merge_plan: MergePlan
     target: Path
+    replace: bool = False
+    at_target: AtTarget = AtTarget()
 
     @property
     def recipe(self) -> Recipe:
@@ -76,6 +107,8 @@ class Build:
         survival: what rounding left of each update; of a build that was reused, what its report says.
         seconds: how long each stage took; stages run beside each other, and `whole` is all of them.
         notes: what its user should know of the installation, or of the build that was there.
+        replaced: the manifest_hash of the build that was there and is not any more.
+        kept: what people had put there, and is there still.
     """
 
     dir: Path
@@ -84,6 +117,8 @@ class Build:
     survival: tuple[TensorSurvival, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    replaced: Digest | None = None
+    kept: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:

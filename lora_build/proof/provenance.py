@@ -49,12 +49,16 @@ class Recorded:
     """What is read back from provenance.
 
     Attributes:
+        file: the recipe's file, from the folder that holds `recipes/`; None of a recipe from Python.
+        changing: the overrides that may have changed bytes.
         recipe: the recipe as plain data with today's keys, without `root` and `output.dir`.
         root: where its relative paths begin, seen from the output; None where that is not recorded.
         commits: the commit of each input that is a Hub repository, by `base` and `adapters.<name>`.
         checks: what the output has passed.
     """
 
+    file: str | None
+    changing: tuple[str, ...]
     recipe: Mapping[str, Any]
     root: str | None
     commits: Mapping[SourceName, str]
@@ -81,8 +85,11 @@ def read(data: bytes, where: str) -> Recorded:
             for entry in definition["resolvedDependencies"]
             if (found := re.match(r"hf://[^@]+@([0-9a-f]+)/", entry["uri"]))
         }
+        asked = definition["externalParameters"]
         return Recorded(
-            recipe=with_new_names(definition["externalParameters"]["recipe"]),
+            file=asked.get("file"),
+            changing=tuple(asked.get("changing") or ()),
+            recipe=with_new_names(asked["recipe"]),
             root=definition["internalParameters"].get("root"),
             commits=commits,
             checks=dict(predicate["runDetails"]["metadata"].get("checks") or {}),
@@ -107,7 +114,7 @@ def to_bytes(inputs: BuildInputs, *, digests: InputDigests, manifest: Manifest, 
         "predicate": {
             "buildDefinition": {
                 "buildType": "https://lora-build.dev/merge/v1",
-                "externalParameters": {"recipe": _recipe(inputs.recipe)},
+                "externalParameters": {"recipe": _recipe(inputs.recipe), **_composed(inputs.recipe)},
                 "internalParameters": {
                     "build_key": manifest.build_key, "manifest_hash": manifest.manifest_hash, "root": run.root,
                 },
@@ -143,8 +150,16 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
         return value.value if isinstance(value, Enum) else value
 
     written: dict[str, Any] = plain(dataclasses.asdict(recipe))
-    del written["root"], written["output"]["dir"]
+    del written["root"], written["output"]["dir"], written["composed"]
     return written
+
+
+def _composed(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe's file, its overrides, and those of them that may have changed bytes."""
+    found = recipe.composed
+    if found is None:
+        return {"file": None, "overrides": [], "changing": []}
+    return {"file": found.file, "overrides": list(found.overrides), "changing": list(found.changing)}
 
 
 def _versions() -> dict[str, str]:

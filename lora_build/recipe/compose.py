@@ -4,6 +4,7 @@ The rest of what knows Hydra is beside it (`hydra_plugins.py`, `hydra_errors.py`
 """
 
 import contextlib
+import dataclasses
 import functools
 import sys
 import typing
@@ -17,13 +18,15 @@ from hydra.core.utils import JobRuntime
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from lora_build.errors import RecipeError
 from lora_build.recipe import files as recipe_files
 from lora_build.recipe.hydra_errors import plain_errors
 from lora_build.recipe.hydra_keys import check_composed
 from lora_build.recipe.hydra_plugins import CONF, register
+from lora_build.recipe.identity import at_point, effective
 from lora_build.recipe.keys import raise_problems
-from lora_build.recipe.overrides import check_axes, check_overrides
-from lora_build.recipe.schema import Recipe
+from lora_build.recipe.overrides import check_axes, check_overrides, composed_of
+from lora_build.recipe.schema import OutputSpec, Recipe
 from lora_build.recipe.shorthand import expand_override
 from lora_build.recipe.validate import from_mapping
 
@@ -43,7 +46,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         register()
         check_overrides(overrides)
         with hydra.initialize_config_dir(CONF, **_VERSION_BASE):
-            return to_recipe(hydra.compose("config", [f"recipe={name}", *overrides]))
+            config = hydra.compose("config", [f"recipe={name}", *overrides])
+    return in_folder_of_its_own(to_recipe(config, name, overrides), config)
 
 
 def compose_command(overrides: Sequence[str], mode: RunMode = RunMode.RUN) -> DictConfig:
@@ -77,12 +81,31 @@ def run(flags: Sequence[str], overrides: Sequence[str], task: Callable[[DictConf
             sys.argv = arguments
 
 
-def to_recipe(config: DictConfig) -> Recipe:
-    """Return the recipe of a composed config."""
+def to_recipe(config: DictConfig, name: str, overrides: Sequence[str]) -> Recipe:
+    """Return the recipe of a composed config: the one of a name, changed by some words."""
     data: Any = OmegaConf.to_container(config.recipe, resolve=False, enum_to_str=True)
     if any(folder.shipped and folder.path.parent == Path(data["root"]) for folder in recipe_files.folders()):
         data["output"]["dir"] = str(Path.cwd() / Path(data["output"]["dir"]).expanduser())  # not where it is installed
-    return from_mapping(data, where=f"recipe '{data['name']}'")
+    recipe = from_mapping(data, where=f"recipe '{data['name']}'")
+    return dataclasses.replace(recipe, composed=composed_of(name, overrides))
+
+
+def in_folder_of_its_own(recipe: Recipe, config: DictConfig) -> Recipe:
+    """Return a recipe that overrides have changed with the output of a sweep's point, lest it take the plain one's.
+
+    So is its output where they change what is built, and neither they nor the recipe say where it goes.
+    """
+    composed = recipe.composed
+    is_set = OmegaConf.to_container(config.recipe, resolve=False)["output"]["dir"] != OutputSpec().dir  # type: ignore[index, call-overload]
+    if composed is None or is_set or not composed.changing:
+        return recipe
+    try:
+        name = composed.file.partition("/")[2].removesuffix(".yaml")
+        if effective(load_recipe(name)) == effective(recipe):
+            return recipe
+    except RecipeError:  # it is none without them
+        pass
+    return at_point(recipe)
 
 
 @contextlib.contextmanager

@@ -69,17 +69,23 @@ def refuse_way_out(folder: Folder, file: Path) -> None:
         raise RecipeError(f"{label(file)}: is a link that leads out of {label(folder.path)}; put a copy there")
 
 
+def find_recipe(name: str) -> str:
+    """Return the file of a recipe, from the folder that holds the folder of recipes: `recipes/team/chat.yaml`."""
+    found = (folder.path for folder in folders() if (folder.path / f"{name}.yaml").is_file())
+    return f"{next(found, Path('recipes')).name}/{name}.yaml"
+
+
 def load_recipe_file(folder: Folder, file: Path) -> dict[str, Any]:
     """Return a recipe file's keys, shorthand written out, with the `name` and the `root` it has by itself.
 
-    A name is not inherited: `prod.yaml` without one is called prod, whatever its bases are called, so that
+    A name is not inherited: `team/prod.yaml` without one is called team--prod, whatever its bases are called, so that
     two recipes do not build into one folder.
     """
     data = read_yaml(file)
     defaults = data.pop("defaults", [])
     raise_problems(label(file), [*check_defaults(defaults, "recipe"), *check_recipe(data)])
     data = expand(data)
-    data.setdefault("name", file.stem)
+    data.setdefault("name", file.relative_to(folder.path).with_suffix("").as_posix().replace("/", "--"))
     data["root"] = str(folder.path.parent / data.get("root", ""))
     return {"defaults": from_the_top(defaults), **data}
 

@@ -25,6 +25,15 @@ def recorded_options(recipe: Recipe) -> dict[str, Any]:
     return {name: value for name, value in sorted(found.items(), key=str) if name is not None}
 
 
+def effective(recipe: Recipe) -> dict[str, Any]:
+    """Return all of a recipe that affects the output, as written, defaults left out, as plain data."""
+    return {
+        "adapters": [[name, _as_written(spec)] for name, spec in sorted(selected(recipe).items())],
+        "base": _as_written(recipe.base),
+        "options": {path: value for path, key, value in _options(recipe) if value != _plain(key.default)},
+    }
+
+
 def point_name(recipe: Recipe) -> str:
     """Return what tells a recipe from its siblings in a sweep, such as `math@0.5+text-3f2a91c04d1e`.
 
@@ -32,21 +41,21 @@ def point_name(recipe: Recipe) -> str:
     The digits are of the SHA-256 of all that affects the output, as written, defaults left out: a key that a later
     version adds changes no name. `<output.dir>-<point_name>` ends in a file name of at most 200 bytes.
     """
-    adapters = sorted(selected(recipe).items())
-    options = {path: value for path, key, value in _options(recipe) if value != _plain(key.default)}
-    effective = {
-        "adapters": [[name, _as_written(spec)] for name, spec in adapters],
-        "base": _as_written(recipe.base),
-        "options": options,
-    }
-    text = json.dumps(effective, sort_keys=True, separators=(",", ":"))
+    adapters, found = sorted(selected(recipe).items()), effective(recipe)
+    text = json.dumps(found, sort_keys=True, separators=(",", ":"))
     digits = hashlib.sha256(text.encode()).hexdigest()[:12]
     words = "+".join(name if spec.weight == 1 else f"{name}@{spec.weight:.12g}" for name, spec in adapters)
-    for path, value in options.items():
+    for path, value in found["options"].items():
         words += f"-{path.rpartition('.')[2]}_{'mixed' if isinstance(value, dict) else str(value).lower()}"
     room = 200 - len(Path(recipe.output.dir).name.encode()) - len(f"--{digits}")
     words = words[: max(room, 0)]
     return f"{words}-{digits}" if words else digits
+
+
+def at_point(recipe: Recipe) -> Recipe:
+    """Return a recipe whose output goes beside where it said, to a folder that tells what is in it."""
+    folder = f"{Path(recipe.output.dir)}-{point_name(recipe)}"
+    return dataclasses.replace(recipe, output=dataclasses.replace(recipe.output, dir=folder))
 
 
 def _options(spec: Any, path: str = "") -> Iterator[tuple[str, "dataclasses.Field[Any]", Any]]:

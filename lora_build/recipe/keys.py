@@ -77,7 +77,7 @@ def _check_keys(value: object, declared: Any, path: str) -> Iterator[str]:
     if not isinstance(value, Mapping):
         yield _expected(path, "a mapping of keys to values", value)
         return
-    known = typing.get_type_hints(declared)
+    known = {key: kind for key, kind in typing.get_type_hints(declared).items() if key != "composed"}
     for key, item in value.items():
         inner = f"{path}.{key}" if path else str(key)
         if key in known:

@@ -1,5 +1,6 @@
 """Checks the words of a command line that change a recipe, before Hydra reads them."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from lora_build.recipe.hydra_errors import plain_errors
 from lora_build.recipe.hydra_keys import check_hydra_override
 from lora_build.recipe.keys import check_recipe, raise_problems
 from lora_build.recipe.renamed import NEW_NAMES, answer_override
-from lora_build.recipe.schema import Recipe
+from lora_build.recipe.schema import Composed, Recipe
 
 _MOST_POINTS = 100_000
 
@@ -111,6 +112,40 @@ def _check_number(overrides: Sequence[Override]) -> Iterator[str]:
                 pass
     if number > _MOST_POINTS:
         yield f"a sweep of {number:.0f} points; expected at most {_MOST_POINTS}"
+
+
+def composed_of(name: str, overrides: Sequence[str]) -> Composed:
+    """Return what a recipe was composed of: its file, and the words that changed it, but for where its output goes.
+
+    Of two words for one key the last one counts; their order else does not. A path or a token of this machine is none
+    of provenance's business.
+    """
+    words = {}
+    for text in overrides:
+        key, _, _ = text.lstrip("+").partition("=")
+        if key.lstrip("~").startswith(("recipe.", "recipe/")) and key != "recipe.output.dir":
+            words[key] = "recipe.root" if key == "recipe.root" else re.sub(r"hf_\w{8,}", "hf_...", text.lstrip("+"))
+    kept = sorted(words)
+    return Composed(
+        file=recipe_files.find_recipe(name),
+        overrides=tuple(words[key] for key in kept),
+        changing=tuple(words[key] for key in kept if _may_change_bytes(key)),
+    )
+
+
+def _may_change_bytes(key: str) -> bool:
+    """Whether a key of the recipe, or a group below it, affects the output, or where its inputs are looked for."""
+    spec: Any = Recipe
+    for part in key.removeprefix("recipe.").split("."):
+        fields = {found.name: found for found in dataclasses.fields(spec)}
+        if part not in fields:  # a group, or a part of a mapping
+            return True
+        if (what := fields[part].metadata.get("affects")) is not None:
+            return what != "nothing" or part == "root"
+        spec = fields[part].default_factory
+        if not dataclasses.is_dataclass(spec):
+            return True
+    return True
 
 
 def _check_deletion(key: str) -> Iterator[str]:

@@ -138,8 +138,26 @@ class ChecksSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Composed:
+    """What a recipe was composed of, for provenance; no key of a recipe.
+
+    Attributes:
+        file: the recipe's file, from the folder that holds `recipes/`: `recipes/team/chat.yaml`.
+        overrides: the words that changed it.
+        changing: those of them that may change the output's bytes, or where its inputs are looked for.
+    """
+
+    file: str
+    overrides: tuple[str, ...] = ()
+    changing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A whole recipe. `saved_modules_from` names the adapter whose saved modules win; `root` is where paths begin."""
+    """A whole recipe. `saved_modules_from` names the adapter whose saved modules win; `root` is where paths begin.
+
+    Every field is a key but `composed`, which is None where no file was composed.
+    """
 
     name: str = field(default=MISSING, metadata=_affects("nothing"))
     description: str = field(default="", metadata=_affects("nothing"))
@@ -160,6 +178,7 @@ class Recipe:
     output: OutputSpec = field(default_factory=OutputSpec)
     checks: ChecksSpec = field(default_factory=ChecksSpec)
     root: str = field(default=".", metadata=_affects("nothing"))
+    composed: Composed | None = field(default=None, compare=False, metadata=_affects("nothing"))
 
 
 def declared_for(declared: Any, value: object) -> Any:

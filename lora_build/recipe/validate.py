@@ -31,19 +31,22 @@ def from_mapping(mapping: Mapping[str, Any] | Recipe, *, where: str = "recipe") 
         RecipeError: names every problem, behind `where`.
     """
     data = {"name": "build", "root": str(Path.cwd()), **to_plain(mapping)}
+    composed = mapping.composed if isinstance(mapping, Recipe) else None
     raise_problems(where, check_recipe(data))
     raise_problems(where, filter(None, [too_much(expand(data))]))
     found = _followed(expand(data), where)
     raise_problems(where, check_recipe(found))
     found["adapters"] = {name: spec for name, spec in found["adapters"].items() if spec is not None}
     raise_problems(where, _check_whole(found))
-    return typing.cast("Recipe", _typed(Recipe, found))
+    return dataclasses.replace(typing.cast("Recipe", _typed(Recipe, found)), composed=composed)
 
 
 def to_plain(value: Any) -> Any:
     """Return a recipe, or a Python user's values, as YAML would have them."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        value = {key: item for key, item in value.items() if key != "composed"}
     match value:
         case Enum():
             return value.value

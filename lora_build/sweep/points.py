@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_build.errors import LoraBuildError, label
-from lora_build.recipe.identity import point_name
+from lora_build.recipe.identity import at_point
 from lora_build.recipe.schema import Recipe, resolve_path
 
 UNEXPECTED = 70  # the exit code of a bug of ours: EX_SOFTWARE of sysexits.h
@@ -32,6 +32,7 @@ class Point:
         plan: what `plan` says of it, for machines.
         manifest_hash: of what was built.
         reused: whether it was there already.
+        replaced: the manifest_hash of the build that it replaced.
         warnings: what its user should know.
         same_as: the number of the point whose build it shares.
     """
@@ -44,6 +45,7 @@ class Point:
     plan: Mapping[str, Any] | None = None
     manifest_hash: str | None = None
     reused: bool | None = None
+    replaced: str | None = None
     warnings: tuple[str, ...] | None = None
     same_as: int | None = None
 
@@ -72,10 +74,8 @@ def run_point(
     Points whose output is the same one are the same build, which the first to come does.
     """
     try:
-        plain = recipe()
-        folder_name = f"{Path(plain.output.dir)}-{point_name(plain)}"
-        made = replace(plain, output=replace(plain.output, dir=folder_name))
-        point = replace(point, dir=str(resolve_path(made, folder_name)))
+        made = at_point(recipe())
+        point = replace(point, dir=str(resolve_path(made, made.output.dir)))
         if _is_first(folder, str(point.dir)):
             point = work(made, point)
     except LoraBuildError as error:
@@ -130,7 +130,8 @@ def _outcome(point: Point) -> str:
         return f"same as #{point.same_as}"
     if point.exit_code:
         return f"FAILED ({point.exit_code})"
-    return (point.manifest_hash or "planned") + ("  up to date" if point.reused else "")
+    how = "  up to date" if point.reused else f"  replaces {point.replaced[:19]}" if point.replaced else ""
+    return (point.manifest_hash or "planned") + how
 
 
 def _is_first(folder: Path, output: str) -> bool:

@@ -46,9 +46,10 @@ def engine(monkeypatch):
     from lora_build.proof.verify import Verification
 
     errors = {"bad": PlanError(["lora_A has no base"]), "merge": MergeError("not finite"), "full": StorageError("full")}
-    fake = SimpleNamespace(recipes=[], progress=[])
+    fake = SimpleNamespace(recipes=[], progress=[], replace=[])
 
-    def prepare(recipe):
+    def prepare(recipe, *, replace):
+        fake.replace.append(replace)
         fake.recipes.append(recipe)
         if recipe.description == "ctrl-c":
             raise KeyboardInterrupt
@@ -56,10 +57,14 @@ def engine(monkeypatch):
             raise errors[recipe.description]
         return SimpleNamespace(num_bytes_written=10, recipe=recipe)
 
-    def run(plan, *, progress=None):
+    def run(plan, *, progress=None, replan=False):
         progress(10)
         return SimpleNamespace(
-            manifest=SimpleNamespace(manifest_hash="sha256:abc"), dir=Path(plan.recipe.name), reused=False, warnings=()
+            manifest=SimpleNamespace(manifest_hash="sha256:abc"),
+            dir=Path(plan.recipe.name),
+            reused=False,
+            replaced=None,
+            warnings=(),
         )
 
     def verify_bytes(directory, strict):
@@ -107,7 +112,7 @@ def test_a_recipe_is_built_and_nothing_else_is_left(project, engine, capsys):
     [
         (["build", "recipe=prod"], "BUILT prod\n"),
         (["recipe=prod", "--timings"], "BUILT prod\nTIMED\n"),
-        (["plan", "recipe=team/chat"], "PLAN chat\n"),
+        (["plan", "recipe=team/chat"], "PLAN team--chat\n"),
         (["recipe=prod", "recipe.name=x"], "BUILT x\n"),
         (["recipe=prod", "--json"], '{\n  "dir": "prod"\n}\n'),
         (["plan", "--json", "recipe=prod"], '{\n  "plan": "prod"\n}\n'),
@@ -285,6 +290,14 @@ def test_list_as_json_names_folder_and_description(project, capsys):
     assert (rows[0]["description"], rows[0]["folder"]) == ("math and code", str(project / "recipes"))
 
 
+def test_replace_is_asked_for_on_the_command_line(project, engine, capsys):
+    app.main(["recipe=prod"])
+    app.main(["recipe=prod", "--replace"])
+    app.main(["plan", "--replace", "recipe=prod"])
+    app.main(["-m", "--replace", "recipe=prod"])
+    assert engine.replace == [False, True, True, True]
+
+
 def test_verify_checks_every_folder_and_exits_with_the_first_failure(project, engine, capsys):
     assert app.main(["verify", "a", "broken", "b"]) == 3
     out, err = capsys.readouterr()
@@ -415,11 +428,12 @@ def test_a_broken_pipe_is_quiet(project):
     child.stderr.close()
 
 
-def test_ctrl_c_ends_a_process_with_130_and_no_traceback(project):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_a_polite_kill_end_a_process_with_130_and_no_traceback(project, number):
     code = f"""
 import time
 from lora_build import pipeline
-def prepare(recipe):
+def prepare(recipe, *, replace):
     print("ready", flush=True)
     time.sleep(60)
 pipeline.prepare = prepare
@@ -428,6 +442,6 @@ sys.exit(code)"""
     child = process(code, "recipe=prod", cwd=project)
     assert child.stdout.readline() == "ready\n"
     time.sleep(0.1)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(number)
     assert child.communicate()[1] == "lora-build: interrupted\n"
     assert child.returncode == 130

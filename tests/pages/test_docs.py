@@ -147,6 +147,8 @@ def schema(kind: Any = Recipe, path: str = "") -> dict[str, Any]:
     """Return the type of each key of the recipe, by dotted path; an adapter is called NAME."""
     found: dict[str, Any] = {}
     for key, hint in typing.get_type_hints(kind).items():
+        if key == "composed":  # no key
+            continue
         found[f"{path}{key}"] = hint
         kind_of = next(iter(typing.get_args(hint)), hint) if isinstance(hint, types.UnionType) else hint
         if dataclasses.is_dataclass(kind_of):
@@ -247,7 +249,8 @@ def test_every_command_in_the_document_can_be_planned(project: Path, capsys: pyt
 def test_the_python_of_the_recipe_s_page_runs(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = blocks("recipe.md", "python")
     exec(compile(code, "recipe.md", "exec"), {})
-    assert capsys.readouterr().out == read_manifest(project / "builds/prod").manifest_hash + "\n"
+    (prod,) = (project / "builds").glob("prod-*-dtype_float32-*")
+    assert capsys.readouterr().out == read_manifest(prod).manifest_hash + "\n"
     assert (project / "builds/math" / MANIFEST_NAME).is_file()
 
 

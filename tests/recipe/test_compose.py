@@ -62,7 +62,7 @@ def test_a_recipe_inherits_what_it_does_not_say(project):
 def test_a_nested_recipe_inherits_from_a_recipe_and_removes_an_adapter(project):
     recipe = load_recipe("team/chat")
     assert list(recipe.adapters) == ["math", "chat"]
-    assert recipe.name == "chat"
+    assert (recipe.name, recipe.output.dir) == ("team--chat", "builds/team--chat")
 
 
 def test_names_in_defaults_begin_at_recipes_whoever_asks(project):

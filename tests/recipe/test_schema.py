@@ -20,7 +20,7 @@ PLAIN: dict[str, Any] = {"base": "org/base", "adapters": {"math": "org/math"}}
 def keys(kind: Any = Recipe, path: str = "") -> Iterator[tuple[str, "dataclasses.Field[Any]", Any]]:
     """Yield every key that is no mapping of others: its dotted path, its field, its type."""
     hints = typing.get_type_hints(kind)
-    for key in dataclasses.fields(kind):
+    for key in (key for key in dataclasses.fields(kind) if key.name != "composed"):  # that is none
         hint = hints[key.name]
         hint = typing.get_args(hint)[0] if isinstance(hint, UnionType) else hint
         if dataclasses.is_dataclass(hint) and key.name not in ("forward", "wrapper"):

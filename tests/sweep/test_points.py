@@ -28,20 +28,22 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "recipes" / "other.yaml").write_text("base: ./base\nadapters: {math: ./m}\n")
     builds = []
 
-    def prepare(recipe):
+    def prepare(recipe, *, replace):
         if recipe.description == "bad":
             raise PlanError(["lora_A has no base"])
         if recipe.description == "bug":
             raise ZeroDivisionError("division by zero")
         return SimpleNamespace(num_bytes_written=10, recipe=recipe)
 
-    def run(plan, *, progress=None):
+    def run(plan, *, progress=None, replan=False):
         builds.append(plan.recipe.output.dir)
         directory = Path(plan.recipe.output.dir)
         reused = directory.exists()
         directory.mkdir(parents=True, exist_ok=True)
         manifest = SimpleNamespace(manifest_hash=f"sha256:{len(builds)}")
-        return SimpleNamespace(manifest=manifest, dir=directory, reused=reused, warnings=("code moved little",))
+        return SimpleNamespace(
+            manifest=manifest, dir=directory, reused=reused, replaced=None, warnings=("code moved little",)
+        )
 
     monkeypatch.setattr(pipeline, "prepare", prepare)
     monkeypatch.setattr(pipeline, "run", run)

@@ -1,47 +1,68 @@
-"""A directory as the target, all or nothing.
+"""A directory as the target, all or nothing, and nothing of anybody else's.
 
-Files are written to a hidden folder beside it, the manifest last. Then `commit` puts the folder in the target's place
-with one rename. Whatever ends a build earlier leaves the target absent, or old and whole.
+Files are written to a staging folder beside it, the manifest last. Then `commit` looks at the target again, and puts
+the new folder in its place with one rename. What comes out of there is looked at before it is removed, else put back.
+Whatever ends a build earlier leaves the target as it was.
 """
 
-import contextlib
-import ctypes
-import errno
+import logging
 import os
-import shutil
 from pathlib import Path
 from typing import Self
 
+from lora_build.errors import LoraBuildError, StorageError
 from lora_build.files.buffers import Buffers
 from lora_build.files.identity import FileRecord
-from lora_build.files.targets.disk import LIBC, disk_errors
+from lora_build.files.targets.contents import Occupant, give_back, is_taken, take_along
+from lora_build.files.targets.disk import disk_errors, is_on_overlay
 from lora_build.files.targets.file_writer import BLOCK_BYTES, SPARE_BYTES, FileQueues, FileWriter
+from lora_build.files.targets.moves import exchange, put, refuse_immovable, undo, why_immovable
+from lora_build.files.targets.staging import Staging, make_staging
 
-_RENAME_EXCHANGE = 2
+log = logging.getLogger(__name__)
 
-
-_AT_FDCWD = -100
+_TRIES = 3  # of what people put into a build in the moment between it is taken along and both swap places
 
 
 class DirectoryTarget:
-    """The staging folder of one target directory; the caller holds the target's lock."""
+    """The staging folder of one target directory; the caller holds the target's lock.
 
-    def __init__(self, target: Path) -> None:
-        """Prepare a fresh staging folder beside `target`; what a killed build left there is removed."""
+    `occupant` is the build that the target holds, None if there is nothing, or an empty folder.
+    """
+
+    def __init__(self, target: Path, occupant: Occupant | None = None) -> None:
         self.target = target
-        self.staging = target.with_name(f".{target.name}.lora-build.tmp")
+        self._occupant = occupant
+        self._was_there = os.path.lexists(target)
+        self._made: Staging | None = None
         self._buffers = Buffers(BLOCK_BYTES + SPARE_BYTES)
 
+    @property
+    def staging(self) -> Path:
+        """The folder that holds the files until they are committed."""
+        return self._staging.build
+
+    @property
+    def _staging(self) -> Staging:
+        assert self._made is not None, "a target is entered before it is written to"
+        return self._made
+
     def __enter__(self) -> Self:
-        with disk_errors(self.staging):
-            _remove(self.staging)
-            self.staging.mkdir(parents=True)
+        with disk_errors(self.target):
+            self._made = make_staging(self.target)
+        try:
+            if self._occupant is not None and is_on_overlay(self.target):
+                refuse_immovable(self.target, self._staging.folder)
+        except BaseException:
+            self._staging.discard()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            _remove(self.staging)
-            _remove(_aside(self.target))
+        try:
+            self._end()
+        except (OSError, LoraBuildError) as error:
+            log.warning("%s is left, and the next build of %s clears it: %s", self._staging.folder, self.target, error)
 
     def open(self, name: str, size_bytes: int, queues: FileQueues | None = None) -> FileWriter:
         """Return a writer for a new file."""
@@ -54,15 +75,81 @@ class DirectoryTarget:
             return file.close()
 
     def commit(self) -> None:
-        """Put the staging folder in the target's place, at once."""
+        """Put the new build in the target's place, at once.
+
+        Raises:
+            StorageError: another thing is there than when the build began; it is as it was.
+        """
         with disk_errors(self.target):
-            for folder in sorted({self.staging, *(p for p in self.staging.rglob("*") if p.is_dir())}):
-                _sync_folder(folder)
-            if self.target.is_symlink() or self.target.exists():
-                _exchange(self.staging, self.target)
+            _sync_folders(self.staging)
+            if self._occupant is None:
+                self._put()
             else:
-                self.staging.rename(self.target)
+                self._replace(self._occupant)
             _sync_folder(self.target.parent)
+
+    def _put(self) -> None:
+        """Move the new build to where nothing was, or an empty folder that still is one."""
+        try:
+            if self._was_there:
+                self.staging.rename(self.target)
+            else:
+                put(self.staging, self.target)
+        except OSError as error:
+            if not os.path.lexists(self.target):
+                raise
+            raise StorageError(
+                f"output.dir: {self.target}: something was put there while the build ran; it is left alone: "
+                "move it away and build again"
+            ) from error
+
+    def _replace(self, occupant: Occupant) -> None:
+        """Exchange the old build for the new one, which has what people put there, and remove it."""
+        staging = self._staging
+        for left in reversed(range(_TRIES)):
+            there = occupant.look(self.target)
+            if there.others:
+                take_along(there.others, self.target, self.staging)
+                _sync_folders(self.staging)
+            try:
+                came_out = exchange(self.staging, self.target, staging.old)
+            except OSError as error:
+                raise StorageError(why_immovable(self.target, error)) from error
+            if self._let_go(occupant, came_out, is_last=not left):
+                return
+            give_back(there.others, self.staging)
+
+    def _let_go(self, occupant: Occupant, came_out: Path, *, is_last: bool = True) -> bool:
+        """Remove what came out if it is what was seen, and all of it is in the new build; else put it back."""
+        try:
+            there = occupant.look(came_out)
+            left = [name for name in there.others if not is_taken(came_out / name, self.target / name)]
+            if left and is_last:
+                raise StorageError(f"output.dir: {self.target / left[0]} changes while it is read; build again at rest")
+        except LoraBuildError:
+            undo(self.staging, self.target, came_out)
+            raise
+        if left:
+            undo(self.staging, self.target, came_out)
+            return False
+        _sync_folder(self.target.parent)
+        self._staging.let_go(came_out, there)
+        return True
+
+    def _end(self) -> None:
+        """Remove what was not committed, and put back what was taken out of the target."""
+        staging = self._staging
+        came_out = staging.came_out
+        if came_out is not None and not os.path.lexists(self.target):
+            put(came_out, self.target)
+        elif came_out is not None and self._occupant is not None:
+            self._let_go(self._occupant, came_out)
+        staging.discard()
+
+
+def _sync_folders(folder: Path) -> None:
+    for below in sorted({folder, *(p for p in folder.rglob("*") if p.is_dir() and not p.is_symlink())}):
+        _sync_folder(below)
 
 
 def _sync_folder(path: Path) -> None:
@@ -71,33 +158,3 @@ def _sync_folder(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _exchange(new: Path, old: Path) -> None:
-    """Swap two directories in one step; `new` then holds what is to be removed."""
-    if hasattr(LIBC, "renameat2"):
-        names = os.fsencode(new), os.fsencode(old)
-        if LIBC.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
-            return
-        code = ctypes.get_errno()
-        if code not in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
-            raise OSError(code, os.strerror(code), str(old))
-    # two renames: between them the target is absent, never mixed
-    aside = _aside(old)
-    _remove(aside)
-    old.rename(aside)
-    new.rename(old)
-    _remove(aside)
-
-
-def _aside(target: Path) -> Path:
-    return target.with_name(f".{target.name}.lora-build.old")
-
-
-def _remove(path: Path) -> None:
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        for folder in (path, *(p for p in path.rglob("*") if p.is_dir() and not p.is_symlink())):
-            folder.chmod(0o700)  # an old build may be write-protected
-        shutil.rmtree(path)

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,31 @@ def free_bytes(target: Path) -> int:
     while not parent.exists():
         parent = parent.parent
     return shutil.disk_usage(parent).free
+
+
+def is_mount_point(path: Path) -> bool:
+    """Whether a file system or a folder of another place is mounted exactly there."""
+    return str(path) in _mounts()
+
+
+def is_on_overlay(path: Path) -> bool:
+    """Whether a path lies in an overlay, some of whose folders cannot be renamed."""
+    mounts = _mounts()
+    return next((mounts[str(up)] for up in (path, *path.parents) if str(up) in mounts), "") == "overlay"
+
+
+def _mounts() -> dict[str, str]:
+    """Return the kind of file system of each mount point, the last mounted one where there are several."""
+    try:
+        text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:  # not on Linux
+        return {}
+    found = {}
+    for line in text.splitlines():
+        place, _, kind = line.partition(" - ")
+        written = place.split(" ")[4]
+        found[re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), written)] = kind.split(" ")[0]
+    return found
 
 
 @contextmanager
