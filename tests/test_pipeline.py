@@ -316,6 +316,23 @@ def test_a_kill_at_each_step_of_a_replacement_loses_nothing(folder: Path, how: s
     kill_replacing_at(folder, range(1, steps + 1), how)
 
 
+@pytest.mark.long
+def test_builds_of_one_target_at_once_come_one_after_the_other(folder: Path) -> None:
+    code = (
+        "import json, sys, lora_build\n"
+        "try: lora_build.build(json.loads(sys.argv[1]))\n"
+        "except lora_build.LoraBuildError as error: sys.exit(error.exit_code)"
+    )
+    output = {"dir": str(folder / "builds/out"), "if_exists": "overwrite"}
+    recipes = [small.recipe(folder, output=output, name=name) for name in "aabb"]
+    others = [subprocess.Popen([sys.executable, "-c", code, json.dumps(recipe)]) for recipe in recipes]
+    codes = [other.wait(timeout=120) for other in others]
+
+    assert sorted(codes) == [0, 0, 2, 2]  # nobody replaces another recipe's build
+    lora_build.verify(folder / "builds/out")
+    assert listing(folder / "builds") == ["out"]
+
+
 def test_ctrl_c_leaves_nothing_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -7,8 +7,9 @@ from lora_build.files.hashing.remembered import recall
 from lora_build.files.identity import Digest, FileKey, FileRecord
 from lora_build.files.sources import Source, digest
 from lora_build.files.sources.local import LocalSource
-from lora_build.files.targets.disk import disk_errors
+from lora_build.files.targets.disk import disk_errors, is_on_overlay
 from lora_build.files.targets.lock import is_locked, refuse_what_is_no_lock
+from lora_build.files.targets.moves import refuse_immovable
 from lora_build.files.targets.staging import size_bytes, stagings_in
 from lora_build.proof.builds import Action, AtTarget, Plan
 from lora_build.proof.manifest import Manifest
@@ -39,6 +40,8 @@ def foresee(plan: Plan) -> AtTarget:
         refuse_lack_of_space(plan.target, plan.num_bytes_written)
     if same is False:
         refuse_replacing(plan, there)
+        if is_on_overlay(plan.target):
+            refuse_immovable(plan.target)
     action = {True: Action.reuse, False: Action.replace, None: Action.replace_or_reuse}[same]
     kept = there.additions.names
     if kept and action is not Action.reuse:

@@ -18,6 +18,7 @@ from lora_build.recipe.hydra_keys import check_hydra_override
 from lora_build.recipe.keys import check_recipe, raise_problems
 from lora_build.recipe.renamed import NEW_NAMES, answer_override
 from lora_build.recipe.schema import Composed, Recipe
+from lora_build.terminal import without_secrets
 
 _MOST_POINTS = 100_000
 
@@ -124,7 +125,7 @@ def composed_of(name: str, overrides: Sequence[str]) -> Composed:
     for text in overrides:
         key, _, _ = text.lstrip("+").partition("=")
         if key.lstrip("~").startswith(("recipe.", "recipe/")) and key != "recipe.output.dir":
-            words[key] = "recipe.root" if key == "recipe.root" else re.sub(r"hf_\w{8,}", "hf_...", text.lstrip("+"))
+            words[key] = "recipe.root" if key == "recipe.root" else without_secrets(text.lstrip("+"))
     kept = sorted(words)
     return Composed(
         file=recipe_files.find_recipe(name),

@@ -52,7 +52,7 @@ class DirectoryTarget:
             self._made = make_staging(self.target)
         try:
             if self._occupant is not None and is_on_overlay(self.target):
-                refuse_immovable(self.target, self._staging.folder)
+                refuse_immovable(self.target)  # onto the staging folder at least, which is full
         except BaseException:
             self._staging.discard()
             raise

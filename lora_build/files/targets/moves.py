@@ -67,16 +67,24 @@ def undo(new: Path, old: Path, came_out: Path) -> None:
         ) from error
 
 
-def refuse_immovable(folder: Path, full: Path) -> None:
+def refuse_immovable(folder: Path) -> None:
     """Raise StorageError if a folder cannot be moved, as one in a lower layer of an overlay cannot.
 
-    A move onto a folder with something in it fails everywhere; how it fails says whether another one would.
+    A move onto a folder with something in it fails everywhere; how it fails says whether another one would. Where
+    there is no such folder beside it, nothing can be said.
     """
+    full = next((path for path in sorted(folder.parent.iterdir()) if path != folder and _is_full(path)), None)
+    if full is None:
+        return
     try:
         folder.rename(full)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise StorageError(why_immovable(folder, error)) from error
+
+
+def _is_full(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and os.access(path, os.R_OK) and any(path.iterdir())
 
 
 def why_immovable(folder: Path, error: OSError) -> str:
