@@ -22,7 +22,7 @@ from lora_build.numerics.survival import to_bytes as survival_bytes
 from lora_build.planning.plan import MergePlan, make_plan
 from lora_build.planning.resolve import resolve
 from lora_build.proof.builds import Build, BuildInputs, Plan
-from lora_build.proof.checks import checks_of, have_passed, run_checks
+from lora_build.proof.checks import checks_of, have_passed, remember_passed, run_checks
 from lora_build.proof.foresight import foresee
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, Manifest, make_manifest
 from lora_build.proof.occupant import Builds
@@ -165,7 +165,7 @@ def _is_current(plan: Plan, there: Manifest) -> bool:
 
 def _reuse(plan: Plan, there: Manifest) -> Build:
     """Return the build that is there, after the checks that it has not passed yet."""
-    if not have_passed(plan.recipe, plan.target):
+    if not have_passed(plan.recipe, there, plan.target):
         _check(plan, plan.target, there)
     survival = read_survival(plan.target)
     notes = () if survival is not None else (f"what rounding left is not known: no {SURVIVAL_NAME} that can be read",)
@@ -236,9 +236,11 @@ def _check(plan: Plan, folder: Path, manifest: Manifest) -> dict[str, Any]:
         VerificationError: it has not.
     """
     try:
-        return run_checks(folder, manifest, plan.inputs)
+        records = run_checks(folder, manifest, plan.inputs)
     except VerificationError as error:
         raise error.ending(f"; {plan.target} is as it was") from error
+    remember_passed(plan.recipe, manifest, plan.target)
+    return records
 
 
 def memory_bytes(plan: Plan) -> int:

@@ -64,7 +64,8 @@ def verification_json(found: "Verification") -> dict[str, Any]:
         "forward": found.forward and forward_json(found.forward),
         "wrapper": found.wrapper and dataclasses.asdict(found.wrapper) | {"ok": found.wrapper.is_ok},
     }
-    return {key: value for key, value in (data | reports).items() if value is not None}
+    unsaid = {key for key in ("notes", "doubts") if not data[key]}
+    return {key: value for key, value in (data | reports).items() if value is not None and key not in unsaid}
 
 
 def forward_json(report: "ForwardReport") -> dict[str, Any]:

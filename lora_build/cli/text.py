@@ -104,16 +104,25 @@ def timing_lines(built: Build) -> list[str]:
 
 
 def verification_lines(folder: str, found: "Verification") -> list[str]:
-    """Return what was read and is whole, and what is there besides."""
+    """Return what was read and is whole, the reports of the checks that were asked for, and what all that proves."""
     counts = f"{found.num_files} files, {found.num_tensors} tensors, {found.num_bytes} bytes"
-    lines = [f"{folder}: ok, {counts}, {found.manifest_hash}"]
+    more = []
     if found.additions:
-        lines.append(f"{folder}: {count(len(found.additions), 'file')} more: {some_of(found.additions)}")
-    return lines
+        more.append(f"{folder}: {count(len(found.additions), 'file')} more: {some_of(found.additions)}")
+    if found.doubts:
+        unlike = f"{folder}: {counts} are whole, {found.manifest_hash}; the files beside them are not"
+        return [unlike, *more, *_reports(found)]
+    if found.expected:
+        proven = "the manifest is the expected one, and every file and tensor is as it says"
+    else:
+        proven = "every file and tensor is as this manifest says; that it is yours, --expect HASH proves"
+    lines = [f"{folder}: ok, {counts}, {found.manifest_hash}", *more, *_reports(found)]
+    if not found.problems:
+        lines.append(f"proven    {proven}")
+    return lines + [f"note      {note}" for note in found.notes]
 
 
-def report_lines(found: "Verification") -> list[str]:
-    """Return the reports of the checks that were asked for."""
+def _reports(found: "Verification") -> list[str]:
     lines = forward_lines(found.forward) if found.forward else []
     return lines + (wrapper_lines(found.wrapper) if found.wrapper else [])
 

@@ -14,15 +14,16 @@ if TYPE_CHECKING:
 
 _USAGE = (
     "verify takes the folders of builds: "
-    "lora-build verify [--strict] [--forward [--prompts FILE] [--seed N]] [--wrapper] DIR [DIR ...]"
+    "lora-build verify [--expect HASH] [--strict] [--forward [--prompts FILE] [--seed N]] [--wrapper] DIR [DIR ...]"
 )
-_OPTIONS = ("--strict", "--forward", "--wrapper", "--prompts", "--seed")
+_OPTIONS = ("--expect", "--strict", "--forward", "--wrapper", "--prompts", "--seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """What builds are held to beside their manifests; the arguments of `verify` from Python."""
 
+    expect: str | None = None
     strict: bool = False
     forward: bool = False
     wrapper: bool = False
@@ -46,15 +47,17 @@ def _verify(folder: str, wanted: Wanted, *, quiet: bool) -> dict[str, Any]:
 
     result: dict[str, Any] = {"dir": folder, "exit_code": 0}
     lines: list[str] = []
-    options = {key: value for key, value in asdict(wanted).items() if key != "strict"}  # what inputs are held to
+    options = {
+        key: value for key, value in asdict(wanted).items() if key not in ("expect", "strict")
+    }  # what inputs are held to
     complaint: tuple[str, ...] = ()
 
     def note(found: "Verification") -> None:
         result.update(json.verification_json(found))
-        lines[:] = [*text.verification_lines(folder, found), *text.report_lines(found)]
+        lines[:] = text.verification_lines(folder, found)
 
     try:
-        found = verify.verify_bytes(Path(folder), strict=wanted.strict)
+        found = verify.verify_bytes(Path(folder), expect=wanted.expect, strict=wanted.strict)
         note(found)  # said also where a check then cannot be made
         if wanted.forward or wanted.wrapper:
             found = verify.hold_to_inputs(Path(folder), found, **options)
@@ -79,7 +82,7 @@ def _words(words: Sequence[str]) -> tuple[list[str], Wanted]:
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
-        if name in ("--prompts", "--seed"):
+        if name in ("--prompts", "--seed", "--expect"):
             options[name] = value if equals else rest.pop(0) if rest else ""
         elif word in ("--strict", "--forward", "--wrapper"):
             options[word] = True
@@ -94,7 +97,9 @@ def _words(words: Sequence[str]) -> tuple[list[str], Wanted]:
         raise RecipeError(f"{of_forward[0]} goes with --forward; {_USAGE}")
     if not re.fullmatch(r"\d{1,18}", seed, re.ASCII):
         raise RecipeError(f"--seed: expected a whole number, 0 or more, found '{seed}'")
+    if "--expect" in options and len(folders) > 1:
+        raise RecipeError(f"--expect is the hash of one build, found {len(folders)} folders; {_USAGE}")
     return folders, Wanted(
-        strict="--strict" in options, forward="--forward" in options, wrapper="--wrapper" in options,
-        prompts=options.get("--prompts"), seed=int(seed),
+        expect=options.get("--expect"), strict="--strict" in options, forward="--forward" in options,
+        wrapper="--wrapper" in options, prompts=options.get("--prompts"), seed=int(seed),
     )  # fmt: skip

@@ -4,19 +4,22 @@ Each is one class that says whether it can be made of a plan, makes it, and tell
 build that is there already is asked only what it has not been asked before.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lora_build._version import VERSION
 from lora_build.errors import PlanError, RecipeError, VerificationError
 from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.hashing.hashed_file import file_digest
 from lora_build.planning.plan import MergePlan
+from lora_build.proof import passed
 from lora_build.proof.builds import BuildInputs
-from lora_build.proof.manifest import PROVENANCE_NAME, Manifest
-from lora_build.proof.provenance import read as read_provenance
+from lora_build.proof.canonical_json import canonical_json
+from lora_build.proof.manifest import Manifest
 from lora_build.recipe.schema import ForwardSpec, Recipe, resolve_path
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ class BuildCheck(Protocol):
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What tells it from others of its name, as provenance records it."""
+        """What tells it from others of its name, as provenance records it; no number in it that is not whole."""
 
     def refuse(self, inputs: BuildInputs, plan: MergePlan) -> None:
         """Raise if it cannot be made of what a plan builds."""
@@ -69,16 +72,25 @@ def run_checks(folder: Path, manifest: Manifest, inputs: BuildInputs) -> dict[st
     return {check.name: {**check.facts, **check.run(folder, manifest, inputs)} for check in checks_of(inputs.recipe)}
 
 
-def have_passed(recipe: Recipe, folder: Path) -> bool:
-    """Whether a build passed the recipe's checks when it was built."""
-    wanted, path = checks_of(recipe), folder / PROVENANCE_NAME
-    if not wanted:
-        return True
-    if not path.is_file():
-        return False
-    records = read_provenance(path.read_bytes(), str(path)).checks
-    passed = {name: record for name, record in records.items() if isinstance(record, dict)}
-    return all(check.name in passed and check.facts.items() <= passed[check.name].items() for check in wanted)
+def have_passed(recipe: Recipe, manifest: Manifest, folder: Path) -> bool:
+    """Whether the build of this manifest in a folder has passed the recipe's checks on this machine.
+
+    What provenance records of them is for people: anybody may edit it, so it is not asked.
+    """
+    return all(map(passed.is_remembered, _keys(recipe, manifest, folder)))
+
+
+def remember_passed(recipe: Recipe, manifest: Manifest, folder: Path) -> None:
+    """Remember that a build has passed the recipe's checks."""
+    for key in _keys(recipe, manifest, folder):
+        passed.remember(key)
+
+
+def _keys(recipe: Recipe, manifest: Manifest, folder: Path) -> Iterator[bytes]:
+    """Yield what each check is remembered by; another version of lora-build may check more."""
+    for check in checks_of(recipe):
+        where = os.fsencode(folder.resolve()).hex()
+        yield canonical_json([VERSION, where, manifest.manifest_hash, check.name, dict(check.facts)])
 
 
 @dataclass(frozen=True, kw_only=True)

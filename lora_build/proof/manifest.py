@@ -9,16 +9,18 @@ and a newline; docs/manifest.md shows a full example. Nothing in it changes from
     manifest_hash   SHA-256 of the file lora-build.manifest.json
 """
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_build.errors import SourceError, VerificationError
+from lora_build.errors import SourceError, VerificationError, some_of
 from lora_build.files.identity import Digest, FileRecord, SourceName
+from lora_build.proof import readback
 from lora_build.proof.canonical_json import canonical_json
 from lora_build.proof.plan_record import (
+    REPRODUCIBILITY,
     InputDigests,
     PlanRecord,
     adapter_places,
@@ -35,6 +37,10 @@ SURVIVAL_NAME = "lora-build.survival.json"
 PROVENANCE_NAME = "lora-build.provenance.json"
 _OWN_FILES = frozenset((MANIFEST_NAME, SURVIVAL_NAME, PROVENANCE_NAME))
 _SCHEMA = "lora-build/manifest/v1"
+_FIELDS = (
+    "schema", "reproducibility", "build_key", "output_digest", "weights_digest", "plan", "files", "tensors",
+)  # fmt: skip
+_NUM_ADAPTERS = {"copy": (0, 0), "convert": (0, 0), "replace": (1, 1), "merge": (1, 1 << 31)}  # least and most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,16 +61,16 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A manifest's content. `Manifest.from_bytes(m.to_bytes()) == m`.
-
-    `reproducibility` is `exact` where every machine builds the same bytes, `environment` where a library's linear
-    algebra has a part in them.
-    """
+    """A manifest's content. `Manifest.from_bytes(m.to_bytes()) == m`."""
 
     plan: PlanRecord
     files: tuple[FileRecord, ...]
     tensors: tuple[TensorRecord, ...]
-    reproducibility: str = "exact"
+
+    @property
+    def reproducibility(self) -> str:
+        """`exact` where every machine builds the same bytes, `environment` where a library's algebra has a part."""
+        return str(self.plan.options.get(REPRODUCIBILITY, "exact"))
 
     @property
     def build_key(self) -> Digest:
@@ -111,29 +117,26 @@ class Manifest:
         """Return the manifest of a file's bytes.
 
         Raises:
-            VerificationError: it is no manifest of this version, or it was edited: its digests do not follow from it.
+            VerificationError: it is no manifest of this version, or it was edited: its digests do not follow from it,
+                or it says what no build can be.
         """
         try:
-            document = json.loads(data)
-            if document["schema"] != _SCHEMA:
-                raise VerificationError(f"{where}: schema {document['schema']!r}, expected {_SCHEMA!r}")
+            document = readback.parse_json(data)
+            readback.hold_format(document["schema"], _SCHEMA, where)
+            readback.entry(document, _FIELDS)
             manifest = cls(
                 plan=PlanRecord.from_json(document["plan"]),
-                reproducibility=document["reproducibility"],
-                files=tuple(map(file_from_json, document["files"])),
-                tensors=tuple(map(_tensor_record, document["tensors"])),
+                files=tuple(map(file_from_json, readback.items(document["files"]))),
+                tensors=tuple(map(_tensor_record, readback.items(document["tensors"]))),
             )
             same = manifest.to_bytes() == data
-            inside = all(_is_inside(file.path) for file in manifest.files)
-            complete = {tensor.file for tensor in manifest.tensors} <= {file.path for file in manifest.files}
         except (AttributeError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise VerificationError(f"{where}: is not a manifest of lora-build ({error!r})") from error
+            reason = str(error) if isinstance(error, ValueError) else repr(error)
+            raise VerificationError(f"{where}: is not a manifest of lora-build ({reason})") from error
         if not same:
             raise VerificationError(f"{where}: was edited: its digests do not follow from its content")
-        if not inside or not complete:
-            raise VerificationError(
-                f"{where}: names files outside of the build, or tensors of files that it does not list"
-            )
+        if issues := list(_contradictions(manifest)):
+            raise VerificationError(f"{where}: {some_of(issues)}; no build is like that, so it was edited")
         return manifest
 
 
@@ -162,7 +165,6 @@ def make_manifest(
     ]  # fmt: skip
     return Manifest(
         plan=record_plan(plan, inputs),
-        reproducibility="exact" if plan.is_exact else "environment",
         files=tuple(sorted(files, key=lambda f: f.path)),
         tensors=tuple(sorted(records, key=lambda t: t.name)),
     )
@@ -180,7 +182,7 @@ def read_manifest(directory: Path) -> Manifest:
         raise SourceError(f"{directory}: is not a directory")
     if not path.is_file():
         raise SourceError(f"{directory}: has no {MANIFEST_NAME}: not a build of lora-build, or not a finished one")
-    return Manifest.from_bytes(path.read_bytes(), str(path))
+    return Manifest.from_bytes(readback.read_file(path), str(path))
 
 
 def own_files(manifest: Manifest) -> frozenset[str]:
@@ -188,10 +190,44 @@ def own_files(manifest: Manifest) -> frozenset[str]:
     return _OWN_FILES | {file.path for file in manifest.files}
 
 
-def _tensor_record(entry: Mapping[str, Any]) -> TensorRecord:
-    shape, adapters = tuple(entry["shape"]), tuple(entry["adapters"])
-    return TensorRecord(**{**entry, "shape": shape, "adapters": adapters, "sha256": Digest(entry["sha256"])})
+def _tensor_record(data: Any) -> TensorRecord:
+    found = readback.entry(data, ("name", "dtype", "shape", "sha256", "file", "operation", "adapters"))
+    return TensorRecord(
+        name=readback.text(found["name"]),
+        dtype=readback.text(found["dtype"]),
+        shape=tuple(map(readback.whole, readback.items(found["shape"]))),
+        sha256=readback.digest(found["sha256"]),
+        file=readback.text(found["file"]),
+        operation=readback.text(found["operation"]),
+        adapters=tuple(map(readback.whole, readback.items(found["adapters"]))),
+    )
+
+
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    """Yield what a manifest says that no build can be, whoever computed its digests."""
+    paths = {file.path for file in manifest.files}
+    if not all(map(_is_inside, paths)) or not {tensor.file for tensor in manifest.tensors} <= paths:
+        yield "names files outside of the build, or tensors of files that it does not list"
+    if paths & _OWN_FILES:
+        yield "lists a file of lora-build itself"
+    if any(a.path >= b.path for a, b in pairwise(manifest.files)):
+        yield "lists files twice or out of order"
+    if any(a.name >= b.name for a, b in pairwise(manifest.tensors)):
+        yield "lists tensors twice or out of order"
+    whole = {path for path in paths if "/" not in path and path.endswith(".safetensors")}
+    if whole - {tensor.file for tensor in manifest.tensors}:
+        yield "lists a weight file without its tensors"
+    if manifest.reproducibility not in ("exact", "environment"):
+        yield f"names a reproducibility that is none ({manifest.reproducibility[:40]!r})"
+    num_adapters = len(manifest.plan.adapters)
+    for tensor in manifest.tensors:
+        few, many = _NUM_ADAPTERS.get(tensor.operation, (1, 0))
+        same = tuple(sorted(set(tensor.adapters))) == tensor.adapters and all(n < num_adapters for n in tensor.adapters)
+        if not same or not few <= len(tensor.adapters) <= many:
+            yield f"tensor {tensor.name[:80]!r} cannot be a {tensor.operation[:20]!r} by adapters {tensor.adapters[:4]}"
+            return
 
 
 def _is_inside(path: str) -> bool:
-    return not path.startswith("/") and ".." not in path.split("/")
+    """Whether a path is that of a file below the folder, written in the one way that it can be."""
+    return "\0" not in path and not {"", ".", ".."} & set(path.split("/"))

@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import BASE, Digest, FileKey, FileRecord, SourceName
 from lora_build.planning.operations import Merge, Operation, Segment
+from lora_build.proof import readback
 from lora_build.proof.canonical_json import canonical_json, without_floats
 
 if TYPE_CHECKING:
     from lora_build.planning.plan import MergePlan  # what verifies a build need not know how it is planned
+
+REPRODUCIBILITY = "reproducibility"  # an option only where it is not `exact`
 
 InputDigests = Mapping[FileKey, FileRecord]
 """The files that were read, by (source, name): ("base", "config.json")."""
@@ -39,7 +42,8 @@ class AdapterRecord:
     @classmethod
     def from_json(cls, data: Any) -> "AdapterRecord":
         """Return what the manifest says."""
-        return cls(files=tuple(map(file_from_json, data["files"])), weight=float(data["weight"]))
+        found = readback.entry(data, ("files", "weight"))
+        return cls(files=_files(found["files"]), weight=readback.number(found["weight"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +79,12 @@ class PlanRecord:
     @classmethod
     def from_json(cls, data: Any) -> "PlanRecord":
         """Return what the manifest says."""
+        found = readback.entry(data, ("options", "base", "adapters", "operations"))
         return cls(
-            options=dict(data["options"]),
-            base=tuple(map(file_from_json, data["base"]["files"])),
-            adapters=tuple(map(AdapterRecord.from_json, data["adapters"])),
-            operations=Digest(data["operations"]),
+            options=readback.table(found["options"]),
+            base=_files(readback.entry(found["base"], ("files",))["files"]),
+            adapters=tuple(map(AdapterRecord.from_json, readback.items(found["adapters"]))),
+            operations=readback.digest(found["operations"]),
         )
 
 
@@ -90,14 +95,20 @@ def file_to_json(file: FileRecord) -> dict[str, Any]:
 
 def file_from_json(data: Any) -> FileRecord:
     """Return a file that the manifest names."""
-    return FileRecord(path=data["path"], size_bytes=data["size"], sha256=Digest(data["sha256"]))
+    found = readback.entry(data, ("path", "size", "sha256"))
+    path, size = readback.text(found["path"]), readback.whole(found["size"])
+    return FileRecord(path=path, size_bytes=size, sha256=readback.digest(found["sha256"]))
+
+
+def _files(data: Any) -> tuple[FileRecord, ...]:
+    return tuple(map(file_from_json, readback.items(data)))
 
 
 def record_plan(plan: "MergePlan", inputs: InputDigests) -> PlanRecord:
     """Return the record of a plan on inputs of these digests."""
     places = adapter_places(plan, inputs)
     return PlanRecord(
-        options=dict(plan.options.recorded),
+        options={**plan.options.recorded, **({} if plan.is_exact else {REPRODUCIBILITY: "environment"})},
         base=tuple(inputs[FileKey(BASE, name)] for name in plan.input_files[BASE]),
         adapters=tuple(_adapter(plan, inputs, source) for source in places),
         operations=Digest.sha256(canonical_json(_operations(plan, places))),

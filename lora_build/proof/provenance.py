@@ -19,13 +19,15 @@ from typing import Any
 
 from lora_build._version import VERSION
 from lora_build.errors import SourceError
-from lora_build.files.identity import Digest, SourceName
+from lora_build.files.identity import BASE, Digest, SourceName
+from lora_build.proof import readback
 from lora_build.proof.builds import BuildInputs
 from lora_build.proof.manifest import Manifest
 from lora_build.proof.plan_record import InputDigests
 from lora_build.recipe.renamed import with_new_names
 from lora_build.recipe.schema import Recipe
 
+_BUILD_TYPE = "https://lora-build.dev/merge/v1"
 _PACKAGES = ("torch", "safetensors", "huggingface_hub", "hydra-core", "omegaconf")
 
 
@@ -54,7 +56,6 @@ class Recorded:
         recipe: the recipe as plain data with today's keys, without `root` and `output.dir`.
         root: where its relative paths begin, seen from the output; None where that is not recorded.
         commits: the commit of each input that is a Hub repository, by `base` and `adapters.<name>`.
-        checks: what the output has passed.
     """
 
     file: str | None
@@ -62,7 +63,6 @@ class Recorded:
     recipe: Mapping[str, Any]
     root: str | None
     commits: Mapping[SourceName, str]
-    checks: Mapping[str, Any]
 
 
 def root_above(root: Path, target: Path) -> str | None:
@@ -78,8 +78,7 @@ def read(data: bytes, where: str) -> Recorded:
         SourceError: it is none of lora-build's.
     """
     try:
-        predicate = json.loads(data)["predicate"]
-        definition = predicate["buildDefinition"]
+        definition = readback.parse_json(data, floats=True)["predicate"]["buildDefinition"]
         commits = {
             SourceName(entry["name"]): found[1]
             for entry in definition["resolvedDependencies"]
@@ -92,10 +91,42 @@ def read(data: bytes, where: str) -> Recorded:
             recipe=with_new_names(asked["recipe"]),
             root=definition["internalParameters"].get("root"),
             commits=commits,
-            checks=dict(predicate["runDetails"]["metadata"].get("checks") or {}),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError(f"{where}: is not a provenance file of lora-build ({error!r})") from error
+
+
+def contradictions(data: bytes, where: str, manifest: Manifest) -> list[str]:
+    """Return what a provenance file says that the manifest beside it does not; it must be of that very build.
+
+    Raises:
+        VerificationError: it was made by a newer version.
+    """
+    try:
+        statement = readback.parse_json(data, floats=True)
+        definition = statement["predicate"]["buildDefinition"]
+        readback.hold_format(definition["buildType"], _BUILD_TYPE, where)
+        internal = definition["internalParameters"]
+        subject = {entry["name"]: entry["digest"]["sha256"] for entry in statement["subject"]}
+        read_files: dict[str, list[str]] = {}
+        for entry in definition["resolvedDependencies"]:
+            read_files.setdefault(readback.text(entry["name"]), []).append(entry["digest"]["sha256"])
+        base = sorted(read_files.pop(BASE, []))
+        adapters = sorted(map(sorted, read_files.values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return [f"is not a provenance file of lora-build ({error!r})"]
+    found = []
+    if internal.get("manifest_hash") != manifest.manifest_hash or internal.get("build_key") != manifest.build_key:
+        other = str(internal.get("manifest_hash"))[:80]
+        found.append(f"is of another manifest, {other}; this one is {manifest.manifest_hash}: one of them was edited")
+    if subject != {file.path: file.sha256.hex for file in manifest.files}:
+        found.append("names other files than the manifest")
+    plan = manifest.plan
+    if base != sorted(file.sha256.hex for file in plan.base) or adapters != sorted(
+        sorted(file.sha256.hex for file in adapter.files) for adapter in plan.adapters
+    ):
+        found.append("names other inputs than the manifest")
+    return found
 
 
 def to_bytes(inputs: BuildInputs, *, digests: InputDigests, manifest: Manifest, run: BuildRun) -> bytes:
@@ -113,7 +144,7 @@ def to_bytes(inputs: BuildInputs, *, digests: InputDigests, manifest: Manifest, 
         "predicateType": "https://slsa.dev/provenance/v1",
         "predicate": {
             "buildDefinition": {
-                "buildType": "https://lora-build.dev/merge/v1",
+                "buildType": _BUILD_TYPE,
                 "externalParameters": {"recipe": _recipe(inputs.recipe), **_composed(inputs.recipe)},
                 "internalParameters": {
                     "build_key": manifest.build_key, "manifest_hash": manifest.manifest_hash, "root": run.root,

@@ -17,6 +17,7 @@ from lora_build.proof.builds import BuildInputs
 from lora_build.proof.manifest import PROVENANCE_NAME, Manifest
 from lora_build.proof.plan_record import AdapterRecord
 from lora_build.proof.provenance import Recorded, read
+from lora_build.proof.readback import read_file
 from lora_build.recipe.identity import selected
 from lora_build.recipe.schema import DType, Numerics, Recipe, TiedEmbeddings, is_local, resolve_path
 from lora_build.recipe.validate import from_mapping
@@ -32,7 +33,7 @@ def reopen(directory: Path, manifest: Manifest) -> BuildInputs:
     path = directory / PROVENANCE_NAME
     if not path.is_file():
         raise SourceError(f"{directory}: has no {PROVENANCE_NAME}, which says where base and adapters are")
-    recorded = read(path.read_bytes(), str(path))
+    recorded = read(read_file(path), str(path))
     recipe = _with_recorded_options(_recipe(directory, recorded), manifest, str(directory))
     resolved = resolve(recipe, asks_transformers=False)
     inputs = BuildInputs(recipe=recipe, sources=resolved.sources, base=resolved.inputs.base)

@@ -4,15 +4,16 @@ It lies outside every digest, so nothing in it is believed that could break what
 damaged or of another version is none.
 """
 
-import json
 import math
 import re
 from pathlib import Path
 from typing import Any
 
+from lora_build.errors import SourceError
 from lora_build.numerics.measure import Share
 from lora_build.numerics.survival import TensorSurvival
 from lora_build.proof.manifest import SURVIVAL_NAME
+from lora_build.proof.readback import parse_json, read_file
 
 _SCHEMA = "lora-build/survival/v1"
 _LARGEST_NORM = 1e150  # whose square is a number
@@ -21,11 +22,11 @@ _LARGEST_NORM = 1e150  # whose square is a number
 def read_survival(directory: Path) -> tuple[TensorSurvival, ...] | None:
     """Return what rounding left of the updates of a build, None where its report cannot be read."""
     try:
-        document = json.loads((directory / SURVIVAL_NAME).read_bytes())
+        document = parse_json(read_file(directory / SURVIVAL_NAME), floats=True)
         if document["schema"] != _SCHEMA:
             return None
         return tuple(map(_tensor, document["tensors"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (SourceError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

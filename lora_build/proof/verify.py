@@ -1,24 +1,37 @@
 """Verifying: every byte of a build is held to its manifest and, if asked, what it is to its base and adapters."""
 
 import hashlib
+import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_build.errors import RecipeError, SourceError, VerificationError
+from lora_build.errors import RecipeError, SourceError, VerificationError, some_of
 from lora_build.files.executor import Executor, StageTimer, num_cores
 from lora_build.files.formats.safetensors import TensorInfo, read_tensors
 from lora_build.files.hashing.hashed_file import HashedFile
 from lora_build.files.identity import Digest, FileRecord, SourceName
+from lora_build.proof import provenance
 from lora_build.proof.additions import find_additions
-from lora_build.proof.manifest import TensorRecord, own_files, read_manifest
+from lora_build.proof.manifest import (
+    PROVENANCE_NAME,
+    SURVIVAL_NAME,
+    Manifest,
+    TensorRecord,
+    own_files,
+    read_manifest,
+)
+from lora_build.proof.readback import read_file
+from lora_build.proof.survival_report import read_survival
 
 if TYPE_CHECKING:
     from lora_build.proof.forward.report import ForwardReport
     from lora_build.proof.wrapper_check import WrapperReport
 
+_MOST_SHOWN = 20
 _MOST_THREADS = 32  # each with a file, some 20 MB of which wait for their hash
 _HERE = SourceName(".")
 
@@ -33,6 +46,10 @@ class Verification:
         num_tensors: how many tensors.
         num_bytes: the size of all files.
         additions: what people put there besides, such as a README, which no digest of the build covers.
+        expected: whether that manifest is the one that was asked for, which nothing in the folder can prove; None
+            where nobody said which it should be.
+        notes: what its user should know.
+        doubts: what the files beside the manifest say that cannot be so by it.
         forward: how the build answers beside its base and adapters; None where that was not asked.
         wrapper: how its tensors compare with a merge in memory; None where that was not asked.
     """
@@ -42,18 +59,23 @@ class Verification:
     num_tensors: int
     num_bytes: int
     additions: tuple[str, ...] = ()
+    expected: bool | None = None
+    notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     forward: "ForwardReport | None" = None
     wrapper: "WrapperReport | None" = None
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What the checks found wrong, a sentence each; bytes that differ are raised and not reported."""
-        return tuple(report.problem for report in (self.forward, self.wrapper) if report and report.problem)
+        """What was found wrong, a sentence each; bytes that differ are raised and not reported."""
+        reports = (report.problem for report in (self.forward, self.wrapper) if report and report.problem)
+        return (*self.doubts, *reports)
 
 
 def verify(
     directory: Path | str,
     *,
+    expect: str | None = None,
     strict: bool = False,
     forward: bool = False,
     wrapper: bool = False,
@@ -66,6 +88,8 @@ def verify(
 
     Args:
         directory: the build.
+        expect: the manifest_hash that it must have, known from elsewhere; without it, a folder that was made up as a
+            whole, manifest and all, is as good as any.
         strict: whether a file that lora-build did not write is refused; else one that no loader reads is only named.
         forward: whether to run it beside its base with the adapters unmerged.
         wrapper: whether to compare its tensors with a merge in memory.
@@ -76,7 +100,7 @@ def verify(
         VerificationError: something differs: bytes, an input, the answers or the merged tensors; names each of them.
         SourceError: there is no manifest, an input is missing, or the build cannot be held to its inputs.
     """
-    found = verify_bytes(directory, strict=strict)
+    found = verify_bytes(directory, expect=expect, strict=strict)
     if forward or wrapper or prompts is not None:
         found = hold_to_inputs(directory, found, forward=forward, wrapper=wrapper, prompts=prompts, seed=seed)
     if found.problems:
@@ -116,48 +140,108 @@ def hold_to_inputs(
     return found
 
 
-def verify_bytes(directory: Path | str, *, strict: bool = False) -> Verification:
-    """Read every byte of a build again and hold it to its manifest, whose files are all that there may be if `strict`.
+def verify_bytes(directory: Path | str, *, expect: str | None = None, strict: bool = False) -> Verification:
+    """Read every byte of a build again and hold it to its manifest, and the manifest to a hash if one is given.
+
+    The manifest's files are all that there may be if `strict`.
 
     Raises:
-        VerificationError: something differs; names every file and tensor that does.
+        VerificationError: something differs; names every file and tensor that does. What is wrong beside the manifest
+            is reported: no digest covers it.
         SourceError: there is no manifest.
+        RecipeError: `expect` is no hash of a manifest.
     """
-    root = Path(directory)
+    root, wanted = Path(directory), None if expect is None else _manifest_hash(expect)
     manifest = read_manifest(root)
+    if wanted is not None and manifest.manifest_hash != wanted:
+        raise VerificationError(
+            f"{root}: its manifest is {manifest.manifest_hash}, expected {wanted}: it is another build, or was edited; "
+            "build it again from its recipe, or fetch it anew"
+        )
     by_file: dict[str, list[TensorRecord]] = {}
     for tensor in manifest.tensors:
         by_file.setdefault(tensor.file, []).append(tensor)
+    found = {file.path: _misfit(root, file) for file in manifest.files}
     # the largest first, lest it be hashed alone when all others are done
-    order = sorted(manifest.files, key=lambda file: file.size_bytes, reverse=True)
+    there = sorted(manifest.files, key=lambda file: file.size_bytes, reverse=True)
+    there = [file for file in there if not found[file.path]]
     with Executor(num_cores(_MOST_THREADS), StageTimer()) as executor:
-        found = {
-            file: executor.submit(partial(_check_file, root, file, by_file.get(file.path, []), executor))
-            for file in order
+        asked = {
+            file.path: executor.submit(partial(_check_file, root, file, by_file.get(file.path, []), executor))
+            for file in there
         }
-        problems = [problem for file in manifest.files for problem in executor.wait_for(found[file])]
+        found |= {path: executor.wait_for(answer) for path, answer in asked.items()}
+    problems = [problem for file in manifest.files for problem in found[file.path]]
     additions = find_additions(root, own_files(manifest))
     refused = additions.names if strict else additions.read_by_loaders
     problems += [f"{name}: is not in the manifest" for name in refused]
     if problems:
-        raise VerificationError((f"{root}: differs from its manifest:", *problems), issues=problems)
+        more = [f"and {len(problems) - _MOST_SHOWN} more like these"] if len(problems) > _MOST_SHOWN else []
+        message = (f"{root}: differs from its manifest:", *problems[:_MOST_SHOWN], *more)
+        raise VerificationError(message, issues=problems)
     return Verification(
         manifest_hash=manifest.manifest_hash,
         num_files=len(manifest.files),
         num_tensors=len(manifest.tensors),
         num_bytes=sum(file.size_bytes for file in manifest.files),
         additions=additions.names,
+        expected=None if wanted is None else True,
+        notes=tuple(_remarks(root, manifest)),
+        doubts=tuple(_doubts(root, manifest)),
     )
 
 
-def _check_file(root: Path, expected: FileRecord, tensors: Sequence[TensorRecord], executor: Executor) -> list[str]:
-    """Return what differs in one file, its tensors named where they can be told apart."""
+def _manifest_hash(text: str) -> Digest:
+    """Return the hash that is expected. A part of one is refused: another manifest with it can be searched for."""
+    if not re.fullmatch(r"(sha256:)?[0-9a-f]{64}", text):
+        raise RecipeError(
+            f"--expect: expected the whole manifest_hash, sha256: and 64 hex digits, found {text[:80]!r}; "
+            "the build printed it"
+        )
+    return Digest.of_hex(text.removeprefix("sha256:"))
+
+
+def _remarks(root: Path, manifest: Manifest) -> Iterator[str]:
+    """Yield what may be so, but should be known."""
+    for name, lost in (
+        (PROVENANCE_NAME, "where, when and from what it was built"),
+        (SURVIVAL_NAME, "what rounding left of the updates"),
+    ):
+        if not os.path.lexists(root / name):
+            yield f"no {name}: {lost} is not known"
+    if links := [file.path for file in manifest.files if (root / file.path).is_symlink()]:
+        yield f"links, whose targets have the right bytes today: {some_of(links)}"
+
+
+def _doubts(root: Path, manifest: Manifest) -> Iterator[str]:
+    """Yield what is wrong with the files beside the manifest, which must be of this build as far as can be told."""
+    if os.path.lexists(path := root / PROVENANCE_NAME):
+        try:
+            wrong = provenance.contradictions(read_file(path), str(path), manifest)
+            yield from (f"{PROVENANCE_NAME}: {problem}" for problem in wrong)
+        except (SourceError, VerificationError) as error:
+            yield str(error)
+    if os.path.lexists(root / SURVIVAL_NAME):
+        survival = read_survival(root)
+        if survival is None:
+            yield f"{SURVIVAL_NAME}: is not a survival report that this version can read"
+        elif {report.name for report in survival} - {tensor.name for tensor in manifest.tensors}:
+            yield f"{SURVIVAL_NAME}: names tensors that the manifest does not have"
+
+
+def _misfit(root: Path, expected: FileRecord) -> list[str]:
+    """Return what is wrong with a file before a byte of it is read."""
     path = root / expected.path
     if not path.is_file():
-        return [f"{expected.path}: is missing"]
+        return [f"{expected.path}: {'is not a file' if os.path.lexists(path) else 'is missing'}"]
     if path.stat().st_size != expected.size_bytes:
         return [f"{expected.path}: has {path.stat().st_size} bytes, expected {expected.size_bytes}"]
-    problems = []
+    return []
+
+
+def _check_file(root: Path, expected: FileRecord, tensors: Sequence[TensorRecord], executor: Executor) -> list[str]:
+    """Return what differs in the bytes of one file, its tensors named where they can be told apart."""
+    path, problems = root / expected.path, []
     queue = executor.serial_queue("hash") if tensors else None  # beside the hashes of tensors
     with HashedFile(path, str(path), queue=queue) as file:
         if tensors:

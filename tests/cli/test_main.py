@@ -67,7 +67,7 @@ def engine(monkeypatch):
             warnings=(),
         )
 
-    def verify_bytes(directory, strict):
+    def verify_bytes(directory, expect=None, strict=False):
         if directory.name == "broken":
             raise VerificationError("model.safetensors differs")
         return Verification(manifest_hash="sha256:abc", num_files=3, num_tensors=2, num_bytes=10)
@@ -301,7 +301,10 @@ def test_replace_is_asked_for_on_the_command_line(project, engine, capsys):
 def test_verify_checks_every_folder_and_exits_with_the_first_failure(project, engine, capsys):
     assert app.main(["verify", "a", "broken", "b"]) == 3
     out, err = capsys.readouterr()
-    assert out.splitlines() == [f"{name}: ok, 3 files, 2 tensors, 10 bytes, sha256:abc" for name in "ab"]
+    assert out.splitlines()[::2] == [f"{name}: ok, 3 files, 2 tensors, 10 bytes, sha256:abc" for name in "ab"]
+    assert set(out.splitlines()[1::2]) == {
+        "proven    every file and tensor is as this manifest says; that it is yours, --expect HASH proves"
+    }
     assert err == "lora-build: model.safetensors differs\n"
 
 

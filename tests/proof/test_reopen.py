@@ -72,8 +72,8 @@ def test_every_input_that_changed_is_an_issue(built: Path) -> None:
 
 def test_every_file_that_differs_is_an_issue(built: Path) -> None:
     (built / "tokenizer.json").unlink()
-    (built / "new").write_text("x")
+    (built / "new.bin").write_text("x")
     with pytest.raises(VerificationError) as caught:
         lora_build.verify(built)
 
-    assert caught.value.issues == ("tokenizer.json: is missing", "new: is not in the manifest")
+    assert caught.value.issues == ("tokenizer.json: is missing", "new.bin: is not in the manifest")

@@ -28,6 +28,7 @@ from lora_build.proof.reopen import reopen
 from lora_build.proof.verify import Verification, hold_to_inputs
 from lora_build.recipe.validate import from_mapping
 from makers import small
+from makers.forgery import vouch
 from makers.zoo import Adapter, Base, Zoo, quiet
 
 LAYER = "model.layers.1.self_attn.v_proj"
@@ -61,6 +62,7 @@ def forge(folder: Path, **changes: torch.Tensor) -> None:
         ),
     )
     (folder / MANIFEST_NAME).write_bytes(forged.to_bytes())
+    vouch(folder)
 
 
 def weights(zoo: Zoo, base: Base, out: Path, end: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -370,6 +372,7 @@ def configure(folder: Path, **changes: Any) -> None:
     record = {"sha256": Digest.sha256(file.read_bytes()), "size_bytes": file.stat().st_size}
     changed = (dataclasses.replace(f, **record) if f.path == file.name else f for f in manifest.files)
     (folder / MANIFEST_NAME).write_bytes(dataclasses.replace(manifest, files=tuple(changed)).to_bytes())
+    vouch(folder)
 
 
 @pytest.mark.parametrize(
@@ -626,7 +629,7 @@ def test_the_command_prints_a_table_or_json_and_exits_with_3(
     assert lines[1].split() == [
         "forward", "prompt", "tokens", "logits", "differ", "by", "at", "most", "same", "top", "token", "KL", "at", "most"
     ]  # fmt: skip
-    assert len(lines) == 6
+    assert len(lines) == 7
 
     before, _ = weights(zoo, LLAMA, Path(out), f"{LAYER}.weight")
     forge(Path(out), **{f"{LAYER}.weight": before})
