@@ -24,7 +24,9 @@ from lora_build.proof.manifest import (
 from lora_build.proof.occupant import BuildThere, changed_files
 from lora_build.proof.plan_record import record_plan
 from lora_build.proof.provenance import Recorded, read
+from lora_build.recipe.identity import effective
 from lora_build.recipe.schema import IfExists, Recipe, resolve_path
+from lora_build.recipe.validate import from_mapping
 
 _MOST_BYTES_OF_A_NAME, _MOST_BYTES_OF_A_PATH = 255, 4000
 _LONGEST_SUFFIX = len("..lora-build.12345678.tmp")
@@ -174,9 +176,17 @@ def _another_recipe(recipe: Recipe, there: Recorded | None) -> str | None:
         return f"it is of {there.file or 'a recipe from Python'}, this one of {file or 'one from Python'}"
     if file is None and there.recipe.get("name") != recipe.name:
         return f"it is of the recipe '{there.recipe.get('name')}', this one of '{recipe.name}'"
-    if there.changing != changing:
+    if there.changing != changing and not _have_one_effect(recipe, there):
         return f"it was built with {_words(there.changing)}, this one with {_words(changing)}"
     return None
+
+
+def _have_one_effect(recipe: Recipe, there: Recorded) -> bool:
+    """Whether a recipe says what was built, in whichever words: an override may say what is the default."""
+    try:
+        return effective(from_mapping(there.recipe)) == effective(recipe)
+    except RecipeError:
+        return False
 
 
 def _words(overrides: tuple[str, ...]) -> str:

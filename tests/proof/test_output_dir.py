@@ -228,6 +228,9 @@ def test_builds_of_one_folder_are_told_apart_by_file_and_by_overrides(folder: Pa
     assert lora_build.build(load("a", ["recipe.dtype=float32"])).reused
     small.edit(folder / "math", lora_B__weight=small.values(77, 8, 2) * 2)
     assert lora_build.build(load("a", ["recipe.description=x", "recipe.dtype=float32"])).replaced
+    small.edit(folder / "math", lora_B__weight=small.values(78, 8, 2) * 2)
+    default = "recipe.adapters.math.weight=1"  # which changes nothing
+    assert lora_build.build(load("a", ["recipe.dtype=float32", default])).replaced
     assert lora_build.build(load("b")).reused  # the same bytes, which nobody loses
 
 
