@@ -130,8 +130,10 @@ def _outcome(point: Point) -> str:
         return f"same as #{point.same_as}"
     if point.exit_code:
         return f"FAILED ({point.exit_code})"
+    if point.plan is not None:
+        return f"planned: {point.plan['action']}"
     how = "  up to date" if point.reused else f"  replaces {point.replaced[:19]}" if point.replaced else ""
-    return (point.manifest_hash or "planned") + how
+    return f"{point.manifest_hash}{how}"
 
 
 def _is_first(folder: Path, output: str) -> bool:

@@ -47,7 +47,7 @@ def project(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pipeline, "prepare", prepare)
     monkeypatch.setattr(pipeline, "run", run)
-    monkeypatch.setattr(to_json, "plan_json", lambda plan: {"of": plan.recipe.name})
+    monkeypatch.setattr(to_json, "plan_json", lambda plan: {"of": plan.recipe.name, "action": "create"})
     handlers = list(logging.getLogger().handlers)
     yield SimpleNamespace(path=tmp_path, builds=builds)
     logging.getLogger().handlers = handlers
@@ -167,10 +167,10 @@ def test_the_summary_names_each_point(project, capsys):
 def test_plan_sweeps_too(project, capsys):
     code, points = sweep(capsys, "plan", "recipe=demo", "recipe.adapter_names=[math],[text]", "-m")
     assert code == 0
-    assert [point["plan"] for point in points] == [{"of": "demo"}] * 2
+    assert [point["plan"] for point in points] == [{"of": "demo", "action": "create"}] * 2
     assert project.builds == []
     assert app.main(["plan", "-m", "recipe=demo"]) == 0
-    assert capsys.readouterr().out.endswith("  planned\n")
+    assert capsys.readouterr().out.endswith("  planned: create\n")
 
 
 def test_a_sweep_in_a_file_needs_no_flag(project, capsys):
