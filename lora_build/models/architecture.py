@@ -110,10 +110,6 @@ class Architecture:
         by_pattern = {pattern: c for c in self.converters for pattern in c.source_patterns}
         return tuple(_conversion(target, found, by_pattern.get(next(iter(found)))) for target, found in tensors.items())
 
-    def module_of(self, parameter: str) -> Module:
-        """Return the module that a parameter belongs to."""
-        return _owner(parameter, self.modules)
-
     def _rename(self, name: str, *, with_converters: bool) -> tuple[str, str | None]:
         from transformers.core_model_loading import rename_source_key
 

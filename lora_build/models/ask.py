@@ -2,8 +2,8 @@
 
     python -m lora_build.models.ask < question > answer
 
-The question is `{"config": config.json's, "tensors": {name: shape}}`, the answer a record of `facts`. The model is made
-on the meta device: no weights are read, and no code of the checkpoint's is run.
+The question is `{"config": config.json's, "tensors": {name: shape}, "paths": [...]}`, the answer a record of `facts`.
+The model is made on the meta device: no weights are read, and no code of the checkpoint's is run.
 """
 
 import json
@@ -16,19 +16,25 @@ from lora_build.errors import SourceError
 from lora_build.files.formats.config_json import ModelConfig
 from lora_build.models.architecture import UNTOLD, Architecture, read_architecture, read_ties
 from lora_build.models.facts import Facts, Ties
+from lora_build.models.in_memory import Model, read_model
 from lora_build.models.keep_float32 import kept_by_table, matching
-from lora_build.models.names import Model, read_model
 
 _HALVES = ("F16", "BF16")
 
 
-def answer(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Facts:
-    """Return what transformers says of a base, by its config.json and the shapes of its tensors; takes some seconds."""
+def answer(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], paths: Iterable[str] = ()) -> Facts:
+    """Return what transformers says of a base; takes some seconds.
+
+    Args:
+        config: its config.json.
+        shapes: of its tensors, by their names on disk.
+        paths: that adapters have for parameters, where no tensor has such a name.
+    """
     try:
         architecture = read_architecture(config)
     except SourceError as error:
         return Facts(problem=str(error).partition(f"{UNTOLD}: ")[2])
-    model = read_model(architecture, shapes)
+    model = read_model(architecture, shapes, paths)
     memory = architecture.memory.shapes
     ties = read_ties(config) if architecture.tied else Ties({}, {})
     table = kept_by_table(config) or {}
@@ -45,6 +51,7 @@ def answer(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Facts:
         tied=ties.tied,
         untied=ties.untied,
         float32={dtype: _fed(model, architecture.float32.get(dtype, ())) for dtype in _HALVES},
+        model=model.to_json(),
         stays={dtype: _fed(model, table.get(dtype, ())) for dtype in _HALVES},
     )  # fmt: skip
 
@@ -73,7 +80,7 @@ def main() -> None:
     os.dup2(2, 1)
     question = json.load(sys.stdin)
     shapes = {name: tuple(shape) for name, shape in question["tensors"].items()}
-    found = answer(ModelConfig.of(question["config"]), shapes).to_json()
+    found = answer(ModelConfig.of(question["config"]), shapes, question["paths"]).to_json()
     with os.fdopen(out, "w", encoding="utf-8") as file:
         file.write(found)
 

@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import lora_build
@@ -20,32 +20,39 @@ from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.hashing.remembered import recall_text, remember_text
 from lora_build.models.facts import Facts
 from lora_build.models.keep_float32 import TABLE_ID
+from lora_build.models.names import NameIndex
 
-_QUESTION = "architecture-1"
+_QUESTION = "architecture-2"
 """Changes with what is asked, and with how its answer is written."""
 
 _SECONDS = 180
 _SECONDS_TO_LEAVE = 5
 _MAX_ANSWER_BYTES = 64 << 20
-_MOST_LAYERS = 10_000
 
 
-def ask(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Facts:
-    """Return what transformers says of a base, by its config.json and the shapes of its tensors on disk."""
+def ask(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], paths: Iterable[str] = ()) -> Facts:
+    """Return what transformers says of a base, by its config.json and the shapes of its tensors on disk.
+
+    Args:
+        config: its config.json.
+        shapes: of its tensors, by their names on disk.
+        paths: that adapters have for parameters; older versions of transformers may have called them so.
+    """
     try:
         version = importlib.metadata.version("transformers")
     except importlib.metadata.PackageNotFoundError:
         return Facts(problem="transformers is not installed")
-    if problem := too_many_layers(config, len(shapes)):
-        return Facts(problem=problem)
-    question = json.dumps({"config": config.data, "tensors": {n: list(shapes[n]) for n in sorted(shapes)}})
+    on_disk = NameIndex(shapes)
+    unknown = sorted({path for path in paths if on_disk.find(path) is None})
+    tensors = {name: list(shapes[name]) for name in sorted(shapes)}
+    question = json.dumps({"config": config.data, "tensors": tensors, "paths": unknown})
     key = hashlib.sha256(json.dumps([_QUESTION, version, TABLE_ID, question]).encode()).hexdigest()
     with contextlib.suppress(ValueError):
         return Facts.from_json(recall_text("architectures", key))
     if "torch" in sys.modules and "transformers" in sys.modules:
         from lora_build.models.ask import answer
 
-        text = answer(config, shapes).to_json()
+        text = answer(config, shapes, unknown).to_json()
     else:
         text = _ask_child(question)
     try:
@@ -54,13 +61,6 @@ def ask(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Facts:
         return Facts(problem=f"transformers gave no answer: {text}")
     remember_text("architectures", key, text)
     return found
-
-
-def too_many_layers(config: ModelConfig, num_tensors: int) -> str:
-    """Return why no model is made of a config.json; an empty string where its number of layers is one."""
-    if config.num_layers <= max(_MOST_LAYERS, num_tensors):
-        return ""
-    return f"config.json says that there are {config.num_layers} layers, and the files hold {num_tensors} tensors"
 
 
 def _ask_child(question: str) -> str:

@@ -48,6 +48,7 @@ class Facts:
         untied: see `Ties`.
         float32: the tensors on disk that it loads in float32 where F16 or BF16 is asked for, by that dtype.
         stays: the same by our own table of them; `keep_float32`.
+        model: what it makes of the tensors; the text of an `in_memory.Model`.
     """
 
     problem: str = ""
@@ -60,6 +61,7 @@ class Facts:
     untied: Mapping[str, str] = field(default_factory=dict)
     float32: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     stays: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    model: str = ""
 
     @property
     def ties(self) -> Ties:

@@ -9,15 +9,13 @@ model's class tells.
 import difflib
 import heapq
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
 
 from lora_build.errors import SourceError
 from lora_build.files.formats.config_json import ModelConfig
-from lora_build.models.architecture import Architecture, Module, read_architecture, read_ties
-from lora_build.models.conversion import MismatchedConversionError, UnsupportedConversionError, convert
+from lora_build.models.architecture import UNTOLD, Architecture, Module, read_architecture, read_ties
 from lora_build.models.experts import known_stack
-from lora_build.models.facts import Ties
+from lora_build.models.facts import Facts, Ties
+from lora_build.models.in_memory import Model, read_model
 from lora_build.models.parameters import Parameter, Part
 
 __all__ = ["Names", "Parameter", "Part", "Ties", "is_conv1d", "read_ties"]
@@ -34,13 +32,18 @@ _NUM_COMPARED = 500  # difflib takes a tenth of a millisecond a name, and a chec
 class Names:
     """The parameters of a base, and where on disk each of them lies."""
 
-    def __init__(self, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Take a base's config.json and the shapes of its tensors by their names on disk."""
+    def __init__(self, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], facts: Facts | None = None) -> None:
+        """Take a base's config.json, the shapes of its tensors by their names on disk and what transformers says of it.
+
+        Where it was not asked before, it is asked in this process.
+        """
         self._config = config
         self._shapes = shapes
-        self._on_disk = _Index(shapes)
+        self._on_disk = NameIndex(shapes)
         self._stacks: dict[str, tuple[Parameter, Module] | None] = {}
+        self._facts = facts
         self._model: Model | None = None
+        self._architecture: Architecture | None = None
         self._num_nearest = 0
 
     def find(self, parameter: str) -> Parameter | None:
@@ -56,7 +59,7 @@ class Names:
         if on_disk is None and (known := self._known(parameter)):
             return known[0]
         model = self._load()
-        in_memory = on_disk if on_disk in model.parameters else None if on_disk else model.look_up(parameter)
+        in_memory = on_disk if on_disk in model.parameters else None if on_disk else self._look_up(parameter)
         if in_memory:
             return model.parameters.get(in_memory)
         return self._exact(on_disk) if on_disk and on_disk not in model.unsupported else None
@@ -69,35 +72,35 @@ class Names:
     def new_name(self, parameter: str, beside: str) -> str:
         """Return what a parameter that is not on disk yet is to be called there, in the way of the tensor `beside`."""
         found, model = self.find(beside), self._load()
-        if model.architecture is None or found is None or model.fed_by.get(beside) == beside:
+        if model.problem or found is None or model.fed_by.get(beside) == beside:
             return parameter
         parts = beside.split(".")[:-1]
         longer = (".".join((*parts[:count], parameter)) for count in range(1, len(parts) + 1))
-        return next((name for name in longer if model.architecture.rename(name) == parameter), parameter)
+        return next((name for name in longer if self._renamed(name) == parameter), parameter)
 
     def module(self, parameter: str) -> Module | None:
         """Return what the module of a parameter is, or None where transformers does not know it."""
         if self._on_disk.find(parameter) is None and (known := self._known(parameter)):
             return known[1]
         model = self._load()
-        name = model.look_up(parameter)
+        name = self._look_up(parameter)
         if name is None and (on_disk := self._on_disk.find(parameter)):
             name = model.fed_by.get(on_disk)
-        if name is None or model.architecture is None:
-            return None
-        return model.architecture.module_of(name)
+        return None if name is None else model.module_of(name)
 
     def is_in_memory(self, disk_name: str) -> bool:
         """Whether a tensor is a parameter as it is, and not a part of one; yes where nobody knows the model."""
         model = self._load()
-        return model.architecture is None or disk_name in model.plain
+        return bool(model.problem) or disk_name in model.plain
 
     def in_float32(self, dtype: str) -> frozenset[str]:
         """Return the tensors that transformers loads in float32 where a model is asked for in F16 or BF16."""
+        if self._facts:
+            return frozenset(self._facts.float32.get(dtype, ()))
         model = self._load()
-        if model.architecture is None:
+        if model.problem:
             return frozenset()
-        stays = model.architecture.stays_in_float32
+        stays = self._asked().stays_in_float32
         return frozenset(name for name, target in model.fed_by.items() if stays(target, dtype))
 
     def unsupported(self, parameter: str) -> str:
@@ -105,7 +108,7 @@ class Names:
         if self.find(parameter):
             return ""
         model = self._load()
-        return model.problem or model.unsupported.get(model.look_up(parameter) or "", "")
+        return model.problem or model.unsupported.get(self._look_up(parameter) or "", "")
 
     def nearest(self, parameter: str) -> str:
         """Return `; nearest in the base: ...` or an empty string, as from the fifth on, since to compare takes time."""
@@ -126,16 +129,47 @@ class Names:
         """Whether a name may mean one tensor on disk and its transpose in memory: stacks of experts may."""
         return len(self._shapes[name]) == 3 and not name.endswith(".weight")
 
-    def _load(self) -> "Model":
+    def _load(self) -> Model:
         if self._model is None:
-            try:
-                self._model = read_model(read_architecture(self._config), self._shapes)
-            except SourceError as error:
-                self._model = Model(parameters={}, unsupported={}, fed_by={}, architecture=None, problem=str(error))
+            self._model = self._recorded() if self._facts else self._read()
+            self._in_memory = NameIndex(self._model.paths)
         return self._model
 
+    def _recorded(self) -> Model:
+        assert self._facts is not None
+        if self._facts.problem:
+            return Model(problem=f"base/config.json: {UNTOLD}: {self._facts.problem}")
+        return Model.from_json(self._facts.model, self._shapes)
 
-class _Index:
+    def _read(self) -> Model:
+        try:
+            return read_model(self._asked(), self._shapes)
+        except SourceError as error:
+            return Model(problem=str(error))
+
+    def _asked(self) -> Architecture:
+        """Return what transformers says in this process.
+
+        Raises:
+            SourceError: it does not have the architecture.
+        """
+        if self._architecture is None:
+            self._architecture = read_architecture(self._config)
+        return self._architecture
+
+    def _look_up(self, parameter: str) -> str | None:
+        """Return the path of a parameter in today's transformers, found by this path or by an older one."""
+        model = self._load()
+        found = self._in_memory.find(parameter)
+        return self._in_memory.find(self._renamed(parameter)) if found is None and not model.problem else found
+
+    def _renamed(self, path: str) -> str:
+        """Return today's path of an older one."""
+        known = self._load().renamed.get(path)
+        return self._asked().rename(path) if known is None else known
+
+
+class NameIndex:
     """A set of names that may be asked for with one leading part more or less."""
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -150,65 +184,6 @@ class _Index:
             return shorter
         longer = [found for top in self._tops if (found := f"{top}.{name}") in self.names]
         return longer[0] if len(longer) == 1 else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """A base's parameters in memory.
-
-    Attributes:
-        parameters: those that the checkpoint holds, by path.
-        unsupported: why others cannot be found, by path.
-        incomplete: those of them that some of their tensors are missing for, each with what there is.
-        fed_by: for each disk tensor a parameter that it goes into.
-        architecture: None where transformers does not know the model.
-        problem: why it does not.
-    """
-
-    parameters: Mapping[str, Parameter]
-    unsupported: Mapping[str, str]
-    fed_by: Mapping[str, str]
-    architecture: Architecture | None
-    problem: str = ""
-    incomplete: Mapping[str, str] = field(default_factory=dict)
-
-    @cached_property
-    def plain(self) -> frozenset[str]:
-        """The tensors that are parameters as they are."""
-        parts = (made.parts for made in self.parameters.values())
-        return frozenset(some[0].name for some in parts if some == (Part(name=some[0].name),))
-
-    @cached_property
-    def names(self) -> "_Index":
-        """The paths of all of them."""
-        return _Index(self.parameters.keys() | self.unsupported.keys())
-
-    def look_up(self, parameter: str) -> str | None:
-        """Return the path of a parameter in today's transformers, found by this path or by an older one."""
-        found = self.names.find(parameter)
-        if found is None and self.architecture:
-            found = self.names.find(self.architecture.rename(parameter))
-        return found
-
-
-def read_model(architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> Model:
-    """Return the parameters of a base in memory, by its architecture and the shapes of its tensors on disk."""
-    parameters: dict[str, Parameter] = {}
-    unsupported: dict[str, str] = {}
-    incomplete: dict[str, str] = {}
-    fed_by: dict[str, str] = {}
-    for conversion in architecture.conversions(shapes):
-        fed_by |= {name: conversion.target for names in conversion.tensors.values() for name in names}
-        try:
-            parameters |= {made.name: made for made in convert(conversion, shapes, architecture.memory)}
-        except UnsupportedConversionError as error:
-            reason = f"transformers stores it through {error}, which cannot be followed yet"
-            unsupported |= dict.fromkeys(conversion.parameters, reason)
-            lacking = conversion.lacking or (str(error) if isinstance(error, MismatchedConversionError) else "")
-            incomplete |= dict.fromkeys(conversion.parameters, lacking) if lacking else {}
-    return Model(
-        parameters=parameters, unsupported=unsupported, incomplete=incomplete, fed_by=fed_by, architecture=architecture
-    )
 
 
 def is_conv1d(config: ModelConfig, module: str) -> bool | None:

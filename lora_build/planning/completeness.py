@@ -10,7 +10,6 @@ from typing import Any
 
 from lora_build.errors import some_of
 from lora_build.files.formats.checkpoint import Checkpoint
-from lora_build.models.asking import too_many_layers
 from lora_build.models.facts import Facts
 
 _SHOWN = 6
@@ -33,8 +32,6 @@ def completeness(base: Checkpoint, facts: Facts | None, config_changes: Mapping[
         facts: what transformers says; None where it was not asked.
         config_changes: what adapters change in config.json: with another head, the base need not have its own.
     """
-    if problem := too_many_layers(base.config, len(base.tensors)):
-        return Completeness(issues=(f"base: {problem}: is config.json that of another model?",))
     if why := _not_known(base, facts):
         return Completeness(notes=(f"whether the base is complete is not checked: {why}",))
     assert facts is not None

@@ -13,6 +13,7 @@ from lora_build.errors import PlanError
 from lora_build.files.formats.checkpoint import Checkpoint
 from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.formats.safetensors import TensorInfo
+from lora_build.models.facts import Facts
 from lora_build.models.heads import Head
 from lora_build.models.layer_replication import replicate, replication_of
 from lora_build.models.names import Names, is_conv1d
@@ -141,7 +142,7 @@ def first_layout(inputs: Inputs, *, cuts_ties: bool) -> FirstLayout:
         except PlanError as error:
             issues += error.issues
     config = base.config.with_changes(changes)
-    names = _names(config, sources)
+    names = _names(config, sources, None if layers else inputs.facts)
     layout = Layout(
         base=base, layers=layers, sources=sources, homes=homes, config=config, config_changes=changes, names=names,
         dtypes={name: tensor.dtype for name, tensor in sources.items()},
@@ -174,8 +175,8 @@ def _with_cut_ties(layout: Layout) -> tuple[Layout, list[str]]:
     ), notes
 
 
-def _names(config: ModelConfig, sources: Mapping[str, TensorInfo]) -> Names:
-    return Names(config, {name: tensor.shape for name, tensor in sources.items()})
+def _names(config: ModelConfig, sources: Mapping[str, TensorInfo], facts: Facts | None = None) -> Names:
+    return Names(config, {name: tensor.shape for name, tensor in sources.items()}, facts)
 
 
 def is_plain(parameter: Parameter) -> bool:

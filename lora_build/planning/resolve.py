@@ -89,7 +89,11 @@ def _facts(recipe: Recipe, base: Checkpoint, adapters: tuple[Adapter, ...]) -> F
     )
     if not is_described and not is_in_question:
         return None
-    return ask(config, {name: tensor.shape for name, tensor in base.tensors.items()})
+    parts = [adapter.parts for adapter in adapters]
+    paths = [
+        path for of in parts for path in (*(f"{module}.weight" for module in of.factors), *of.replaced, *of.frozen)
+    ]
+    return ask(config, {name: tensor.shape for name, tensor in base.tensors.items()}, paths)
 
 
 def _together(failures: list[LoraBuildError]) -> LoraBuildError:

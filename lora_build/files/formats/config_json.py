@@ -131,12 +131,6 @@ class ModelConfig:
         return next((f"{key}: {n}" for key, n in found if isinstance(n, int) and not -1 < n <= MAX_LAYERS), "")
 
     @cached_property
-    def num_layers(self) -> int:
-        """The largest number of layers that it or one of its parts names, 0 where none does."""
-        counts = [part.get(key) for part in (self.data, *self.nested.values()) for key in _LAYER_COUNTS]
-        return max((count for count in counts if isinstance(count, int)), default=0)
-
-    @cached_property
     def states_width(self) -> bool:
         """Whether it says how wide the model is; one that does not is no description of a model, whatever it names."""
         return _states_width(self.data)
