@@ -43,7 +43,7 @@ class Additions:
 
 def find_additions(root: Path, own: Mapping[str, object] | frozenset[str]) -> Additions:
     """Return what is below a build besides its own files; no link is followed."""
-    found = sorted(path for path in _walk(root, "") if path not in own)
+    found = sorted(path for path in _walk(root) if path not in own)
     read = {name for name in found if _READ_BY_LOADERS.fullmatch(name) or (root / name).is_symlink()}
     return Additions(
         harmless=tuple(name for name in found if name not in read),
@@ -51,15 +51,14 @@ def find_additions(root: Path, own: Mapping[str, object] | frozenset[str]) -> Ad
     )
 
 
-def _walk(root: Path, below: str) -> Iterator[str]:
+def _walk(root: Path) -> Iterator[str]:
     """Yield everything below a folder that is no folder with something in it, as paths relative to the top."""
-    with os.scandir(root / below) as entries:
-        names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    if below and not names:
-        yield below
-    for name, is_folder in names:
-        path = f"{below}/{name}" if below else name
-        if is_folder:
-            yield from _walk(root, path)
-        else:
-            yield path
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        with os.scandir(root / below) as entries:
+            found = [(f"{below}/{entry.name}".lstrip("/"), entry.is_dir(follow_symlinks=False)) for entry in entries]
+        if below and not found:
+            yield below
+        waiting += [path for path, is_folder in found if is_folder]
+        yield from (path for path, is_folder in found if not is_folder)

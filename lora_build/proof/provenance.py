@@ -86,8 +86,8 @@ def read(data: bytes, where: str) -> Recorded:
         }
         asked = definition["externalParameters"]
         return Recorded(
-            file=asked.get("file"),
-            changing=tuple(asked.get("changing") or ()),
+            file=None if asked.get("file") is None else readback.text(asked["file"]),
+            changing=tuple(map(readback.text, asked.get("changing") or ())),
             recipe=with_new_names(asked["recipe"]),
             root=definition["internalParameters"].get("root"),
             commits=commits,

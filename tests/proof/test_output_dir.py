@@ -164,6 +164,20 @@ def test_a_build_that_does_not_say_whose_it_is_is_replaced_only_if_that_is_asked
     assert build(folder, dtype="float32", replace=True).replaced
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [{"file": 5}, {"changing": [1]}, {"changing": 5}, {"recipe": [1]}, {"recipe": {"base": 1}}, {"recipe": None}],
+)
+def test_provenance_that_was_made_up_asks_for_replace_and_nothing_else(folder: Path, edit: dict[str, Any]) -> None:
+    build(folder)
+    path = folder / "out/lora-build.provenance.json"
+    statement = json.loads(path.read_text())
+    statement["predicate"]["buildDefinition"]["externalParameters"] |= {"changing": ["recipe.dtype=keep"]} | edit
+    path.write_text(json.dumps(statement))
+
+    assert "--replace" in refusal(folder, dtype="float32")
+
+
 def recipes(folder: Path, **texts: str) -> None:
     for name, text in texts.items():
         file = folder / f"recipes/{name.replace('__', '/')}.yaml"
