@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from lora_build.errors import SourceError
 from lora_build.files.formats.json_object import parse_object, patch_json
 
 CONFIG_NAME = "config.json"
@@ -43,9 +44,13 @@ class ModelConfig:
         """Return the config of a text.
 
         Raises:
-            SourceError: it is not a JSON object; says `where`.
+            SourceError: it is not a JSON object, or names no model as transformers does; says `where`.
         """
-        return cls(text=text, data=parse_object(text, f"{where}:"))
+        data = parse_object(text, f"{where}:")
+        for key, kind, name in (("model_type", str, "text"), ("architectures", list, "a list")):
+            if not isinstance(data.get(key), kind | None):
+                raise SourceError(f"{where}: {key}: expected {name}, found {str(data[key])[:80]!r}")
+        return cls(text=text, data=data)
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "ModelConfig":
