@@ -22,6 +22,8 @@ from lora_build.files.sources import Source, read_whole, sizes
 __all__ = ["WEIGHTS_NAME", "Adapter", "AdapterParts", "KeyRules", "open_adapter"]
 
 _PREFIX = "base_model.model."
+# of FSDP, torch.compile and activation checkpointing
+_WRAPPERS = re.compile(r"\.(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
 _TOKENS_LEAF = "token_adapter.trainable_tokens_delta"
 
 
@@ -160,7 +162,7 @@ def _refuse_empty(tensors: Collection[TensorInfo], where: str) -> None:
             f"{where}: holds no tensors: the adapter was saved when nothing of it was left to save; save the trained "
             "model once more with peft's save_pretrained, without a state_dict of your own"
         )
-    if empty := [tensor for tensor in tensors if not tensor.num_elements]:
+    if empty := [tensor for tensor in tensors if tensor.shape == (0,)]:  # AdaLoRA prunes ranks to [0, in]
         raise SourceError(
             f"{where}: {len(empty)} of {len(tensors)} tensors have no values, such as {empty[0].name} "
             f"{list(empty[0].shape)}: saved under DeepSpeed ZeRO-3 without gathering; set "
@@ -172,6 +174,8 @@ def _hint(sizes: Mapping[str, int]) -> str:
     """Return what a folder that is no adapter may be, and what to do then."""
     if "adapter_model.bin" in sizes:
         return "; pickled weights are never opened: convert them"
+    if mlx := [file for file in ("adapters.safetensors", "adapters.npz") if file in sizes]:
+        return f"; {mlx[0]} is how MLX saves adapters: convert it to peft's format"
     if inner := sorted(file for file in sizes if file.endswith(f"/{CONFIG_NAME}")):
         return f"; an adapter lies in {', '.join(file.rpartition('/')[0] for file in inner[:3])}"
     return "; it looks like a whole model, such as a base or a merged one" if "config.json" in sizes else ""
@@ -192,6 +196,11 @@ def _sort(source: SourceName, tensors: Mapping[str, TensorInfo], rules: KeyRules
             parts.problems.append(
                 f"{source}: tensor '{key}' does not start with '{_PREFIX}' as PEFT's keys do; rename the keys, "
                 "or save the adapter with peft's save_pretrained"
+            )
+        elif wrapper := _WRAPPERS.search(f".{path}"):
+            parts.problems.append(
+                f"{source}: tensor '{key}' is named through a wrapper of training, which the base does not have: take "
+                f"'{wrapper[1]}.' out of the keys"
             )
         elif leaf.endswith(_TOKENS_LEAF):
             parts.tokens[inner] = tensor

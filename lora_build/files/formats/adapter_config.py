@@ -42,12 +42,11 @@ def _are_tokens(value: object) -> bool:
 
 # what peft's configs declare, whatever the method; ranks and alphas have checks of their own
 _DECLARED: tuple[tuple[str, Callable[[object], bool], tuple[str, ...]], ...] = (
-    ("true or false", _is_flag, (
-        "block_share", "coft", "decompose_both", "ensure_weight_tying", "fan_in_fan_out", "init_ia3_weights",
-        "lora_bias", "rank_dropout_scale", "save_projection", "use_cayley_neumann", "use_dora", "use_effective_conv2d",
-        "use_qalora", "use_rslora",
+    ("true, false or null", _is_flag, (  # axolotl writes null for a flag that nobody set, and peft reads it as false
+        "block_share", "coft", "decompose_both", "ensure_weight_tying", "fan_in_fan_out", "inference_mode",
+        "init_ia3_weights", "lora_bias", "rank_dropout_scale", "save_projection", "use_cayley_neumann", "use_dora",
+        "use_effective_conv2d", "use_qalora", "use_rslora",
     )),
-    ("true, false or null", _is_flag, ("inference_mode",)),
     ("none, all or lora_only", ("none", "all", "lora_only").__contains__, ("bias",)),
     ("text or null", _is_text, (
         "base_model_name_or_path", "megatron_core", "peft_version", "revision", "task_type",

@@ -90,9 +90,9 @@ def test_a_config_says_what_is_asked_of_every_method() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"use_rslora": "false"}, "use_rslora: expected true or false, found 'false'"),
-        ({"use_dora": 1}, "use_dora: expected true or false, found 1"),
-        ({"fan_in_fan_out": None}, "fan_in_fan_out: expected true or false, found None"),
+        ({"use_rslora": "false"}, "use_rslora: expected true, false or null, found 'false'"),
+        ({"use_dora": 1}, "use_dora: expected true, false or null, found 1"),
+        ({"bias": None}, "bias: expected none, all or lora_only, found None"),
         ({"bias": "All"}, "bias: expected none, all or lora_only, found 'All'"),
         ({"lora_dropout": "x"}, "lora_dropout: expected a number or null, found 'x'"),
         ({"peft_version": 5}, "peft_version: expected text or null, found 5"),
@@ -115,8 +115,15 @@ def test_all_values_of_another_kind_are_named_at_once() -> None:
     assert len(caught.value.issues) == 2
 
 
+def test_ranks_that_adalora_pruned_away_are_no_accident(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    save_file({f"{MODULE}.lora_A.weight": torch.empty(0, 6)}, tmp_path / "adapter_model.safetensors")
+
+    assert open_adapter(open_local(SourceName.of_adapter("math"), "math", tmp_path), rules=lambda _: None).tensors
+
+
 def test_numbers_may_be_whole_where_peft_takes_fractions_and_null_where_it_has_no_default() -> None:
-    text = '{"peft_type": "LORA", "lora_dropout": 0, "layers_to_transform": 3, "layers_pattern": null, "rank_pattern": null}'
+    text = '{"peft_type": "LORA", "fan_in_fan_out": null, "lora_dropout": 0, "layers_to_transform": 3, "layers_pattern": null, "rank_pattern": null}'
 
     assert AdapterConfig.parse(text).data["lora_dropout"] == 0
 
@@ -145,4 +152,21 @@ def test_tensors_that_zero_3_did_not_gather_are_refused(tmp_path: Path) -> None:
     save_file({f"{MODULE}.lora_A.weight": torch.empty(0)}, tmp_path / "adapter_model.safetensors")
 
     with pytest.raises(SourceError, match=r"1 of 1 tensors have no values, .*ZeRO-3 without gathering.*zero_to_fp32"):
+        open_adapter(open_local(SourceName.of_adapter("math"), "math", tmp_path), rules=lambda _: None)
+
+
+@pytest.mark.parametrize("wrapper", ["_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"])
+def test_a_key_through_a_wrapper_of_training_is_named_as_such(tmp_path: Path, wrapper: str) -> None:
+    inside = f"{MODULE.replace('.self_attn', f'.{wrapper}.self_attn')}.lora_A.weight"
+    outside = f"base_model.model.{wrapper}.{MODULE.removeprefix('base_model.model.')}.lora_A.weight"
+    problems = opened(tmp_path, inside, outside).parts.problems
+
+    assert [problem.partition("take ")[2] for problem in problems] == [f"'{wrapper}.' out of the keys"] * 2
+
+
+def test_a_folder_of_mlx_is_named(tmp_path: Path) -> None:
+    (tmp_path / "adapters.safetensors").write_bytes(b"")
+    (tmp_path / "adapter_config.json").write_text("{}")
+
+    with pytest.raises(SourceError, match=r"adapters\.safetensors is how MLX saves adapters"):
         open_adapter(open_local(SourceName.of_adapter("math"), "math", tmp_path), rules=lambda _: None)
