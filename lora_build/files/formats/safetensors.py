@@ -69,7 +69,9 @@ def read_tensors(read: Reader, source: SourceName, file: str, size_bytes: int) -
     data_start = 8 + length
     subject = f"{where}: its header"
     header = parse_object(decode_json(read(file, 8, data_start), subject), subject)
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
+    if metadata is not None and not _are_texts(metadata):
+        raise SourceError(f"{subject}: __metadata__: expected texts by name, as safetensors does")
     tensors = [_tensor_info(source, file, name, entry, data_start) for name, entry in header.items()]
     tensors.sort(key=lambda t: (t.start, t.end))
     at = data_start
@@ -82,6 +84,10 @@ def read_tensors(read: Reader, source: SourceName, file: str, size_bytes: int) -
     return tuple(tensors)
 
 
+def _are_texts(metadata: Any) -> bool:
+    return isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+
+
 def _tensor_info(source: SourceName, file: str, name: str, entry: Any, data_start: int) -> TensorInfo:
     def refusal(problem: str) -> SourceError:  # there may be 60,000 tensors, and this many messages cost time
         return SourceError(f"{source}/{file}: tensor {name!r}: {problem}")
@@ -90,11 +96,11 @@ def _tensor_info(source: SourceName, file: str, name: str, entry: Any, data_star
         raise refusal(f"a name must be printable, not empty and have at most {_MAX_NAME} characters")
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [start, end]} if (
-            type(start) is int and type(end) is int
+            type(start) is int and type(end) is int and len(entry) == 3
         ):
             pass
         case _:
-            raise refusal(f"expected dtype, shape and data_offsets, found {str(entry)[:80]}")
+            raise refusal(f"expected dtype, shape and data_offsets and no more, found {str(entry)[:80]}")
     if dtype not in STORED_DTYPES:
         raise refusal(f"dtype {dtype} is not known; known: {', '.join(STORED_DTYPES)}")
     if len(shape) > 8 or not all(type(n) is int and n >= 0 for n in shape):
