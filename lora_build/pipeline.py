@@ -13,7 +13,7 @@ from lora_build.engine.estimate import merge_bytes, runtime_bytes
 from lora_build.errors import RecipeError, VerificationError, some_of
 from lora_build.files.formats.checkpoint import INDEX_NAME
 from lora_build.files.formats.config_json import CONFIG_NAME
-from lora_build.files.identity import FileKey, FileRecord
+from lora_build.files.identity import BASE, FileKey, FileRecord
 from lora_build.files.sources import read_hashed
 from lora_build.files.targets.directory import DirectoryTarget
 from lora_build.files.targets.lock import lock
@@ -148,7 +148,7 @@ def _run(plan: Plan, progress: Callable[[int], None] | None) -> Build:
             refuse_replacing(plan, there)
         refuse_lack_of_space(plan.target, plan.num_bytes_written)
         _fetch(plan, quiet=progress is None)
-        with DirectoryTarget(plan.target, there) as target:
+        with DirectoryTarget(plan.target, there, _made_of(plan)) as target:
             built = _build(plan, target, progress or (lambda _: None))
         if there is not None:
             hash_there, kept = there.manifest.manifest_hash, there.additions.names
@@ -177,6 +177,21 @@ def _fetch(plan: Plan, *, quiet: bool) -> None:
     for role, names in plan.merge_plan.input_files.items():
         for name in names:
             plan.sources[role].path(name, quiet=quiet)
+
+
+def _made_of(plan: Plan) -> dict[str, list[Path]]:
+    """Return the inputs that each file of the output is made of, by its name; of the weights, all weights."""
+    inputs, copied = plan.merge_plan.input_files, plan.merge_plan.side_files
+    patched = {name: BASE for name in (CONFIG_NAME, INDEX_NAME) if name in inputs[BASE]}
+    weights = [
+        plan.sources[role].path(name)
+        for role, names in inputs.items()
+        for name in names
+        if name.endswith(".safetensors") and copied.get(name) != role
+    ]
+    return {shard.file: weights for shard in plan.merge_plan.shards} | {
+        name: [plan.sources[role].path(name)] for name, role in (patched | dict(copied)).items()
+    }
 
 
 def _build(plan: Plan, target: DirectoryTarget, progress: Callable[[int], None]) -> Build:

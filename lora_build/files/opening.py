@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from lora_build.errors import SourceError
@@ -42,14 +43,33 @@ def kind(mode: int) -> str:
     return _KINDS.get(stat.S_IFMT(mode), "something else")
 
 
+def mode_within(inputs: Iterable[Path], group: int) -> int:
+    """Return the mode of files that are made of others: who may not read one of these may not read those.
+
+    Args:
+        inputs: what they are made of.
+        group: whom they belong to; of another group's file it may read what all may.
+    """
+    mode = 0o644
+    for path in inputs:
+        found = path.stat()
+        bits = found.st_mode
+        if found.st_gid != group and not bits & stat.S_IROTH:
+            bits &= ~stat.S_IRGRP
+        mode &= 0o600 | bits
+    return mode
+
+
 def refuse_link_away(root: Path, name: str, where: str) -> None:
     """Raise SourceError if a name below a folder is a link that leads out of it.
 
-    Links of the Hub client's cache may: they lead from a snapshot to the `blobs` beside or above it.
+    Links of the Hub's client may: from a snapshot to the `blobs` beside or above it, from any folder to a repository's.
     """
     path = root / name
     real, home = Path(os.path.realpath(path)), Path(os.path.realpath(root))
     if real.is_relative_to(home) or any(real.is_relative_to(parent / "blobs") for parent in home.parents[:3]):
+        return
+    if real.parent.name == "blobs" and real.parent.parent.name.startswith("models--"):
         return
     raise SourceError(
         f"{where}: is a link to {real}, outside {root}; put the file itself there, or name the folder that holds it"

@@ -11,6 +11,7 @@ import pytest
 
 import lora_build
 from lora_build.errors import SourceError
+from lora_build.files.opening import mode_within
 from makers import small
 
 
@@ -49,6 +50,31 @@ def test_what_is_no_file_is_called_by_its_name(folder: Path, file: str, said: st
     assert file.replace("math", "adapters.math") in str(refused.value)
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o604])
+@pytest.mark.parametrize(
+    "file", ["base/model.safetensors", "base/tokenizer.json", "base/config.json", "math/adapter_model.safetensors"]
+)
+def test_who_may_not_read_an_input_may_not_read_what_is_made_of_it(folder: Path, file: str, mode: int) -> None:
+    for path in (*(folder / "base").iterdir(), *(folder / "math").iterdir()):
+        path.chmod(0o644)
+    (folder / file).chmod(mode)
+    lora_build.build(small.recipe(folder))
+
+    name = "model.safetensors" if file.startswith("math") else Path(file).name
+    modes = {p.name: p.stat().st_mode & 0o777 for p in (folder / "out").iterdir()}
+    assert modes.pop(name) == 0o600 | (mode & 0o644)
+    assert set(modes.values()) == {0o644}
+
+
+def test_a_file_of_another_group_is_read_by_all_or_by_nobody_else(tmp_path: Path) -> None:
+    file = tmp_path / "f"
+    file.touch()
+    group = file.stat().st_gid
+    for mode, mine, theirs in ((0o640, 0o640, 0o600), (0o644, 0o644, 0o644), (0o604, 0o604, 0o604)):
+        file.chmod(mode)
+        assert (mode_within([file], group), mode_within([file], group + 1)) == (mine, theirs)
+
+
 def test_a_link_that_leaves_its_input_is_refused(folder: Path) -> None:
     (folder / "secret").write_text("{}")
     (folder / "base/tokenizer.json").unlink()
@@ -71,10 +97,14 @@ def test_links_within_an_input_and_those_of_the_hub_clients_cache_are_followed(f
         blob.write_bytes(file.read_bytes())
         (cached / file.name).symlink_to(f"../../blobs/{file.name}")
     (cached / "tokenizer.txt").unlink()
+    local = folder / "downloads/base"  # as older clients made of `--local-dir`
+    local.mkdir(parents=True)
+    for file in cached.iterdir():
+        (local / file.name).symlink_to(file.resolve())
 
     (folder / "base/tokenizer.txt").rename(folder / "base/.hidden")
     (folder / "base/tokenizer.json").unlink()
     (folder / "base/tokenizer.json").symlink_to(".hidden")
-    for base in ("base", str(cached)):
-        recipe = small.recipe(folder, output={"dir": str(folder / f"of-{Path(base).name}")})
+    for base in ("base", str(cached), str(local)):
+        recipe = small.recipe(folder, output={"dir": str(folder / f"of-{Path(base).parent.name}")})
         assert lora_build.build(recipe | {"base": str(folder / base)}).manifest.manifest_hash == expected

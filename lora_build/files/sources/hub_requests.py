@@ -23,7 +23,7 @@ from lora_build.errors import SourceError, StorageError
 ATTEMPTS = 4  # in a row that bring less than a megabyte
 FIRST_WAIT_SECONDS = 1.0  # before the second attempt; twice as long before each further one
 _LONGEST_WAIT_SECONDS = 60.0  # that a server may ask for
-_LEAST_BYTES_PER_SECOND = 1_000
+_LEAST_BYTES_PER_SECOND = 10_000
 _PROGRESS_BYTES = 1_000_000
 _ERROR_BYTES = 65_536
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
@@ -98,6 +98,7 @@ def receive_json(where: str, url: str, *, most_bytes: int) -> tuple[Any, Any]:
         huggingface_hub.errors.HfHubHTTPError: it was refused.
     """
     patience = _Patience(where=where, url=url)
+    until = time.monotonic() + 6 * timeout_seconds()
     while True:
         try:
             with _answer(url, {}) as answer:
@@ -106,6 +107,10 @@ def receive_json(where: str, url: str, *, most_bytes: int) -> tuple[Any, Any]:
                     data += chunk
                     if len(data) > most_bytes:
                         raise SourceError(f"{where}: {host(url)} answers with over {most_bytes / 1e6:.0f} MB of JSON")
+                    if time.monotonic() > until:
+                        raise _AgainError(
+                            f"{len(data)} bytes of JSON in {6 * timeout_seconds():.0f} seconds are too few"
+                        )
             return json.loads(data), answer
         except _AgainError as failure:
             patience.wait(failure)
@@ -222,7 +227,7 @@ def _part(answer: Any, start: int, end: int) -> Iterator[bytes]:
 
 def _chunks(answer: Any) -> Iterator[bytes]:
     """Yield the body of an answer as it comes, as long as enough of it comes."""
-    window, began, received = timeout_seconds(), time.monotonic(), 0
+    window, began, received = timeout_seconds() / 2, time.monotonic(), 0
     for chunk in answer.iter_bytes():
         yield chunk
         received += len(chunk)

@@ -7,12 +7,14 @@ Whatever ends a build earlier leaves the target as it was.
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 from lora_build.errors import LoraBuildError, StorageError
 from lora_build.files.buffers import Buffers
 from lora_build.files.identity import FileRecord
+from lora_build.files.opening import mode_within
 from lora_build.files.targets.contents import Occupant, give_back, is_taken, take_along
 from lora_build.files.targets.disk import disk_errors, is_on_overlay
 from lora_build.files.targets.file_writer import BLOCK_BYTES, SPARE_BYTES, FileQueues, FileWriter
@@ -27,13 +29,17 @@ _TRIES = 3  # of what people put into a build in the moment between it is taken 
 class DirectoryTarget:
     """The staging folder of one target directory; the caller holds the target's lock.
 
-    `occupant` is the build that the target holds, None if there is nothing, or an empty folder.
+    `occupant` is the build that the target holds, None if there is nothing, or an empty folder. `made_of` has,
+    by name, the inputs that a file of the new one is made of: who may not read one of them may not read it either.
     """
 
-    def __init__(self, target: Path, occupant: Occupant | None = None) -> None:
+    def __init__(
+        self, target: Path, occupant: Occupant | None = None, made_of: Mapping[str, Sequence[Path]] | None = None
+    ) -> None:
         self.target = target
         self._occupant = occupant
         self._was_there = os.path.lexists(target)
+        self._made_of = made_of or {}
         self._made: Staging | None = None
         self._buffers = Buffers(BLOCK_BYTES + SPARE_BYTES)
 
@@ -66,7 +72,11 @@ class DirectoryTarget:
 
     def open(self, name: str, size_bytes: int, queues: FileQueues | None = None) -> FileWriter:
         """Return a writer for a new file."""
-        return FileWriter(self.staging, name, size_bytes, self._buffers, queues or FileQueues())
+        file = FileWriter(self.staging, name, size_bytes, self._buffers, queues or FileQueues())
+        if inputs := self._made_of.get(name):
+            with disk_errors(self.staging):  # in the staging folder nobody else can reach it before
+                file.narrow(mode_within(inputs, self.staging.stat().st_gid))
+        return file
 
     def write(self, name: str, data: bytes) -> FileRecord:
         """Write a small file whole."""

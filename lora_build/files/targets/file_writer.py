@@ -9,6 +9,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -201,6 +202,10 @@ class FileWriter:
                     if error.errno != errno.EINVAL or not _set_direct(self._fd, on=False):
                         raise
         _start_to_sync(self._fd, start, start + len(block))
+
+    def narrow(self, mode: int) -> None:
+        """Take away what a mode does not allow."""
+        os.fchmod(self._fd, stat.S_IMODE(os.fstat(self._fd).st_mode) & mode)
 
     def close(self) -> FileRecord:
         """Sync the file to the disk and return its record."""
