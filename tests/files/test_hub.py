@@ -420,14 +420,14 @@ def test_a_revision_is_remembered_for_when_there_is_no_network(hub: Hub, monkeyp
     assert opened().commit == source.commit
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", [None, RuntimeError("no such server"), hub_requests.transport_error()("no network")])
 def test_large_files_come_by_xet_where_it_is_there_and_are_held_to_their_digest(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch, fails: bool
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, fails: Exception | None
 ) -> None:
     def xet_get(*, incomplete_path: Path, **more: Any) -> None:
         asked.append((more["xet_file_data"].file_hash, more["xet_file_data"].refresh_route))
         if fails:
-            raise RuntimeError("no such server")
+            raise fails
         incomplete_path.write_bytes(DATA)
 
     asked: list[tuple[str, str]] = []

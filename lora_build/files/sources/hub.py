@@ -15,7 +15,7 @@ from lora_build.files.opening import refuse_link_away
 from lora_build.files.sources import SourceFile
 from lora_build.files.sources.hub_cache import Remote, Xet, fetch, remember_revision, snapshot_path
 from lora_build.files.sources.hub_listing import COMMIT, is_plain, list_files
-from lora_build.files.sources.hub_requests import host, receive, receive_json
+from lora_build.files.sources.hub_requests import host, receive, receive_json, transport_error
 from lora_build.files.sources.local import read_range
 
 _INFO_BYTES = 8_000_000
@@ -174,13 +174,12 @@ def _hub_errors(source: str, repo: str, revision: str | None) -> Iterator[None]:
     """Turn the Hub client's errors into one message with a remedy."""
     from huggingface_hub import errors
 
-    http_error: type[Exception] = getattr(errors, "HTTPError", OSError)  # of the client's HTTP library, httpx2 by now
     try:
         yield
     except LoraBuildError:
         raise
     except (errors.HfHubHTTPError, errors.EntryNotFoundError, errors.RevisionResolutionError, errors.HFValidationError,
-            http_error, OSError) as error:  # fmt: skip
+            transport_error(), OSError) as error:  # fmt: skip
         _explain(source, repo, revision, error)
 
 

@@ -23,7 +23,7 @@ from typing import BinaryIO
 from lora_build.errors import StorageError, VerificationError
 from lora_build.files.identity import Digest
 from lora_build.files.sources import SourceFile
-from lora_build.files.sources.hub_requests import receive
+from lora_build.files.sources.hub_requests import receive, transport_error
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def _by_xet(path: Path, remote: Remote, progress: Progress) -> Digest | None:
             incomplete_path=path, xet_file_data=data, headers=build_hf_headers(),
             expected_size=remote.file.size_bytes, displayed_filename=remote.where,
         )  # fmt: skip
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, transport_error()) as error:
         log.warning("%s: Xet failed (%s); fetching it by HTTP", remote.where, error)
         return None
     digest = _Digester(remote.file)

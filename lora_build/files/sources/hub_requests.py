@@ -125,13 +125,19 @@ def timeout_seconds() -> float:
     return float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
 
 
+def transport_error() -> type[Exception]:
+    """Return the error of the library that the Hub's client makes requests with, httpx2 by now."""
+    from huggingface_hub import errors
+
+    found: type[Exception] = getattr(errors, "HTTPError", OSError)
+    return found
+
+
 @contextmanager
 def _answer(url: str, headers: Mapping[str, str]) -> Iterator[Any]:
     """Yield the answer to a request, its body unread; another host, asked in its place, gets no credentials."""
     from huggingface_hub import errors
     from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
-
-    transport: type[Exception] = getattr(errors, "HTTPError", OSError)  # of the client's HTTP library, httpx2 by now
 
     def send() -> Any:
         session = get_session()
@@ -148,7 +154,7 @@ def _answer(url: str, headers: Mapping[str, str]) -> Iterator[Any]:
             answer.close()  # what was not read of it is not fetched
     except errors.HfHubHTTPError:
         raise
-    except transport as error:
+    except transport_error() as error:
         raise _AgainError(str(error) or type(error).__name__) from error
 
 
