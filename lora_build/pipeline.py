@@ -94,7 +94,9 @@ def prepare(recipe: Recipe, *, replace: bool = False) -> Plan:
     target = target_of(recipe)
     resolved = resolve(recipe)
     refuse_overlap(target, resolved.sources)
-    inputs = BuildInputs(recipe=recipe, sources=resolved.sources, base=resolved.inputs.base)
+    inputs = BuildInputs(
+        recipe=recipe, sources=resolved.sources, base=resolved.inputs.base, facts=resolved.inputs.facts
+    )
     found = Plan(inputs=inputs, merge_plan=make_plan(recipe, resolved.inputs), target=target, replace=replace)
     for check in checks_of(recipe):
         check.refuse(inputs, found.merge_plan)

@@ -6,9 +6,11 @@ The question is `{"config": config.json's, "tensors": {name: shape}, "paths": [.
 The model is made on the meta device: no weights are read, and no code of the checkpoint's is run.
 """
 
+import contextlib
 import json
 import os
 import re
+import resource
 import sys
 from collections.abc import Iterable, Mapping
 
@@ -20,6 +22,7 @@ from lora_build.models.in_memory import Model, read_model
 from lora_build.models.keep_float32 import kept_by_table, matching
 
 _HALVES = ("F16", "BF16")
+_MAX_BYTES = 6 << 30
 
 
 def answer(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], paths: Iterable[str] = ()) -> Facts:
@@ -76,6 +79,8 @@ def _fed(model: Model, globs: Iterable[str]) -> tuple[str, ...]:
 
 def main() -> None:
     """Read a question and write its answer; what others print goes elsewhere."""
+    with contextlib.suppress(OSError, ValueError):  # a config may ask for a model without end
+        resource.setrlimit(resource.RLIMIT_DATA, (_MAX_BYTES, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     out = os.dup(1)
     os.dup2(2, 1)
     question = json.load(sys.stdin)

@@ -8,6 +8,7 @@ from pathlib import Path
 from lora_build.files.formats.checkpoint import INDEX_NAME, Checkpoint
 from lora_build.files.identity import Digest, SourceName
 from lora_build.files.sources import Source
+from lora_build.models.facts import Facts
 from lora_build.numerics.survival import TensorSurvival, warnings
 from lora_build.planning.plan import MergePlan
 from lora_build.proof.manifest import Manifest
@@ -22,11 +23,13 @@ class BuildInputs:
         recipe: its recipe; of a build that was reopened, Hub repositories at the commits that were read.
         sources: where its inputs are, by `base` and `adapters.<name>`.
         base: what the base's files say.
+        facts: what transformers says of it; None where it was not asked.
     """
 
     recipe: Recipe
     sources: Mapping[SourceName, Source]
     base: Checkpoint
+    facts: Facts | None = None
 
     @property
     def base_files(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_build._version import VERSION
-from lora_build.errors import PlanError, RecipeError, VerificationError
+from lora_build.errors import PlanError, RecipeError, SourceError, VerificationError, some_of
 from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.hashing.hashed_file import file_digest
 from lora_build.planning.plan import MergePlan
@@ -123,6 +123,11 @@ class _ForwardCheck:
 
         self._prompts()
         refuse_forward(inputs.base.config, plan.config)
+        if inputs.facts and inputs.facts.unexpected and "architectures" not in plan.config.changes:
+            raise SourceError(
+                f"checks.forward: the base holds what {inputs.base.config.architectures[0]} has no use for, of which "
+                f"running it tells nothing: {some_of(inputs.facts.unexpected)}; leave the check out"
+            )
         if self.spec.prompts and not any(map(is_tokenizer_file, plan.side_files)):
             raise RecipeError("checks.forward.prompts: the build has no tokenizer that could read them; leave them out")
 

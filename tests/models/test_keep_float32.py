@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from lora_build.files.formats.config_json import ModelConfig
+from lora_build.models.architecture import FAULTS
 from lora_build.models.keep_float32 import kept_by_table, matching
 from makers import keep_float32
 
@@ -53,3 +56,20 @@ def test_the_table_says_what_the_installed_class_says(model_class: Any) -> None:
 @pytest.mark.long  # it imports every model of transformers
 def test_the_table_is_that_of_the_installed_transformers() -> None:
     assert keep_float32.TABLE.read_text() == keep_float32.text()
+
+
+# heads and wrappers of others, and two of convolutions: none has a config that an adapter is trained on
+STATE_NO_WIDTH = {"sapiens2_head", "timm_wrapper", "uvdoc", "uvdoc_backbone"}
+
+
+@pytest.mark.long  # it makes every config of transformers
+def test_every_config_of_transformers_states_how_wide_its_model_is() -> None:
+    without = set()
+    for model_type in CONFIG_MAPPING:
+        try:
+            data = CONFIG_MAPPING[model_type]().to_diff_dict()
+        except (*FAULTS, StrictDataclassError):  # it must be told something
+            continue
+        if not ModelConfig.of(data).states_width:
+            without.add(model_type)
+    assert without == STATE_NO_WIDTH

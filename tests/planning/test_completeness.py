@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lora_build
-from lora_build.errors import PlanError
+from lora_build.errors import PlanError, SourceError
 from lora_build.files.formats.config_json import ModelConfig
 from lora_build.models import asking
 from lora_build.models.ask import answer
@@ -150,6 +150,14 @@ def test_a_tensor_that_the_model_has_no_use_for_is_a_note(tmp_path: Path) -> Non
     (note,) = lora_build.plan(small.recipe(tmp_path)).merge_plan.notes
 
     assert note.startswith("base: LlamaForCausalLM has no use for model.layers.2.eh_proj.weight")
+
+
+def test_a_forward_check_of_tensors_that_are_not_loaded_is_refused_before_the_build(tmp_path: Path) -> None:
+    llama(tmp_path)
+    edit(tmp_path, lambda tensors: tensors.update(extra=torch.ones(2)))
+
+    with pytest.raises(SourceError, match=r"LlamaForCausalLM has no use for.*: extra; leave the check out"):
+        lora_build.plan(small.recipe(tmp_path, checks={"forward": {}}))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from lora_build.files.formats.json_object import parse_object, patch_json
 
 CONFIG_NAME = "config.json"
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_TOWERS = ("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers", "depth")  # the same of parts
 MAX_LAYERS = 1000  # the deepest models have some hundred
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _DTYPES = ("dtype", "torch_dtype")  # the second is the older one
@@ -132,7 +133,8 @@ class ModelConfig:
     def too_many_layers(self) -> str:
         """The first key, nested ones included, that says more layers than any model has, with its value; or nothing."""
         parts = {"": self.data} | {f"{name}.": part for name, part in self.nested.items()}
-        found = ((f"{name}{key}", part.get(key)) for name, part in parts.items() for key in _LAYER_COUNTS)
+        keys = (*_LAYER_COUNTS, *_TOWERS)
+        found = ((f"{name}{key}", part.get(key)) for name, part in parts.items() for key in keys)
         return next((f"{key}: {n}" for key, n in found if isinstance(n, int) and not -1 < n <= MAX_LAYERS), "")
 
     @cached_property
