@@ -4,6 +4,7 @@ Each command is a module, imported when it is asked for; Hydra, torch and the en
 `list` and TAB answer at once.
 """
 
+import errno
 import gc
 import os
 import signal
@@ -37,7 +38,7 @@ lora-build: merged LoRA checkpoints from recipes in git: same recipe, same bytes
   --cfg job       print the composed recipe; --info defaults-tree what it inherits; --info searchpath from where
   --version       print the version
 
-TAB completion in bash: eval "$(lora-build -sc install=bash)"
+TAB completion: eval "$(lora-build -sc install=bash)", with zsh for zsh; fish: lora-build -sc install=fish | source
 Exit codes: 0 done, 1 build failed, 2 bad recipe or input, 3 verification failed, 4 disk or network, 130 interrupted
 """
 _BUG = 70  # EX_SOFTWARE of sysexits.h, as of a point of a sweep
@@ -90,14 +91,18 @@ def _said(error: Exception) -> tuple[Sequence[str], int]:
     """Return what is said of an error, line by line, and the exit code; what nobody foresaw is a bug of ours."""
     match error:
         case LoraBuildError():
-            return error.lines, error.exit_code
+            known = error
+        case OSError(errno=errno.ENAMETOOLONG | errno.ELOOP):
+            known = RecipeError(f"{_text(error.filename)}: {error.strerror}; name another file or folder")
         case OSError():
-            return [f"{_text(error.filename) or 'output'}: {error.strerror or error}"], StorageError.exit_code
+            known = StorageError(f"{_text(error.filename) or 'output'}: {error.strerror or error}")
         case MemoryError():
-            return ["out of memory; lora-build plan says how much a build takes"], StorageError.exit_code
+            known = StorageError("out of memory; lora-build plan says how much a build takes")
         case _:
             what = f"{type(error).__name__}: {error}".removesuffix(": ")
-            return [f"unexpected {what}; a bug of lora-build, which HYDRA_FULL_ERROR=1 shows the place of"], _BUG
+            bug = LoraBuildError(f"unexpected {what}; a bug of lora-build, which HYDRA_FULL_ERROR=1 shows the place of")
+            return bug.lines, _BUG
+    return known.lines, known.exit_code
 
 
 def _text(name: object) -> str:

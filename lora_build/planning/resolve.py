@@ -124,7 +124,7 @@ def open_source(recipe: Recipe, role: SourceName, spec: BaseSpec | AdapterSpec) 
 def split_reference(role: str, written: str | os.PathLike[str]) -> tuple[str, str | None]:
     """Return source and revision of what a user wrote; a folder that exists is meant before a repository."""
     text = os.fspath(written)
-    path = Path(text).expanduser()
+    path = resolve_path(Recipe(), text)
     if path.is_file():
         pickled = "; pickled weights are never opened: convert them to safetensors" if path.suffix == ".bin" else ""
         raise SourceError(f"{role}: {text} is a file; expected the folder that holds it: {path.parent}{pickled}")

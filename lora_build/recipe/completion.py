@@ -10,14 +10,14 @@ from typing import Any
 from lora_build.recipe.schema import Recipe
 
 
-def complete_values(words: str) -> list[str]:
-    """Return Hydra's words with every choice that a key has, of which Hydra offers the one that is set."""
-    found: list[str] = []
-    for word in words.split():
-        key, _, value = word.partition("=")
-        choices = _choices(key) if value else []
-        found += [f"{key}={choice}" for choice in choices] or [f"{word}=" if word in ("recipe", "sweep") else word]
-    return found
+def complete_values(lines: str) -> list[str]:
+    """Return the words of Hydra's lines, those after which comes a name with the sign that does."""
+    return [f"{word}=" if word in ("recipe", "sweep") else word for word in lines.splitlines()]
+
+
+def choices_of(key: str) -> list[str]:
+    """Return KEY=VALUE for every choice of a key that is one of an enumeration; Hydra offers the one that is set."""
+    return [f"{key}={choice}" for choice in _choices(key)]
 
 
 def _choices(key: str) -> list[str]:

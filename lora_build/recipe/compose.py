@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_build.errors import RecipeError
 from lora_build.recipe import files as recipe_files
-from lora_build.recipe.hydra_errors import plain_errors
+from lora_build.recipe.hydra_errors import plain_errors, refused_values
 from lora_build.recipe.hydra_keys import check_composed
 from lora_build.recipe.hydra_plugins import CONF, register
 from lora_build.recipe.identity import at_point, effective
@@ -52,7 +52,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def compose_command(overrides: Sequence[str], mode: RunMode = RunMode.RUN) -> DictConfig:
     """Return what a command line composes, after a look at what it would have Hydra do: nothing is run or written."""
-    with plain_errors(), _hydra_kept():
+    with plain_errors(), refused_values(), _hydra_kept():
         register()
         with hydra.initialize_config_dir(CONF, job_name="lora-build", **_VERSION_BASE):
             config: DictConfig = typing.cast("Any", GlobalHydra.instance().hydra).compose_config(
@@ -64,10 +64,11 @@ def compose_command(overrides: Sequence[str], mode: RunMode = RunMode.RUN) -> Di
 
 def sweep(overrides: Sequence[str], task: Callable[[DictConfig], None]) -> None:
     """Run a task for each point of the sweep that a command line composes, as its launcher does it."""
-    params = compose_command(overrides, RunMode.MULTIRUN).hydra.sweeper.get("params")
+    sweeper = compose_command(overrides, RunMode.MULTIRUN).hydra.sweeper
     with plain_errors():
-        check_axes(params or {})
-    run(["--multirun"], overrides, task)
+        check_axes((sweeper and sweeper.get("params")) or {})
+    with refused_values():  # by a sweeper or a launcher, which are anybody's
+        run(["--multirun"], overrides, task)
 
 
 def run(flags: Sequence[str], overrides: Sequence[str], task: Callable[[DictConfig], None]) -> None:

@@ -52,13 +52,15 @@ def folders() -> list[Folder]:
     First those of $LORA_BUILD_RECIPES, then the nearest `recipes` at or above the working directory, then the
     examples shipped with the package.
     """
-    given = [Path(text).resolve() for text in os.environ.get("LORA_BUILD_RECIPES", "").split(os.pathsep) if text]
+    given = [
+        Path(os.path.realpath(text)) for text in os.environ.get("LORA_BUILD_RECIPES", "").split(os.pathsep) if text
+    ]
     for path in given:
         if not path.is_dir():
             raise RecipeError(f"LORA_BUILD_RECIPES: {path} is not a folder")
     here = Path.cwd()
     nearest = [up / "recipes" for up in (here, *here.parents) if (up / "recipes").is_dir()][:1]
-    own = list(dict.fromkeys([*given, *(path.resolve() for path in nearest)]))
+    own = list(dict.fromkeys([*given, *(Path(os.path.realpath(path)) for path in nearest)]))
     shipped = beside_package("recipes")
     return [Folder(path=path) for path in own] + [Folder(path=shipped, shipped=True)] * (shipped not in own)
 

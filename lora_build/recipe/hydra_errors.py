@@ -25,6 +25,18 @@ def plain_errors() -> Iterator[None]:
         raise RecipeError(_in_short(error)) from error
 
 
+@contextlib.contextmanager
+def refused_values() -> Iterator[None]:
+    """Turn what Hydra and its plugins raise over values that they did not foresee into one message."""
+    try:
+        yield
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, OmegaConfBaseException | RecursionError):
+            raise
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".removesuffix(": ")
+        raise RecipeError(f"Hydra cannot go on with these values: {why}; look at those of hydra.*") from error
+
+
 def _not_found(error: MissingConfigException) -> list[str]:
     """Return the lines on what a missing recipe, adapter or sweep should have been, and where it was looked for."""
     wanted = error.missing_cfg_file or ""

@@ -21,6 +21,7 @@ from lora_build.recipe.schema import Composed, Recipe
 from lora_build.terminal import without_secrets
 
 _MOST_POINTS = 100_000
+_ALWAYS = Recipe.__dataclass_fields__.keys() - {"adapters", "checks"}  # which have a value always
 
 
 @plain_errors()
@@ -38,7 +39,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
         top, _, rest = key.partition(".")
         group = top.partition("/")[0]
         if group == "hydra":
-            problems += check_hydra_override(key, value)
+            deleted = override.is_delete() and key.count(".") < 2
+            problems += [f"{key}: cannot be taken out"] if deleted else check_hydra_override(key, value)
         elif override.package is not None and not re.fullmatch(r"recipe\.adapters\.[\w-]+", override.package, re.ASCII):
             problems.append(f"{key}@{override.package}: expected {key}@recipe.adapters.NAME")
         elif override.is_delete():
@@ -156,7 +158,9 @@ def _check_deletion(key: str) -> Iterator[str]:
         yield f"{key}: is called recipe.{new} now, and always has a value: write recipe.{new}=VALUE"
     elif said := answer_override(key, None):
         yield said
-    elif key != old and old.partition(".")[0] in Recipe.__dataclass_fields__.keys() - {"adapters", "checks"}:
+    elif key in ("recipe", "sweep"):
+        yield f"{key}: cannot be taken out; which one? lora-build {key}=NAME"
+    elif key == "progressbar" or (key != old and old.partition(".")[0] in _ALWAYS):
         yield f"{key}: always has a value, and cannot be taken out: write {key}=VALUE"
 
 
@@ -173,7 +177,9 @@ def _check_choice(override: Override, parser: OverridesParser) -> Iterator[str]:
     """Yield what is wrong with the names of recipes, adapters or sweeps that an override chooses."""
     for value in _values(override, parser):
         for name in value if isinstance(value, list) else [value]:
-            if (why := why_no_name(str(name))) is not None:
+            if not isinstance(name, str):
+                yield f"{override.key_or_group}: expected a name, found {name!r}; put what is no text in quotes"
+            elif (why := why_no_name(name)) is not None:
                 yield f"{override.key_or_group}: {why}, found '{name}'"
 
 

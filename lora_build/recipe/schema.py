@@ -10,6 +10,7 @@ besides what it `affects`:
 and, where the manifest records the key as one of the plan's options, under which name.
 """
 
+import os
 import re
 import typing
 from collections.abc import Mapping
@@ -189,11 +190,16 @@ def declared_for(declared: Any, value: object) -> Any:
 
 
 def resolve_path(recipe: Recipe, text: str) -> Path:
-    """Return a path of the recipe, relative ones below its root."""
+    """Return a path of the recipe, relative ones below its root; no file need be there, but one could."""
     try:
-        return Path(recipe.root, Path(text).expanduser())
-    except RuntimeError as error:
+        path = Path(recipe.root, Path(text).expanduser())
+        could_be = "\0" not in text and len(os.fsencode(path)) < 4096
+        could_be = could_be and all(len(os.fsencode(part)) < 256 for part in path.parts)
+    except (RuntimeError, UnicodeError) as error:
         raise RecipeError(f"{text}: {error}") from error
+    if not could_be:
+        raise RecipeError(f"{text}: no file can be called so; expected names of at most 255 bytes, a path of 4095")
+    return path
 
 
 def is_local(source: str) -> bool:

@@ -401,9 +401,42 @@ def test_tab_stays_silent_over_a_broken_recipe(project, monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_tab_can_be_installed(capsys):
-    assert app.main(["-sc", "install=bash"]) == 0
-    assert "hydra_bash_completion" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    "name", ["$(touch pwned)", "`touch pwned`", "a b", "x;touch pwned", "a\nb", "\x1b[2J", "*", "a'b", "\u202ea"]
+)
+def test_tab_offers_nothing_that_a_shell_would_run_or_expand(project, monkeypatch, capsys, name):
+    (project / "recipes" / f"{name}.yaml").write_text("base: ./llama\n")
+    (project / "recipes" / "quoted.yaml").write_text(f"base: ./llama\ndescription: {json.dumps(name)}\n")
+    for line, words in {
+        "recipe=": ["recipe=prod", "recipe=quoted", "recipe=team/chat"],
+        "recipe=quoted recipe.description=": [],
+    }.items():
+        monkeypatch.setenv("COMP_LINE", f"lora-build {line}")
+        assert app.main(["-sc", "query=bash"]) == 0
+        assert set(capsys.readouterr().out.split()) <= {*words, "recipe=a", "recipe.description=a"}  # of "a\nb"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_tab_can_be_installed_and_taken_off(capsys, shell):
+    assert app.main(["-sc", f"install={shell}"]) == 0
+    assert f"-sc query={shell}" in capsys.readouterr().out
+    assert app.main(["-sc", f"uninstall={shell}"]) == 0
+    assert "lora_build" in capsys.readouterr().out
+
+
+def test_tab_completes_in_bash(project, tmp_path_factory):
+    bin_folder = tmp_path_factory.mktemp("bin")
+    program = bin_folder / "lora-build"
+    program.write_text(f"#!{sys.executable}\n{MAIN}sys.exit(code)\n")
+    program.chmod(0o755)
+    script = """
+eval "$(lora-build -sc install=bash)"
+COMP_LINE="lora-build plan recipe=te" COMP_POINT=25; _lora_build lora-build
+echo "${COMPREPLY[@]}"
+"""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PATH": f"{bin_folder}:{os.environ['PATH']}"}
+    found = subprocess.run(["bash", "-c", script], cwd=project, env=environment, capture_output=True, text=True)
+    assert (found.stdout, found.stderr) == ("recipe=team/chat\n", "")
 
 
 def process(code, *words, **options):

@@ -11,7 +11,6 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from lora_build.errors import PlanError
 from lora_build.files.formats.adapter import WEIGHTS_NAME, open_adapter
@@ -32,7 +31,7 @@ from lora_build.planning.inspection.weights import adapted_parameters, not_finit
 from lora_build.planning.operations import Copy, Merge, Operation
 from lora_build.planning.plan import MergePlan, make_plan
 from lora_build.planning.resolve import open_source, resolve, split_reference
-from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe, is_local
+from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe, is_local, resolve_path
 from lora_build.recipe.shorthand import expand
 
 
@@ -68,7 +67,7 @@ def inspect(adapter: str | os.PathLike[str], base: str | os.PathLike[str] | None
 
 def _name(source: str) -> str:
     """Return what messages call the adapter: the last part of its source, as in a recipe that lists it."""
-    path = str(Path(source).expanduser().resolve()) if is_local(source) else source
+    path = os.path.realpath(resolve_path(Recipe(), source)) if is_local(source) else source
     return str(*expand({"adapters": [path]})["adapters"])
 
 
