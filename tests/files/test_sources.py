@@ -94,6 +94,17 @@ def test_provenance_records_the_commits(client: Client, tmp_path: Path) -> None:
     assert f"hf://acme/math@{client.hub.commit('acme/math')}/adapter_model.safetensors" in text
 
 
+def test_trained_weights_beside_an_adapter_are_seen_and_never_fetched(client: Client) -> None:
+    client.hub.repos["acme/math"]["value_head.bin"] = b"no pickle"
+    code, _, error = client("plan")
+    assert code == 2
+    assert "adapters.math: value_head.bin may hold weights that were trained with it" in error
+
+    adapters = {"math": {"source": "acme/math", "ignore_files": ["value_head.*"]}}
+    assert client("plan", adapters=adapters)[0] == 0
+    assert not [request for request in client.hub.requests if "value_head" in request[1]]
+
+
 def test_planning_fetches_no_weights_of_the_base(client: Client) -> None:
     code, _, error = client("plan")
 

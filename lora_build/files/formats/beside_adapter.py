@@ -32,6 +32,7 @@ class FilesBeside:
         of_others: the folders of other adapters.
         ignored: weights that a recipe leaves aside on purpose.
         is_twice: whether its weights are there pickled, too.
+        unmatched: patterns of a recipe that match no file; a snapshot of the Hub may lack files that nobody fetched.
         problems: what is wrong, one line each.
     """
 
@@ -40,6 +41,7 @@ class FilesBeside:
     of_others: tuple[str, ...]
     ignored: tuple[str, ...]
     is_twice: bool
+    unmatched: tuple[str, ...]
     problems: tuple[str, ...]
 
     @property
@@ -47,6 +49,7 @@ class FilesBeside:
         """What a user should know, one line each."""
         lines = (
             (self.ignored, f"built without {some_of(self.ignored)}, as ignore_files says"),
+            (self.unmatched, f"no file matches {some_of(self.unmatched)} of ignore_files"),
             (self.is_twice, f"{_PICKLED} is not read: {WEIGHTS_NAME} is there"),
             (self.of_training, f"the state of its training is left aside: {some_of(self.of_training)}"),
             (self.of_others, f"other adapters lie in its folder and are left aside: {some_of(self.of_others)}"),
@@ -76,7 +79,8 @@ def look_beside(names: Iterable[str], *, where: str, ignore_files: Collection[st
         of_others=tuple(of_others),
         ignored=tuple(ignored),
         is_twice=_PICKLED in found,
-        problems=tuple(_problems(where, [n for n in own if n not in ignored], found, ignore_files)),
+        unmatched=tuple(p for p in ignore_files if not any(fnmatchcase(name, p) for name in found)),
+        problems=tuple(_problems(where, [n for n in own if n not in ignored], ignore_files)),
     )
 
 
@@ -85,7 +89,7 @@ def _folders_above(name: str) -> list[str]:
     return [name[: at + 1] for at, letter in enumerate(name) if letter == "/"]
 
 
-def _problems(where: str, weights: list[str], found: list[str], ignore_files: Collection[str]) -> Iterable[str]:
+def _problems(where: str, weights: list[str], ignore_files: Collection[str]) -> Iterable[str]:
     if weights:
         yield (
             f"{where}: {some_of(weights, 6)} may hold weights that were trained with it (a projector, a head, "
@@ -95,5 +99,3 @@ def _problems(where: str, weights: list[str], found: list[str], ignore_files: Co
     for pattern in ignore_files:
         if fnmatchcase(CONFIG_NAME, pattern) or fnmatchcase(WEIGHTS_NAME, pattern):
             yield f"{where}.ignore_files: '{pattern:.80}' matches the adapter's own files, which a merge is made of"
-        elif not any(fnmatchcase(name, pattern) for name in found):
-            yield f"{where}.ignore_files: '{pattern:.80}' matches no file there; found {some_of(found, 6) or 'none'}"
