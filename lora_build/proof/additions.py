@@ -1,7 +1,7 @@
 """What people put into the folder of a build: a README, a signature, scores. It may stay, and a new build keeps it.
 
 Not so what a loader would read in place of the build's own files, or besides them: weights, configs, tokenizers, chat
-templates and code at the top of the folder, and symbolic links, which may name anything.
+templates and code at the top of the folder. A symbolic link may stay, but no check can tell what is behind it.
 """
 
 import os
@@ -29,25 +29,29 @@ class Additions:
 
     Attributes:
         harmless: what may be there.
+        links: symbolic links that no loader reads.
         read_by_loaders: what changes what is loaded, or may.
     """
 
     harmless: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
     read_by_loaders: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """All of them."""
-        return tuple(sorted((*self.harmless, *self.read_by_loaders)))
+        return tuple(sorted((*self.harmless, *self.links, *self.read_by_loaders)))
 
 
 def find_additions(root: Path, own: Mapping[str, object] | frozenset[str]) -> Additions:
     """Return what is below a build besides its own files; no link is followed."""
     found = sorted(path for path in _walk(root) if path not in own)
-    read = {name for name in found if _READ_BY_LOADERS.fullmatch(name) or (root / name).is_symlink()}
+    read = {name for name in found if _READ_BY_LOADERS.fullmatch(name)}
+    links = {name for name in found if (root / name).is_symlink()} - read
     return Additions(
-        harmless=tuple(name for name in found if name not in read),
-        read_by_loaders=tuple(name for name in found if name in read),
+        harmless=tuple(name for name in found if name not in read | links),
+        links=tuple(sorted(links)),
+        read_by_loaders=tuple(sorted(read)),
     )
 
 

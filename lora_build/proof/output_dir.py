@@ -11,7 +11,7 @@ from lora_build.files.hashing.hashed_file import file_digest
 from lora_build.files.identity import FileKey, FileRecord, SourceName
 from lora_build.files.sources import Source, digest
 from lora_build.files.sources.local import LocalSource
-from lora_build.files.targets.disk import free_bytes, is_mount_point
+from lora_build.files.targets.disk import free_bytes, is_mount_point, mounted_below
 from lora_build.files.targets.staging import reclaimable_bytes
 from lora_build.planning.plan import MergePlan
 from lora_build.proof.builds import Plan
@@ -72,6 +72,8 @@ def _problems(target: Path) -> Iterator[str]:
         yield f"{target} is a file; it is left alone, choose another"
     elif is_mount_point(target):
         yield f"{target} is a mount point, which cannot be replaced by a finished build; choose a folder below it"
+    elif inner := mounted_below(target):
+        yield f"{target} holds a mount point ({inner}), whose files are not the build's to move; choose another"
     elif outer := next((up for up in target.parents if (up / MANIFEST_NAME).is_file()), None):
         yield f"{target} lies in the build {outer}, which would hold files that are none of its own; choose another"
 
@@ -119,7 +121,7 @@ def find_build(plan: Plan) -> BuildThere | None:
             f"output.dir: {target} holds files that lora-build did not write ({some_of(names)}), and that a loader "
             "may read; move them away"
         )
-    if names := _in_the_way(plan.merge_plan, there.additions.harmless):
+    if names := _in_the_way(plan.merge_plan, (*there.additions.harmless, *there.additions.links)):
         issues.append(
             f"output.dir: {target} holds files that lora-build did not write ({some_of(names)}), and the build has "
             "files of these names; move them away"

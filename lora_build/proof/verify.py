@@ -173,7 +173,7 @@ def verify_bytes(directory: Path | str, *, expect: str | None = None, strict: bo
         found |= {path: executor.wait_for(answer) for path, answer in asked.items()}
     problems = [problem for file in manifest.files for problem in found[file.path]]
     additions = find_additions(root, own_files(manifest))
-    refused = additions.names if strict else additions.read_by_loaders
+    refused = additions.names if strict else sorted((*additions.links, *additions.read_by_loaders))
     problems += [f"{name}: is not in the manifest" for name in refused]
     if problems:
         more = [f"and {len(problems) - _MOST_SHOWN} more like these"] if len(problems) > _MOST_SHOWN else []

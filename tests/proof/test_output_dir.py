@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import lora_build
-from lora_build.files.targets.disk import is_mount_point, is_on_overlay
+from lora_build.files.targets.disk import is_mount_point, is_on_overlay, mounted_below
 from lora_build.files.targets.staging import make_staging
 from lora_build.proof.builds import Action
 from makers import small
@@ -92,6 +92,9 @@ def test_a_folder_of_a_mount_with_a_space_in_its_name_is_known(monkeypatch: pyte
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: line)
     assert is_mount_point(Path("/mnt/two words"))
     assert is_on_overlay(Path("/mnt/two words/x"))
+    assert mounted_below(Path("/mnt")) == "/mnt/two words"
+    assert mounted_below(Path("/mnt/two words")) is None
+    assert mounted_below(Path("/mnt/two")) is None
 
 
 LIVED_IN = {"README.md": "card", "model.sig": "sig", ".gitattributes": "*", "scores/sums.json": "[1]"}
@@ -162,6 +165,24 @@ def test_a_build_that_does_not_say_whose_it_is_is_replaced_only_if_that_is_asked
     assert "has no lora-build.provenance.json that says of which recipe it is" in refusal(folder, dtype="float32")
     assert build(folder).reused
     assert build(folder, dtype="float32", replace=True).replaced
+
+
+def test_a_link_that_people_put_into_a_build_is_kept_as_it_is(folder: Path) -> None:
+    build(folder)
+    (folder / "scores").mkdir()
+    (folder / "out/latest").symlink_to("../scores")
+
+    assert build(folder, dtype="float32").kept == ("latest",)
+    assert (folder / "out/latest").readlink() == Path("../scores")
+    with pytest.raises(lora_build.VerificationError, match="latest: is not in the manifest"):
+        lora_build.verify(folder / "out")
+
+
+def test_a_build_with_something_mounted_in_it_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(folder)
+    monkeypatch.setattr("lora_build.files.targets.disk._mounts", lambda: {str(folder / "out/scores"): "ext4"})
+
+    assert "holds a mount point" in refusal(folder)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,8 @@ def take_along(names: Iterable[str], old: Path, new: Path) -> None:
         StorageError: the new build has a file of such a name, or a thing can be neither linked nor copied.
     """
     for name in names:
+        if (old / name).parent.stat().st_dev != old.stat().st_dev:
+            raise StorageError(f"{(old / name).parent}: something is mounted there; no new build can take it along")
         _make_parents(name, old, new)
         _link(old / name, new / name)
 

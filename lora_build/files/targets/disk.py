@@ -26,6 +26,11 @@ def is_mount_point(path: Path) -> bool:
     return str(path) in _mounts()
 
 
+def mounted_below(path: Path) -> str | None:
+    """Return the first place below a folder where something is mounted."""
+    return min((place for place in _mounts() if Path(place).is_relative_to(path) and place != str(path)), default=None)
+
+
 def is_on_overlay(path: Path) -> bool:
     """Whether a path lies in an overlay, some of whose folders cannot be renamed."""
     mounts = _mounts()
