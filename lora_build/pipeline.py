@@ -30,6 +30,7 @@ from lora_build.proof.output_dir import (
     find_build,
     is_up_to_date,
     refuse_lack_of_space,
+    refuse_links_away,
     refuse_overlap,
     refuse_replacing,
     target_of,
@@ -98,6 +99,7 @@ def prepare(recipe: Recipe, *, replace: bool = False) -> Plan:
         recipe=recipe, sources=resolved.sources, base=resolved.inputs.base, facts=resolved.inputs.facts
     )
     found = Plan(inputs=inputs, merge_plan=make_plan(recipe, resolved.inputs), target=target, replace=replace)
+    refuse_links_away(found.merge_plan, resolved.sources)
     for check in checks_of(recipe):
         check.refuse(inputs, found.merge_plan)
     return dataclasses.replace(found, at_target=foresee(found))

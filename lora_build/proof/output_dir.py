@@ -87,6 +87,21 @@ def refuse_overlap(target: Path, sources: Mapping[SourceName, Source]) -> None:
                 raise RecipeError(f"output.dir: {target} overlaps {role} ({root}); choose a directory outside it")
 
 
+def refuse_links_away(plan: MergePlan, sources: Mapping[SourceName, Source]) -> None:
+    """Raise SourceError if a local file that a plan reads is a link that leads out of its source; names all."""
+    issues: list[str] = []
+    for role, names in plan.input_files.items():
+        if isinstance(source := sources[role], LocalSource):
+            for name in names:
+                try:
+                    source.path(name)
+                except SourceError as error:
+                    issues += error.issues
+    if issues:
+        title = (f"{len(issues)} files lie elsewhere:",) if issues[1:] else ()
+        raise SourceError((*title, *issues), issues=issues)
+
+
 def refuse_lack_of_space(target: Path, num_bytes: int) -> None:
     """Raise StorageError if the disk of a target has not so many bytes free, once what ended builds left is cleared."""
     if num_bytes > (free := free_bytes(target) + reclaimable_bytes(target)):

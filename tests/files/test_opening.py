@@ -81,8 +81,18 @@ def test_a_link_that_leaves_its_input_is_refused(folder: Path) -> None:
     (folder / "base/tokenizer.json").symlink_to("../secret")
 
     with pytest.raises(SourceError, match=r"base/tokenizer.json: is a link to .*/secret, outside .*; put the file"):
-        lora_build.build(small.recipe(folder))
-    assert not (folder / "out").exists()
+        lora_build.plan(small.recipe(folder))
+
+
+def test_all_links_that_leave_their_inputs_are_named(folder: Path) -> None:
+    for name in ("base/tokenizer.json", "base/vocab.json"):
+        (folder / "secret").write_text("{}")
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to("../secret")
+
+    with pytest.raises(SourceError) as refused:
+        lora_build.plan(small.recipe(folder))
+    assert [issue.partition(":")[0] for issue in refused.value.issues] == ["base/tokenizer.json", "base/vocab.json"]
 
 
 def test_links_within_an_input_and_those_of_the_hub_clients_cache_are_followed(folder: Path) -> None:

@@ -78,9 +78,13 @@ def _size_bytes(path: Path, where: str) -> int:
         found = path.stat()
     except OSError as error:
         to = f"a link to {path.readlink()}, which" if path.is_symlink() else "what"
-        raise SourceError(f"{where}: is {to} cannot be read ({error.strerror}); remove it, or bring it back") from error
+        raise SourceError(
+            f"{where}: is {to} cannot be read ({error.strerror}); remove it, or put the file there"
+        ) from error
     if not stat.S_ISREG(found.st_mode):
-        raise SourceError(f"{where}: is {kind(found.st_mode)}; expected a regular file: remove it, or bring that back")
+        raise SourceError(
+            f"{where}: is {kind(found.st_mode)}; expected a regular file: remove it, or put the file there"
+        )
     return found.st_size
 
 
