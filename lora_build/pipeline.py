@@ -11,8 +11,6 @@ from typing import Any
 from lora_build.engine.backends.choice import missing_loops
 from lora_build.engine.estimate import merge_bytes, runtime_bytes
 from lora_build.errors import RecipeError, VerificationError, some_of
-from lora_build.files.formats.checkpoint import INDEX_NAME
-from lora_build.files.formats.config_json import CONFIG_NAME
 from lora_build.files.identity import BASE, FileKey, FileRecord
 from lora_build.files.sources import read_hashed
 from lora_build.files.targets.directory import DirectoryTarget
@@ -186,7 +184,7 @@ def _fetch(plan: Plan, *, quiet: bool) -> None:
 def _made_of(plan: Plan) -> dict[str, list[Path]]:
     """Return the inputs that each file of the output is made of, by its name; of the weights, all weights."""
     inputs, copied = plan.merge_plan.input_files, plan.merge_plan.side_files
-    patched = {name: BASE for name in (CONFIG_NAME, INDEX_NAME) if name in inputs[BASE]}
+    patched = {name: BASE for name in plan.merge_plan.texts if name in inputs[BASE]}
     weights = [
         plan.sources[role].path(name)
         for role, names in inputs.items()
@@ -224,10 +222,7 @@ def _write_small_files(
 ) -> tuple[list[FileRecord], dict[FileKey, FileRecord]]:
     """Write config.json, the index, and what goes along; return these files, and what they were made of."""
     merge_plan, files, inputs = plan.merge_plan, [], {}
-    texts = {CONFIG_NAME: merge_plan.config.to_bytes()} | (
-        {} if merge_plan.index is None else {INDEX_NAME: merge_plan.index}
-    )
-    for name, data in texts.items():
+    for name, data in merge_plan.texts.items():
         files.append(target.write(name, data))
         progress(len(data))
     for role, names in merge_plan.input_files.items():

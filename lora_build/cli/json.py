@@ -31,7 +31,12 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "memory_bytes": memory_bytes(plan),
         "config_changes": dict(merge_plan.config.changes),
         "side_files": list(merge_plan.side_files),
-        "left_out": list(merge_plan.left_out),
+        "left_out": [
+            {"source": source, "path": path, "why": why}
+            for found in (merge_plan.left_out, merge_plan.skipped)
+            for source, reasons in found.items()
+            for path, why in reasons.items()
+        ],
         "notes": [*merge_plan.notes, *plan.at_target.notes],
         "files": [
             {"path": shard.file, "size": shard.num_bytes, "tensors": [_tensor_json(op) for op in shard.operations]}
@@ -53,6 +58,8 @@ def built_json(built: Build) -> dict[str, Any]:
         "output_digest": manifest.output_digest,
         "weights_digest": manifest.weights_digest,
         "warnings": list(built.warnings),
+        "notes": list(manifest.notes or ()),
+        "left_out": [file.to_json() for file in manifest.left_out or ()],
         "seconds": {stage: round(seconds, 3) for stage, seconds in sorted(built.seconds.items())},
     }
 

@@ -1,7 +1,7 @@
 """What a terminal shows of a plan, a build and a verification: a few lines each, with units."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, assert_never
 
 from lora_build.errors import label, some_of
@@ -22,6 +22,9 @@ _STAGES = {
     "disk": ("write", "sync"),
     "idle": ("wait for load", "wait for merge", "wait for queues"),
 }
+
+
+_SHOWN_FILES = 3
 
 
 def plan_lines(plan: Plan) -> list[str]:
@@ -53,8 +56,9 @@ def plan_lines(plan: Plan) -> list[str]:
     ]
     if merge_plan.config.changes:
         lines.append("config    " + ", ".join(f"{k}: {short(v)}" for k, v in merge_plan.config.changes.items()))
-    if merge_plan.left_out:
-        lines.append(f"left out  {', '.join(merge_plan.left_out)}")
+    for source in merge_plan.input_files:
+        found = {**merge_plan.left_out.get(source, {}), **merge_plan.skipped.get(source, {})}
+        lines += [f"left out  {line}" for line in left_out_lines(source, found)]
     return lines + [f"note      {note}" for note in (*merge_plan.notes, *plan.at_target.notes)]
 
 
@@ -73,6 +77,16 @@ def _action(there: AtTarget) -> str:
             assert_never(there.action)
 
 
+def left_out_lines(source: str, reasons: Mapping[str, str]) -> list[str]:
+    """Return which files of an input do not go along, in a line: how many, and the first of them."""
+    if not reasons:
+        return []
+    shown = [f"{path} ({why})" for path, why in list(reasons.items())[:_SHOWN_FILES]]
+    more = len(reasons) - len(shown)
+    rest = f" and {more} more, which --json lists" if more else ""
+    return [f"{len(reasons)} of {source}: {', '.join(shown)}{rest}"]
+
+
 def built_lines(built: Build) -> list[str]:
     """Return the result in a few lines; the last one is the manifest hash."""
     lines = [
@@ -85,6 +99,11 @@ def built_lines(built: Build) -> list[str]:
         lines.append(f"replaced    {built.replaced[:19]} by {built.manifest.manifest_hash[:19]}")
     if built.kept:
         lines.append(f"kept        {some_of(built.kept)}")
+    left = built.manifest.left_out or ()
+    for source in dict.fromkeys(file.source for file in left):
+        found = {file.path: file.why for file in left if file.source == source}
+        lines += [f"left out    {line}" for line in left_out_lines(source, found)]
+    lines += [f"note        {note}" for note in built.manifest.notes or ()]
     lines += [f"warning     {warning}" for warning in built.warnings]
     return [*lines, f"manifest    {built.manifest.manifest_hash}"]
 

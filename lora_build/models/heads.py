@@ -114,7 +114,7 @@ def vocabulary_changes(
     old = config.vocab_size
     width = {tensors[name].shape[1:] for name in regrown}
     stale = [n for n, t in tensors.items() if t.shape[:1] == (old,) and (t.shape[1:] in width or n.endswith("bias"))
-             and _is_vocabulary(n)]  # fmt: skip
+             and is_vocabulary(n)]  # fmt: skip
     owner = next(iter(regrown.values()))
     problems = [
         f"adapters.{owner}: has {size} tokens, but {name} still has {old}: its trained rows are lost; "
@@ -124,7 +124,7 @@ def vocabulary_changes(
     return config.vocab_size_changes(size), problems
 
 
-def _is_vocabulary(name: str) -> bool:
+def is_vocabulary(name: str) -> bool:
     """Whether a tensor with as many rows as there are tokens is an embedding or a head: it is in no numbered layer."""
     return not any(part.isdigit() for part in name.split("."))
 

@@ -6,12 +6,13 @@ the values. Their digests are taken while inputs are resolved, so that planning 
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lora_build.dtypes import num_bytes
 from lora_build.files.formats.adapter import WEIGHTS_NAME, Adapter
 from lora_build.files.formats.checkpoint import Checkpoint
 from lora_build.files.formats.safetensors import TensorInfo
+from lora_build.files.formats.tokenizer import Tokenizer
 from lora_build.files.hashing.hashed_file import HashedFile
 from lora_build.files.identity import Digest, SourceName, TensorKey
 from lora_build.files.sources import Source, open_hashed
@@ -25,13 +26,17 @@ class Inputs:
     `digests` holds the SHA-256 of the data of whole parameters in adapters (frozen or replaced ones), by (adapter,
     key): two of them may be the same. Where an adapter kept tied modules alike, it holds those of their factors, and by
     (adapter, key + ".T") those of their transposes. `facts` is what transformers says of the base, None where it was
-    not asked because nothing hangs on it, or because it is in this process anyway.
+    not asked because nothing hangs on it, or because it is in this process anyway. `tokenizers` holds that of the base
+    and of the adapters that bring one, none where no adapter does, and `generation_config` then the text of the base's
+    generation_config.json.
     """
 
     base: Checkpoint
     adapters: tuple[Adapter, ...]
     digests: Mapping[TensorKey, Digest]
     facts: Facts | None = None
+    tokenizers: Mapping[SourceName, Tokenizer] = field(default_factory=dict)
+    generation_config: str | None = None
 
 
 def digests_of(sources: Mapping[SourceName, Source], adapters: tuple[Adapter, ...]) -> dict[TensorKey, Digest]:

@@ -5,25 +5,27 @@ converted, replaced or merged. Whatever does not fit is an issue; all issues are
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from lora_build.errors import PlanError, did_you_mean
 from lora_build.files.formats.adapter import WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
-from lora_build.files.formats.adapter import Adapter
 from lora_build.files.formats.adapter_config import CONFIG_NAME
-from lora_build.files.formats.checkpoint import INDEX_NAME, WEIGHTS_NAME, Checkpoint
+from lora_build.files.formats.checkpoint import GENERATION_CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
+from lora_build.files.formats.config_json import CONFIG_NAME as MODEL_CONFIG_NAME
 from lora_build.files.formats.config_json import ModelConfig
+from lora_build.files.formats.json_object import PatchedJson
 from lora_build.files.formats.safetensors import format_index
-from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.identity import BASE, SourceName
 from lora_build.methods.combine.interface import combinations
+from lora_build.planning.beside import SideFiles, what_goes_along
 from lora_build.planning.completeness import completeness
 from lora_build.planning.inputs import Inputs
 from lora_build.planning.operations import Convert, Copy, Merge, Operation
 from lora_build.planning.options import PlanOptions
 from lora_build.planning.planner import plan_tensors
 from lora_build.planning.shards import Shard, lay_out
+from lora_build.planning.tokenizer import choose_tokenizer
 from lora_build.recipe.schema import ALL, DType, Numerics, Recipe
 
 
@@ -38,9 +40,11 @@ class MergePlan:
         shards: the files with tensors.
         config: the output's config.json: the base's, with some top-level keys set.
         side_files: the files that go along unchanged, each with its source: the base, or the adapter whose tokenizer
-            goes with its grown vocabulary.
-        left_out: the base's files that do not.
-        notes: what a user should know, one line each.
+            is used.
+        generation: generation_config.json, where it changes; else it is a side file.
+        left_out: by source the files that do not go along, with the reason.
+        skipped: what lies in a source and is no part of a model; on another machine other things may.
+        notes: what a user should know, one line each: choices made for him, the same on every machine.
         has_exact_dtypes: whether its dtypes are the same with any version of transformers.
     """
 
@@ -50,7 +54,9 @@ class MergePlan:
     shards: tuple[Shard, ...]
     config: ModelConfig
     side_files: Mapping[str, SourceName]
-    left_out: tuple[str, ...]
+    left_out: Mapping[SourceName, Mapping[str, str]] = field(default_factory=dict)
+    skipped: Mapping[SourceName, Mapping[str, str]] = field(default_factory=dict)
+    generation: PatchedJson | None = None
     notes: tuple[str, ...] = ()
     has_exact_dtypes: bool = True
 
@@ -69,6 +75,13 @@ class MergePlan:
     def repeats_peft(self) -> bool:
         """Whether merges are peft's own, operation by operation."""
         return self.options.numerics is Numerics.peft
+
+    @cached_property
+    def texts(self) -> Mapping[str, bytes]:
+        """The files that are written anew from text, by name."""
+        texts = {MODEL_CONFIG_NAME: self.config.to_bytes()}
+        texts |= {INDEX_NAME: self.index} if self.index is not None else {}
+        return texts | ({GENERATION_CONFIG_NAME: self.generation.to_bytes()} if self.generation is not None else {})
 
     @property
     def num_bytes(self) -> int:
@@ -103,42 +116,37 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
         issues.append("no adapter is left to merge: every weight is 0; the output would equal the base")
     elif not issues and not config.changes and all(isinstance(op, Copy | Convert) for op in planned.operations):
         issues.append("the adapters change nothing: the output would equal the base")
-    if issues:
+    tokenizer = choose_tokenizer(recipe, inputs, planned)
+    beside = what_goes_along(inputs, tokenizer)
+    if issues := [*issues, *tokenizer.issues, *beside.issues]:
         raise PlanError(dict.fromkeys(issues))
+    config = config.with_changes(tokenizer.config_changes) if tokenizer.config_changes else config
     dtype = recipe.dtype.get(ALL, DType.keep) if isinstance(recipe.dtype, Mapping) else recipe.dtype
     if dtype is not DType.keep:
         config = config.with_changes(config.dtype_changes(dtype.value))
     base, options = inputs.base, PlanOptions.of(recipe)
-    side_files = _side_files(base, planned.tokenizer)
     return MergePlan(
         options=options,
         weights={adapter.name: adapter.weight for adapter in inputs.adapters},
-        input_files={BASE: _base_files(base)}
-        | {adapter.source: _adapter_files(adapter, side_files) for adapter in inputs.adapters},
+        input_files={source: _read(inputs, source, beside) for source in (BASE, *(a.source for a in inputs.adapters))},
         shards=lay_out(
             planned.operations, limit_bytes=options.max_shard_bytes, homes=planned.layout.homes, files=base.shards
         ),
         config=config,
-        side_files=side_files,
-        left_out=base.left_out,
-        notes=tuple(dict.fromkeys((*found.notes, *planned.notes))),
+        side_files=beside.files,
+        generation=tokenizer.generation,
+        left_out=beside.left_out,
+        skipped={BASE: base.skipped},
+        notes=tuple(dict.fromkeys((*found.notes, *planned.notes, *base.notes, *tokenizer.notes))),
         has_exact_dtypes=planned.has_exact_dtypes,
     )
 
 
-def _adapter_files(adapter: Adapter, side_files: Mapping[str, SourceName]) -> tuple[str, ...]:
-    tokenizer = (name for name, source in side_files.items() if source == adapter.source)
-    return (CONFIG_NAME, ADAPTER_WEIGHTS_NAME, *sorted(tokenizer))
-
-
-def _side_files(base: Checkpoint, tokenizer: Adapter | None) -> dict[str, SourceName]:
-    """Return the files that go along and where they come from; a tokenizer comes from one source as a whole."""
-    if tokenizer is None:
-        return dict.fromkeys(base.side_files, BASE)
-    kept = {name: BASE for name in base.side_files if not is_tokenizer_file(name)}
-    return dict(sorted((kept | dict.fromkeys(tokenizer.tokenizer_files, tokenizer.source)).items()))
-
-
-def _base_files(base: Checkpoint) -> tuple[str, ...]:
+def _read(inputs: Inputs, source: SourceName, beside: SideFiles) -> tuple[str, ...]:
+    """Return the files of an input that a build reads."""
+    if not source.is_base:
+        return (CONFIG_NAME, ADAPTER_WEIGHTS_NAME, *sorted(beside.of_adapters.get(source, ())))
+    base = inputs.base
     index = (INDEX_NAME,) if base.is_sharded else ()
-    return tuple(sorted(("config.json", *index, *base.shards, *base.side_files)))
+    side_files = (name for name in base.side_files if name not in beside.left_out[BASE])
+    return tuple(sorted((MODEL_CONFIG_NAME, *index, *base.shards, *side_files)))

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_build.files.formats.adapter import Adapter
 from lora_build.files.formats.config_json import ModelConfig
 from lora_build.models.heads import vocabulary_changes
 from lora_build.planning.adapters import mergeable_adapters
@@ -35,8 +34,7 @@ class TensorPlan:
         operations: in the order of the base's files.
         layout: the output's tensors.
         config: the output's config.json, but for its dtype.
-        tokenizer: the adapter whose tokenizer goes along, if any.
-        has_new_vocabulary: whether an adapter brings another vocabulary than the base's.
+        regrown: the tensors that have another vocabulary than the base, each with its adapter.
         has_exact_dtypes: whether its dtypes are the same with any version of transformers.
         issues: what is wrong; the rest is worth nothing if there are any.
         notes: what a user should know.
@@ -45,8 +43,7 @@ class TensorPlan:
     operations: tuple[Operation, ...]
     layout: Layout
     config: ModelConfig
-    tokenizer: Adapter | None
-    has_new_vocabulary: bool
+    regrown: Mapping[str, str]
     has_exact_dtypes: bool
     issues: tuple[str, ...]
     notes: tuple[str, ...]
@@ -82,8 +79,7 @@ def _plan(recipe: Recipe, inputs: Inputs, *, cuts_ties: bool) -> TensorPlan | No
         operations=operations,
         layout=whole.layout,
         config=inputs.base.config.with_changes({**whole.layout.config_changes, **vocabulary.config_changes}),
-        tokenizer=whole.tokenizer,
-        has_new_vocabulary=bool(whole.regrown),
+        regrown=whole.regrown,
         has_exact_dtypes=dtypes.is_exact,
         issues=(
             *first.issues, *found.issues, *whole.issues, *updates.issues, *vocabulary.issues,
@@ -111,11 +107,7 @@ def _vocabulary(whole: WholeTensors) -> _Vocabulary:
         return _Vocabulary(issues=unknown)
     config = layout.config.with_changes(layout.config_changes)  # a nested config is set whole, with all that changes
     changes, problems = vocabulary_changes(config, layout.sources, whole.regrown)
-    notes = []
-    if whole.tokenizer is None:
-        owner = next(iter(whole.regrown.values()))
-        notes.append(f"the vocabulary is that of adapter {owner}, which brings no tokenizer: check the base's")
-    return _Vocabulary(config_changes=changes, issues=(*unknown, *problems), notes=tuple(notes))
+    return _Vocabulary(config_changes=changes, issues=(*unknown, *problems))
 
 
 def _in_file_order(layout: Layout) -> list[str]:

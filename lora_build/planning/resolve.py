@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from lora_build.errors import LoraBuildError, PlanError, SourceError, did_you_mean
 from lora_build.files.formats.adapter import Adapter, open_adapter
-from lora_build.files.formats.checkpoint import Checkpoint, open_checkpoint
+from lora_build.files.formats.checkpoint import Checkpoint, open_checkpoint, read_generation_config
+from lora_build.files.formats.tokenizer import read_tokenizers
 from lora_build.files.identity import BASE, SourceName
 from lora_build.files.sources import Source
 from lora_build.files.sources.hub import open_hub
@@ -38,12 +39,13 @@ class Resolved:
     sources: Mapping[SourceName, Source]
 
 
-def resolve(recipe: Recipe, *, asks_transformers: bool = True) -> Resolved:
+def resolve(recipe: Recipe, *, for_planning: bool = True) -> Resolved:
     """Return a recipe's inputs as they are today.
 
     Args:
         recipe: names them.
-        asks_transformers: whether the inputs are to be planned with, for which transformers says what the base is.
+        for_planning: whether they are to be planned with: then transformers says what the base is, and tokenizers are
+            compared.
 
     Raises:
         PlanError: several of them cannot be opened; names each.
@@ -75,8 +77,12 @@ def resolve(recipe: Recipe, *, asks_transformers: bool = True) -> Resolved:
         raise _together(failures)
     opened = tuple(adapter for adapter in adapters if adapter is not None)
     assert base is not None
-    facts = _facts(recipe, base, opened) if asks_transformers else None
-    inputs = Inputs(base=base, adapters=opened, digests=digests_of(sources, opened), facts=facts)
+    facts = _facts(recipe, base, opened) if for_planning else None
+    tokenizers = read_tokenizers(sources) if for_planning else {}
+    inputs = Inputs(
+        base=base, adapters=opened, digests=digests_of(sources, opened), facts=facts, tokenizers=tokenizers,
+        generation_config=read_generation_config(sources[BASE]) if tokenizers else None,
+    )  # fmt: skip
     return Resolved(inputs=inputs, sources=sources)
 
 
@@ -114,7 +120,7 @@ def open_source(recipe: Recipe, role: SourceName, spec: BaseSpec | AdapterSpec) 
     if is_local(spec.source):
         return open_local(role, spec.source, resolve_path(recipe, spec.source))
     try:
-        return open_hub(role, spec.source, spec.revision, lambda _: True)
+        return open_hub(role, spec.source, spec.revision)
     except LoraBuildError as error:
         if not resolve_path(recipe, spec.source).is_dir():
             raise

@@ -32,7 +32,6 @@ class WholeTensors:
         placements: those that replace only some rows of a tensor on disk.
         owners: the adapter that replaces a tensor, or rows of it.
         regrown: the tensors that have another vocabulary than the base, each with its adapter.
-        tokenizer: the adapter whose tokenizer goes along, if any.
         must_cut: whether a tie has to be cut for it; the rest says little then.
         issues: what is wrong.
         notes: what a user should know.
@@ -42,7 +41,6 @@ class WholeTensors:
     placements: Placements
     owners: Mapping[str, str]
     regrown: Mapping[str, str]
-    tokenizer: Adapter | None
     must_cut: bool
     issues: tuple[str, ...]
     notes: tuple[str, ...]
@@ -82,7 +80,6 @@ class _Bringing:
         self._placements = Placements()
         self._owners: dict[str, str] = {}
         self._regrown: dict[str, str] = {}
-        self._tokenizer: Adapter | None = None
         self._must_cut = False
         self._issues: list[str] = []
         self._notes: list[str] = []
@@ -96,7 +93,7 @@ class _Bringing:
         """Return what came of it."""
         return WholeTensors(
             layout=self._layout, placements=self._placements, owners=self._owners, regrown=self._regrown,
-            tokenizer=self._tokenizer, must_cut=self._must_cut, issues=tuple(self._issues), notes=tuple(self._notes),
+            must_cut=self._must_cut, issues=tuple(self._issues), notes=tuple(self._notes),
         )  # fmt: skip
 
     def freeze(self, mergeable: MergeableAdapter, parameter: str, tensor: TensorInfo) -> None:
@@ -213,7 +210,6 @@ class _Bringing:
         if old[0] != self._layout.config.vocab_size:
             return False
         self._regrown[parameter.parts[0].name] = adapter.name
-        self._tokenizer = adapter if adapter.tokenizer_files else self._tokenizer
         return True
 
     def _find(self, mergeable: MergeableAdapter, parameter: str) -> Parameter | None:

@@ -96,7 +96,7 @@ class Plan:
         """The bytes of all files that a build writes, but lora-build's own."""
         plan = self.merge_plan
         copied = (self.sources[role].files[name].size_bytes for name, role in plan.side_files.items())
-        return plan.num_bytes + len(plan.config.to_bytes()) + len(plan.index or b"") + sum(copied)
+        return plan.num_bytes + sum(map(len, plan.texts.values())) + sum(copied)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,5 +125,5 @@ class Build:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What its user should know, one line each."""
+        """What its user should know, one line each, beside the choices that the manifest notes."""
         return (*self.notes, *warnings(self.survival))

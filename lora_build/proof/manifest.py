@@ -9,16 +9,17 @@ and a newline; docs/manifest.md shows a full example. Nothing in it changes from
     manifest_hash   SHA-256 of the file lora-build.manifest.json
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_build.errors import SourceError, VerificationError, some_of
 from lora_build.files.identity import Digest, FileRecord, SourceName
 from lora_build.proof import readback
 from lora_build.proof.canonical_json import canonical_json
+from lora_build.proof.choices import LeftOut, choices, left_out
 from lora_build.proof.plan_record import (
     REPRODUCIBILITY,
     InputDigests,
@@ -40,6 +41,7 @@ _SCHEMA = "lora-build/manifest/v1"
 _FIELDS = (
     "schema", "reproducibility", "build_key", "output_digest", "weights_digest", "plan", "files", "tensors",
 )  # fmt: skip
+_Read = TypeVar("_Read")
 _NUM_ADAPTERS = {"copy": (0, 0), "convert": (0, 0), "replace": (1, 1), "merge": (1, 1 << 31)}  # least and most
 
 
@@ -61,11 +63,17 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A manifest's content. `Manifest.from_bytes(m.to_bytes()) == m`."""
+    """A manifest's content. `Manifest.from_bytes(m.to_bytes()) == m`.
+
+    `left_out` are the files of the inputs that did not go along, `notes` the choices that were made for the user; both
+    are None in manifests that are older than these fields.
+    """
 
     plan: PlanRecord
     files: tuple[FileRecord, ...]
     tensors: tuple[TensorRecord, ...]
+    left_out: tuple[LeftOut, ...] | None = None
+    notes: tuple[str, ...] | None = None
 
     @property
     def reproducibility(self) -> str:
@@ -110,6 +118,8 @@ class Manifest:
                 for t in self.tensors
             ],
         }  # fmt: skip
+        document |= {} if self.left_out is None else {"left_out": [file.to_json() for file in self.left_out]}
+        document |= {} if self.notes is None else {"notes": list(self.notes)}
         return canonical_json(document) + b"\n"
 
     @classmethod
@@ -123,11 +133,13 @@ class Manifest:
         try:
             document = readback.parse_json(data)
             readback.hold_format(document["schema"], _SCHEMA, where)
-            readback.entry(document, _FIELDS)
+            readback.entry(document, _FIELDS, ("left_out", "notes"))
             manifest = cls(
                 plan=PlanRecord.from_json(document["plan"]),
                 files=tuple(map(file_from_json, readback.items(document["files"]))),
                 tensors=tuple(map(_tensor_record, readback.items(document["tensors"]))),
+                left_out=_optional(document, "left_out", LeftOut.from_json),
+                notes=_optional(document, "notes", readback.text),
             )
             same = manifest.to_bytes() == data
         except (AttributeError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -167,6 +179,8 @@ def make_manifest(
         plan=record_plan(plan, inputs),
         files=tuple(sorted(files, key=lambda f: f.path)),
         tensors=tuple(sorted(records, key=lambda t: t.name)),
+        left_out=left_out(plan, places),
+        notes=choices(plan, places),
     )
 
 
@@ -188,6 +202,11 @@ def read_manifest(directory: Path) -> Manifest:
 def own_files(manifest: Manifest) -> frozenset[str]:
     """Return the names of all files that lora-build wrote into a build."""
     return _OWN_FILES | {file.path for file in manifest.files}
+
+
+def _optional(document: Mapping[str, Any], key: str, read: Callable[[Any], _Read]) -> tuple[_Read, ...] | None:
+    """Return a list that older manifests do not have."""
+    return tuple(map(read, readback.items(document[key]))) if key in document else None
 
 
 def _tensor_record(data: Any) -> TensorRecord:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from lora_build.errors import RecipeError, SourceError, StorageError, VerificationError, some_of
 from lora_build.files.formats.checkpoint import INDEX_NAME
-from lora_build.files.formats.config_json import CONFIG_NAME
 from lora_build.files.hashing.hashed_file import file_digest
 from lora_build.files.identity import FileKey, FileRecord, SourceName
 from lora_build.files.sources import Source, digest
@@ -149,7 +148,7 @@ def find_build(plan: Plan) -> BuildThere | None:
 def _in_the_way(plan: MergePlan, additions: tuple[str, ...]) -> tuple[str, ...]:
     """Return those of the files that people put into a build that a new one would have to write, or to write below."""
     shards = (shard.file for shard in plan.shards)
-    new = {MANIFEST_NAME, SURVIVAL_NAME, PROVENANCE_NAME, CONFIG_NAME, INDEX_NAME, *shards, *plan.side_files}
+    new = {MANIFEST_NAME, SURVIVAL_NAME, PROVENANCE_NAME, INDEX_NAME, *plan.texts, *shards, *plan.side_files}
     folders = {str(up) for name in new for up in Path(name).parents}
     return tuple(
         name for name in additions if name in new or name in folders or any(str(up) in new for up in Path(name).parents)

@@ -119,7 +119,9 @@ def adapter_places(plan: "MergePlan", inputs: InputDigests) -> dict[SourceName, 
     """Return each adapter's place: by content and weight, so that neither names nor their order matter."""
     adapters = sorted(
         (source for source in plan.input_files if not source.is_base),
-        key=lambda source: canonical_json(_adapter(plan, inputs, source).to_json()),
+        key=lambda source: canonical_json(
+            [_adapter(plan, inputs, source).to_json(), sorted(plan.left_out.get(source, {}).items())]
+        ),
     )
     return {source: place for place, source in enumerate(adapters)}
 
@@ -149,7 +151,8 @@ def _operations(plan: "MergePlan", places: Mapping[SourceName, int]) -> list[Any
         for shard in plan.shards
         for op in shard.operations
     ]
-    return [rows, without_floats(dict(plan.config.changes))]
+    changes = [plan.config.changes, *([plan.generation.changes] if plan.generation is not None else [])]
+    return [rows, *(without_floats(dict(change)) for change in changes)]
 
 
 def _segment_updates(

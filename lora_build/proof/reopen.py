@@ -35,7 +35,7 @@ def reopen(directory: Path, manifest: Manifest) -> BuildInputs:
         raise SourceError(f"{directory}: has no {PROVENANCE_NAME}, which says where base and adapters are")
     recorded = read(read_file(path), str(path))
     recipe = _with_recorded_options(_recipe(directory, recorded), manifest, str(directory))
-    resolved = resolve(recipe, asks_transformers=False)
+    resolved = resolve(recipe, for_planning=False)
     inputs = BuildInputs(recipe=recipe, sources=resolved.sources, base=resolved.inputs.base)
     problems = _check_base(inputs.sources[BASE], inputs.base_files, manifest)
     problems += _check_adapters(recipe, inputs.sources, manifest)

@@ -155,9 +155,10 @@ class Composed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A whole recipe. `saved_modules_from` names the adapter whose saved modules win; `root` is where paths begin.
+    """A whole recipe.
 
-    Every field is a key but `composed`, which is None where no file was composed.
+    `saved_modules_from` names the adapter whose saved modules win, `tokenizer` the one whose tokenizer is used, or
+    `base`; `root` is where paths begin. Every field is a key but `composed`, which is None where no file was composed.
     """
 
     name: str = field(default=MISSING, metadata=_affects("nothing"))
@@ -176,6 +177,7 @@ class Recipe:
         default=TiedEmbeddings.untie, metadata=_affects("bytes", recorded_as="tied")
     )
     saved_modules_from: str | None = field(default=None, metadata=_affects("bytes"))
+    tokenizer: str | None = field(default=None, metadata=_affects("bytes"))
     output: OutputSpec = field(default_factory=OutputSpec)
     checks: ChecksSpec = field(default_factory=ChecksSpec)
     root: str = field(default=".", metadata=_affects("nothing"))

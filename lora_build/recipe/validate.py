@@ -113,8 +113,16 @@ def _check_whole(data: Mapping[str, Any]) -> Iterator[str]:
             yield f"adapter_names: '{name}' is there {chosen.count(name)} times"
     if (winner := data["saved_modules_from"]) is not None and winner not in adapters:
         yield f"saved_modules_from: no adapter '{winner}'{did_you_mean(winner, adapters)}"
+    yield from _check_tokenizer(data["tokenizer"], adapters)
     merged = [spec.get("weight", 1.0) for name, spec in adapters.items() if chosen is None or name in chosen]
     if merged and not any(merged):
         yield "adapters: every adapter has weight 0, so the output would equal the base"
     if Path(data["output"]["dir"]).name in ("", "..", "~"):
         yield f"output.dir: expected a folder of its own, found '{data['output']['dir']}'"
+
+
+def _check_tokenizer(wanted: str | None, adapters: Mapping[str, Any]) -> Iterator[str]:
+    if wanted == "base" and "base" in adapters:
+        yield "tokenizer: 'base' is the base and an adapter of that name; give the adapter another one"
+    elif wanted not in (None, "base", *adapters):
+        yield f"tokenizer: expected base or an adapter's name, found '{wanted}'{did_you_mean(str(wanted), adapters)}"

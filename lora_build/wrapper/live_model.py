@@ -58,8 +58,6 @@ class LiveModel:
             config=self.config,
             tensors={name: _info(name, tensor) for name, tensor in disk.items()},
             shards=(WEIGHTS_NAME,),
-            side_files=(),
-            left_out=(),
         )
 
     def places(self, name: str) -> Sequence[Place]:

@@ -114,7 +114,7 @@ def _needs_another_model(planned: TensorPlan) -> list[str]:
     return [
         f"the adapters need another model than this one: {advice}; or build a recipe"
         for is_so, advice in (
-            (planned.has_new_vocabulary, "resize it first, model.resize_token_embeddings(len(tokenizer))"),
+            (bool(planned.regrown), "resize it first, model.resize_token_embeddings(len(tokenizer))"),
             (planned.layout.layers is not None, "its layers are replicated"),
             (_HEAD in planned.config.changes, "load the base with the head that they were trained with"),
         )

@@ -261,7 +261,10 @@ def test_the_python_of_the_recipe_s_page_runs(project: Path, capsys: pytest.Capt
 def built(tmp_path: Path) -> Path:
     """The build that manifest.md shows."""
     small.make_base(tmp_path / "base")
+    (tmp_path / "base/onnx").mkdir()
+    (tmp_path / "base/onnx/model.onnx").touch()
     small.make_adapter(tmp_path / "math")
+    (tmp_path / "math/chat_template.jinja").touch()
     small.make_adapter(tmp_path / "code", seed=90)
     code = {"source": str(tmp_path / "code"), "weight": 0.3}
     lora_build.build(small.recipe(tmp_path, adapters={"math": str(tmp_path / "math"), "code": code}))

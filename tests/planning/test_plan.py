@@ -228,7 +228,7 @@ def test_foreign_weights_are_left_out_and_said(folder: Path) -> None:
     for name in ("consolidated.safetensors", "pytorch_model.bin", "model.gguf", "README.md", "code.py"):
         (folder / "base" / name).write_bytes(b"x")
 
-    assert set(prepare(from_mapping(small.recipe(folder))).merge_plan.left_out) == {
+    assert set(prepare(from_mapping(small.recipe(folder))).merge_plan.left_out["base"]) == {
         "consolidated.safetensors", "pytorch_model.bin", "model.gguf", "README.md", "code.py",
     }  # fmt: skip
     lora_build.build(small.recipe(folder))

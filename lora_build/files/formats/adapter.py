@@ -15,7 +15,7 @@ from lora_build.files.formats.adapter_config import CONFIG_NAME, WEIGHTS_NAME, A
 from lora_build.files.formats.beside_adapter import look_beside
 from lora_build.files.formats.json_object import MAX_CONFIG_BYTES, decode_json
 from lora_build.files.formats.safetensors import TensorInfo, read_tensors
-from lora_build.files.formats.side_files import is_tokenizer_file
+from lora_build.files.formats.side_files import is_tokenizer_file, why_left_out
 from lora_build.files.identity import SourceName
 from lora_build.files.sources import Source, read_whole, sizes
 
@@ -80,7 +80,7 @@ class Adapter:
         tensors: what it holds, by key.
         parts: the same, sorted by what they are; nothing where nobody knows its method.
         expert_packing: how it packs stacks of experts, `peft` or `unsloth`.
-        tokenizer_files: the files of its tokenizer, if it brings one.
+        others: what else lies in its folder, each file with the reason for which a merge does without it.
         notes: what a user should know of other files beside it, one line each.
     """
 
@@ -90,7 +90,7 @@ class Adapter:
     tensors: Mapping[str, TensorInfo]
     parts: AdapterParts
     expert_packing: str = "peft"
-    tokenizer_files: tuple[str, ...] = ()
+    others: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -147,9 +147,24 @@ def open_adapter(
         tensors=tensors,
         parts=parts,
         expert_packing=expert_packing,
-        tokenizer_files=tuple(sorted(file for file in files if is_tokenizer_file(file))),
+        others={
+            name: "ignore_files says so" if name in beside.ignored else _why_unused(name, size)
+            for name, size in files.items()
+            if name not in (CONFIG_NAME, WEIGHTS_NAME)
+        },
         notes=beside.notes,
     )
+
+
+def _why_unused(name: str, size_bytes: int) -> str:
+    """Return why a file beside an adapter's own two stays behind."""
+    if name.rpartition("/")[2].lower() == "readme.md":
+        return "the adapter's model card"
+    if name.startswith("adapter_model."):
+        return "its weights in another format"
+    if is_tokenizer_file(name):
+        return "of a tokenizer that is not used"
+    return why_left_out(name, size_bytes) or "no part of an adapter"
 
 
 def _refuse_empty(tensors: Collection[TensorInfo], where: str) -> None:

@@ -1,15 +1,18 @@
-"""Checkpoints on disk: config.json, the weights and their index, and the files that go along."""
+"""Checkpoints on disk: config.json, the weights and their index, and what lies beside them."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lora_build.errors import SourceError
+from lora_build.files.formats.beside_base import look_beside_base
 from lora_build.files.formats.config_json import CONFIG_NAME, MAX_LAYERS, ModelConfig
 from lora_build.files.formats.json_object import MAX_CONFIG_BYTES, decode_json, parse_object
 from lora_build.files.formats.safetensors import TensorInfo, read_tensors
-from lora_build.files.formats.side_files import is_side_file
 from lora_build.files.sources import Source, read_whole, sizes
+
+GENERATION_CONFIG_NAME = "generation_config.json"
+
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -24,13 +27,25 @@ _SHARD_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*\.safetensors")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A base model: its config, its tensors by name, the files that hold them, and the files that go along."""
+    """A base model.
+
+    Attributes:
+        config: its config.json.
+        tensors: its tensors by name.
+        shards: the files that hold them.
+        side_files: the files that go along.
+        left_out: those that do not, with the reason.
+        skipped: what lies there and is no part of a model, with the reason.
+        notes: what a user should know of its files.
+    """
 
     config: ModelConfig
     tensors: Mapping[str, TensorInfo]
     shards: tuple[str, ...]
-    side_files: tuple[str, ...]
-    left_out: tuple[str, ...]
+    side_files: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def is_sharded(self) -> bool:
@@ -62,10 +77,16 @@ def open_checkpoint(source: Source) -> Checkpoint:
     if placed is not None and {n: t.file for n, t in tensors.items()} != placed:
         differ = sorted({n: t.file for n, t in tensors.items()}.items() ^ placed.items())[0]
         raise SourceError(f"{where}/{INDEX_NAME}: index and shards disagree, first about {differ[0]!r}")
-    side_files = tuple(sorted(name for name in files if is_side_file(name, has_code=config.has_code)))
-    used = {CONFIG_NAME, INDEX_NAME, *shards, *side_files}
-    left_out = tuple(sorted(name for name in files if name not in used))
-    return Checkpoint(config=config, tensors=tensors, shards=shards, side_files=side_files, left_out=left_out)
+    beside = look_beside_base(source, {CONFIG_NAME, INDEX_NAME, *shards})
+    return Checkpoint(
+        config=config, tensors=tensors, shards=shards, side_files=beside.kept, left_out=beside.left_out,
+        skipped=source.skipped, notes=beside.notes,
+    )  # fmt: skip
+
+
+def read_generation_config(source: Source) -> str | None:
+    """Return the text of generation_config.json, None where there is none."""
+    return _read_text(source, GENERATION_CONFIG_NAME) if GENERATION_CONFIG_NAME in source.files else None
 
 
 def _placement(source: Source) -> dict[str, str] | None:

@@ -6,6 +6,7 @@ What a file says has to be said once: a key that is there twice means one thing 
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from lora_build.errors import SourceError
@@ -63,6 +64,18 @@ def _is_deep(value: Any) -> bool:
         inner = (part.values() if isinstance(part, dict) else part for part in level)
         level = [item for items in inner for item in items if isinstance(item, dict | list)]
     return bool(level)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchedJson:
+    """A JSON object as its file says it, and the top-level keys to set in it."""
+
+    text: str
+    changes: Mapping[str, Any]
+
+    def to_bytes(self) -> bytes:
+        """Return the file with its changes, every other byte as it was."""
+        return patch_json(self.text, self.changes).encode()
 
 
 def patch_json(text: str, changes: Mapping[str, Any]) -> str:

@@ -14,6 +14,9 @@ from lora_build.files.hashing.hashed_file import HashedFile, Terms, file_digest
 from lora_build.files.hashing.seen import Seen
 from lora_build.files.identity import Digest, SourceName
 
+NO_FILE = "a link to nothing, or no ordinary file"
+LINKED = "a link to another folder"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:
@@ -39,6 +42,10 @@ class Source(Protocol):
         """Its files by name."""
 
     @property
+    def skipped(self) -> Mapping[str, str]:
+        """What else lies there and is no part of a model, folders with a `/` at their end, and why it is none."""
+
+    @property
     def seen(self) -> Seen:
         """What was read of them so far; what is read later has to agree."""
 
@@ -53,6 +60,15 @@ class Source(Protocol):
 
     def path(self, name: str, *, quiet: bool = True) -> Path:
         """Return where the whole file lies on this machine, fetching it first if need be."""
+
+
+def why_skipped(part: str) -> str | None:
+    """Return why a file or folder of this name is no part of a model: hidden ones and caches; None for any other."""
+    if part.startswith(".git"):
+        return "version control"
+    if part == "__pycache__" or part.startswith(".cache"):
+        return "a cache"
+    return "hidden" if part.startswith(".") else None
 
 
 def sizes(source: Source) -> dict[str, int]:

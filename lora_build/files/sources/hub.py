@@ -12,7 +12,7 @@ from lora_build.files.hashing.hashed_file import check
 from lora_build.files.hashing.seen import Seen
 from lora_build.files.identity import Digest, SourceName
 from lora_build.files.opening import refuse_link_away
-from lora_build.files.sources import SourceFile
+from lora_build.files.sources import SourceFile, why_skipped
 from lora_build.files.sources.hub_cache import Remote, Xet, fetch, remember_revision, snapshot_path
 from lora_build.files.sources.hub_listing import COMMIT, is_plain, list_files
 from lora_build.files.sources.hub_requests import host, receive, receive_json, transport_error
@@ -32,6 +32,7 @@ class HubSource:
     repo: str
     commit: str
     files: Mapping[str, SourceFile]
+    skipped: Mapping[str, str] = field(default_factory=dict)
     xet: Mapping[str, str] = field(default_factory=dict, repr=False)
     seen: Seen = field(default_factory=Seen, repr=False)
 
@@ -89,14 +90,13 @@ class HubSource:
         return Remote(where=self._where(name), url=url, file=self.files[name], xet=xet)
 
 
-def open_hub(source: SourceName, repo: str, revision: str | None, keep: Callable[[str], bool]) -> HubSource:
+def open_hub(source: SourceName, repo: str, revision: str | None) -> HubSource:
     """Return a Hub repository at the commit that `revision` (default: its main branch) names today.
 
     Args:
         source: the recipe's key.
         repo: `org/name`.
         revision: a branch, a tag or a commit.
-        keep: which file names to list.
 
     Raises:
         SourceError: no such repository or revision, no permission, or offline and not in the cache.
@@ -108,8 +108,10 @@ def open_hub(source: SourceName, repo: str, revision: str | None, keep: Callable
         listed = _list_cached(repo, commit) if _offline() else None
         if listed is None:
             listed, xet = list_files(source, f"{_repository_url(repo)}/tree/{commit}?recursive=true&expand=false")
-    files = {name: file for name, file in sorted(listed.items()) if keep(name)}
-    return HubSource(name=source, repo=repo, commit=commit, files=files, xet=xet)
+    reasons = {name: next(filter(None, map(why_skipped, name.split("/"))), None) for name in sorted(listed)}
+    skipped = {name: why for name, why in reasons.items() if why}
+    files = {name: listed[name] for name in reasons if name not in skipped}
+    return HubSource(name=source, repo=repo, commit=commit, files=files, skipped=skipped, xet=xet)
 
 
 def _commit(source: SourceName, repo: str, revision: str | None) -> str:

@@ -10,9 +10,10 @@ from lora_build.errors import SourceError
 from lora_build.files.hashing.seen import Seen, refuse_change
 from lora_build.files.identity import SourceName
 from lora_build.files.opening import kind, open_regular, refuse_link_away
-from lora_build.files.sources import SourceFile
+from lora_build.files.sources import LINKED, NO_FILE, SourceFile, why_skipped
 
-_MAX_DEPTH = 2  # chat_templates/x.jinja; deeper folders are other people's
+_MAX_DEPTH = 8
+_MAX_FILES = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,7 @@ class LocalSource:
     uri: str
     root: Path
     files: Mapping[str, SourceFile]
+    skipped: Mapping[str, str] = field(default_factory=dict)
     seen: Seen = field(default_factory=Seen, repr=False)
 
     def read(self, name: str, start: int, end: int) -> bytes:
@@ -56,20 +58,40 @@ def open_local(source: SourceName, written: str, root: Path) -> LocalSource:
         found = "is not a directory" if root.exists() else "does not exist"
         raise SourceError(f"{source}: {written} {found} (looked at {root.absolute()})")
     try:
-        return LocalSource(name=source, uri=written, root=root, files=dict(_walk(source, root)))
+        entries = dict(_walk(source, root))
     except OSError as error:
         raise SourceError(f"{source}: {written} cannot be read ({error.strerror}: {error.filename})") from error
+    if len(entries) > _MAX_FILES:
+        raise SourceError(f"{source}: {written} holds more than {_MAX_FILES:,} files; expected the folder of one model")
+    files = {name: file for name, file in entries.items() if isinstance(file, SourceFile)}
+    skipped = {name: why for name, why in entries.items() if isinstance(why, str)}
+    return LocalSource(name=source, uri=written, root=root, files=files, skipped=skipped)
 
 
-def _walk(source: SourceName, root: Path) -> Iterator[tuple[str, SourceFile]]:
+def _walk(source: SourceName, root: Path) -> Iterator[tuple[str, SourceFile | str]]:
+    """Yield each file with what it is, or why it is skipped; folders are not entered where they are skipped."""
+    for count, (name, path, is_folder) in enumerate(_entries(root)):
+        if count > _MAX_FILES:
+            return
+        if why := why_skipped(path.name):
+            yield name, why
+        elif is_folder:
+            yield name, LINKED if path.is_symlink() else f"below more than {_MAX_DEPTH} folders"
+        elif "/" in name and not path.is_file():
+            yield name, NO_FILE
+        else:
+            yield name, SourceFile(size_bytes=_size_bytes(path, f"{source}/{name}"))
+
+
+def _entries(root: Path) -> Iterator[tuple[str, Path, bool]]:
+    """Yield the files below a folder, and the folders that are not entered: hidden, linked or deep ones."""
     for folder, folders, names in os.walk(root):
         here = Path(folder).relative_to(root)
-        deep = len(here.parts) + 1 >= _MAX_DEPTH
-        like_files = [f for f in folders if f.endswith((".safetensors", ".json"))]
-        folders[:] = [] if deep else sorted(f for f in folders if not f.startswith("."))
-        for name in sorted(n for n in (*names, *like_files) if not n.startswith(".")):
-            path, where = (here / name).as_posix(), f"{source}/{(here / name).as_posix()}"
-            yield path, SourceFile(size_bytes=_size_bytes(Path(folder, name), where))
+        closed = {f for f in folders if len(here.parts) >= _MAX_DEPTH or why_skipped(f) or Path(folder, f).is_symlink()}
+        folders[:] = sorted(set(folders) - closed)
+        like_files = [f for f in folders if not here.parts and f.endswith((".safetensors", ".json"))]
+        yield from (((here / name).as_posix(), Path(folder, name), False) for name in sorted([*names, *like_files]))
+        yield from ((f"{(here / f).as_posix()}/", Path(folder, f), True) for f in sorted(closed))
 
 
 def _size_bytes(path: Path, where: str) -> int:

@@ -1,0 +1,162 @@
+"""What lies beside the weights of a base: what goes along, what stays behind and why.
+
+Files at its root go along unless there is a reason against them. Of its folders goes along only what a file names:
+
+    modules.json                the folders of sentence-transformers' modules, their own weights included
+    auto_map, modules.json      code, and what it imports
+    any other JSON              a file that it names by its whole path, such as a voice of Bark
+
+and what transformers looks for by its name: chat templates, further tokenizers of a processor, a generate of its own.
+"""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lora_build.errors import SourceError
+from lora_build.files.formats.code_files import code_of, named_code, texts, with_imports
+from lora_build.files.formats.side_files import CODE, is_model_code, is_tokenizer_file, why_left_out
+from lora_build.files.sources import LINKED, NO_FILE, Source, read_whole, sizes
+
+_MODULES_NAME = "modules.json"
+_GENERATE = "custom_generate/generate.py"
+_BY_NAME = re.compile(r"(additional_)?chat_templates/[\w.\-]+\.jinja|custom_generate/requirements\.txt")
+_DECODER = ("alphabet.json", "language_model")  # pyctcdecode's: who loads the one looks for the other beside it
+_FOLDER = "a folder that no file of the model names"
+_IN_FOLDER = "in a folder, and no file of the model names it"
+_LFS_POINTER = b"version https://git-lfs"
+_MAX_JSON_BYTES = 4_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """The files beside the weights, each exactly once.
+
+    Attributes:
+        kept: those that go along, sorted.
+        left_out: those that do not, with the reason; a folder of which nothing goes along is one entry, `onnx/`.
+        notes: what a user should know of those that go along.
+    """
+
+    kept: tuple[str, ...]
+    left_out: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def look_beside_base(source: Source, used: Collection[str]) -> Beside:
+    """Return what becomes of the files of a base other than its config and its weights.
+
+    Raises:
+        SourceError: modules.json names a folder outside of the base, or a file that should go along cannot be read.
+    """
+    files = {name: size for name, size in sorted(sizes(source).items()) if name not in used}
+    folders = sorted(name for name in files if "/" in name)
+    modules = _modules(source) if folders or any(name.endswith(".py") for name in files) else {}
+    code = _code(source, files, modules)
+    named = code | _named(source, folders, modules)
+    reasons: dict[str, str] = {}
+    for name, size in files.items():
+        if "/" in name and name not in named:
+            reasons[name] = _IN_FOLDER
+        elif why := why_left_out(name, size, weights=_is_weights_of_module(name, files, modules)):
+            reasons[name] = why
+        elif name.endswith(".py") and name not in code and ("/" in name or not is_model_code(name)):
+            reasons[name] = CODE
+    kept = tuple(name for name in files if name not in reasons)
+    pickled = [name for name in kept if name.endswith("/pytorch_model.bin")]
+    _refuse_lost(source, kept, modules)
+    notes = (f"base: {', '.join(pickled)}: pickled weights of a module go along unopened",) if pickled else ()
+    return Beside(kept=kept, left_out=in_short(reasons, kept), notes=notes)
+
+
+def in_short(reasons: Mapping[str, str], kept: Collection[str] = ()) -> dict[str, str]:
+    """Return files left out by name, a folder of which nothing is kept as one, names as a terminal may show them."""
+    alive = {name.partition("/")[0] for name in kept}
+    found: dict[str, str] = {}
+    for name, why in reasons.items():
+        top, inside, _ = name.partition("/")
+        whole = inside and top not in alive
+        shown = f"{top}/" if whole else name
+        if not shown.isprintable():
+            shown = shown.encode("unicode_escape").decode()
+        found[shown] = _FOLDER if whole else why
+    return dict(sorted(found.items()))
+
+
+def _refuse_lost(source: Source, kept: Collection[str], modules: Mapping[str, str]) -> None:
+    """Raise SourceError for what should go along and is not there: links to nothing or to folders, pointers."""
+    lost = {
+        name: why for name, why in source.skipped.items()
+        if (why == NO_FILE and any(path and name.startswith(f"{path}/") for path in modules))
+        or (why == LINKED and (name.removesuffix("/") in modules or _BY_NAME.fullmatch(f"{name}x.jinja")))
+    }  # fmt: skip
+    pointers = (n for n in kept if 100 < sizes(source)[n] < 400 and read_whole(source, n).startswith(_LFS_POINTER))
+    lost |= dict.fromkeys(pointers, "a pointer of Git LFS, not the file itself: run `git lfs pull`")
+    if lost:
+        found = ", ".join(f"{name!r} is {why}" for name, why in list(lost.items())[:4])
+        raise SourceError(
+            f"{source.name}: {found}; expected files that can be copied: "
+            "fetch the model anew, or remove what it does not need"
+        )
+
+
+def _modules(source: Source) -> dict[str, str]:
+    """Return the modules of sentence-transformers: their folders, `` for the root, and their classes."""
+    found = {}
+    for entry in _parse(source, _MODULES_NAME, list):
+        if isinstance(entry, dict) and isinstance(path := entry.get("path"), str):
+            parts = [part for part in path.split("/") if part not in ("", ".")]
+            if path.startswith("/") or ".." in parts or not path.replace("\\", "\0").isprintable():
+                raise SourceError(
+                    f"{source.name}/{_MODULES_NAME}: names the folder {path!r}, expected one below the base; "
+                    "correct it, or take another copy of the model"
+                )
+            found["/".join(parts)] = str(entry.get("type"))
+    return found
+
+
+def _code(source: Source, files: Mapping[str, int], modules: Mapping[str, str]) -> frozenset[str]:
+    """Return the files of code that any config or module names, and what they import."""
+    if not any(name.endswith(".py") for name in files):
+        return frozenset()
+    configs = [name for name in sizes(source) if "/" not in name and re.fullmatch(r".*config.*\.json", name)]
+    named = {file for name in sorted(configs) for file in named_code(dict(_parse(source, name, dict)))}
+    return with_imports(source, named | {file for kind in modules.values() for file in code_of(kind)} | {_GENERATE})
+
+
+def _named(source: Source, folders: Collection[str], modules: Mapping[str, str]) -> frozenset[str]:
+    """Return the files in folders that go along by the folder that they are in, or because a file names them."""
+    tokenizers = {
+        top for top, _, rest in (name.partition("/") for name in folders)
+        if top.endswith("_tokenizer") and is_tokenizer_file(rest)
+    }  # fmt: skip
+    tops = tokenizers | {_DECODER[1]} if _DECODER[0] in source.files else tokenizers
+    named = {name for name in folders if name.partition("/")[0] in tops or _BY_NAME.fullmatch(name)}
+    named |= {name for name in folders if any(path and name.startswith(f"{path}/") for path in modules)}
+    others = {name for name in folders if name not in named and why_left_out(name, 0) is None}
+    if others:
+        for name in sorted(sizes(source)):
+            if name.endswith(".json") and "/" not in name and not is_tokenizer_file(name):
+                named |= others.intersection(texts(_parse(source, name, dict)))
+    return frozenset(named)
+
+
+def _is_weights_of_module(name: str, files: Collection[str], modules: Mapping[str, str]) -> bool:
+    """Whether a file may be a module's own weights: of two formats it is the one that is no pickle."""
+    if "/" not in name or not any(path and name.startswith(f"{path}/") for path in modules):
+        return False
+    folder, _, last = name.rpartition("/")
+    return last != "pytorch_model.bin" or f"{folder}/model.safetensors" not in files
+
+
+def _parse(source: Source, name: str, kind: type) -> Any:
+    """Return the JSON of a small file; an empty one of this kind where it is another, or is none."""
+    if not 0 < sizes(source).get(name, 0) <= _MAX_JSON_BYTES:
+        return kind()
+    try:
+        found = json.loads(read_whole(source, name))
+    except (ValueError, RecursionError):
+        return kind()
+    return found if isinstance(found, kind) else kind()

@@ -1,0 +1,236 @@
+"""Tokenizers as data: which files one has, and which tokens, special tokens, end of a text and templates they say.
+
+Nothing is loaded: what decides whose tokenizer a model needs stands in JSON, and in lists of pieces. What is not known
+of one (its tokens are in a format that is not read here, or it comes as code) is None.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lora_build.errors import SourceError
+from lora_build.files.formats.code_files import named_code, with_imports
+from lora_build.files.formats.side_files import is_tokenizer_file
+from lora_build.files.identity import BASE, Digest, SourceName
+from lora_build.files.sources import Source, read_whole
+
+CONFIG_NAME = "tokenizer_config.json"
+_WORDS_NAME = "tokenizer.json"
+_ADDED_NAME = "added_tokens.json"
+_SPECIAL_NAME = "special_tokens_map.json"
+_TEMPLATE_NAME = "chat_template.jinja"
+_NO_VOCABULARY = {CONFIG_NAME, _ADDED_NAME, _SPECIAL_NAME, _TEMPLATE_NAME, "chat_template.json"}
+_LFS_POINTER = b"version https://git-lfs"
+_MAX_BYTES = 100_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenizer:
+    """What the files of a tokenizer say.
+
+    Attributes:
+        files: its files, with the SHA-256 of each.
+        code: the files of its own code, with the SHA-256 of each.
+        tokens: the id of each token, without a vocabulary of those that it adds; None where nothing here reads them.
+        special: the tokens that it has a name for or calls special.
+        eos: the token that ends a text, None where it names none.
+        templates: its chat templates by name.
+    """
+
+    files: Mapping[str, Digest]
+    code: Mapping[str, Digest] = field(default_factory=dict)
+    tokens: Mapping[str, int] | None = None
+    special: frozenset[str] = frozenset()
+    eos: str | None = None
+    templates: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has a vocabulary: some adapters bring but the tokens that they added, or a template."""
+        return _has_vocabulary(self.files)
+
+    @property
+    def eos_id(self) -> int | None:
+        """The id of the token that ends a text."""
+        return None if self.eos is None or self.tokens is None else self.tokens.get(self.eos)
+
+
+def read_tokenizers(sources: Mapping[SourceName, Source]) -> dict[SourceName, Tokenizer]:
+    """Return the tokenizers of a base and of the adapters that bring one; none where no adapter does.
+
+    Where all are the same to the byte, only their files are said: a vocabulary may take a second to parse.
+
+    Raises:
+        SourceError: a file of one is not what its name says.
+    """
+    names = {name: sorted(filter(is_tokenizer_file, source.files)) for name, source in sources.items()}
+    names = {name: files for name, files in names.items() if files or name.is_base}
+    if len(names) == 1:
+        return {}
+    texts = {name: {file: read_whole(sources[name], file) for file in files} for name, files in names.items()}
+    digests = {name: {file: Digest.sha256(text) for file, text in data.items()} for name, data in texts.items()}
+    if all(found == digests[BASE] for found in digests.values()):
+        return {name: Tokenizer(files=found) for name, found in digests.items()}
+    return {name: _parse(sources[name], texts[name], digests[name]) for name in names}
+
+
+def _parse(source: Source, data: Mapping[str, bytes], digests: Mapping[str, Digest]) -> Tokenizer:
+    for name, text in data.items():
+        if text.startswith(_LFS_POINTER):
+            raise SourceError(f"{source.name}/{name}: is a pointer of Git LFS, not the file itself; run `git lfs pull`")
+    config, special = _object(source, CONFIG_NAME, data), _object(source, _SPECIAL_NAME, data)
+    tokens = _tokens(source, data)
+    named = {
+        key: word for key, value in (special | config).items() if key.endswith("_token") and (word := _word(value))
+    }
+    extra = [
+        part.get(key) for part in (config, special) for key in ("additional_special_tokens", "extra_special_tokens")
+    ]
+    code = sorted(with_imports(source, set(named_code(config)))) if config else []
+    return Tokenizer(
+        files=digests,
+        code={name: Digest.sha256(read_whole(source, name)) for name in code},
+        tokens=_added(source, config, data) | (tokens or {}) if tokens or not _has_vocabulary(digests) else None,
+        special=frozenset(named.values()) | frozenset(word for part in extra for word in _words(part)),
+        eos=named.get("eos_token"),
+        templates=_templates(config, data),
+    )
+
+
+def _has_vocabulary(files: Collection[str]) -> bool:
+    return any("/" not in name and name not in _NO_VOCABULARY for name in files)
+
+
+def _tokens(source: Source, data: Mapping[str, bytes]) -> dict[str, int] | None:
+    """Return the tokens of the vocabulary, those that tokenizer.json adds included; None if no format is known."""
+    if _WORDS_NAME in data:
+        return _of_tokenizer_json(_object(source, _WORDS_NAME, data))
+    if "vocab.json" in data:
+        found = _object(source, "vocab.json", data)
+        return found if all(type(number) is int for number in found.values()) else None
+    if "vocab.txt" in data:
+        words = data["vocab.txt"].decode(errors="replace").split("\n")
+        return {word.rstrip("\r"): place for place, word in enumerate(words) if word}
+    models = [name for name in data if name.endswith(".model")]
+    if len(models) != 1:
+        return None
+    try:
+        return {piece: place for place, piece in enumerate(_pieces(data[models[0]]))} or None
+    except (IndexError, ValueError):
+        return None
+
+
+def _of_tokenizer_json(found: Mapping[str, Any]) -> dict[str, int] | None:
+    model = found.get("model")
+    words = model.get("vocab") if isinstance(model, dict) else None
+    tokens: dict[str, int]
+    match words:
+        case dict():
+            tokens = {word: number for word, number in words.items() if type(number) is int}
+        case list():  # of a unigram model: [word, score]
+            tokens = {str(pair[0]): place for place, pair in enumerate(words) if isinstance(pair, list) and pair}
+        case _:
+            return None
+    entries = found.get("added_tokens")
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, dict) and type(entry.get("id")) is int:
+            tokens[str(entry.get("content"))] = entry["id"]
+    return tokens
+
+
+def _added(source: Source, config: Mapping[str, Any], data: Mapping[str, bytes]) -> dict[str, int]:
+    """Return the tokens that other files add to the vocabulary."""
+    added = {word: n for word, n in _object(source, _ADDED_NAME, data).items() if type(n) is int}
+    decoder = config.get("added_tokens_decoder")
+    for number, entry in decoder.items() if isinstance(decoder, dict) else ():
+        if (word := _word(entry)) is not None and number.isascii() and number.isdecimal() and len(number) < 10:
+            added[word] = int(number)
+    return added
+
+
+def _templates(config: Mapping[str, Any], data: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the chat templates; a file wins over tokenizer_config.json, as in transformers."""
+    written, found = config.get("chat_template"), {}
+    if isinstance(written, str):
+        found["default"] = written
+    for entry in written if isinstance(written, list) else ():
+        if isinstance(entry, dict):
+            found[str(entry.get("name"))] = str(entry.get("template"))
+    for name, text in data.items():
+        folder, _, last = name.rpartition("/")
+        if folder:
+            found[last.removesuffix(".jinja")] = text.decode(errors="replace")
+    if _TEMPLATE_NAME in data:
+        found["default"] = data[_TEMPLATE_NAME].decode(errors="replace")
+    return found
+
+
+def _object(source: Source, name: str, data: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return a JSON object among the files; an empty one where it is not there."""
+    if name not in data:
+        return {}
+    if len(data[name]) > _MAX_BYTES:
+        raise SourceError(f"{source.name}/{name}: {len(data[name])} bytes is too long for a {name}")
+    try:
+        found = json.loads(data[name])
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{source.name}/{name}: is not JSON ({error}); save the tokenizer anew") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _word(value: Any) -> str | None:
+    """Return a token that is written as text, or as an object with its `content`."""
+    found = value.get("content") if isinstance(value, dict) else value
+    return found if isinstance(found, str) else None
+
+
+def _words(value: Any) -> Iterator[str]:
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    yield from (word for word in map(_word, values) if word is not None)
+
+
+def _pieces(model: bytes) -> Iterator[str]:
+    """Yield the pieces of a sentencepiece model, in the order of their ids.
+
+    sentencepiece_model.proto: a ModelProto has its pieces as field 1, and each of these its text as field 1.
+    """
+    at = 0
+    while at < len(model):
+        tag, at = _varint(model, at)
+        if tag != 0x0A:
+            at = _skip(model, tag, at)
+            continue
+        size, at = _varint(model, at)
+        start, at = at, at + size
+        if model[start] != 0x0A:
+            raise ValueError("a piece begins with its text")
+        length, start = _varint(model, start + 1)
+        yield model[start : start + length].decode(errors="replace")
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte, at = data[at], at + 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError("no number is so long")
+
+
+def _skip(data: bytes, tag: int, at: int) -> int:
+    match tag & 7:
+        case 0:
+            return _varint(data, at)[1]
+        case 1:
+            return at + 8
+        case 2:
+            size, at = _varint(data, at)
+            return at + size
+        case 5:
+            return at + 4
+        case _:
+            raise ValueError("no such field")
