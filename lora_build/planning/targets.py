@@ -13,6 +13,7 @@ from lora_build.files.formats.adapter import Adapter
 from lora_build.files.formats.adapter_config import CONFIG_NAME
 from lora_build.files.formats.patterns import PatternError, PatternMap, Patterns
 from lora_build.methods.interface import Method
+from lora_build.methods.trainable_tokens import TrainableTokens
 from lora_build.planning.inputs import may_be_tied
 
 _FIRST_NUMBER = re.compile(r".*?\.[^.]*\.(\d+)\.")
@@ -51,8 +52,9 @@ def _untargeted(adapter: Adapter, modules: list[str]) -> Iterator[str]:
         # out_proj lies inside an attention block that is targeted as a whole
         if why and not (module in wrapped and any(not targets.why_not(outer) for outer in _above(module))):
             missed.setdefault(why, []).append(module)
-    if adapter.config.keeps_ties and any(may_be_tied(m) and not targets.why_not(m) for m in modules):
-        # with ensure_weight_tying peft adapts, and saves, what shares a targeted module's weight
+    keeps_ties = adapter.config.keeps_ties or adapter.peft_type == TrainableTokens.peft_type
+    if keeps_ties and any(may_be_tied(m) and not targets.why_not(m) for m in modules):
+        # with ensure_weight_tying, or where it trains tokens, peft adapts, and saves, what shares a targeted weight
         missed = {why: kept for why, names in missed.items() if (kept := [n for n in names if not may_be_tied(n)])}
     for why, names in missed.items():
         yield (
