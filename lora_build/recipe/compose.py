@@ -42,9 +42,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: there is no such recipe, or it or an override is wrong.
     """
     overrides = [expand_override(text) for text in overrides]
-    with plain_errors(), _hydra_kept():
+    with plain_errors(), refused_values(), _hydra_kept():
         register()
-        check_overrides(overrides)
+        check_overrides([f"recipe={name}", *overrides])
         with hydra.initialize_config_dir(CONF, **_VERSION_BASE):
             config = hydra.compose("config", [f"recipe={name}", *overrides])
     return in_folder_of_its_own(to_recipe(config, name, overrides), config)

@@ -65,6 +65,11 @@ def folders() -> list[Folder]:
     return [Folder(path=path) for path in own] + [Folder(path=shipped, shipped=True)] * (shipped not in own)
 
 
+def is_there(file: Path) -> bool:
+    """Return whether something that is no folder bears a file's name, be it a link to nowhere or a pipe."""
+    return os.path.lexists(file) and not os.path.isdir(file)  # noqa: PTH112  `is_dir` raises
+
+
 def refuse_way_out(folder: Folder, file: Path) -> None:
     """Raise RecipeError if a file of a folder of recipes is, or lies behind, a link that leads out of it."""
     if not Path(os.path.realpath(file)).is_relative_to(folder.path):  # which, unlike `resolve`, takes loops
@@ -129,7 +134,7 @@ def _load_first(place: str, kind: str, name: str, heirs: tuple[str, ...]) -> dic
     every = folders()
     for folder in every:
         file = folder.path / place
-        if file.is_file():
+        if is_there(file):
             refuse_way_out(folder, file)
             return load_recipe_file(folder, file) if kind == "recipe" else load_adapter_file(file)
     known = [known for folder in every for known in folder.names("" if kind == "recipe" else kind)]

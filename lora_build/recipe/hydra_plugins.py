@@ -77,9 +77,9 @@ class RecipeSource(ConfigSource):
         )
 
     def is_config(self, config_path: str) -> bool:
-        """Return whether there is such a file, a listed one or not."""
+        """Return whether there is such a file, a listed one or not; one that cannot be read is refused when loaded."""
         below = _below(config_path)
-        return below is not None and self._file(below).is_file()
+        return below is not None and recipe_files.is_there(self._file(below))
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         """Return what glob and TAB offer: all recipes below a group at once, none of the shipped ones."""

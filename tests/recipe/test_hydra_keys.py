@@ -1,7 +1,6 @@
 """A recipe runs nothing and writes nothing but its output: what files may say to Hydra, and what nobody may."""
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +163,13 @@ def test_a_sweep_chooses_a_launcher_by_name(project: Path, capsys: pytest.Captur
     assert capsys.readouterr().out.startswith("2 points, 2 failed")
 
 
-@pytest.mark.parametrize("name", ["out", "folder/out", "pipe", "device", "loop"])
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    {"out": "a link that leads out", "folder/out": "a link that leads out", "device": "a link that leads out",
+     "pipe": "cannot be read: is no regular file", "loop": "cannot be read: Too many levels"}.items(),
+)  # fmt: skip
 def test_a_recipe_lies_below_recipes_as_a_file(
-    project: Path, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory, name: str
+    project: Path, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory, name: str, cause: str
 ) -> None:
     outside, recipes = tmp_path_factory.mktemp("outside"), project / "recipes"
     (outside / "out.yaml").write_text("base: ./secret\nadapters: {a: ./a}\n")
@@ -175,8 +178,7 @@ def test_a_recipe_lies_below_recipes_as_a_file(
     (recipes / "loop.yaml").symlink_to("loop.yaml")
     (recipes / "device.yaml").symlink_to("/dev/zero")
     os.mkfifo(recipes / "pipe.yaml")
-    said = refused(project, capsys, f"recipe={name}")
-    assert re.search(rf"no recipe '{name}'|is a link that leads out of recipes; put a copy there", said)
+    assert cause in refused(project, capsys, f"recipe={name}")
     assert app.main(["list"]) == 0
     assert "(recipes/pipe.yaml: cannot be read: is no regular file)" in capsys.readouterr().out
 
