@@ -10,6 +10,7 @@ a layer was pruned to; peft takes init_r for an alpha that is not positive.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lora_build.files.formats.patterns import PatternMap
 from lora_build.methods.calls import add_outputs, through
 from lora_build.methods.checks import (
     HARMLESS,
@@ -118,10 +119,9 @@ class AdaLora:
 
 def _rank(config: Mapping[str, Any], path: str) -> int:
     """Return the rank that is left of a module; rank_pattern's keys are the paths of its lora_E."""
-    for key, kept in (config.get("rank_pattern") or {}).items():
-        if key.partition(".lora_E")[0] == path:
-            return sum(kept)
-    return int(config["init_r"])
+    pattern = config.get("rank_pattern") or {}
+    kept = (pattern if isinstance(pattern, PatternMap) else PatternMap(pattern)).before(".lora_E")
+    return sum(kept[path]) if path in kept else int(config["init_r"])
 
 
 METHOD = AdaLora()

@@ -21,6 +21,7 @@ import re2  # type: ignore[import-untyped]
 from lora_build.errors import SourceError
 
 _MOST_MATCHES = 100_000  # of one pattern with one name, less than a second
+_MOST_COMPARED = 600_000  # of the plain ones of one shape with one end of a name; 60,000 modules need half of them
 _LONGEST = 2_000
 _SECONDS = 10  # until the process is given up that has been given a second of a processor
 _PLAIN = re.compile(r"[\w.\-]+", re.ASCII)
@@ -105,6 +106,13 @@ class PatternMap(dict[str, Any]):
         super().__init__(values)
         self._keys = tuple(values)
         self._patterns: Patterns | None = None
+        self._before: dict[str, dict[str, Any]] = {}
+
+    def before(self, mark: str) -> Mapping[str, Any]:
+        """Return the values by what stands before a mark in their keys, which are names then; the first one counts."""
+        if mark not in self._before:
+            self._before[mark] = {key.partition(mark)[0]: self[key] for key in reversed(self._keys)}
+        return self._before[mark]
 
     @property
     def patterns(self) -> Patterns:
@@ -124,6 +132,7 @@ class _PlainNames:
 
     def __init__(self) -> None:
         self._by_dots: dict[int, dict[tuple[int, ...], dict[str, int]]] = {}  # by length, and where their dots are
+        self._num_compared = 0
 
     def add(self, pattern: str, place: int) -> None:
         dots = tuple(at for at, letter in enumerate(pattern) if letter == ".")
@@ -134,7 +143,11 @@ class _PlainNames:
         places = []
         for start in (0, *(at + 1 for at, letter in enumerate(name) if letter == ".")):
             rest = name[start:]
-            for dots, patterns in self._by_dots.get(len(rest), {}).items():
+            shapes = self._by_dots.get(len(rest), {})
+            self._num_compared += len(shapes)
+            if self._num_compared > _MOST_COMPARED:
+                raise PatternError("patterns of too many shapes for so many modules; write one pattern for many names")
+            for dots, patterns in shapes.items():
                 letters = list(rest)
                 for at in dots:
                     letters[at] = "."

@@ -70,6 +70,15 @@ def test_as_many_plain_names_as_modules_take_no_time() -> None:
     assert list(found.values()) == list(range(3000))
 
 
+def test_plain_names_of_too_many_shapes_are_refused() -> None:
+    shapes = ["".join("." if place >> bit & 1 else "a" for bit in range(12)) for place in range(4096)]
+    patterns = Patterns(shapes, of_last_parts=True)
+
+    assert patterns.first("x.aaaaaaaaaaaa") == 0
+    with pytest.raises(PatternError, match="of too many shapes for so many modules"):
+        patterns.first_of(f"x.b{n:011d}" for n in range(600))
+
+
 def test_too_many_patterns_for_too_many_names_are_refused() -> None:
     patterns = Patterns([f"never{i}.*" for i in range(300)], of_last_parts=True)
 
