@@ -46,7 +46,7 @@ def problems(*modules: str, **config: Any) -> list[str]:
     return config_problems(adapter, methods()["LORA"])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     target_modules=st.none() | st.lists(st.sampled_from(NAMES), max_size=3, unique=True) | st.sampled_from(PATTERNS),
     exclude_modules=st.none() | st.lists(st.sampled_from(NAMES), max_size=1) | st.sampled_from(PATTERNS[:2]),

@@ -21,7 +21,7 @@ PIECES = (
 )  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=5).map("".join))
 @example(r"x{,1}lm_head")
 @example("[[:alpha:]]+")
