@@ -29,7 +29,7 @@ class FilesBeside:
     Attributes:
         weights: what may have been trained and is in none of the adapter's own files.
         of_training: the state of its training.
-        of_others: the folders of other adapters.
+        of_others: the folders of other adapters, and of whole models such as a merged one.
         ignored: weights that a recipe leaves aside on purpose.
         is_twice: whether its weights are there pickled, too.
         unmatched: patterns of a recipe that match no file; a snapshot of the Hub may lack files that nobody fetched.
@@ -52,7 +52,10 @@ class FilesBeside:
             (self.unmatched, f"no file matches {some_of(self.unmatched)} of ignore_files"),
             (self.is_twice, f"{_PICKLED} is not read: {WEIGHTS_NAME} is there"),
             (self.of_training, f"the state of its training is left aside: {some_of(self.of_training)}"),
-            (self.of_others, f"other adapters lie in its folder and are left aside: {some_of(self.of_others)}"),
+            (
+                self.of_others,
+                f"other adapters or models in it are left aside: {some_of(self.of_others)}",
+            ),
         )
         return tuple(line for is_so, line in lines if is_so)
 
@@ -65,8 +68,9 @@ def look_beside(names: Iterable[str], *, where: str, ignore_files: Collection[st
         where: what messages call the adapter.
         ignore_files: patterns of names (`value_head.*`, `towers/*`) that a recipe leaves aside.
     """
-    found = sorted(set(names) - {CONFIG_NAME, WEIGHTS_NAME})
-    folders = {name.removesuffix(CONFIG_NAME) for name in found if name.endswith(f"/{CONFIG_NAME}")}
+    names = frozenset(names)
+    found = sorted(names - {CONFIG_NAME, WEIGHTS_NAME})
+    folders = {folder for name in found for folder in _folders_above(name)[-1:] if _is_whole(folder, names)}
     weights = [name for name in found if _WEIGHTS.fullmatch(name) and name != _PICKLED]
     of_training = {name: None for name in weights if _OF_TRAINING.fullmatch(name)}
     above = {folder for name in weights for folder in _folders_above(name)}
@@ -81,6 +85,13 @@ def look_beside(names: Iterable[str], *, where: str, ignore_files: Collection[st
         is_twice=_PICKLED in found,
         unmatched=tuple(p for p in ignore_files if not any(fnmatchcase(name, p) for name in found)),
         problems=tuple(_problems(where, [n for n in own if n not in ignored], ignore_files)),
+    )
+
+
+def _is_whole(folder: str, names: Collection[str]) -> bool:
+    """Whether a folder holds another adapter, or a whole model: a tower or a layer has no tokenizer of its own."""
+    return f"{folder}{CONFIG_NAME}" in names or (
+        f"{folder}config.json" in names and f"{folder}tokenizer_config.json" in names
     )
 
 

@@ -19,7 +19,7 @@ OWN = ("adapter_config.json", "adapter_model.safetensors")
     [
         "non_lora_trainables.bin", "non_lora_state_dict.bin", "value_head.safetensors", "value_head.bin", "vit.safetensors",
         "trainable_params.bin", "pytorch_model.bin", "mm_projector.bin", "new_embeddings.pt", "model.safetensors",
-        "adapters.npz", "projector/model.safetensors", "2_Dense/pytorch_model.bin", "HEAD.PTH", "merger.ckpt",
+        "adapters.npz", "projector/model.safetensors", "vision_tower/pytorch_model.bin", "2_Dense/pytorch_model.bin", "HEAD.PTH", "merger.ckpt",
     ],
 )  # fmt: skip
 def test_other_weights_are_a_problem_that_names_them_and_what_to_do(name: str) -> None:
@@ -44,7 +44,9 @@ def test_other_weights_are_a_problem_that_names_them_and_what_to_do(name: str) -
          "the state of its training is left aside: random_states_0.pkl, runs/x/weights.bin"),
         (("adapter_model.bin",), "adapter_model.bin is not read: adapter_model.safetensors is there"),
         (("code/adapter_config.json", "code/adapter_model.safetensors"),
-         "other adapters lie in its folder and are left aside: code/"),
+         "other adapters or models in it are left aside: code/"),
+        (("merged/config.json", "merged/tokenizer_config.json", "merged/model.safetensors"),
+         "other adapters or models in it are left aside: merged/"),
     ],
 )  # fmt: skip
 def test_what_training_left_behind_is_a_note(names: tuple[str, ...], note: str) -> None:
