@@ -128,12 +128,20 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
 
+class Server(ThreadingHTTPServer):
+    """A server that says nothing of clients that leave before it has sent all."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        pass
+
+
 @contextmanager
 def serve(repos: Mapping[str, Path]) -> Iterator[Hub]:
     """Serve folders as model repositories for as long as the block runs."""
     hub = Hub(repos={repo: {p.name: p.read_bytes() for p in folder.iterdir()} for repo, folder in repos.items()})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
