@@ -32,6 +32,7 @@ def kept_by_table(config: ModelConfig) -> Globs | None:
     table = _table()
     known = config.model_type in table["known"] or any(name in table["classes"] for name in config.architectures)
     parts = [table["classes"].get(name) for name in config.architectures]
+    parts.append(table["models"].get(config.model_type))  # what is in a class with a head says more than it, for some
     for key, part in config.nested.items():
         model_type = part.get("model_type") or table["parts"].get(config.model_type, {}).get(key)
         if isinstance(model_type, str):

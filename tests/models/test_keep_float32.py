@@ -30,6 +30,8 @@ def kept(**config: Any) -> Any:
         ({"architectures": ["KimiK25ForConditionalGeneration"], "model_type": "kimi_k25", "text_config": {}},
          {"F16": BIAS, "BF16": BIAS}),
         ({"model_type": "llava", "text_config": {"model_type": "deepseek_v3"}}, {"F16": BIAS, "BF16": BIAS}),
+        ({"architectures": ["Nemotron3_5TranscribeForConditionalGeneration"], "model_type": "nemo_speechlm"},
+         {"F16": ("audio_tower", "multi_modal_projector"), "BF16": ("audio_tower", "multi_modal_projector")}),
         ({"architectures": ["UnheardForCausalLM"], "model_type": "unheard"}, None),
         ({"model_type": "llava", "text_config": {"model_type": "unheard"}}, None),
     ],
