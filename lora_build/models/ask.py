@@ -77,15 +77,20 @@ def _fed(model: Model, globs: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(name for name, target in model.fed_by.items() if target in kept))
 
 
+def answer_question(text: str) -> Facts:
+    """Return the answer to a question as it is written."""
+    question = json.loads(text)
+    shapes = {name: tuple(shape) for name, shape in question["tensors"].items()}
+    return answer(ModelConfig.of(question["config"]), shapes, question["paths"])
+
+
 def main() -> None:
     """Read a question and write its answer; what others print goes elsewhere."""
     with contextlib.suppress(OSError, ValueError):  # a config may ask for a model without end
         resource.setrlimit(resource.RLIMIT_DATA, (_MAX_BYTES, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     out = os.dup(1)
     os.dup2(2, 1)
-    question = json.load(sys.stdin)
-    shapes = {name: tuple(shape) for name, shape in question["tensors"].items()}
-    found = answer(ModelConfig.of(question["config"]), shapes, question["paths"]).to_json()
+    found = answer_question(sys.stdin.read()).to_json()
     with os.fdopen(out, "w", encoding="utf-8") as file:
         file.write(found)
 

@@ -6,6 +6,7 @@ same. Where this process has transformers loaded anyway, it answers itself.
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -50,17 +51,22 @@ def ask(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], paths: Itera
     with contextlib.suppress(ValueError):
         return Facts.from_json(recall_text("architectures", key))
     if "torch" in sys.modules and "transformers" in sys.modules:
-        from lora_build.models.ask import answer
-
-        text = answer(config, shapes, unknown).to_json()
-    else:
-        text = _ask_child(question)
+        return _answered_here(question)
+    text = _ask_child(question)
     try:
         found = Facts.from_json(text)
     except ValueError:
         return Facts(problem=f"transformers gave no answer: {text}")
     remember_text("architectures", key, text)
     return found
+
+
+@functools.lru_cache(maxsize=256)
+def _answered_here(question: str) -> Facts:
+    """Return what transformers says in this process, for it alone: other models that were made here may have a part."""
+    from lora_build.models.ask import answer_question
+
+    return answer_question(question)
 
 
 def _ask_child(question: str) -> str:
