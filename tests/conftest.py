@@ -16,6 +16,7 @@ os.environ.update(
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
+from makers.counts import Count  # noqa: E402
 from makers.zoo import Zoo  # noqa: E402
 
 # a busy machine is no reason to fail, and a run that fails can be repeated
@@ -25,6 +26,7 @@ settings.load_profile("steady")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-goldens", action="store_true", help="rewrite the golden files")
+    parser.addoption("--update-counts", action="store_true", help="rewrite the counts of docs/reliability.md")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -35,6 +37,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def update_goldens(request: pytest.FixtureRequest) -> bool:
     """Return whether golden files shall be rewritten instead of compared."""
     return bool(request.config.getoption("--update-goldens"))
+
+
+@pytest.fixture
+def count(request: pytest.FixtureRequest) -> Count:
+    """Return what keeps count of what this test has tried."""
+    test = request.node.nodeid.partition("[")[0]
+    return Count(test=test, update=bool(request.config.getoption("--update-counts")))
 
 
 @pytest.fixture(scope="session")

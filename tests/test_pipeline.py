@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ from lora_build.pipeline import prepare, run
 from lora_build.proof.manifest import MANIFEST_NAME, SURVIVAL_NAME, read_manifest
 from lora_build.recipe.validate import from_mapping
 from makers import small
+from makers.counts import Count
 
 
 @pytest.fixture
@@ -262,11 +263,12 @@ def killed_at(folder: Path, step: int, how: str = "swap") -> subprocess.Complete
     return subprocess.run([sys.executable, "-c", KILLED, recipe, str(step), how], capture_output=True, text=True)
 
 
-def test_a_build_killed_at_any_step_leaves_the_target_absent_or_whole(folder: Path) -> None:
+def test_a_build_killed_at_any_step_leaves_the_target_absent_or_whole(folder: Path, count: Count) -> None:
     steps = int(killed_at(folder, -1).stdout)
     whole = read_manifest(folder / "out").manifest_hash
     assert steps > 20
-    for step in (1, 4, steps // 2, steps - 10):
+    places = (1, 4, steps // 2, steps - 10)
+    for step in places:
         shutil.rmtree(folder / "out", ignore_errors=True)
         assert killed_at(folder, step).returncode == -signal.SIGKILL
         if (folder / "out").exists():
@@ -275,9 +277,10 @@ def test_a_build_killed_at_any_step_leaves_the_target_absent_or_whole(folder: Pa
             assert lora_build.build(small.recipe(folder)).manifest.manifest_hash == whole
     lora_build.build(small.recipe(folder))
     assert lora_build.verify(folder / "out").manifest_hash == whole
+    count("kills while a build is made where none was", len(places))
 
 
-def kill_replacing_at(folder: Path, steps: Iterable[int], how: str) -> None:
+def kill_replacing_at(folder: Path, steps: Sequence[int], how: str) -> int:
     """Kill the replacement of a build that people live in; nothing of theirs is lost, and the next build mends all."""
     old = lora_build.build(small.recipe(folder, output={"dir": str(folder / "out"), "if_exists": "overwrite"})).manifest
     small.edit(folder / "math", lora_B__weight=small.values(5, 8, 2, dtype=torch.float32))
@@ -296,11 +299,13 @@ def kill_replacing_at(folder: Path, steps: Iterable[int], how: str) -> None:
         assert lora_build.verify(folder / "out").additions == ("README.md", "scores/sums.json")
         assert (folder / "out/README.md").read_text() == "mine"
         assert [name for name in listing(folder) if "lora-build" in name] == [], step
+    return len(steps)
 
 
 @pytest.mark.parametrize("how", ["swap", "two renames"])
-def test_a_kill_while_a_build_is_replaced_loses_nothing(folder: Path, how: str) -> None:
-    kill_replacing_at(folder, (1, 12, 40), how)
+def test_a_kill_while_a_build_is_replaced_loses_nothing(folder: Path, how: str, count: Count) -> None:
+    kills = kill_replacing_at(folder, (1, 12, 40), how)
+    count(f"kills while a build is replaced by {'an exchange' if how == 'swap' else how}", kills)
 
 
 @pytest.mark.long

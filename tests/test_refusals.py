@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from makers import bombs
+from makers.counts import Count
 
 ASK_TRANSFORMERS = ["thousands_of_modules_of_another_base", "thousands_of_new_parameters"]
 TAKE_A_SECOND = [  # the costliest that are let through to be looked at
@@ -55,3 +56,7 @@ def test_what_may_be_looked_at_takes_a_second_and_no_more(name: str, tmp_path: P
 @pytest.mark.parametrize("name", ASK_TRANSFORMERS)
 def test_asking_transformers_once_is_all_that_a_refusal_may_cost_besides(name: str, tmp_path: Path) -> None:
     check(light(tmp_path, [name])[name], seconds=15, mb=500)
+
+
+def test_the_small_inputs_that_could_cost_much_do_not_get_fewer(count: Count) -> None:
+    count("small inputs that could cost much", len(bombs.BOMBS))

@@ -97,7 +97,7 @@ def _sweep(asked: Asked, overrides: list[str]) -> int:
                 point = Point(number=len(points), overrides=(f"recipe={recipe}",))
                 points.append(replace(point, exit_code=error.exit_code, error=str(error)))
             if points and asked.as_json:
-                print_json({"points": [point.to_json() for point in points]})
+                print_json({"schema": "lora-build/points/v1", "points": [point.to_json() for point in points]})
             elif points:
                 print_lines(summary(points))
     if not points:

@@ -1,4 +1,8 @@
-"""The same for machines: a plan, a build, a verification and an inspection as JSON."""
+"""The same for machines: a plan, a build, a verification and an inspection as JSON.
+
+docs/schemas/ has a JSON Schema of each. A key that is added there is no new version, one that goes or means something
+else is.
+"""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any, assert_never
@@ -18,6 +22,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     """Return the plan for machines: every output tensor with what happens to it."""
     merge_plan = plan.merge_plan
     return {
+        "schema": "lora-build/plan/v1",
         "name": plan.recipe.name,
         "target": str(plan.target),
         "action": plan.at_target.action.value,
@@ -49,6 +54,7 @@ def built_json(built: Build) -> dict[str, Any]:
     """Return the result for machines."""
     manifest = built.manifest
     return {
+        "schema": "lora-build/build/v1",
         "dir": str(built.dir),
         "up_to_date": built.reused,
         "replaced": built.replaced,
@@ -87,6 +93,7 @@ def forward_json(report: "ForwardReport") -> dict[str, Any]:
 def inspection_json(found: "Inspection") -> dict[str, Any]:
     """Return an inspection for machines: every parameter that the adapter changes."""
     return dataclasses.asdict(found) | {
+        "schema": "lora-build/inspection/v1",
         "peft_type": found.peft_type,
         "norm": found.norm,
         "untrained": list(found.untrained),

@@ -19,7 +19,7 @@ def run(words: Sequence[str], *, as_json: bool) -> int:
             row = {"name": name, "folder": str(folder.path), "shipped": folder.shipped}
             rows.append(row | {"description": recipe_files.describe(folder, name)})
     if as_json:
-        print_json({"recipes": rows})
+        print_json({"schema": "lora-build/recipes/v1", "recipes": rows})
         return 0
     width = max((len(row["name"]) for row in rows), default=0)
     for (place, shipped), group in itertools.groupby(rows, key=lambda row: (row["folder"], row["shipped"])):

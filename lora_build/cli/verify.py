@@ -36,7 +36,7 @@ def run(words: Sequence[str], *, as_json: bool) -> int:
     folders, wanted = _words(words)
     results = [_verify(folder, wanted, quiet=as_json) for folder in folders]
     if as_json:
-        print_json({"builds": results})
+        print_json({"schema": "lora-build/verification/v1", "builds": results})
     return next((result["exit_code"] for result in results if result["exit_code"]), 0)
 
 

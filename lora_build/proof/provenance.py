@@ -89,7 +89,7 @@ def read(data: bytes, where: str) -> Recorded:
             file=None if asked.get("file") is None else readback.text(asked["file"]),
             changing=tuple(map(readback.text, asked.get("changing") or ())),
             recipe=with_new_names(asked["recipe"]),
-            root=definition["internalParameters"].get("root"),
+            root=None if (root := definition["internalParameters"].get("root")) is None else readback.text(root),
             commits=commits,
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -9,11 +9,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lora_build.errors import SourceError
+from lora_build.errors import SourceError, VerificationError
 from lora_build.numerics.measure import Share
 from lora_build.numerics.survival import TensorSurvival
 from lora_build.proof.manifest import SURVIVAL_NAME
-from lora_build.proof.readback import parse_json, read_file
+from lora_build.proof.readback import hold_format, parse_json, read_file
 
 _SCHEMA = "lora-build/survival/v1"
 _LARGEST_NORM = 1e150  # whose square is a number
@@ -28,6 +28,17 @@ def read_survival(directory: Path) -> tuple[TensorSurvival, ...] | None:
         return tuple(map(_tensor, document["tensors"]))
     except (SourceError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def why_unread(directory: Path) -> str:
+    """Return why the report of a build cannot be read."""
+    try:
+        hold_format(parse_json(read_file(directory / SURVIVAL_NAME), floats=True)["schema"], _SCHEMA, SURVIVAL_NAME)
+    except VerificationError as error:
+        return str(error)
+    except (SourceError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return f"{SURVIVAL_NAME}: is not a survival report of lora-build"
 
 
 def _tensor(entry: Any) -> TensorSurvival:

@@ -25,7 +25,7 @@ from lora_build.proof.manifest import (
     read_manifest,
 )
 from lora_build.proof.readback import read_file
-from lora_build.proof.survival_report import read_survival
+from lora_build.proof.survival_report import read_survival, why_unread
 
 if TYPE_CHECKING:
     from lora_build.proof.forward.report import ForwardReport
@@ -224,7 +224,7 @@ def _doubts(root: Path, manifest: Manifest) -> Iterator[str]:
     if os.path.lexists(root / SURVIVAL_NAME):
         survival = read_survival(root)
         if survival is None:
-            yield f"{SURVIVAL_NAME}: is not a survival report that this version can read"
+            yield why_unread(root)
         elif {report.name for report in survival} - {tensor.name for tensor in manifest.tensors}:
             yield f"{SURVIVAL_NAME}: names tensors that the manifest does not have"
 

@@ -12,6 +12,7 @@ import pytest
 
 from makers import forked
 from makers.bad_inputs import Bad, files, make_project, models, outputs, recipes
+from makers.counts import Count
 
 ROWS: dict[str, Bad] = {
     f"{kind}: {title}": row
@@ -86,3 +87,7 @@ def test_a_bad_input_is_refused_where_it_is_in_one_message_and_nothing_is_touche
     assert before.keys() <= snapshot(project).keys()
     assert ran.cpu_seconds < MOST_SECONDS or row.asks
     assert ran.peak_mb < MOST_MB
+
+
+def test_the_table_of_bad_inputs_grows(count: Count) -> None:
+    count("bad recipes, outputs, files, bases and adapters", len(ROWS))

@@ -90,7 +90,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_there_are_seven_pages() -> None:
+def test_there_are_eight_pages() -> None:
     names = [
         "adding-a-method.md",
         "contributing.md",
@@ -98,6 +98,7 @@ def test_there_are_seven_pages() -> None:
         "manifest.md",
         "performance.md",
         "recipe.md",
+        "reliability.md",
         "supported.md",
     ]
     assert [page.name for page in PAGES] == names

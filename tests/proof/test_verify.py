@@ -20,6 +20,7 @@ from lora_build.proof.canonical_json import canonical_json
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, read_manifest
 from lora_build.recipe.validate import from_mapping
 from makers import small
+from makers.counts import Count
 from makers.forgery import vouch
 
 WEIGHTS = "model.safetensors"
@@ -71,7 +72,7 @@ def refusal(folder: Path, **asked: Any) -> str:
 # --- the manifest's fields ------------------------------------------------------------------------------------
 
 
-def test_an_edit_of_any_field_of_the_manifest_is_found(built: Path) -> None:
+def test_an_edit_of_any_field_of_the_manifest_is_found(built: Path, count: Count) -> None:
     data = json.loads((built / MANIFEST_NAME).read_bytes())
     leaves = list(paths(data))
     assert len(leaves) >= 50
@@ -88,6 +89,7 @@ def test_an_edit_of_any_field_of_the_manifest_is_found(built: Path) -> None:
         assert refusal(built), path
         (built / MANIFEST_NAME).write_bytes(before)
     lora_build.verify(built)
+    count("builds that were edited or made up", len(leaves) + len(FORGERIES) + len(CRAFTED) + len(FOUND))
 
 
 def paths(value: Any, *way: Any) -> Any:

@@ -1,0 +1,139 @@
+"""The JSON Schemas in docs/schemas: what is written and printed holds to them, and they allow nothing that nobody knows."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
+
+import lora_build
+from lora_build.cli.main import main
+from lora_build.errors import LoraBuildError
+from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME
+from makers import small
+
+FOLDER = Path(__file__).parent.parent.parent / "docs/schemas"
+SCHEMAS: dict[str, Any] = {
+    path.name.removesuffix(".schema.json"): json.loads(path.read_text()) for path in FOLDER.glob("*.schema.json")
+}
+REGISTRY = Registry().with_resources((s["$id"], Resource.from_contents(s)) for s in SCHEMAS.values())
+OPEN = {"options", "config_changes", "config", "recipe", "checks"}  # what recipes, bases and adapters may say
+
+
+def hold(value: Any, kind: str) -> None:
+    """Hold a value to its schema."""
+    issues = Draft202012Validator(SCHEMAS[kind], registry=REGISTRY).iter_errors(value)
+    assert [f"{issue.json_path}: {issue.message}"[:300] for issue in issues] == []
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    small.make_base(tmp_path / "base", shards=True)
+    small.make_adapter(tmp_path / "math")
+    small.make_adapter(tmp_path / "code", seed=90)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/prod.yaml").write_text("base: ./base\nadapters: {math: ./math}\noutput: {dir: ./out}\n")
+    (tmp_path / "recipes/two.yaml").write_text(
+        "base: ./base\nadapters: {math: ./math, code: {source: ./code, weight: 0.5}}\ndtype: float16\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*words: str) -> Any:
+        main([*words, "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def test_there_is_a_schema_for_each_format_and_each_names_its_version() -> None:
+    kinds = "build error inspection manifest plan points provenance recipes survival verification"
+    assert sorted(SCHEMAS) == kinds.split()
+    for kind, schema in SCHEMAS.items():
+        Draft202012Validator.check_schema(schema)
+        assert schema["$id"] == f"https://lora-build.dev/schemas/{kind}-v1.json"
+        if kind not in ("error", "provenance"):  # provenance has in-toto's, and its buildType
+            assert schema["properties"]["schema"] == {"const": f"lora-build/{kind}/v1"}
+
+
+def objects(schema: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the schema of each object, by the key that it is at."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "object":
+            yield name, schema
+        for key, part in schema.items():
+            yield from objects(part, name if key in ("items", "anyOf") else key)
+    elif isinstance(schema, list):
+        for part in schema:
+            yield from objects(part, name)
+
+
+@pytest.mark.parametrize("kind", SCHEMAS)
+def test_a_schema_allows_no_key_that_it_does_not_name(kind: str) -> None:
+    found = [name for name, schema in objects(SCHEMAS[kind]) if "additionalProperties" not in schema]
+    assert set(found) <= OPEN
+
+
+def test_what_a_build_leaves_holds_to_its_schemas(project: Path, printed: Any) -> None:
+    for recipe, folder in (("prod", "out"), ("two", "builds/two")):
+        hold(printed(f"recipe={recipe}"), "build")
+        hold(printed(f"recipe={recipe}"), "build")
+        for kind, name in (("manifest", MANIFEST_NAME), ("survival", SURVIVAL_NAME), ("provenance", PROVENANCE_NAME)):
+            hold(json.loads((project / folder / name).read_text()), kind)
+
+
+def test_what_commands_print_holds_to_their_schemas(project: Path, printed: Any) -> None:
+    hold(printed("plan", "recipe=two"), "plan")
+    hold(printed("recipe=prod"), "build")
+    hold(printed("plan", "recipe=prod"), "plan")
+    (project / "out/README.md").write_text("x")
+    hold(printed("verify", "out", "base"), "verification")
+    (project / "out" / PROVENANCE_NAME).unlink()
+    hold(printed("verify", "out", f"--expect={lora_build.verify('out').manifest_hash}"), "verification")
+    (project / "out" / SURVIVAL_NAME).write_text("x")
+    hold(printed("verify", "out"), "verification")
+    hold(printed("inspect", "./math"), "inspection")
+    hold(printed("inspect", "./math", "--base", "./base"), "inspection")
+    hold(printed("list"), "recipes")
+    hold(printed("recipe=nope"), "error")
+
+
+def test_what_a_sweep_prints_holds_to_its_schema(project: Path, printed: Any) -> None:
+    hold(printed("-m", "recipe=two", "recipe.dtype=float32,keep"), "points")
+    hold(printed("plan", "-m", "recipe=two", "recipe.dtype=float32,keep"), "points")
+
+
+@pytest.mark.long
+def test_the_reports_of_the_checks_hold_to_their_schema(tmp_path: Path, printed: Any) -> None:
+    demo = Path(__file__).parent.parent.parent / "examples/tiny"
+    adapters = [str(demo / "math"), str(demo / "text")]
+    lora_build.build({"base": str(demo / "base"), "adapters": adapters, "output": {"dir": str(tmp_path / "out")}})
+    hold(printed("verify", "--forward", "--wrapper", str(tmp_path / "out")), "verification")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        (MANIFEST_NAME, "lora-build/manifest/v1", "lora-build/manifest/v2"),
+        (PROVENANCE_NAME, "lora-build.dev/merge/v1", "lora-build.dev/merge/v2"),
+        (SURVIVAL_NAME, "lora-build/survival/v1", "lora-build/survival/v2"),
+    ],
+)
+def test_a_newer_format_is_refused_by_name(project: Path, name: str, old: str, new: str) -> None:
+    lora_build.build(lora_build.load_recipe("prod"))
+    file = project / "out" / name
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+
+    with pytest.raises(LoraBuildError) as caught:
+        lora_build.verify("out")
+    assert caught.value.exit_code == 3
+    assert new in str(caught.value)
+    assert "was made by a newer lora-build" in str(caught.value)
+    assert "upgrade" in str(caught.value)
