@@ -504,7 +504,7 @@ def test_a_build_that_is_up_to_date_still_says_what_rounding_left(folder: Path) 
     assert again.warnings == first.warnings
     assert again.survival == first.survival
     lines = text.built_lines(again)
-    assert [line.partition(" ")[0] for line in lines] == ["survival", "up", "warning", "manifest"]
+    assert [line.partition(" ")[0] for line in lines] == ["survival", "up", "note", "warning", "manifest"]
     assert lines[0] == text.built_lines(first)[0]
 
 
