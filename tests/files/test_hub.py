@@ -54,7 +54,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> 
 
 
 def opened() -> HubSource:
-    return open_hub(SourceName("base"), "acme/base", None, lambda _: True)
+    return open_hub(SourceName("base"), "acme/base", None)
 
 
 def requests_of(hub: Hub, name: str) -> list[str | None]:
