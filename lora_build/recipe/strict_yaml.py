@@ -1,6 +1,7 @@
 """YAML without what can hurt: no tags, no aliases, no duplicate keys, nothing large."""
 
 import errno
+import itertools
 import os
 import re
 import stat
@@ -13,6 +14,7 @@ from lora_build.errors import RecipeError, label
 
 _MAX_SIZE_BYTES = 2**20
 _MAX_NODES = 5_000
+_MAX_DEPTH = 64
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -26,6 +28,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
         text = _bytes_of(file)
         if len(text) > _MAX_SIZE_BYTES:
             raise RecipeError(f"{where}: larger than 1 MiB, which no recipe is")
+        if _depth(text) > _MAX_DEPTH:  # the loader would look a thousand brackets ahead at each of a thousand
+            raise RecipeError(f"{where}: nested too deeply")
         data = yaml.load(text.decode("utf-8-sig"), Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
@@ -42,6 +46,12 @@ def read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(data, dict | None):
         raise RecipeError(f"{where}: expected keys and values, found a {type(data).__name__}")
     return data or {}
+
+
+def _depth(text: bytes) -> int:
+    """Return how deep brackets are nested, those in quotes counted too."""
+    steps = (1 if found[0] in b"[{" else -1 for found in re.finditer(rb"[\[\]{}]", text))
+    return max(itertools.accumulate(steps), default=0)
 
 
 def _bytes_of(file: Path) -> bytes:
