@@ -171,7 +171,10 @@ def _reuse(plan: Plan, there: Manifest) -> Build:
         _check(plan, plan.target, there)
     survival = read_survival(plan.target)
     notes = () if survival is not None else (f"what rounding left is not known: no {SURVIVAL_NAME} that can be read",)
-    return Build(dir=plan.target, manifest=there, reused=True, survival=survival or (), notes=notes)
+    return Build(
+        dir=plan.target, manifest=there, reused=True, survival=survival or (), notes=notes,
+        remarks=plan.merge_plan.remarks,
+    )  # fmt: skip
 
 
 def _fetch(plan: Plan, *, quiet: bool) -> None:
@@ -214,6 +217,7 @@ def _build(plan: Plan, target: DirectoryTarget, progress: Callable[[int], None])
     return Build(
         dir=plan.target, manifest=manifest, reused=False, survival=done.survival,
         seconds={**done.seconds, "whole": time.perf_counter() - clock}, notes=_notes(merge_plan),
+        remarks=merge_plan.remarks,
     )  # fmt: skip
 
 

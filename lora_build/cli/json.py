@@ -42,7 +42,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             for source, reasons in found.items()
             for path, why in reasons.items()
         ],
-        "notes": [*merge_plan.notes, *plan.at_target.notes],
+        "notes": [*merge_plan.remarks, *merge_plan.notes, *plan.at_target.notes],
         "files": [
             {"path": shard.file, "size": shard.num_bytes, "tensors": [_tensor_json(op) for op in shard.operations]}
             for shard in merge_plan.shards
@@ -64,7 +64,7 @@ def built_json(built: Build) -> dict[str, Any]:
         "output_digest": manifest.output_digest,
         "weights_digest": manifest.weights_digest,
         "warnings": list(built.warnings),
-        "notes": list(manifest.notes or ()),
+        "notes": [*built.remarks, *(manifest.notes or ())],
         "left_out": [file.to_json() for file in manifest.left_out or ()],
         "seconds": {stage: round(seconds, 3) for stage, seconds in sorted(built.seconds.items())},
     }

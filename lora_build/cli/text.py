@@ -59,7 +59,7 @@ def plan_lines(plan: Plan) -> list[str]:
     for source in merge_plan.input_files:
         found = {**merge_plan.left_out.get(source, {}), **merge_plan.skipped.get(source, {})}
         lines += [f"left out  {line}" for line in left_out_lines(source, found)]
-    return lines + [f"note      {note}" for note in (*merge_plan.notes, *plan.at_target.notes)]
+    return lines + [f"note      {note}" for note in (*merge_plan.remarks, *merge_plan.notes, *plan.at_target.notes)]
 
 
 def _action(there: AtTarget) -> str:
@@ -103,7 +103,7 @@ def built_lines(built: Build) -> list[str]:
     for source in dict.fromkeys(file.source for file in left):
         found = {file.path: file.why for file in left if file.source == source}
         lines += [f"left out    {line}" for line in left_out_lines(source, found)]
-    lines += [f"note        {note}" for note in built.manifest.notes or ()]
+    lines += [f"note        {note}" for note in (*built.remarks, *(built.manifest.notes or ()))]
     lines += [f"warning     {warning}" for warning in built.warnings]
     return [*lines, f"manifest    {built.manifest.manifest_hash}"]
 

@@ -18,10 +18,10 @@ _PACKED = ("_blocks", "_scales", "qweight", "qzeros", "weight_packed", "weight_s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completeness:
-    """What a base lacks, and what a user should know of it."""
+    """What a base lacks, and what a user should know of it, by the transformers of this machine."""
 
     issues: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def completeness(base: Checkpoint, facts: Facts | None, config_changes: Mapping[str, Any]) -> Completeness:
@@ -33,7 +33,7 @@ def completeness(base: Checkpoint, facts: Facts | None, config_changes: Mapping[
         config_changes: what adapters change in config.json: with another head, the base need not have its own.
     """
     if why := _not_known(base, facts):
-        return Completeness(notes=(f"whether the base is complete is not checked: {why}",))
+        return Completeness(remarks=(f"whether the base is complete is not checked: {why}",))
     assert facts is not None
     missing = [name for name in facts.missing if "architectures" not in config_changes or _in_body(name, facts)]
     name = base.config.architectures[0]
@@ -49,8 +49,10 @@ def completeness(base: Checkpoint, facts: Facts | None, config_changes: Mapping[
         )
     if issues or not facts.unexpected:
         return Completeness(issues=tuple(issues))
-    note = f"base: {name} has no use for {_grouped(facts.unexpected)}; copied as it is, and not loaded by transformers"
-    return Completeness(notes=(note,))
+    remark = (
+        f"base: {name} has no use for {_grouped(facts.unexpected)}; copied, and not loaded by transformers"
+    )
+    return Completeness(remarks=(remark,))
 
 
 def _not_known(base: Checkpoint, facts: Facts | None) -> str:

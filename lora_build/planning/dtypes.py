@@ -27,12 +27,14 @@ class Dtypes:
         is_exact: whether they are the same with any version of transformers.
         issues: what is wrong.
         notes: what a user should know.
+        remarks: the same, by the transformers of this machine.
     """
 
     by_name: Mapping[str, str]
     is_exact: bool = True
     issues: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def output_dtypes(recipe: Recipe, layout: Layout, names: Sequence[str], facts: Facts | None) -> Dtypes:
@@ -51,16 +53,13 @@ def output_dtypes(recipe: Recipe, layout: Layout, names: Sequence[str], facts: F
     kept = _kept(layout, {name: dtype for name, (dtype, is_own) in wanted.items() if not is_own}, facts)
     changed = {name: dtype for name, (dtype, _) in wanted.items() if dtype and name not in kept.names}
     saved = [name for name in sorted(kept.names) if wanted[name][0] != stored[name]]
-    note = (
-        f"{saved[0]} stays {stored[saved[0]]}: it loses too much in 16 bits ({len(saved)} such tensors)"
-        if saved
-        else ""
-    )
+    saving = f"it loses too much in 16 bits ({len(saved)} such tensors)"
     return Dtypes(
         by_name=stored | changed,
         is_exact=kept.is_exact,
         issues=(*issues, *_of_codes(stored, changed)),
-        notes=tuple(line for line in (note, kept.note) if line),
+        notes=(f"{saved[0]} stays {stored[saved[0]]}: {saving}",) if saved else (),
+        remarks=(kept.remark,) if kept.remark else (),
     )
 
 
@@ -100,7 +99,7 @@ class _Kept:
 
     names: frozenset[str] = frozenset()
     is_exact: bool = True
-    note: str = ""
+    remark: str = ""
 
 
 def _kept(layout: Layout, wanted: Mapping[str, str | None], facts: Facts | None) -> _Kept:
@@ -117,8 +116,8 @@ def _kept(layout: Layout, wanted: Mapping[str, str | None], facts: Facts | None)
     by_disk = {name for dtype, of in (table or {}).items() for name in matching(asked[dtype], of)}
     if not known:
         why = facts.problem if facts else "transformers was not asked"
-        note = "" if table is not None else f"which tensors 16 bits are too few for is not known: {why}"
-        return _Kept(names=frozenset(by_disk), is_exact=table is not None, note=note)
+        remark = "" if table is not None else f"which tensors 16 bits are too few for is not known: {why}"
+        return _Kept(names=frozenset(by_disk), is_exact=table is not None, remark=remark)
     assert facts is not None
     says = facts.float32 if table is None else facts.stays
     kept = {name for dtype, of in asked.items() for name in _of(layout, of, frozenset(says.get(dtype, ())))}

@@ -45,6 +45,7 @@ class MergePlan:
         left_out: by source the files that do not go along, with the reason.
         skipped: what lies in a source and is no part of a model; on another machine other things may.
         notes: what a user should know, one line each: choices made for him, the same on every machine.
+        remarks: the same of what the transformers of this machine say; no manifest has them.
         has_exact_dtypes: whether its dtypes are the same with any version of transformers.
     """
 
@@ -58,6 +59,7 @@ class MergePlan:
     skipped: Mapping[SourceName, Mapping[str, str]] = field(default_factory=dict)
     generation: PatchedJson | None = None
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     has_exact_dtypes: bool = True
 
     @cached_property
@@ -137,7 +139,8 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
         generation=tokenizer.generation,
         left_out=beside.left_out,
         skipped={BASE: base.skipped},
-        notes=tuple(dict.fromkeys((*found.notes, *planned.notes, *base.notes, *tokenizer.notes))),
+        notes=tuple(dict.fromkeys((*planned.notes, *base.notes, *tokenizer.notes))),
+        remarks=(*found.remarks, *planned.remarks),
         has_exact_dtypes=planned.has_exact_dtypes,
     )
 

@@ -38,6 +38,7 @@ class TensorPlan:
         has_exact_dtypes: whether its dtypes are the same with any version of transformers.
         issues: what is wrong; the rest is worth nothing if there are any.
         notes: what a user should know.
+        remarks: the same, by the transformers of this machine.
     """
 
     operations: tuple[Operation, ...]
@@ -47,6 +48,7 @@ class TensorPlan:
     has_exact_dtypes: bool
     issues: tuple[str, ...]
     notes: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 def plan_tensors(recipe: Recipe, inputs: Inputs) -> TensorPlan:
@@ -87,6 +89,7 @@ def _plan(recipe: Recipe, inputs: Inputs, *, cuts_ties: bool) -> TensorPlan | No
             *(_parts_for_peft(operations) if repeats_peft else ()),
         ),
         notes=(*first.notes, *found.notes, *whole.notes, *updates.notes, *vocabulary.notes, *dtypes.notes),
+        remarks=dtypes.remarks,
     )  # fmt: skip
 
 

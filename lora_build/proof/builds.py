@@ -110,6 +110,7 @@ class Build:
         survival: what rounding left of each update; of a build that was reused, what its report says.
         seconds: how long each stage took; stages run beside each other, and `whole` is all of them.
         notes: what its user should know of the installation, or of the build that was there.
+        remarks: what the transformers of this machine say of the base; no manifest has that.
         replaced: the manifest_hash of the build that was there and is not any more.
         kept: what people had put there, and is there still.
     """
@@ -120,6 +121,7 @@ class Build:
     survival: tuple[TensorSurvival, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     replaced: Digest | None = None
     kept: tuple[str, ...] = ()
 

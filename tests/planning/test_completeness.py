@@ -147,7 +147,7 @@ def test_a_tensor_that_the_model_has_no_use_for_is_a_note(tmp_path: Path) -> Non
     llama(tmp_path)
     edit(tmp_path, lambda tensors: tensors.update({"model.layers.2.eh_proj.weight": torch.ones(8, 8)}))
 
-    (note,) = lora_build.plan(small.recipe(tmp_path)).merge_plan.notes
+    (note,) = lora_build.plan(small.recipe(tmp_path)).merge_plan.remarks
 
     assert note.startswith("base: LlamaForCausalLM has no use for model.layers.2.eh_proj.weight")
 
@@ -177,17 +177,17 @@ def test_what_shares_a_tensor_or_goes_by_the_names_of_a_body_is_not_missing(
     if model_class is transformers.GPT2LMHeadModel:
         edit(tmp_path, lambda t: [t.update({name.removeprefix("transformer."): t.pop(name)}) for name in list(t)])
 
-    assert lora_build.plan(small.recipe(tmp_path)).merge_plan.notes == ()
+    assert lora_build.plan(small.recipe(tmp_path)).merge_plan.remarks == ()
 
 
 def test_a_config_that_states_no_width_or_an_unknown_class_is_a_note(tmp_path: Path) -> None:
     small.make_base(tmp_path / "base")
     small.make_adapter(tmp_path / "math")
-    (note,) = lora_build.plan(small.recipe(tmp_path)).merge_plan.notes
+    (note,) = lora_build.plan(small.recipe(tmp_path)).merge_plan.remarks
     assert note == "whether the base is complete is not checked: config.json does not say how wide the model is"
 
     edit(tmp_path, lambda tensors: None, hidden_size=6, architectures=["UnheardForCausalLM"])
-    (note,) = lora_build.plan(small.recipe(tmp_path)).merge_plan.notes
+    (note,) = lora_build.plan(small.recipe(tmp_path)).merge_plan.remarks
     assert "is not checked: transformers has no architecture ['UnheardForCausalLM']" in note
 
 
@@ -224,7 +224,7 @@ import lora_build
 from lora_build.models import asking
 for _ in range(2):
     plan = lora_build.plan({"base": sys.argv[1], "adapters": {"a": sys.argv[2]}}).merge_plan
-    assert plan.notes == () and any(op.name.endswith("experts.1.down_proj.weight") for op in plan.operations)
+    assert plan.remarks == plan.notes == () and any(op.name.endswith("experts.1.down_proj.weight") for op in plan.operations)
     assert not {"torch", "transformers"} & sys.modules.keys()
     asking._ask_child = None
 """
@@ -245,6 +245,20 @@ def test_a_process_that_does_not_answer_is_a_note(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(asking, "_SECONDS", 0.01)
     monkeypatch.delitem(sys.modules, "transformers")
 
-    (note,) = lora_build.plan(small.recipe(tmp_path)).merge_plan.notes
+    (note,) = lora_build.plan(small.recipe(tmp_path)).merge_plan.remarks
 
     assert "is not checked: transformers gave no answer: it took longer than 0.01 seconds" in note
+
+
+def test_what_this_machine_cannot_tell_changes_no_manifest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    llama(tmp_path, max_position_embeddings=19)
+    known = lora_build.build(small.recipe(tmp_path, output={"dir": str(tmp_path / "known")}))
+    monkeypatch.setattr(asking, "_SECONDS", 0.01)
+    monkeypatch.delitem(sys.modules, "transformers")
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    unknown = lora_build.build(small.recipe(tmp_path, output={"dir": str(tmp_path / "unknown")}))
+
+    assert known.remarks == () and unknown.remarks != ()
+    assert unknown.manifest.manifest_hash == known.manifest.manifest_hash

@@ -109,7 +109,7 @@ def fit_to(base: str, plan: MergePlan, contents: AdapterContents) -> BaseFit:
             for op in plan.operations
             if not isinstance(op, Copy)
         ),
-        notes=plan.notes,
+        notes=(*plan.remarks, *plan.notes),
         config_changes=plan.config.changes,
     )
 
