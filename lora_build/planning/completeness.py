@@ -49,9 +49,7 @@ def completeness(base: Checkpoint, facts: Facts | None, config_changes: Mapping[
         )
     if issues or not facts.unexpected:
         return Completeness(issues=tuple(issues))
-    remark = (
-        f"base: {name} has no use for {_grouped(facts.unexpected)}; copied, and not loaded by transformers"
-    )
+    remark = f"base: {name} has no use for {_grouped(facts.unexpected)}; copied, and not loaded by transformers"
     return Completeness(remarks=(remark,))
 
 

@@ -56,7 +56,9 @@ def test_a_plan_says_what_it_will_do_at_its_target_and_a_build_what_it_did(
     lines = said(capsys)
     new = lines[-1].removeprefix("manifest    ")
     assert lines == [
-        "built       out", f"replaced    {old[:19]} by {new[:19]}", "kept        README.md", f"manifest    {new}",
+        "built       out", f"replaced    {old[:19]} by {new[:19]}", "kept        README.md",
+        "note        whether the base is complete is not checked: config.json does not say how wide the model is",
+        f"manifest    {new}",
     ]  # fmt: skip
 
 

@@ -224,7 +224,7 @@ def only_weights(counts: Counter[str]) -> dict[str, int]:
 
 def staged(paths: dict[str, int]) -> dict[str, int]:
     """Return sizes of output files by the names that they had when they were written."""
-    return {path.replace("out/", ".out.lora-build.tmp/"): size for path, size in paths.items()}
+    return {path.replace("out/", ".out.lora-build.tmp/build/"): size for path, size in paths.items()}
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -257,8 +257,9 @@ def test_every_byte_is_read_once_hashed_once_written_once_and_every_element_merg
     assert len(work.copied) <= 3
     assert work.headers < 5 * 4_000
     assert sorted(work.synced) == sorted(
-        [*staged({f"out/{file.path}": 0 for file in built.manifest.files}), ".out.lora-build.tmp", "."]
-        + [f".out.lora-build.tmp/{path.name}" for path in sidecars if path.name.startswith("lora-build.")]
+        [*staged({f"out/{file.path}": 0 for file in built.manifest.files}), ".out.lora-build.tmp/build", "."]
+        + [".out.lora-build.tmp/lora-build.staging"]
+        + [f".out.lora-build.tmp/build/{path.name}" for path in sidecars if path.name.startswith("lora-build.")]
     )
 
 
@@ -294,7 +295,7 @@ def test_a_tensor_of_256_mb_takes_the_memory_of_one_of_64_mb(tmp_path: Path, wor
         with (base / "model.safetensors").open("wb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
             file.truncate(8 + len(header) + (megabytes << 20))
-        adapter = small.make_adapter(folder / "math", r=1)
+        adapter = small.make_adapter(folder / "math", r=1, target_modules=["a"])
         factors = {"A": torch.ones(1, 16384), "B": torch.ones(rows, 1)}
         save_file({f"base_model.model.a.lora_{n}.weight": t for n, t in factors.items()}, adapter / "adapter_model.safetensors")  # fmt: skip
         tracemalloc.start()

@@ -112,4 +112,4 @@ def _source(files: Mapping[str, bytes]) -> Any:
         return held[name][start:end]
 
     listed = {name: SourceFile(size_bytes=len(data)) for name, data in held.items()}
-    return SimpleNamespace(name=BASE, files=listed, read=read, data=read)
+    return SimpleNamespace(name=BASE, files=listed, read=read, data=read, skipped={})

@@ -1350,7 +1350,7 @@ def test_a_target_parameter_of_a_conv1d_is_adapted_as_it_is_stored(tmp_path: Pat
     [
         ({"use_bdlora": True}, "use_bdlora: expected a mapping with nblocks"),
         ({"use_bdlora": {"nblocks": "x"}}, "use_bdlora: expected a mapping with nblocks"),
-        ({"target_parameters": 3}, "target_parameters: expected a list"),
+        ({"target_parameters": 3}, "target_parameters: expected a list of names"),
         (
             {"layer_replication": [[0, 2], [0, 2]], "init_lora_weights": "pissa"},
             "layer_replication: cannot be combined",
@@ -1362,5 +1362,5 @@ def test_a_damaged_config_is_refused_by_the_key(config: dict[str, Any], said: st
     small.make_base(tmp_path / "base", num_hidden_layers=2)
     small.make_adapter(tmp_path / "math", **config)
 
-    with pytest.raises(lora_build.PlanError, match=re.escape(said)):
+    with pytest.raises(lora_build.LoraBuildError, match=re.escape(said)):
         build(tmp_path, tmp_path / "base", tmp_path / "math")

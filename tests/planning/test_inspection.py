@@ -372,7 +372,7 @@ def test_json_holds_everything_by_module(folder: Path, capsys: pytest.CaptureFix
 
     assert code == 0
     assert set(data) == {
-        "adapted", "config", "digest", "dtypes", "fit", "norm", "num_tensors", "ok", "peft_type", "problems", "shared",
+        "adapted", "config", "digest", "dtypes", "fit", "norm", "num_tensors", "ok", "peft_type", "problems", "schema", "shared",
         "size_bytes", "source", "tokens", "training_only", "untrained", "variants", "whole",
     }  # fmt: skip
     assert set(data["fit"]) == {"base", "config_changes", "issues", "notes", "num_tensors", "touched"}

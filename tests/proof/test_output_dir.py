@@ -54,7 +54,7 @@ PLACES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a pipe": (lambda f: os.mkfifo(f / "out"), "out", "is a file; it is left alone"),
     "a name with NUL": (lambda f: None, "o\0ut", "holds \\x00"),
     "a name too long": (lambda f: None, "o" * 240, "is too long; a folder's name may have 230 bytes"),
-    "a name too long on the way": (lambda f: None, "o" * 256 + "/out", "is too long"),
+    "a name too long on the way": (lambda f: None, "o" * 256 + "/out", "expected names of at most 255 bytes"),
     "a mount point": (lambda f: None, "/proc", "is a mount point"),
     "a folder of another build": (lambda f: build(f, "outer") and None, "outer/inner", "lies in the build"),
     "deep in another build": (lambda f: build(f, "outer") and None, "outer/a/b/inner", "lies in the build"),

@@ -151,8 +151,8 @@ def test_the_environment_s_folders_come_first(project, tmp_path_factory, monkeyp
 
 
 def test_a_folder_of_the_environment_must_exist(project, monkeypatch):
-    monkeypatch.setenv("LORA_BUILD_RECIPES", "/nowhere")
-    assert refusal("prod") == "LORA_BUILD_RECIPES: /nowhere is not a folder"
+    monkeypatch.setenv("LORA_BUILD_RECIPES", "/no/where")
+    assert refusal("prod") == "LORA_BUILD_RECIPES: /no/where is not a folder"
 
 
 def test_a_shipped_recipe_reads_its_own_folder_and_writes_below_the_working_directory(project):

@@ -219,8 +219,8 @@ def test_the_scratch_folder_may_lie_on_a_shared_disk(project, capsys):
     code, points = sweep(capsys, "-m", "recipe=demo", f"hydra.sweep.dir={shared}")
     assert (code, len(points)) == (0, 1)
     assert list(shared.iterdir()) == []
-    assert app.main(["-m", "recipe=demo", "hydra.sweep.dir=/nowhere"]) == 4
-    assert capsys.readouterr().err == "lora-build: hydra.sweep.dir: /nowhere: No such file or directory\n"
+    assert app.main(["-m", "recipe=demo", "hydra.sweep.dir=/no/where"]) == 4
+    assert capsys.readouterr().err == "lora-build: hydra.sweep.dir: /no/where: No such file or directory\n"
 
 
 def test_points_run_in_other_processes(project, capsys):

@@ -85,6 +85,8 @@ class Staging:
         came_out = self.came_out
         try:
             if came_out is not None and not os.path.lexists(self.target):
+                if came_out == self.build:  # or it is new and half made, in a staging folder that was copied
+                    reader.names(came_out)
                 put(came_out, self.target)
                 return f"put {self.target} back, which a build that was ended had moved aside"
             if came_out is not None:
