@@ -28,7 +28,7 @@ FAMILIES = (
 """Rows that are alike; the first of each is enough for `make test`."""
 FIRST = {next(title for title in ROWS if title.startswith(family)) for family in FAMILIES}
 MOST_SECONDS = 10  # of a core, on whatever machine; each takes less than one on an idle one
-MOST_MB = 200
+MOST_MB, MOST_MB_WHERE_TRANSFORMERS_IS_ASKED = 200, 500
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_a_bad_input_is_refused_where_it_is_in_one_message_and_nothing_is_touche
     assert {name: seen for name, seen in snapshot(project).items() if before.get(name) != seen} == {}
     assert before.keys() <= snapshot(project).keys()
     assert ran.cpu_seconds < MOST_SECONDS or row.asks
-    assert ran.peak_mb < MOST_MB
+    assert ran.peak_mb < (MOST_MB_WHERE_TRANSFORMERS_IS_ASKED if row.asks else MOST_MB)
 
 
 def test_the_table_of_bad_inputs_grows(count: Count) -> None:
