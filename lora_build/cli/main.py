@@ -24,6 +24,7 @@ lora-build: merged LoRA checkpoints from recipes in git: same recipe, same bytes
   lora-build plan recipe=NAME [KEY=VALUE ...]   say what a build would do; read only headers, write nothing
   lora-build inspect ADAPTER [--base BASE]      say what an adapter is, and whether it fits a base
   lora-build verify DIR [DIR ...]               check every byte of a build against its manifest
+  lora-build verify --expect HASH DIR           and that its manifest is the one of this hash
   lora-build verify --strict DIR [DIR ...]      and refuse files that people have added, such as a README
   lora-build verify --forward DIR [DIR ...]     and whether it answers as base and adapters do; --prompts FILE, --seed N
   lora-build verify --wrapper DIR [DIR ...]     and whether LoraModel merges base and adapters to the same bytes
