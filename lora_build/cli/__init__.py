@@ -1,5 +1,6 @@
-"""The command line: `main` is the way in and out, each verb is a module.
+"""The command line: `main` is the way in and out, each verb of `verbs` is a module.
 
-`text` and `inspection_text` are what people see, `json` what machines get, `progress` the bar, `output` the way to
-stdout, `words` the reading of a command line.
+`arguments` is the parser of each, `hints` what is said of words that are none; `composed`, `work` and `sweep` are what
+`build` and `plan` share. `text` and `inspection_text` are what people see, `json` what machines get, `progress` the
+bar, `output` the way to stdout.
 """

@@ -10,9 +10,9 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
-from lora_build.cli.build import environ
 from lora_build.cli.output import print_lines
-from lora_build.cli.words import COMMANDS
+from lora_build.cli.sweep import environ
+from lora_build.cli.verbs import VERBS
 from lora_build.errors import LoraBuildError, RecipeError
 
 _PLAIN = re.compile(r"[\w./=@+~:,-]+")
@@ -69,10 +69,10 @@ def _offers(line: str) -> Iterator[str]:
 
     typed, is_new = line.split()[1:], line.endswith(" ")
     if len(typed) + is_new <= 1:
-        yield from (name for name in COMMANDS if name.startswith("".join(typed)))
+        yield from (name for name in VERBS if name.startswith("".join(typed)))
     elif typed[0] in ("inspect", "verify", "list"):
         return  # inspect and verify take folders, which the shell knows
-    elif typed[0] in COMMANDS:
+    elif typed[0] in VERBS:
         typed.pop(0)
     if typed and not is_new and (values := choices_of(typed[-1].partition("=")[0])) and "=" in typed[-1]:
         yield from values

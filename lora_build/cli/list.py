@@ -1,24 +1,30 @@
 """`lora-build list`: the recipes that there are, by folder."""
 
 import itertools
-from collections.abc import Sequence
+from argparse import Namespace
 from typing import Any
 
+from lora_build.cli.arguments import Parser
 from lora_build.cli.output import print_json, print_lines
 from lora_build.errors import RecipeError
 from lora_build.recipe import files as recipe_files
 
 
-def run(words: Sequence[str], *, as_json: bool) -> int:
+def parser() -> Parser:
+    """Return the parser of `list`."""
+    return Parser("list", usage="", about="List the recipes, by folder, each with its description.")
+
+
+def run(asked: Namespace) -> int:
     """Print the recipes, and return the exit code."""
-    if words:
-        raise RecipeError(f"list takes nothing more, found '{words[0]}'")
+    if asked.words:
+        raise RecipeError(f"list takes nothing more, found '{asked.words[0]}'")
     rows: list[dict[str, Any]] = []
     for folder in recipe_files.folders():
         for name in folder.names():
             row = {"name": name, "folder": str(folder.path), "shipped": folder.shipped}
             rows.append(row | {"description": recipe_files.describe(folder, name)})
-    if as_json:
+    if asked.as_json:
         print_json({"schema": "lora-build/recipes/v1", "recipes": rows})
         return 0
     width = max((len(row["name"]) for row in rows), default=0)

@@ -1,7 +1,7 @@
-"""The command line: `lora-build recipe=x` builds, a leading word picks another command.
+"""The command line: `lora-build recipe=x` builds, a leading word picks another verb.
 
-Each command is a module, imported when it is asked for; Hydra, torch and the engine by what needs them: `--help`,
-`list` and TAB answer at once.
+The verb is taken first; its own parser reads the rest. Its module is imported when it is asked for, Hydra, torch and
+the engine by what needs them: `--help`, `list` and TAB answer at once.
 """
 
 import errno
@@ -14,31 +14,22 @@ from pathlib import Path
 
 from lora_build._version import VERSION
 from lora_build.cli.output import complain, drop_output, guarded_output, print_json, print_lines
-from lora_build.cli.words import COMMANDS
-from lora_build.errors import LoraBuildError, RecipeError, StorageError
+from lora_build.cli.verbs import VERBS, verb
+from lora_build.errors import LoraBuildError, RecipeError, StorageError, did_you_mean
 
-HELP = """\
+_HELP = """\
 lora-build: merged LoRA checkpoints from recipes in git: same recipe, same bytes.
 
-  lora-build recipe=NAME [KEY=VALUE ...]        build the recipe recipes/NAME.yaml
-  lora-build plan recipe=NAME [KEY=VALUE ...]   say what a build would do; read only headers, write nothing
-  lora-build inspect ADAPTER [--base BASE]      say what an adapter is, and whether it fits a base
-  lora-build verify DIR [DIR ...]               check every byte of a build against its manifest
-  lora-build verify --expect HASH DIR           and that its manifest is the one of this hash
-  lora-build verify --strict DIR [DIR ...]      and refuse files that people have added, such as a README
-  lora-build verify --forward DIR [DIR ...]     and whether it answers as base and adapters do; --prompts FILE, --seed N
-  lora-build verify --wrapper DIR [DIR ...]     and whether LoraModel merges base and adapters to the same bytes
-  lora-build list                               list the recipes
+  lora-build recipe=prod                                build recipes/prod.yaml
+  lora-build plan recipe=prod                           what that would do
+  lora-build recipe=prod recipe.dtype=bfloat16          change keys of the recipe
+  lora-build -m recipe=prod recipe.dtype=keep,float32   sweep: one build for each value
+  lora-build verify builds/prod                         hold a build to its manifest
 
-  KEY=VALUE       change a key of the recipe: recipe.adapters.math.weight=0.5 recipe.dtype=bfloat16
-  -m              sweep, one build for each point: recipe.adapter_names=[math],[math,code]
-  sweep=NAME      sweep as recipes/sweep/NAME.yaml says
-  --replace       replace a build of another recipe, of other overrides, or with files that were changed since
-  --timings       say where the time of a build went
-  --json          print JSON
-  --cfg job       print the composed recipe; --info defaults-tree what it inherits; --info searchpath from where
-  --version       print the version
-
+commands:
+"""
+_MORE = """
+lora-build COMMAND --help has the options of each; all have --json. lora-build --version prints the version.
 TAB completion: eval "$(lora-build -sc install=bash)", with zsh for zsh; fish: lora-build -sc install=fish | source
 Exit codes: 0 done, 1 build failed, 2 bad recipe or input, 3 verification failed, 4 disk or network, 130 interrupted
 """
@@ -66,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str], *, as_json: bool) -> int:
     """Return the exit code of a command line; whatever happens is said in one message."""
     try:
-        code = _dispatch([word for word in words if word != "--json"], as_json=as_json)
+        code = _dispatch(words)
         sys.stdout.flush()
     except KeyboardInterrupt:
         complain(["interrupted"])
@@ -110,13 +101,16 @@ def _text(name: object) -> str:
     return os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else ""
 
 
-def _dispatch(words: list[str], *, as_json: bool) -> int:
+def _dispatch(words: list[str]) -> int:
     if {"-sc", "--shell-completion"} & set(words):
         from lora_build.cli import complete
 
-        return complete.run(words)
+        return complete.run([word for word in words if word != "--json"])
+    if words[:1] == ["help"]:
+        words = _helped(words[1:])
+    name, rest = _verb(words)
     if not words or {"-h", "--help"} & set(words):
-        (sys.stdout if words else sys.stderr).write(HELP)
+        (sys.stdout if words else sys.stderr).write(_help(name))
         return 0 if words else RecipeError.exit_code
     if "--version" in words:
         print_lines([f"lora-build {VERSION}"])
@@ -125,21 +119,31 @@ def _dispatch(words: list[str], *, as_json: bool) -> int:
         Path.cwd()
     except FileNotFoundError as error:
         raise RecipeError("the working directory is gone; cd to one that is there") from error
-    command = words.pop(0) if words[0] in COMMANDS else "build"
-    match command:
-        case "verify":
-            from lora_build.cli import verify
+    found = verb(name or "build")
+    return found.run(found.parser().parse(rest))
 
-            return verify.run(words, as_json=as_json)
-        case "inspect":
-            from lora_build.cli import inspect
 
-            return inspect.run(words, as_json=as_json)
-        case "list":
-            from lora_build.cli import list as listing
+def _verb(words: list[str]) -> tuple[str | None, list[str]]:
+    """Return the verb of a command line, the first word but for flags, if it has one, and the other words."""
+    place = next((place for place, word in enumerate(words) if not word.startswith("-")), None)
+    if place is None or words[place] not in VERBS:
+        return None, words
+    return words[place], words[:place] + words[place + 1 :]
 
-            return listing.run(words, as_json=as_json)
-        case _:
-            from lora_build.cli import build
 
-            return build.run(command, words, as_json=as_json)
+def _helped(words: list[str]) -> list[str]:
+    """Return what `help` before some words means."""
+    if words and not words[0].startswith("-") and words[0] not in VERBS:
+        raise RecipeError(
+            f"'{words[0]}' is no command{did_you_mean(words[0], VERBS) or '; lora-build --help lists them'}"
+        )
+    return [*words[:1], "--help"]
+
+
+def _help(name: str | None) -> str:
+    """Return the help of a verb, or of all."""
+    if name is not None:
+        return verb(name).parser().format_help()
+    width = max(map(len, VERBS))
+    lines = [f"  {known:<{width}}  {about}\n" for known, about in VERBS.items()]
+    return _HELP + "".join(lines) + _MORE

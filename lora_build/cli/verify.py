@@ -1,13 +1,14 @@
 """`lora-build verify DIR ...`: holds builds to their manifests and, if asked, to their base and adapters."""
 
 import re
-from collections.abc import Sequence
+from argparse import ArgumentTypeError, Namespace
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_build.cli.arguments import Once, Parser
 from lora_build.cli.output import complain, print_json, print_lines
-from lora_build.errors import LoraBuildError, RecipeError, VerificationError, did_you_mean
+from lora_build.errors import LoraBuildError, RecipeError, VerificationError
 
 if TYPE_CHECKING:
     from lora_build.proof.verify import Verification
@@ -16,7 +17,6 @@ _USAGE = (
     "verify takes the folders of builds: "
     "lora-build verify [--expect HASH] [--strict] [--forward [--prompts FILE] [--seed N]] [--wrapper] DIR [DIR ...]"
 )
-_OPTIONS = ("--expect", "--strict", "--forward", "--wrapper", "--prompts", "--seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +31,27 @@ class Wanted:
     seed: int = 0
 
 
-def run(words: Sequence[str], *, as_json: bool) -> int:
+def parser() -> Parser:
+    """Return the parser of `verify`."""
+    made = Parser(
+        "verify",
+        usage="DIR [DIR ...]",
+        about="Check every byte of builds against their manifests, and what more is asked for.",
+    )
+    made.add_argument("--expect", action=Once, metavar="HASH", help="the manifest is the one of this hash")
+    made.add_argument("--strict", action="store_true", help="refuse files that people have added, such as a README")
+    made.add_argument("--forward", action="store_true", help="the model answers as base and adapters do")
+    made.add_argument("--prompts", action=Once, metavar="FILE", help="on the prompts of a file, one a line")
+    made.add_argument("--seed", action=Once, type=_seed, metavar="N", help="on the prompts that a seed gives (0)")
+    made.add_argument("--wrapper", action="store_true", help="LoraModel merges base and adapters to the same bytes")
+    return made
+
+
+def run(asked: Namespace) -> int:
     """Verify each folder, whatever comes of the others, and return the exit code of the first that failed."""
-    folders, wanted = _words(words)
-    results = [_verify(folder, wanted, quiet=as_json) for folder in folders]
-    if as_json:
+    wanted = _wanted(asked)
+    results = [_verify(folder, wanted, quiet=asked.as_json) for folder in asked.words]
+    if asked.as_json:
         print_json({"schema": "lora-build/verification/v1", "builds": results})
     return next((result["exit_code"] for result in results if result["exit_code"]), 0)
 
@@ -74,32 +90,22 @@ def _verify(folder: str, wanted: Wanted, *, quiet: bool) -> dict[str, Any]:
     return result
 
 
-def _words(words: Sequence[str]) -> tuple[list[str], Wanted]:
-    """Return the folders of a command line, and what they are to be held to."""
-    folders: list[str] = []
-    options: dict[str, Any] = {}
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        name, equals, value = word.partition("=")
-        if name in ("--prompts", "--seed", "--expect"):
-            options[name] = value if equals else rest.pop(0) if rest else ""
-        elif word in ("--strict", "--forward", "--wrapper"):
-            options[word] = True
-        elif word.startswith("-"):
-            raise RecipeError(f"unknown option '{word}'{did_you_mean(word, _OPTIONS)}; {_USAGE}")
-        else:
-            folders.append(word)
-    seed = options.get("--seed", "0")
-    if not folders or "" in options.values():
+def _wanted(asked: Namespace) -> Wanted:
+    """Return what the folders of a command line are to be held to."""
+    if not asked.words:
         raise RecipeError(_USAGE)
-    if "--forward" not in options and (of_forward := [name for name in ("--prompts", "--seed") if name in options]):
-        raise RecipeError(f"{of_forward[0]} goes with --forward; {_USAGE}")
-    if not re.fullmatch(r"\d{1,18}", seed, re.ASCII):
-        raise RecipeError(f"--seed: expected a whole number, 0 or more, found '{seed}'")
-    if "--expect" in options and len(folders) > 1:
-        raise RecipeError(f"--expect is the hash of one build, found {len(folders)} folders; {_USAGE}")
-    return folders, Wanted(
-        expect=options.get("--expect"), strict="--strict" in options, forward="--forward" in options,
-        wrapper="--wrapper" in options, prompts=options.get("--prompts"), seed=int(seed),
+    of_forward = {"--prompts": asked.prompts, "--seed": asked.seed}
+    if not asked.forward and (given := [name for name, value in of_forward.items() if value is not None]):
+        raise RecipeError(f"{given[0]} goes with --forward; {_USAGE}")
+    if asked.expect and len(asked.words) > 1:
+        raise RecipeError(f"--expect is the hash of one build, found {len(asked.words)} folders; {_USAGE}")
+    return Wanted(
+        expect=asked.expect, strict=asked.strict, forward=asked.forward, wrapper=asked.wrapper, prompts=asked.prompts,
+        seed=asked.seed or 0,
     )  # fmt: skip
+
+
+def _seed(text: str) -> int:
+    if not re.fullmatch(r"\d{1,18}", text, re.ASCII):
+        raise ArgumentTypeError(f"expected a whole number, 0 or more, found '{text}'")
+    return int(text)

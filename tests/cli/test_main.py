@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from lora_build.cli import main as app
+from lora_build.cli.verbs import VERBS, verb
 from lora_build.errors import MergeError, PlanError, StorageError, VerificationError
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -173,9 +174,21 @@ def test_the_process_is_left_as_it_was(project, engine):
         (["verify"], "verify takes the folders of builds"),
         (["verify", "--wrapper", "--seed=1", "x"], "--seed goes with --forward; verify takes the folders of builds"),
         (["verify", "--wrappr", "x"], "unknown option '--wrappr'; did you mean '--wrapper'?"),
-        (["verify", "--deep", "x"], "verify takes the folders of builds"),
+        (["verify", "--xyz", "x"], "unknown option '--xyz'; lora-build verify --help says which there are"),
+        (["verify", "--seed", "x"], "--seed: expected a whole number, 0 or more, found 'x'"),
+        (["verify", "--seed=x", "a", "--forward"], "--seed: expected a whole number, 0 or more, found 'x'"),
+        (["verify", "x", "--expect"], "--expect: expected a value after it, found nothing; lora-build verify --help"),
+        (["verify", "--expect=a", "x", "--expect", "b"], "--expect: is there twice, as 'a' and 'b'"),
+        (["verify", "--forw", "x"], "unknown option '--forw'; did you mean '--forward'?"),
+        (["verify", "-1", "x"], "unknown option '-1'"),
+        (["verify", "--a b", "x"], "unknown option '--a b'"),
+        (["list", "--json=x"], "--json: takes no value, found 'x'"),
+        (["recipe=prod", "--cfg", "jb"], "-c/--cfg: expected job or hydra or all, found 'jb'"),
+        (["recipe=prod", "--resolve"], "--resolve goes with --cfg"),
+        (["help", "pln"], "'pln' is no command; did you mean 'plan'?"),
+        (["recipe=prod", "--", "--replace"], "'--replace' is no command and no KEY=VALUE"),
         (["-sc"], "for TAB in bash"),
-        (["plan", "recipe=prod", "--timings"], "--timings is of a build, not of plan"),
+        (["plan", "recipe=prod", "--timings"], "unknown option '--timings'; it is of a build, not of a plan"),
         (["-m", "recipe=prod", "--timings"], "--timings is of one build; a sweep, --cfg and --info have none"),
         (["-m", "--cfg", "job", "recipe=prod"], "-m runs a sweep; it does not go with --cfg or --info"),
         (["progressbar=false"],
@@ -257,15 +270,27 @@ def test_all_mistakes_on_the_command_line_are_named_at_once(project, capsys):
     assert text.splitlines()[0] == "command line: 3 problems"
 
 
-def test_help_names_every_command_and_works_everywhere(project, capsys):
+def test_help_names_every_verb_and_begins_with_what_most_people_want(project, capsys):
     assert app.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(f"lora-build {command}" in text for command in ("recipe=", "plan", "verify", "list"))
+    assert text.splitlines()[2].startswith("  lora-build recipe=prod  ")
+    assert all(f"\n  {verb}  " in text for verb in VERBS)
     assert max(map(len, text.splitlines())) <= 120
-    assert app.main(["plan", "-h", "recipe=nope"]) == 0
+    assert app.main(["help"]) == 0
     assert capsys.readouterr().out == text
     assert app.main([]) == 2
     assert capsys.readouterr() == ("", text)
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_each_verb_has_a_help_of_its_own(project, capsys, name):
+    assert app.main([name, "x", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: lora-build {name} ")
+    assert all(option in text for option in verb(name).parser().options)
+    assert max(map(len, text.splitlines())) <= 100
+    assert app.main(["help", name]) == 0
+    assert capsys.readouterr().out == text
 
 
 def test_version_is_ours(capsys):

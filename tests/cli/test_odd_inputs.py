@@ -125,7 +125,7 @@ def test_a_working_directory_that_is_gone_is_named(
         ("recipes/prod.yaml", "lora-build recipe=prod"),
         ("plan prod", "lora-build plan recipe=prod"),
         ("plan ./recipes/team/chat.yaml", "lora-build plan recipe=team/chat"),
-        ("help", "lora-build --help"),
+        ("help me", "lora-build --help"),
         ("--dry-run recipe=prod", "lora-build plan recipe=NAME"),
         ("-o x recipe=prod", "recipe.output.dir=DIR"),
     ],

@@ -69,6 +69,6 @@ def test_what_nobody_foresaw_is_one_message(
 ) -> None:
     from lora_build.cli import list as listing
 
-    monkeypatch.setattr(listing, "run", lambda words, as_json: {}["a\x1b"])
+    monkeypatch.setattr(listing, "run", lambda asked: {}["a\x1b"])
     assert app.main(["list"]) == 70
     assert capsys.readouterr().err.startswith("lora-build: unexpected KeyError: 'a\\x1b'; a bug of lora-build")

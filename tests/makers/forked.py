@@ -62,6 +62,8 @@ def serve() -> None:
     import lora_build.cli.build
     import lora_build.cli.json
     import lora_build.cli.main
+    import lora_build.cli.plan
+    import lora_build.cli.sweep
     import lora_build.cli.text
     import lora_build.cli.verify
     import lora_build.engine.execute

@@ -1,0 +1,136 @@
+"""What `build` and `plan` take: words that Hydra composes to one recipe, or to the points of a sweep.
+
+One recipe is worked on after Hydra has ended; the points of a sweep as Hydra hands them out (`sweep.py`).
+"""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lora_build.cli import work
+from lora_build.cli.arguments import Once, Parser, one_of
+from lora_build.cli.hints import bare_word
+from lora_build.cli.output import print_json, print_lines
+from lora_build.cli.work import Asked
+from lora_build.errors import RecipeError
+from lora_build.recipe.shorthand import expand_override
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_MORE = """\
+keys:
+  KEY=VALUE               change a key: recipe.dtype=bfloat16 recipe.adapters.math.weight=0.5
+  ~KEY                    take an adapter or a check out: ~recipe.adapters.math
+  sweep=NAME              sweep as recipes/sweep/NAME.yaml says
+
+docs/recipe.md describes every key; lora-build list names the recipes.
+"""
+
+
+def parser(verb: str, *, about: str) -> Parser:
+    """Return a parser of words that make a recipe."""
+    made = Parser(verb, usage="recipe=NAME [KEY=VALUE ...]", about=about, more=_MORE)
+    made.add_argument(
+        "--replace",
+        action="store_true",
+        help="replace a build of another recipe, of other overrides, or with changed files",
+    )
+    made.add_argument(
+        "-m", "--multirun", action="store_true", help="sweep, one point for each value: recipe.dtype=float32,bfloat16"
+    )
+    made.add_argument(
+        "-c",
+        "--cfg",
+        action=Once,
+        metavar="PART",
+        type=one_of("job", "hydra", "all"),
+        help="print the composed recipe (job), or what Hydra adds",
+    )
+    made.add_argument("-p", "--package", action=Once, metavar="PACKAGE", help="of --cfg, only this part")
+    made.add_argument("--resolve", action="store_true", help="of --cfg, follow references")
+    made.add_argument(
+        "-i",
+        "--info",
+        action=Once,
+        metavar="WHAT",
+        type=one_of(*_INFO),
+        help="print what a recipe inherits (defaults-tree), from where (searchpath), ...",
+    )
+    made.may_lack_a_value = {"-i": _INFO, "--info": _INFO}
+    return made
+
+
+def run(asked: Asked, words: Namespace) -> int:
+    """Do with what a command line composes what is asked for, print it, and return the exit code."""
+    from lora_build.recipe.compose import compose_command
+    from lora_build.recipe.overrides import check_overrides
+
+    overrides = _overrides(asked.command, words.words)
+    flags = _flags(words)
+    if flags and words.multirun:
+        raise RecipeError("-m runs a sweep; it does not go with --cfg or --info")
+    many = words.multirun or (not flags and any(text.lstrip("+").startswith("sweep=") for text in overrides))
+    if many or flags:
+        asked.refuse_timings()
+    if many:
+        from lora_build.cli import sweep
+
+        return sweep.run(asked, overrides)
+    if of_a_sweep := [text for text in overrides if text.lstrip("+~").startswith("hydra")]:
+        check_overrides(of_a_sweep)
+        raise RecipeError(f"{of_a_sweep[0]}: is of a sweep: -m builds each point of one")
+    check_overrides(overrides)
+    if flags:
+        return _inspect(flags, overrides)
+    config = compose_command(overrides)
+    _run_single(asked, config, config.hydra.runtime.choices["recipe"], overrides)
+    return 0
+
+
+def _overrides(verb: str, words: Sequence[str]) -> list[str]:
+    """Return the overrides among words that should be nothing else."""
+    from lora_build.cli.verbs import VERBS
+
+    for word in words:
+        if "=" not in word and not word.startswith("~"):
+            raise RecipeError(bare_word(verb, word, tuple(VERBS)))
+    return [expand_override(word) for word in words]
+
+
+def _flags(words: Namespace) -> list[str]:
+    """Return the flags that Hydra itself answers, each with its value."""
+    flags = [f"--{name}={value}" for name in ("cfg", "info") if (value := getattr(words, name))]
+    of_cfg = ["--resolve"] * words.resolve + [f"--package={words.package}"] * (words.package is not None)
+    if of_cfg and not words.cfg:
+        raise RecipeError(f"{of_cfg[0].partition('=')[0]} goes with --cfg")
+    return flags + of_cfg
+
+
+def _inspect(flags: list[str], overrides: list[str]) -> int:
+    """Let Hydra answer --cfg and --info."""
+    from lora_build.recipe import compose
+
+    try:
+        compose.run(flags, overrides, lambda _: None)
+    except SystemExit as stop:  # --cfg with a package that is not there; Hydra has said so
+        return RecipeError.exit_code if stop.code else 0
+    return 0
+
+
+def _run_single(asked: Asked, config: "DictConfig", name: str, overrides: Sequence[str]) -> None:
+    from lora_build import pipeline
+    from lora_build.cli import json, text
+    from lora_build.recipe.compose import in_folder_of_its_own, to_recipe
+
+    recipe = in_folder_of_its_own(to_recipe(config, name, overrides), config)
+    if asked.command == "plan":
+        plan = pipeline.prepare(recipe, replace=asked.replace)
+        print_json(json.plan_json(plan)) if asked.as_json else print_lines(text.plan_lines(plan))
+        return
+    built = work.build(recipe, replace=asked.replace, progressbar=config.progressbar and not asked.as_json)
+    if asked.as_json:
+        print_json(json.built_json(built))
+    else:
+        print_lines(text.built_lines(built) + (text.timing_lines(built) if asked.timings else []))

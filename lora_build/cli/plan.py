@@ -1,0 +1,19 @@
+"""`lora-build plan recipe=NAME [KEY=VALUE ...]`: says what a build would do."""
+
+from argparse import Namespace
+
+from lora_build.cli import composed
+from lora_build.cli.arguments import Parser
+from lora_build.cli.work import Asked
+
+
+def parser() -> Parser:
+    """Return the parser of `plan`."""
+    made = composed.parser("plan", about="Say what a build of a recipe would do. Reads only headers, writes nothing.")
+    made.set_defaults(timings=False)
+    return made
+
+
+def run(asked: Namespace) -> int:
+    """Plan what a command line composes, print it, and return the exit code."""
+    return composed.run(Asked.of("plan", asked), asked)

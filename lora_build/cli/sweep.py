@@ -1,0 +1,116 @@
+"""The points of a sweep: what `build` and `plan` do with each as Hydra hands it out, and the table of all.
+
+That may be in other processes or on other machines.
+"""
+
+import contextlib
+import functools
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_build.cli import work
+from lora_build.cli.output import log_to_stderr, print_json, print_lines
+from lora_build.cli.work import Asked
+from lora_build.errors import RecipeError, StorageError
+from lora_build.sweep.points import Point, exit_code, gather, run_point, summary
+from lora_build.terminal import escaped
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from lora_build.recipe.schema import Recipe
+
+
+def run(asked: Asked, overrides: list[str]) -> int:
+    """Run the points of a sweep, print what came of them, and return the exit code of the first that failed."""
+    from lora_build.recipe import compose
+    from lora_build.recipe.hydra_errors import known_names
+    from lora_build.recipe.overrides import check_overrides, without_broken_recipes
+
+    points: list[Point] = []
+    with _scratch(overrides) as name, environ(HYDRA_FULL_ERROR="1"):  # Hydra then raises, and we say it shorter
+        check_overrides(overrides)
+        readable, broken = without_broken_recipes(overrides)
+        try:
+            if "recipe=" not in readable:  # else none is left
+                task = functools.partial(_job, asked, Path(name))
+                compose.sweep([*readable, f"hydra.sweep.dir='{name}'"], task)
+        finally:  # what came of the points before an interrupt is said too
+            points += gather(Path(name))
+            for recipe, error in broken.items():
+                point = Point(number=len(points), overrides=(f"recipe={recipe}",))
+                points.append(replace(point, exit_code=error.exit_code, error=str(error)))
+            if points and asked.as_json:
+                print_json({"schema": "lora-build/points/v1", "points": [point.to_json() for point in points]})
+            elif points:
+                print_lines(summary(points))
+    if not points:
+        raise RecipeError(("the sweep has no points", *known_names("recipe")))
+    return exit_code(points)
+
+
+def _job(asked: Asked, folder: Path, config: "DictConfig") -> None:
+    """Hydra's task: run a point of a sweep, maybe in another process or on another machine."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from lora_build.recipe.compose import to_recipe
+    from lora_build.recipe.overrides import check_overrides
+
+    log_to_stderr()
+    job = HydraConfig.get()
+    point = Point(number=job.job.num, overrides=tuple(job.overrides.task))
+
+    def recipe() -> "Recipe":
+        check_overrides(point.overrides)
+        return to_recipe(config, job.runtime.choices["recipe"], point.overrides)
+
+    def work(recipe: "Recipe", point: Point) -> Point:
+        sys.stderr.write(f"#{point.number} {escaped(recipe.output.dir)}\n")
+        bar = config.progressbar and job.runtime.choices["hydra/launcher"] == "basic"  # others would draw over it
+        return _run_point(asked, recipe, point, progressbar=bar)
+
+    run_point(folder, point, recipe=recipe, work=work)
+
+
+def _run_point(asked: Asked, recipe: "Recipe", point: Point, *, progressbar: bool) -> Point:
+    """Return a point with what came of it."""
+    from lora_build import pipeline
+    from lora_build.cli import json
+
+    if asked.command == "plan":
+        return replace(point, plan=json.plan_json(pipeline.prepare(recipe, replace=asked.replace)))
+    built = work.build(recipe, replace=asked.replace, progressbar=progressbar)
+    digest, warnings = built.manifest.manifest_hash, tuple(built.warnings)
+    return replace(point, manifest_hash=digest, reused=built.reused, replaced=built.replaced, warnings=warnings)
+
+
+def _scratch(overrides: list[str]) -> tempfile.TemporaryDirectory[str]:
+    """Return a folder for a sweep's results; hydra.sweep.dir=DIR says where, say on a disk that machines share."""
+    given = [text for text in overrides if text.startswith("hydra.sweep.dir=")]
+    for text in given:
+        overrides.remove(text)
+    place = given[-1].partition("=")[2] if given else None
+    try:
+        return tempfile.TemporaryDirectory(prefix="lora-build-", dir=place)
+    except OSError as error:
+        raise StorageError(f"hydra.sweep.dir: {place or tempfile.gettempdir()}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def environ(**values: str) -> Iterator[None]:
+    """Set variables of the environment for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

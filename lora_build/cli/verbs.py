@@ -1,0 +1,31 @@
+"""The verbs of the command line. Each is a module of this folder, which has `parser()` and `run(asked)`."""
+
+import importlib
+from argparse import Namespace
+from typing import Protocol, cast
+
+from lora_build.cli.arguments import Parser
+
+VERBS = {
+    "build": "build a recipe; lora-build recipe=NAME is the same",
+    "plan": "say what a build would do; read only headers, write nothing",
+    "inspect": "say what an adapter is, and whether it fits a base",
+    "verify": "check every byte of a build against its manifest",
+    "list": "list the recipes",
+}
+"""What `lora-build --help` says of each verb, in its order."""
+
+
+class Verb(Protocol):
+    """The module of a verb."""
+
+    def parser(self) -> Parser:
+        """Return the parser of what follows the verb."""
+
+    def run(self, asked: Namespace) -> int:
+        """Do what the parser has read, and return the exit code."""
+
+
+def verb(name: str) -> Verb:
+    """Return the module of a verb, imported when it is asked for."""
+    return cast("Verb", importlib.import_module(f"lora_build.cli.{name}"))
