@@ -18,7 +18,7 @@ demo: $(VENV)/run.stamp ## build the demo, verify it, and score it beside its pa
 	$(BIN)/python examples/tiny/score.py examples/tiny/base builds/demo-math:math builds/demo-text:text builds/demo:math,text
 
 test: $(VENV)/dev.stamp lint ## lint, and all tests but the long ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # one file alone: .venv/bin/python -m pytest tests/planning/test_plan.py
 test-long: $(VENV)/dev.stamp ## the tests that `make test` leaves out

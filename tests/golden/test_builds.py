@@ -22,6 +22,8 @@ import lora_build
 from lora_build.errors import LoraBuildError
 from makers import headers
 
+pytestmark = pytest.mark.early
+
 GOLDEN = Path(__file__).with_name("builds.json")
 DIGESTS = ("manifest_hash", "build_key", "output_digest", "weights_digest")
 HALVES = ("bfloat16", "float16")

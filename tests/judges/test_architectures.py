@@ -26,6 +26,8 @@ from lora_build.errors import LoraBuildError
 from makers.families import FAMILIES, VOCAB
 from makers.zoo import Adapter, Base, Reference, Zoo, answer, quiet
 
+pytestmark = pytest.mark.early
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:

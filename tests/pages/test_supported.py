@@ -29,6 +29,8 @@ from lora_build.errors import LoraBuildError
 from lora_build.methods.interface import methods
 from makers.families import FAMILIES
 
+pytestmark = pytest.mark.early
+
 PAGE = Path(__file__).parent.parent.parent / "docs/supported.md"
 MERGED, TRAINED, AS_PEFT, REFUSED, IMPOSSIBLE, WRONG = "merged", "as trained", "as peft", "refused", "-", "wrong"
 HALF_ULP, SAME_ANSWER, OTHER_ANSWER = 0.51, 2e-5, 1e-3

@@ -22,6 +22,8 @@ from makers.families import FAMILIES
 from makers.live import Snapshot, all_bits, relative, saved, snapshot
 from makers.zoo import Zoo, answer, load_model, quiet
 
+pytestmark = pytest.mark.early
+
 NEED_ANOTHER_MODEL = {
     "llama-classifier": "load the base with the head that they were trained with",
     "llama-grown": "resize it first",
