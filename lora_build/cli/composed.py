@@ -133,4 +133,4 @@ def _run_single(asked: Asked, config: "DictConfig", name: str, overrides: Sequen
     if asked.as_json:
         print_json(json.built_json(built))
     else:
-        print_lines(text.built_lines(built) + (text.timing_lines(built) if asked.timings else []))
+        print_lines([*text.built_lines(built), *(text.timing_lines(built) if asked.timings else [])])

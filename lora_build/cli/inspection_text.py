@@ -1,4 +1,4 @@
-"""What a terminal shows of an inspection: what an adapter is, in a few lines, and how it goes with a base."""
+"""What is said of an inspection: what an adapter is, in a few lines, and how it goes with a base."""
 
 import math
 import re
@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lora_build.cli.text import count, first, short, size, table
+from lora_build.cli.lines import Column, Line, Said, Table
+from lora_build.cli.text import changes_text, count, first, size
 
 if TYPE_CHECKING:
     from lora_build.planning.inspection.result import AdaptedParameter, BaseFit, Inspection
@@ -22,29 +23,28 @@ _WHOLE = (
 )
 
 
-def inspection_lines(found: "Inspection") -> list[str]:
+def inspection_lines(found: "Inspection") -> list[Said]:
     """Return what an adapter is in a few lines."""
     config = found.config
     made_for, revision = config.get("base_model_name_or_path"), config.get("revision")
     version, task = config.get("peft_version"), config.get("task_type")
     dtypes = ", ".join(dtype if len(found.dtypes) == 1 else f"{n} {dtype}" for dtype, n in found.dtypes.items())
-    lines = [
-        f"adapter   {found.source}",
-        f"type      {' + '.join(found.variants) or found.peft_type}"
-        + (f" ({found.peft_type})" if found.variants else "")
-        + (f", saved by peft {version}" if version else ", saved by a peft before 0.18")
-        + (f", for {task}" if task else ""),
-        f"base      {made_for or 'its config names none'}" + (f" at revision {revision}" if revision else ""),
-        f"weights   {count(found.num_tensors, 'tensor')}, {size(found.size_bytes)}, {dtypes}, {found.digest}",
+    kind = f"{' + '.join(found.variants) or found.peft_type}" + (f" ({found.peft_type})" if found.variants else "")
+    saved_by = f"saved by peft {version}" if version else "saved by a peft before 0.18"
+    lines: list[Said] = [
+        Line("adapter", found.source),
+        Line("type", f"{kind}, {saved_by}" + (f", for {task}" if task else "")),
+        Line("base", f"{made_for or 'its config names none'}" + (f" at revision {revision}" if revision else "")),
+        Line("weights", f"{count(found.num_tensors, 'tensor')}, {size(found.size_bytes)}, {dtypes}, {found.digest}"),
         *_module_lines(found),
         *_part_lines(found),
     ]
     known = found.fit.issues if found.fit else ()  # they come in one message at the end
-    lines += [f"problem   {problem}" for problem in first([p for p in found.problems if p not in known])]
+    lines += [Line("problem", problem) for problem in first([p for p in found.problems if p not in known])]
     return lines + _fit_lines(found.fit) if found.fit else lines
 
 
-def _module_lines(found: "Inspection") -> list[str]:
+def _module_lines(found: "Inspection") -> list[Said]:
     """Return the modules by the end of their paths, and their norms."""
     if not found.adapted:
         return []
@@ -59,62 +59,67 @@ def _module_lines(found: "Inspection") -> list[str]:
         norms = [a.norm for a in group if a.norm is not None]
         shape = str(list(shapes[0])) if len(shapes) == 1 else f"{len(shapes)} shapes" if shapes else ""
         norm = f"norm {_span(norms)}" if norms else ""
-        rows.append([name, f"x {len(group)}", shape, "" if is_uniform else _settings(group), norm])
-    lines = [f"modules   {len(found.adapted)}" + (f": {settings}" if settings else "")]
-    lines += [f"          {row}" for row in first(table(rows), 10)]
-    return lines + _norm_lines(found)
+        rows.append((name, f"x {len(group)}", shape, "" if is_uniform else _settings(group), norm))
+    title = Line("modules", f"{len(found.adapted)}" + (f": {settings}" if settings else ""))
+    return [title, *_table("", rows, 10), *_norm_lines(found)]
 
 
-def _norm_lines(found: "Inspection") -> list[str]:
+def _table(word: str, rows: Sequence[Sequence[str]], shown: int) -> list[Said]:
+    """Return the first rows as a table, and how many more there are."""
+    table = Table(word=word, columns=[Column(cells=cells) for cells in zip(*rows[:shown], strict=True)])
+    return [table, *(Line("", text) for text in first([""] * len(rows), shown)[shown:])]
+
+
+def _norm_lines(found: "Inspection") -> list[Line]:
     measured = found.measured
     if not measured:
         why = f": see the {count(len(found.problems), 'problem')}" if found.problems else f" for {found.peft_type}"
-        return [f"norm      not computed{why}"]
+        return [Line("norm", f"not computed{why}")]
     over = "" if len(measured) == len(found.adapted) else f" over {len(measured)} of {len(found.adapted)} modules"
     total = math.hypot(*(a.norm or 0.0 for a in measured))
     aside = [variant for variant in found.variants if variant in _BEYOND]
     without = f", what {' and '.join(aside)} does besides left out" if aside else ""
-    lines = [f"norm      ‖s·B@A‖ {total:.3g}{over}{without}"]
+    lines = [Line("norm", f"‖s·B@A‖ {total:.3g}{over}{without}")]
     if len(measured) > 1:
         lines += [
-            f"{word:<9} {a.norm:.3g} {a.path}"
+            Line(word, f"{a.norm:.3g} {a.path}")
             for word, a in zip(("largest", "smallest"), measured[:: len(measured) - 1], strict=True)
         ]
     if found.untrained:
-        lines.append(
-            f"untrained {len(found.untrained)} of {count(len(measured), 'update')}, zero: {_names(found.untrained)}"
-        )
+        zero = f"{len(found.untrained)} of {count(len(measured), 'update')}, zero: {_names(found.untrained)}"
+        lines.append(Line("untrained", zero))
     return lines
 
 
-def _part_lines(found: "Inspection") -> list[str]:
+def _part_lines(found: "Inspection") -> list[Line]:
     """Return what the adapter holds beside its factors."""
     lines = []
     for what, word, verb in _WHOLE:
         if group := [whole for whole in found.whole if whole.kind == what]:
             names = _names([f"{whole.parameter} {list(whole.shape)}" for whole in group])
             total = size(sum(whole.size_bytes for whole in group))
-            lines.append(f"{word:<9} {count(len(group), 'tensor')} ({total}), {verb}: {names}")
-    lines += [f"tokens    {count(tokens.num_tokens, 'trained row')} of {tokens.module}" for tokens in found.tokens]
-    lines += [f"shared    {_names(found.shared)}"] if found.shared else []
+            lines.append(Line(word, f"{count(len(group), 'tensor')} ({total}), {verb}: {names}"))
+    lines += [Line("tokens", f"{count(t.num_tokens, 'trained row')} of {t.module}") for t in found.tokens]
+    lines += [Line("shared", _names(found.shared))] if found.shared else []
     if unused := found.training_only:
-        lines.append(f"unused    {count(len(unused), 'tensor')} for training only: {_names(unused)}")
+        lines.append(Line("unused", f"{count(len(unused), 'tensor')} for training only: {_names(unused)}"))
     return lines
 
 
-def _fit_lines(fit: "BaseFit") -> list[str]:
+def _fit_lines(fit: "BaseFit") -> list[Said]:
     if fit.issues:
-        return [f"fits      not into {fit.base}: {count(len(fit.issues), 'issue')}"]
+        return [Line("fits", f"not into {fit.base}: {count(len(fit.issues), 'issue')}")]
     counts = ", ".join(f"{fit.num_tensors[k]} {verb}" for k, verb in _VERBS if k in fit.num_tensors)
-    lines = [f"fits      {fit.base}, {count(sum(fit.num_tensors.values()), 'tensor')}: {counts}"]
+    lines: list[Said] = [Line("fits", f"{fit.base}, {count(sum(fit.num_tensors.values()), 'tensor')}: {counts}")]
     renamed = Counter(
         _renaming(name, touched.name) for touched in fit.touched for name in touched.adapted if name != touched.name
     )
-    rows = table([[name, f"-> {there}", f"x {count}"] for (name, there), count in renamed.items()])
-    lines += [f"{'' if number else 'renamed':<9} {row}" for number, row in enumerate(first(rows))]
+    if renamed:
+        rows = [(name, f"-> {there}", f"x {number}") for (name, there), number in renamed.items()]
+        lines += _table("renamed", rows, 4)
     if fit.config_changes:
-        lines.append("config    " + ", ".join(f"{k}: {short(v)}" for k, v in fit.config_changes.items()))
-    return lines + [f"note      {note}" for note in first(fit.notes)]
+        lines.append(Line("config", changes_text(fit.config_changes)))
+    return lines + [Line("note", note) for note in first(fit.notes)]
 
 
 def _last_words(path: str) -> str:

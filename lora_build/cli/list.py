@@ -5,6 +5,7 @@ from argparse import Namespace
 from typing import Any
 
 from lora_build.cli.arguments import Parser
+from lora_build.cli.lines import Column, Table
 from lora_build.cli.output import print_json, print_lines
 from lora_build.errors import RecipeError
 from lora_build.recipe import files as recipe_files
@@ -27,8 +28,8 @@ def run(asked: Namespace) -> int:
     if asked.as_json:
         print_json({"schema": "lora-build/recipes/v1", "recipes": rows})
         return 0
-    width = max((len(row["name"]) for row in rows), default=0)
     for (place, shipped), group in itertools.groupby(rows, key=lambda row: (row["folder"], row["shipped"])):
-        lines = [f"  {row['name']:<{width}}  {row['description']}".rstrip() for row in group]
-        print_lines(["shipped with lora-build" if shipped else place, *lines])
+        found = list(group)
+        columns = [Column(cells=[row[key] for row in found]) for key in ("name", "description")]
+        print_lines(["shipped with lora-build" if shipped else place, Table(columns=columns, indent=2)])
     return 0

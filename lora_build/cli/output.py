@@ -1,7 +1,7 @@
 """The one place where text leaves: lines for people, JSON for machines, what is logged. Nothing else writes.
 
-Lines are escaped one by one, so that no name breaks one; and both streams escape again whatever is written to them, as
-by Hydra or by a warning, but for line breaks.
+Lines are escaped one by one, so that no name breaks one, and only then get colours where a terminal is (look.py); and
+both streams escape again whatever else is written to them, as by Hydra or by a warning, but for line breaks.
 """
 
 import contextlib
@@ -10,16 +10,22 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
+from lora_build.cli.lines import Said, plain
+from lora_build.cli.look import look_of, styled, styled_message
 from lora_build.terminal import escaped, without_secrets
 
 
-def print_lines(lines: Iterable[str]) -> None:
-    """Print lines at once."""
-    sys.stdout.writelines(f"{escaped(line)}\n" for line in lines)
-    sys.stdout.flush()
+def print_lines(things: Iterable[Said]) -> None:
+    """Print lines and tables at once."""
+    stream = unguarded(sys.stdout)
+    if look := look_of(stream):
+        stream.write(styled(things, look))
+    else:
+        stream.writelines(f"{line}\n" for said in things for line in plain(said))
+    stream.flush()
 
 
 def print_json(data: object) -> None:
@@ -30,14 +36,18 @@ def print_json(data: object) -> None:
     unguarded(sys.stdout).write(f"{without_secrets(text)}\n")
 
 
-def complain(lines: Iterable[str]) -> None:
-    """Write a message to stderr: its first line behind our name, the others below it."""
-    text = "\n  ".join(map(escaped, lines))
-    sys.stderr.write(f"lora-build: {text}\n")
+def complain(lines: Sequence[str], *, word: str = "error") -> None:
+    """Write a message to stderr: its first line behind what it is, as `error: ...`, the others below it."""
+    stream = unguarded(sys.stderr)
+    if look := look_of(stream):
+        stream.write(styled_message(word, lines, look))
+    else:
+        text = "\n  ".join(map(escaped, lines))
+        stream.write(f"{word}: {text}\n")
 
 
 def unguarded(stream: Any) -> Any:
-    """Return the stream behind a guarded one, for what is known to be harmless: JSON, a progress bar."""
+    """Return the stream behind a guarded one, for what is known to be harmless: escaped text, JSON, a progress bar."""
     return stream.stream if isinstance(stream, _Guarded) else stream
 
 
@@ -78,7 +88,7 @@ class _Handler(logging.Handler):
     """Writes to whatever stderr is at the time."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        complain([f"{record.levelname}: {record.getMessage()}"])
+        complain([record.getMessage()], word=record.levelname.lower())
 
 
 class _Guarded:

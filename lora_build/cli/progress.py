@@ -1,24 +1,30 @@
-"""How far a build has come: a bar on a terminal, a line every few seconds elsewhere."""
+"""How far a build or a verification has come: a bar on a terminal, a line every few seconds elsewhere."""
 
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from lora_build.cli.lines import Line, plain
 from lora_build.cli.output import unguarded
 from lora_build.cli.text import size
 
 _PLAIN_EVERY_SECONDS = 5.0
 
 
+Advance = Callable[[int, int], None]  # told how many more bytes are done, and how many there are; by any thread
+
+
 @contextmanager
-def progress(enabled: bool, total_bytes: int, stream: TextIO | None = None) -> Iterator[Callable[[int], None] | None]:
-    """Yield what to tell the bytes to: a bar on a terminal, a line every few seconds elsewhere, None if not enabled."""
+def progress(word: str, *, enabled: bool, stream: TextIO | None = None) -> Iterator[Advance | None]:
+    """Yield what to tell the bytes to, None if not enabled; `word` says what is done to them, such as write."""
     stream = stream or unguarded(sys.stderr)  # not a default value: that would be the stream of the time of import
     if not enabled:
         yield None
-    elif stream.isatty():
+    elif stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown"):
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -31,25 +37,27 @@ def progress(enabled: bool, total_bytes: int, stream: TextIO | None = None) -> I
 
         columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
         with Progress(TextColumn("{task.description}"), *columns, console=Console(file=stream), transient=True) as bar:
-            task = bar.add_task("write", total=total_bytes)
-            yield lambda count: bar.advance(task, count)
+            task = bar.add_task(word, total=None)
+            yield lambda count, total_bytes: bar.update(task, advance=count, total=total_bytes)
     else:
-        yield _plain_progress(total_bytes, stream)
+        yield _plain_progress(word, stream)
 
 
-def _plain_progress(total_bytes: int, stream: TextIO) -> Callable[[int], None]:
+def _plain_progress(word: str, stream: TextIO) -> Advance:
     started = last = time.monotonic()
-    done = 0
+    done, lock = 0, threading.Lock()
 
-    def advance(count: int) -> None:
+    def advance(count: int, total_bytes: int) -> None:
         nonlocal last, done
-        done += count
-        now = time.monotonic()
-        if now - last >= _PLAIN_EVERY_SECONDS:
-            last, rate = now, done / (now - started)
-            # of less than a twentieth nobody can tell how long the rest takes
-            left = f", {(total_bytes - done) / rate:.0f} s left" if done >= total_bytes / 20 else ""
-            stream.write(f"write       {size(done)} of {size(total_bytes)}, {size(rate)}/s{left}\n")
-            stream.flush()
+        with lock:
+            done += count
+            now = time.monotonic()
+            if now - last >= _PLAIN_EVERY_SECONDS:
+                last, rate = now, done / (now - started)
+                # of less than a twentieth nobody can tell how long the rest takes
+                left = f", {(total_bytes - done) / rate:.0f} s left" if done >= total_bytes / 20 else ""
+                said = Line(word, f"{size(done)} of {size(total_bytes)}, {size(rate)}/s{left}")
+                stream.writelines(f"{line}\n" for line in plain(said))
+                stream.flush()
 
     return advance

@@ -17,7 +17,7 @@ from lora_build.cli import work
 from lora_build.cli.output import log_to_stderr, print_json, print_lines
 from lora_build.cli.work import Asked
 from lora_build.errors import RecipeError, StorageError
-from lora_build.sweep.points import Point, exit_code, gather, run_point, summary
+from lora_build.sweep.points import Point, exit_code, gather, run_point
 from lora_build.terminal import escaped
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 def run(asked: Asked, overrides: list[str]) -> int:
     """Run the points of a sweep, print what came of them, and return the exit code of the first that failed."""
+    from lora_build.cli.summary import summary_lines
     from lora_build.recipe import compose
     from lora_build.recipe.hydra_errors import known_names
     from lora_build.recipe.overrides import check_overrides, without_broken_recipes
@@ -48,7 +49,7 @@ def run(asked: Asked, overrides: list[str]) -> int:
             if points and asked.as_json:
                 print_json({"schema": "lora-build/points/v1", "points": [point.to_json() for point in points]})
             elif points:
-                print_lines(summary(points))
+                print_lines(summary_lines(points))
     if not points:
         raise RecipeError(("the sweep has no points", *known_names("recipe")))
     return exit_code(points)

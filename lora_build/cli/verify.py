@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_build.cli.arguments import Once, Parser
+from lora_build.cli.lines import Said
 from lora_build.cli.output import complain, print_json, print_lines
 from lora_build.errors import LoraBuildError, RecipeError, VerificationError
 
@@ -59,10 +60,11 @@ def run(asked: Namespace) -> int:
 def _verify(folder: str, wanted: Wanted, *, quiet: bool) -> dict[str, Any]:
     """Return what came of a folder for machines, after saying it to people unless `quiet`."""
     from lora_build.cli import json, text
+    from lora_build.cli.progress import progress
     from lora_build.proof import verify
 
     result: dict[str, Any] = {"dir": folder, "exit_code": 0}
-    lines: list[str] = []
+    lines: list[Said] = []
     options = {
         key: value for key, value in asdict(wanted).items() if key not in ("expect", "strict")
     }  # what inputs are held to
@@ -73,7 +75,8 @@ def _verify(folder: str, wanted: Wanted, *, quiet: bool) -> dict[str, Any]:
         lines[:] = text.verification_lines(folder, found)
 
     try:
-        found = verify.verify_bytes(Path(folder), expect=wanted.expect, strict=wanted.strict)
+        with progress("verify", enabled=not quiet) as advance:
+            found = verify.verify_bytes(Path(folder), expect=wanted.expect, strict=wanted.strict, progress=advance)
         note(found)  # said also where a check then cannot be made
         if wanted.forward or wanted.wrapper:
             found = verify.hold_to_inputs(Path(folder), found, **options)

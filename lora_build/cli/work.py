@@ -37,5 +37,6 @@ def build(recipe: "Recipe", *, replace: bool, progressbar: bool) -> "Build":
     from lora_build.cli.progress import progress
 
     plan = pipeline.prepare(recipe, replace=replace)
-    with progress(progressbar, plan.num_bytes_written) as advance:
-        return pipeline.run(plan, progress=advance, replan=True)
+    with progress("write", enabled=progressbar) as advance:
+        tell = (lambda count: advance(count, plan.num_bytes_written)) if advance else None
+        return pipeline.run(plan, progress=tell, replan=True)

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _MOST_SHOWN = 20
 _MOST_THREADS = 32  # each with a file, some 20 MB of which wait for their hash
 _HERE = SourceName(".")
+_LEAST_DIGITS, _ALL_DIGITS = 12, 64  # of a hash
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,7 @@ class Verification:
         num_bytes: the size of all files.
         additions: what people put there besides, such as a README, which no digest of the build covers.
         expected: whether that manifest is the one that was asked for, which nothing in the folder can prove; None
-            where nobody said which it should be.
+            where nobody said which it should be, or only how its hash begins.
         notes: what its user should know.
         doubts: what the files beside the manifest say that cannot be so by it.
         forward: how the build answers beside its base and adapters; None where that was not asked.
@@ -89,7 +90,8 @@ def verify(
     Args:
         directory: the build.
         expect: the manifest_hash that it must have, known from elsewhere; without it, a folder that was made up as a
-            whole, manifest and all, is as good as any.
+            whole, manifest and all, is as good as any. Its first 12 digits or more tell builds from each other, and
+            prove as little: that somebody finds a manifest with the same ones takes no more than time.
         strict: whether a file that lora-build did not write is refused; else one that no loader reads is only named.
         forward: whether to run it beside its base with the adapters unmerged.
         wrapper: whether to compare its tensors with a merge in memory.
@@ -140,24 +142,37 @@ def hold_to_inputs(
     return found
 
 
-def verify_bytes(directory: Path | str, *, expect: str | None = None, strict: bool = False) -> Verification:
+def verify_bytes(
+    directory: Path | str,
+    *,
+    expect: str | None = None,
+    strict: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
     """Read every byte of a build again and hold it to its manifest, and the manifest to a hash if one is given.
 
-    The manifest's files are all that there may be if `strict`.
+    The manifest's files are all that there may be if `strict`. `progress` is told how many more bytes have been read,
+    and how many all files have, by any thread.
 
     Raises:
         VerificationError: something differs; names every file and tensor that does. What is wrong beside the manifest
             is reported: no digest covers it.
         SourceError: there is no manifest.
-        RecipeError: `expect` is no hash of a manifest.
+        RecipeError: `expect` is no hash of a manifest, and no beginning of one.
     """
-    root, wanted = Path(directory), None if expect is None else _manifest_hash(expect)
+    root, wanted = Path(directory), None if expect is None else _expected_digits(expect)
     manifest = read_manifest(root)
-    if wanted is not None and manifest.manifest_hash != wanted:
+    if wanted is not None and not manifest.manifest_hash.hex.startswith(wanted):
         raise VerificationError(
-            f"{root}: its manifest is {manifest.manifest_hash}, expected {wanted}: it is another build, or was edited; "
-            "build it again from its recipe, or fetch it anew"
+            f"{root}: its manifest is {manifest.manifest_hash}, expected sha256:{wanted}: it is another build, or was "
+            "edited; build it again from its recipe, or fetch it anew"
         )
+    num_bytes = sum(file.size_bytes for file in manifest.files)
+
+    def tell(count: int) -> None:
+        if progress:
+            progress(count, num_bytes)
+
     by_file: dict[str, list[TensorRecord]] = {}
     for tensor in manifest.tensors:
         by_file.setdefault(tensor.file, []).append(tensor)
@@ -166,10 +181,8 @@ def verify_bytes(directory: Path | str, *, expect: str | None = None, strict: bo
     there = sorted(manifest.files, key=lambda file: file.size_bytes, reverse=True)
     there = [file for file in there if not found[file.path]]
     with Executor(num_cores(_MOST_THREADS), StageTimer()) as executor:
-        asked = {
-            file.path: executor.submit(partial(_check_file, root, file, by_file.get(file.path, []), executor))
-            for file in there
-        }
+        check = partial(_check_file, root, executor=executor, tell=tell)
+        asked = {file.path: executor.submit(partial(check, file, by_file.get(file.path, []))) for file in there}
         found |= {path: executor.wait_for(answer) for path, answer in asked.items()}
     problems = [problem for file in manifest.files for problem in found[file.path]]
     additions = find_additions(root, own_files(manifest))
@@ -183,22 +196,38 @@ def verify_bytes(directory: Path | str, *, expect: str | None = None, strict: bo
         manifest_hash=manifest.manifest_hash,
         num_files=len(manifest.files),
         num_tensors=len(manifest.tensors),
-        num_bytes=sum(file.size_bytes for file in manifest.files),
+        num_bytes=num_bytes,
         additions=additions.names,
-        expected=None if wanted is None else True,
-        notes=tuple(_remarks(root, manifest)),
+        expected=True if wanted and _is_whole(wanted) else None,
+        notes=(*_told_by_digits(wanted), *_remarks(root, manifest)),
         doubts=tuple(_doubts(root, manifest)),
     )
 
 
-def _manifest_hash(text: str) -> Digest:
-    """Return the hash that is expected. A part of one is refused: another manifest with it can be searched for."""
-    if not re.fullmatch(r"(sha256:)?[0-9a-f]{64}", text):
+def _expected_digits(text: str) -> str:
+    """Return the digits that a manifest's hash is expected to begin with.
+
+    Fewer than a terminal shows are refused: there a slip of the hand would hardly be noticed.
+    """
+    if not re.fullmatch(rf"(sha256:)?[0-9a-f]{{{_LEAST_DIGITS},{_ALL_DIGITS}}}", text):
         raise RecipeError(
-            f"--expect: expected the whole manifest_hash, sha256: and 64 hex digits, found {text[:80]!r}; "
-            "the build printed it"
+            f"--expect: expected a manifest_hash, sha256: and {_ALL_DIGITS} hex digits, the first {_LEAST_DIGITS} of "
+            f"them at least, found {text[:80]!r}; the build printed it"
         )
-    return Digest.of_hex(text.removeprefix("sha256:"))
+    return text.removeprefix("sha256:")
+
+
+def _is_whole(digits: str) -> bool:
+    return len(digits) == _ALL_DIGITS
+
+
+def _told_by_digits(digits: str | None) -> Iterator[str]:
+    """Yield what the beginning of a hash does not tell: another manifest that has it can be searched for."""
+    if digits and not _is_whole(digits):
+        yield (
+            f"the manifest's hash begins with the {len(digits)} digits that were expected, which tells a build from "
+            "others of yours; that nobody has made it up, only the whole hash proves"
+        )
 
 
 def _remarks(root: Path, manifest: Manifest) -> Iterator[str]:
@@ -239,27 +268,43 @@ def _misfit(root: Path, expected: FileRecord) -> list[str]:
     return []
 
 
-def _check_file(root: Path, expected: FileRecord, tensors: Sequence[TensorRecord], executor: Executor) -> list[str]:
+def _check_file(
+    root: Path,
+    expected: FileRecord,
+    tensors: Sequence[TensorRecord],
+    *,
+    executor: Executor,
+    tell: Callable[[int], None],
+) -> list[str]:
     """Return what differs in the bytes of one file, its tensors named where they can be told apart."""
-    path, problems = root / expected.path, []
+    path, problems, told = root / expected.path, list[str](), 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal told
+        told += num_bytes
+        tell(num_bytes)
+
     queue = executor.serial_queue("hash") if tensors else None  # beside the hashes of tensors
     with HashedFile(path, str(path), queue=queue) as file:
         if tensors:
             try:
-                problems = _check_tensors(file, expected, tensors)
+                problems = _check_tensors(file, expected, tensors, count)
             except SourceError as error:
                 problems = [str(error)]
         found = file.finish()
+    tell(expected.size_bytes - told)
     if found != expected.sha256 and not problems:
         problems = [f"{expected.path}: its bytes have {found}, expected {expected.sha256}"]
     return problems
 
 
-def _check_tensors(file: HashedFile, expected: FileRecord, tensors: Sequence[TensorRecord]) -> list[str]:
+def _check_tensors(
+    file: HashedFile, expected: FileRecord, tensors: Sequence[TensorRecord], count: Callable[[int], None]
+) -> list[str]:
     there = read_tensors(lambda _, start, end: file.read(start, end), _HERE, expected.path, expected.size_bytes)
     wanted = {t.name: t for t in tensors}
     problems = [f"{expected.path}: tensor {n} is missing" for n in sorted(wanted.keys() - {t.name for t in there})]
-    for tensor, digest in _digests(file, there):
+    for tensor, digest in _digests(file, there, count):
         record = wanted.get(tensor.name)
         if record is None:
             problems.append(f"{expected.path}: tensor {tensor.name} is not in the manifest")
@@ -272,7 +317,9 @@ def _check_tensors(file: HashedFile, expected: FileRecord, tensors: Sequence[Ten
     return problems
 
 
-def _digests(file: HashedFile, tensors: Sequence[TensorInfo]) -> Iterator[tuple[TensorInfo, Digest]]:
+def _digests(
+    file: HashedFile, tensors: Sequence[TensorInfo], count: Callable[[int], None]
+) -> Iterator[tuple[TensorInfo, Digest]]:
     """Yield each tensor with its digest, in the order of their data, which `read_tensors` leaves no gaps in.
 
     The file is read in chunks of one size, however small its tensors are.
@@ -282,7 +329,9 @@ def _digests(file: HashedFile, tensors: Sequence[TensorInfo]) -> Iterator[tuple[
     for tensor in tensors:
         running, missing = hashlib.sha256(), tensor.num_bytes
         while missing:
-            left = left or memoryview(next(chunks))
+            if not left:
+                left = memoryview(next(chunks))
+                count(len(left))
             running.update(left[:missing])
             left, missing = left[missing:], missing - len(left[:missing])
         yield tensor, Digest.of_hash(running)

@@ -1,4 +1,4 @@
-"""One point of a sweep, and the summary of all. A point is a file until the summary: launchers fork and travel.
+"""One point of a sweep. A point is a file until all are gathered: launchers fork and travel.
 
 result-3.json: {"number": 3, "overrides": ["recipe.dtype=float16"], "dir": "/x/builds/demo-dtype_float16-3f2a...",
                 "exit_code": 0, "manifest_hash": "sha256:...", "reused": false, "warnings": []}
@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lora_build.errors import LoraBuildError, label
+from lora_build.errors import LoraBuildError
 from lora_build.recipe.identity import at_point
 from lora_build.recipe.schema import Recipe, resolve_path
 
@@ -105,35 +105,6 @@ def _shared(point: Point, owner: Point | None) -> Point:
 def exit_code(points: Sequence[Point]) -> int:
     """Return the exit code of the first point that failed, or 0."""
     return next((point.exit_code for point in points if point.exit_code), 0)
-
-
-def summary(points: Sequence[Point]) -> list[str]:
-    """Return the lines of a table of points, without what all share; a failure's message is below its row."""
-    shared = [text for text in points[0].overrides if all(text in point.overrides for point in points)]
-    rows = []
-    for point in points:
-        own = " ".join(text for text in point.overrides if text not in shared)
-        place = "-" if point.dir is None else label(Path(point.dir))
-        rows.append((f"#{point.number}", own, place, _outcome(point)))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    failed = sum(1 for point in points if point.exit_code)
-    lines = [f"{len(points)} points, {failed} failed: {' '.join(shared)}".removesuffix(": ")]
-    for point, row in zip(points, rows, strict=True):
-        lines.append("  ".join([*map(str.ljust, row, widths), row[-1]]))
-        notes = [] if point.same_as is not None else [point.error] if point.error else point.warnings or ()
-        lines += [f"    {line}" for note in notes for line in note.splitlines()]
-    return lines
-
-
-def _outcome(point: Point) -> str:
-    if point.same_as is not None:
-        return f"same as #{point.same_as}"
-    if point.exit_code:
-        return f"FAILED ({point.exit_code})"
-    if point.plan is not None:
-        return f"planned: {point.plan['action']}"
-    how = "  up to date" if point.reused else f"  replaces {point.replaced[:19]}" if point.replaced else ""
-    return f"{point.manifest_hash}{how}"
 
 
 def _is_first(folder: Path, output: str) -> bool:

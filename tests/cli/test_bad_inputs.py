@@ -79,7 +79,7 @@ def test_a_bad_input_is_refused_where_it_is_in_one_message_and_nothing_is_touche
 
     assert ran.code == row.code, ran.err
     assert "Traceback" not in ran.err
-    assert ran.err.startswith("lora-build: ")
+    assert ran.err.startswith("error: ")
     assert [text for text in row.says if text not in ran.err] == [], ran.err
     assert len(ran.err) <= 3000
     assert controls(ran.err + ran.out) == set()

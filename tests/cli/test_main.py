@@ -68,14 +68,14 @@ def engine(monkeypatch):
             warnings=(),
         )
 
-    def verify_bytes(directory, expect=None, strict=False):
+    def verify_bytes(directory, expect=None, strict=False, progress=None):
         if directory.name == "broken":
             raise VerificationError("model.safetensors differs")
         return Verification(manifest_hash="sha256:abc", num_files=3, num_tensors=2, num_bytes=10)
 
-    def bar(enabled, total_bytes):
-        fake.progress.append((enabled, total_bytes))
-        return contextlib.nullcontext(lambda count: None)
+    def bar(word, *, enabled):
+        fake.progress.append((word, enabled))
+        return contextlib.nullcontext(lambda count, total_bytes: None)
 
     monkeypatch.setattr(pipeline, "prepare", prepare)
     monkeypatch.setattr(pipeline, "run", run)
@@ -94,9 +94,9 @@ def message(capsys, *words):
     assert app.main(words) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("lora-build: ")
+    assert err.startswith("error: ")
     assert "Traceback" not in err
-    return err.removeprefix("lora-build: ").rstrip()
+    return err.removeprefix("error: ").rstrip()
 
 
 def test_a_recipe_is_built_and_nothing_else_is_left(project, engine, capsys):
@@ -104,7 +104,7 @@ def test_a_recipe_is_built_and_nothing_else_is_left(project, engine, capsys):
     assert app.main(["recipe=prod"]) == 0
     assert capsys.readouterr() == ("BUILT prod\n", "")
     assert engine.recipes[0].base.source == "./llama"
-    assert engine.progress == [(True, 10)]
+    assert engine.progress == [("write", True)]
     assert sorted(project.rglob("*")) == before
 
 
@@ -127,7 +127,7 @@ def test_commands_print_their_result(project, engine, capsys, words, out):
 @pytest.mark.parametrize("words", [["progressbar=false"], ["--json"]])
 def test_the_progress_bar_can_be_off(project, engine, words):
     assert app.main(["recipe=prod", *words]) == 0
-    assert engine.progress == [(False, 10)]
+    assert engine.progress == [("write", False)]
 
 
 def test_a_base_may_be_overridden_by_its_source_alone(project, engine):
@@ -139,14 +139,14 @@ def test_a_base_may_be_overridden_by_its_source_alone(project, engine):
 def test_an_engine_s_error_is_one_message_and_its_exit_code(project, engine, capsys, error, code):
     assert app.main(["recipe=prod", f"recipe.description={error}", "--json"]) == code
     out, err = capsys.readouterr()
-    assert err.startswith("lora-build: ")
+    assert err.startswith("error: ")
     assert json.loads(out)["exit_code"] == code
     assert json.loads(out)["error"] in err
 
 
 def test_an_interrupt_is_said_in_one_line(project, engine, capsys):
     assert app.main(["recipe=prod", "recipe.description=ctrl-c"]) == 130
-    assert capsys.readouterr().err == "lora-build: interrupted\n"
+    assert capsys.readouterr().err == "error: interrupted\n"
 
 
 def test_hydra_full_error_asks_for_the_traceback(project, monkeypatch):
@@ -326,11 +326,13 @@ def test_replace_is_asked_for_on_the_command_line(project, engine, capsys):
 def test_verify_checks_every_folder_and_exits_with_the_first_failure(project, engine, capsys):
     assert app.main(["verify", "a", "broken", "b"]) == 3
     out, err = capsys.readouterr()
-    assert out.splitlines()[::2] == [f"{name}: ok, 3 files, 2 tensors, 10 bytes, sha256:abc" for name in "ab"]
-    assert set(out.splitlines()[1::2]) == {
-        "proven    every file and tensor is as this manifest says; that it is yours, --expect HASH proves"
-    }
-    assert err == "lora-build: model.safetensors differs\n"
+    proven = "proven    every file and tensor is as this manifest says; that it is yours, --expect HASH proves"
+    assert out.splitlines() == [
+        line
+        for name in "ab"
+        for line in (f"ok        {name}  3 files, 2 tensors, 10 B", "manifest  sha256:abc", proven)
+    ]
+    assert err == "error: model.safetensors differs\n"
 
 
 def test_verify_as_json_gives_each_folder(project, engine, capsys):
@@ -366,11 +368,13 @@ def test_verify_holds_a_build_to_what_the_options_say(project, engine, monkeypat
     assert app.main(["verify", "a", *words]) == 3
     assert got == [("a", asked)]
     out, err = capsys.readouterr()
-    assert out.splitlines()[1:] == [
+    assert out.splitlines() == [
+        "failed    a  3 files, 2 tensors, 10 B are whole",
+        "manifest  sha256:abc",
         "wrapper   1 of 2 tensors as LoraModel merges them, byte for byte",
         "not held  a, b, c",
     ]
-    assert err.startswith("lora-build: a: LoraModel merges base and adapters in memory to other bytes, in w;")
+    assert err.startswith("error: a: LoraModel merges base and adapters in memory to other bytes, in w;")
     assert app.main(["verify", "a", *words, "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["builds"][0]["wrapper"] == {
         "mismatched_tensors": ["w"], "not_held": ["a", "b", "c"], "num_tensors": 2, "ok": False,
@@ -504,5 +508,5 @@ sys.exit(code)"""
     assert child.stdout.readline() == "ready\n"
     time.sleep(0.1)
     child.send_signal(number)
-    assert child.communicate()[1] == "lora-build: interrupted\n"
+    assert child.communicate()[1] == "error: interrupted\n"
     assert child.returncode == 130

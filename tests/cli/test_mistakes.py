@@ -77,7 +77,7 @@ def test_a_mistake_gets_one_message_with_its_place_and_its_remedy_and_leaves_no_
     assert main([*(words or ["recipe=prod"]), "progressbar=false"]) == code
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.count("lora-build: ") == 1
+    assert re.findall("^error: ", said.err, re.MULTILINE) == ["error: "]
     assert place in said.err
     assert remedy in said.err
     assert not re.search(r"Traceback|Error\(|hydra|omegaconf", said.err)

@@ -31,7 +31,7 @@ def test_everything_that_is_written_is_escaped(capsys: pytest.CaptureFixture[str
     assert harmless(out, err)
     assert out.splitlines()[0].endswith(r"\nlora-build: ok")
     assert json.loads(out[out.index("{") : out.index("}") + 1]) == {EVIL: EVIL, "url": "https://***@x/y?***"}
-    assert [line for line in err.splitlines() if line.startswith("lora-build: ")][1].startswith("lora-build: WARNING: ")
+    assert [line.partition(": ")[0] for line in err.splitlines() if "pwned" in line] == ["error", "warning"]
     assert "\n  second\n" in err
     assert "not said" not in err
 
@@ -71,4 +71,4 @@ def test_what_nobody_foresaw_is_one_message(
 
     monkeypatch.setattr(listing, "run", lambda asked: {}["a\x1b"])
     assert app.main(["list"]) == 70
-    assert capsys.readouterr().err.startswith("lora-build: unexpected KeyError: 'a\\x1b'; a bug of lora-build")
+    assert capsys.readouterr().err.startswith("error: unexpected KeyError: 'a\\x1b'; a bug of lora-build")

@@ -17,7 +17,7 @@ from lora_build.cli.main import main
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
-VARIES = re.compile(r"(?<=, )[\d.]+ [kMGT]?B(?= free)|(?<=about )[\d.]+ MB$")
+VARIES = re.compile(r"(?<=, )[\d.]+ [kMGT]?B(?= free)|(?<=about )[\d.]+ MB$|(?<=B in )[\d.]+ s$")
 
 
 def blocks(language: str) -> list[str]:
@@ -41,7 +41,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def matches(shown: str, printed: str) -> bool:
     """Whether a line was printed as shown; `...` stands for anything, a disk's free space for another's.
 
-    So does the memory of a plan, which counts torch, since these tests have imported it.
+    So do the seconds of a build, and the memory of a plan, which counts torch, since these tests have imported it.
     """
     return bool(re.fullmatch(re.escape(VARIES.sub("?", shown)).replace(r"\.\.\.", ".*"), VARIES.sub("?", printed)))
 

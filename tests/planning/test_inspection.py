@@ -338,7 +338,7 @@ def test_a_base_of_another_shape_is_refused_with_the_issues_that_plan_has(
 
     assert code == 2
     assert out.splitlines()[-1] == "fits      not into ./other: 1 issue"
-    assert err == f"lora-build: {refused.value}\n"
+    assert err == f"error: {refused.value}\n"
     assert data["fit"]["issues"] == list(refused.value.issues)
 
 

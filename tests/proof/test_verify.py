@@ -283,10 +283,20 @@ def test_a_build_that_was_made_up_as_a_whole_is_told_by_the_hash_that_was_expect
     assert f"expected {honest}: it is another build, or was edited" in refusal(built, expect=honest)
 
 
-@pytest.mark.parametrize("part", ["sha256:0123456789ab", "0" * 63, "0" * 65, "sha1:" + "0" * 64, "A" * 64])
-def test_a_part_of_a_hash_is_not_enough(part: str, built: Path) -> None:
-    with pytest.raises(lora_build.RecipeError, match="expected the whole manifest_hash"):
-        lora_build.verify(built, expect=part)
+def test_the_beginning_of_a_hash_tells_a_build_from_others_and_proves_nothing(built: Path) -> None:
+    honest = lora_build.verify(built).manifest_hash
+    for digits in (honest[: len("sha256:") + 12], honest.hex[:12], honest.hex[:63]):
+        found = lora_build.verify(built, expect=digits)
+        assert found.expected is None
+        assert "only the whole hash proves" in found.notes[0]
+    other = ("1" if honest.hex[11] == "0" else "0").join((honest.hex[:11], honest.hex[12:20]))
+    assert f"expected sha256:{other}: it is another build" in refusal(built, expect=other)
+
+
+@pytest.mark.parametrize("text", ["", "sha256:0123456789a", "0" * 65, "sha1:" + "0" * 64, "A" * 64])
+def test_what_is_no_beginning_of_a_hash_is_refused(text: str, built: Path) -> None:
+    with pytest.raises(lora_build.RecipeError, match="the first 12 of them at least"):
+        lora_build.verify(built, expect=text)
 
 
 def test_the_command_says_what_it_proves(built: Path, capsys: pytest.CaptureFixture[str]) -> None:

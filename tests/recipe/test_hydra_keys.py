@@ -61,7 +61,7 @@ def test_a_sweep_says_nothing_to_hydra_but_how_to_sweep(
 ) -> None:
     (project / "recipes" / "sweep" / "evil.yaml").write_text(yaml.safe_dump({"hydra": {key: HARM[key]}}))
     said = refused(project, capsys, "sweep=evil", "recipe=prod")
-    assert said.startswith(f"lora-build: recipes/sweep/evil.yaml: hydra.{key}: is not for recipes")
+    assert said.startswith(f"error: recipes/sweep/evil.yaml: hydra.{key}: is not for recipes")
     assert app.main(["plan", "-m", "recipe=prod", f"++hydra.{key}={{a: 1}}"]) == 2
     assert app.main(["plan", "-m", "recipe=prod", f"hydra/{key}=none"]) == 2
     assert (project / "thesis.txt").read_text() == PRECIOUS

@@ -57,7 +57,7 @@ def test_on_the_command_line_too_with_or_without_recipe_in_front(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["recipe=demo", override]) == 2
-    assert capsys.readouterr().err.startswith(f"lora-build: command line: {OVERRIDES[override]}")
+    assert capsys.readouterr().err.startswith(f"error: command line: {OVERRIDES[override]}")
 
 
 def test_in_a_file_all_old_keys_are_one_message_that_names_the_file(
@@ -69,7 +69,7 @@ def test_in_a_file_all_old_keys_are_one_message_that_names_the_file(
     (tmp_path / "recipes" / "old.yaml").write_text(text)
     assert main(["plan", "recipe=old"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "lora-build: recipes/old.yaml: 4 problems"
+    assert lines[0] == "error: recipes/old.yaml: 4 problems"
     assert [line.partition(":")[0].strip() for line in lines[1:]] == [
         "tied",
         "engine",

@@ -47,7 +47,7 @@ def project(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pipeline, "prepare", prepare)
     monkeypatch.setattr(pipeline, "run", run)
-    monkeypatch.setattr(to_json, "plan_json", lambda plan: {"of": plan.recipe.name, "action": "create"})
+    monkeypatch.setattr(to_json, "plan_json", lambda plan: {"action": "create", "bytes_to_write": 2_000})
     handlers = list(logging.getLogger().handlers)
     yield SimpleNamespace(path=tmp_path, builds=builds)
     logging.getLogger().handlers = handlers
@@ -115,9 +115,7 @@ def test_a_sweep_over_recipes_takes_those_that_glob_lists(project, capsys):
 
 def test_a_glob_that_matches_nothing_is_an_error(project, capsys):
     assert app.main(["-m", "recipe=glob(zz*)"]) == 2
-    assert capsys.readouterr().err == (
-        "lora-build: the sweep has no points\n  recipes: demo, other\n  looked in recipes\n"
-    )
+    assert capsys.readouterr().err == ("error: the sweep has no points\n  recipes: demo, other\n  looked in recipes\n")
 
 
 @pytest.mark.parametrize(
@@ -148,18 +146,17 @@ def test_the_summary_names_each_point(project, capsys):
         app.main(["-m", "recipe=demo", "recipe.adapter_names=[text],[mth]", "recipe.adapters.math.weight=0.5,1"]) == 2
     )
     out, err = capsys.readouterr()
-    lines = out.splitlines()
-    folder = next(name for name in project.builds)
-    width = len(folder)
-    assert lines == [
+    (folder,) = project.builds
+    gap = " " * len(folder)
+    assert out.splitlines() == [
         "4 points, 2 failed: recipe=demo",
-        f"#0  recipe.adapter_names=[text] recipe.adapters.math.weight=0.5  {folder}  sha256:1",
-        "    code moved little",
-        f"#1  recipe.adapter_names=[text] recipe.adapters.math.weight=1    {folder}  same as #0",
-        f"#2  recipe.adapter_names=[mth] recipe.adapters.math.weight=0.5   {'-':<{width}}  FAILED (2)",
-        "    recipe 'demo': adapter_names: no adapter 'mth'; did you mean 'math'?",
-        f"#3  recipe.adapter_names=[mth] recipe.adapters.math.weight=1     {'-':<{width}}  FAILED (2)",
-        "    recipe 'demo': adapter_names: no adapter 'mth'; did you mean 'math'?",
+        f"    adapter_names  math.weight              output{gap[6:]}  manifest",
+        f"#0  [text]         0.5          built       {folder}  sha256:1",
+        f"#1  [text]         1            same as #0  {folder}  sha256:1",
+        "#2  [mth]          0.5          failed (2)  -",
+        "#3  [mth]          1            failed (2)  -",
+        "warning   #0: code moved little",
+        "failed    #2, #3: recipe 'demo': adapter_names: no adapter 'mth'; did you mean 'math'?",
     ]
     assert err == f"#0 {folder}\n"
 
@@ -167,10 +164,12 @@ def test_the_summary_names_each_point(project, capsys):
 def test_plan_sweeps_too(project, capsys):
     code, points = sweep(capsys, "plan", "recipe=demo", "recipe.adapter_names=[math],[text]", "-m")
     assert code == 0
-    assert [point["plan"] for point in points] == [{"of": "demo", "action": "create"}] * 2
+    assert [point["plan"] for point in points] == [{"action": "create", "bytes_to_write": 2_000}] * 2
     assert project.builds == []
     assert app.main(["plan", "-m", "recipe=demo"]) == 0
-    assert capsys.readouterr().out.endswith("  planned: create\n")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "1 point, 0 failed: recipe=demo"
+    assert lines[2].startswith("#0  to be created  2 kB      builds/demo-math+text-")
 
 
 def test_a_sweep_in_a_file_needs_no_flag(project, capsys):
@@ -220,7 +219,7 @@ def test_the_scratch_folder_may_lie_on_a_shared_disk(project, capsys):
     assert (code, len(points)) == (0, 1)
     assert list(shared.iterdir()) == []
     assert app.main(["-m", "recipe=demo", "hydra.sweep.dir=/no/where"]) == 4
-    assert capsys.readouterr().err == "lora-build: hydra.sweep.dir: /no/where: No such file or directory\n"
+    assert capsys.readouterr().err == "error: hydra.sweep.dir: /no/where: No such file or directory\n"
 
 
 def test_points_run_in_other_processes(project, capsys):

@@ -625,11 +625,11 @@ def test_the_command_prints_a_table_or_json_and_exits_with_3(
     lora_build.build(recipe(zoo, LLAMA, Path(out)))
     assert app.main(["verify", "--forward", out, "--seed=2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"{out}: ok, ")
-    assert lines[1].split() == [
+    assert lines[0].startswith(f"ok        {out}  ")
+    assert lines[2].split() == [
         "forward", "prompt", "tokens", "logits", "differ", "by", "at", "most", "same", "top", "token", "KL", "at", "most"
     ]  # fmt: skip
-    assert len(lines) == 7
+    assert len(lines) == 8
 
     before, _ = weights(zoo, LLAMA, Path(out), f"{LAYER}.weight")
     forge(Path(out), **{f"{LAYER}.weight": before})
@@ -638,7 +638,7 @@ def test_the_command_prints_a_table_or_json_and_exits_with_3(
     assert app.main(["verify", out, "--forward"]) == 3
     shown, err = capsys.readouterr()
     assert shown.splitlines()[-1] == f"layer     {LAYER}"
-    assert err.startswith(f"lora-build: {out}: the build does not answer as base and adapters do: on ")
+    assert err.startswith(f"error: {out}: the build does not answer as base and adapters do: on ")
     assert app.main(["verify", out, "--forward", "--json"]) == 3
     (build,) = json.loads(capsys.readouterr().out)["builds"]
     assert build["forward"]["traced"]["module"] == LAYER

@@ -1,0 +1,187 @@
+"""How what is said looks on a terminal: the word in colour, lines wrapped between words, tables fitted to the width.
+
+The one place that knows of styles and of rich, which is imported only where something is styled or fitted. Which
+stream takes colours, rich knows: NO_COLOR, FORCE_COLOR, TTY_COMPATIBLE and TERM decide as everywhere. Text is escaped
+before anything is done to it, and rich gets it as text, never as markup.
+"""
+
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, assert_never
+
+from lora_build.cli.lines import INDENT, Kind, Line, Said, Table, aligned, begin_of
+from lora_build.terminal import escaped
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+_GOOD, _BAD, _WARNING, _NOTE, _HEAD, _ASIDE = "bold green", "bold red", "bold yellow", "bold cyan", "bold", "dim"
+_STYLES = {
+    **dict.fromkeys(("built", "ok", "up to date", "to be created"), _GOOD),
+    **dict.fromkeys(("error", "failed", "problem", "too far"), _BAD),
+    **dict.fromkeys(("warning", "replaced", "replaces", "to be replaced", "untrained"), _WARNING),
+    "note": _NOTE,
+    "same as": _ASIDE,
+}
+_HASH = re.compile(r"\bsha256:([0-9a-f]{12})[0-9a-f]{52}\b")
+_COPIED = "manifest"  # the line whose hash people copy
+_SHORTEST_PATH, _END_OF_PATH = 20, 12  # a sweep's folders end with so many digits of their own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """How a stream wants things to look.
+
+    Attributes:
+        console: what text with styles is turned into; it knows which colours the stream takes.
+        width: the columns of a terminal; None where there is none: nothing is wrapped or cut then.
+    """
+
+    console: "Console"
+    width: int | None
+
+
+def look_of(stream: Any) -> Look | None:
+    """Return how a stream wants things to look, or None, without a thought of rich, where it takes plain text."""
+    is_terminal = stream.isatty()
+    if not is_terminal and not os.environ.get("FORCE_COLOR") and os.environ.get("TTY_COMPATIBLE") != "1":
+        return None
+    from rich.console import Console
+
+    asked = Console(file=stream)
+    console = Console(
+        file=io.StringIO(), force_terminal=True, legacy_windows=False, width=asked.width, _environ={},
+        # who asks for no colour gets nothing bold or dim either: rich would leave that
+        color_system=None if asked.no_color else asked.color_system,  # type: ignore[arg-type]  # a name of one
+    )  # fmt: skip
+    return Look(console=console, width=asked.width if is_terminal else None)
+
+
+def styled(things: Iterable[Said], look: Look) -> str:
+    """Return things as a stream is to get them."""
+    return _written((line for said in things for line in _lines(said, look)), look)
+
+
+def styled_message(word: str, lines: Sequence[str], look: Look) -> str:
+    """Return a message: its first line behind a word, the others below it."""
+    texts = []
+    for number, line in enumerate(map(escaped, lines)):
+        begin, indent = ([("  ", "")], 4) if number else ([(f"{word}:", _style(word)), (" ", "")], 2)
+        texts += list(_wrapped(_text(*begin), [(line, "")], indent, look.width))
+    return _written(texts, look)
+
+
+def _lines(said: Said, look: Look) -> "Iterator[Text]":
+    match said:
+        case str():
+            yield from _wrapped(_text(), [(escaped(said), "")], 4, look.width)
+        case Line(word, text, aside):
+            begin = _text((f"{escaped(word):<{INDENT - 1}}", _style(word)), (" ", ""))
+            shown = [text if word == _COPIED else _cut(text, look.width), _cut(aside, look.width)]
+            parts = [(escaped(part), style) for part, style in zip(shown, ("", _ASIDE), strict=True) if part]
+            yield from _wrapped(begin, parts, INDENT, look.width)
+        case Table():
+            yield from _unbounded(said) if look.width is None else _fitted(said, look)
+        case _:
+            assert_never(said)
+
+
+def _wrapped(begin: "Text", parts: Sequence[tuple[str, str]], indent: int, width: int | None) -> "Iterator[Text]":
+    """Yield a line, broken between words where there is no room; the parts of it, each with a style, stand apart.
+
+    A word is never broken: whoever copies a path or a hash gets the whole. One that is long begins further to the left.
+    """
+    from rich.cells import cell_len
+
+    room, line, is_fresh = width or 1 << 30, begin, True
+    for gap, word, style in _words(parts):
+        length = cell_len(word)
+        if is_fresh and line.cell_len + length > room:  # behind the word that it begins with
+            line.rstrip()
+            line.append(" " if line.plain else "")
+        if line.cell_len + len(gap) + length > room >= length and line.plain.strip():
+            yield line
+            line, gap = _text((" " * min(indent, room - length), "")), ""
+        line.append(gap + word, style)
+        is_fresh = False
+    yield line
+
+
+def _words(parts: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
+    """Yield each word of some parts, with what stands before it on the same line, and its style."""
+    for number, (text, style) in enumerate(parts):
+        for position, word in enumerate(text.split(" ")):
+            yield (" " if position else "  " if number else ""), word, style
+
+
+def _unbounded(table: Table) -> "Iterator[Text]":
+    """Yield a table as text has it, with its outcomes in their styles."""
+    with_heads = any(column.head for column in table.shown)
+    for number, row in enumerate(aligned(table)):
+        line = _text((begin_of(table), ""))
+        for place, (column, cell) in enumerate(zip(table.shown, row, strict=True)):
+            is_head = with_heads and number == 0
+            style = _HEAD if is_head else _style(cell.rstrip()) if column.kind is Kind.word else ""
+            line.append("  " if place else "").append(cell, style)
+        line.rstrip()
+        yield line
+
+
+def _fitted(table: Table, look: Look) -> "Iterator[Text]":
+    """Yield a table that is as wide as the terminal at most: a path gives way first, then text is wrapped."""
+    from rich.cells import cell_len
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    room = (look.width or 0) - table.indent
+    columns = [[_cut(escaped(cell), look.width) for cell in column.cells] for column in table.shown]
+    widths = [max(map(cell_len, (column.head, *cells))) for column, cells in zip(table.shown, columns, strict=True)]
+    over = sum(widths) + 2 * (len(widths) - 1) - room
+    grid = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(c.head for c in table.shown))
+    for number, column in enumerate(table.shown):
+        if over > 0 and column.kind is Kind.path:
+            columns[number] = [_shortened(cell, max(_SHORTEST_PATH, widths[number] - over)) for cell in columns[number]]
+        grid.add_column(Text(escaped(column.head), _HEAD), overflow="fold", no_wrap=column.kind is not Kind.text)
+    kinds = [column.kind for column in table.shown]
+    for row in zip(*columns, strict=True):
+        grid.add_row(
+            *(Text(cell, _style(cell) if kind is Kind.word else "") for kind, cell in zip(kinds, row, strict=True))
+        )
+    for number, segments in enumerate(look.console.render_lines(grid, look.console.options.update(width=room))):
+        line = _text((begin_of(table) if number == 0 else " " * table.indent, ""))
+        for segment in segments:
+            line.append(segment.text, segment.style)
+        line.rstrip()
+        yield line
+
+
+def _shortened(path: str, room: int) -> str:
+    """Return a path with a star in place of its middle where it is too long; a shell finds the folder by that."""
+    return path if len(path) <= room else f"{path[: room - _END_OF_PATH - 1]}*{path[-_END_OF_PATH:]}"
+
+
+def _cut(text: str, width: int | None) -> str:
+    """Return text with twelve digits of each hash, where a terminal shows it."""
+    return text if width is None else _HASH.sub(r"\1", text)
+
+
+def _style(words: str) -> str:
+    """Return the style of a word, which more may follow: `failed (2)`; a word that only names what follows has none."""
+    return next((style for word, style in _STYLES.items() if f"{words} ".startswith(f"{word} ")), "")
+
+
+def _text(*parts: tuple[str, str]) -> "Text":
+    from rich.text import Text
+
+    return Text.assemble(*parts)
+
+
+def _written(lines: "Iterable[Text]", look: Look) -> str:
+    with look.console.capture() as captured:
+        for line in lines:
+            look.console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    return captured.get()

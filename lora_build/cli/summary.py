@@ -1,0 +1,82 @@
+"""What is said of a sweep: a table of its points, without what all of them share, and then what went wrong."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_build.cli.lines import Column, Kind, Line, Said, Table
+from lora_build.cli.text import count, size
+from lora_build.errors import label
+from lora_build.proof.builds import Action
+from lora_build.sweep.points import Point
+
+_NONE = "-"
+_ACTIONS = {
+    Action.create: "to be created",
+    Action.replace: "to be replaced",
+    Action.reuse: "up to date",
+    Action.replace_or_reuse: "perhaps up to date",  # a build reads the inputs to know
+}
+
+
+def summary_lines(points: Sequence[Point]) -> list[Said]:
+    """Return how many points there are and what they share, a row for each, and the messages of those that failed."""
+    shared = [text for text in points[0].overrides if all(text in point.overrides for point in points)]
+    own = [[text for text in point.overrides if text not in shared] for point in points]
+    failed = sum(1 for point in points if point.exit_code)
+    title = f"{count(len(points), 'point')}, {failed} failed: {' '.join(shared)}".removesuffix(": ")
+    columns = [
+        Column(cells=[f"#{point.number}" for point in points]),
+        *_override_columns(own),
+        Column(cells=list(map(_outcome, points)), kind=Kind.word),
+        Column(head="to write", cells=list(map(_to_write, points))),
+        Column(head="output", cells=[_NONE if p.dir is None else label(Path(p.dir)) for p in points], kind=Kind.path),
+        Column(head="manifest", cells=[point.manifest_hash or "" for point in points], kind=Kind.word),
+        Column(head="replaces", cells=[point.replaced or "" for point in points], kind=Kind.word),
+    ]
+    return [title, Table(columns=columns, indent=0), *_messages(points)]
+
+
+def _override_columns(own: Sequence[Sequence[str]]) -> list[Column]:
+    """Return a column for each key that points differ in."""
+    values = [dict(map(_key_and_value, texts)) for texts in own]
+    keys = dict.fromkeys(key for found in values for key in found)
+    return [
+        Column(head=key.removeprefix("recipe.").removeprefix("adapters."), cells=[f.get(key, _NONE) for f in values])
+        for key in keys
+    ]
+
+
+def _key_and_value(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    return key, value if equals else "left out"  # ~key
+
+
+def _outcome(point: Point) -> str:
+    if point.same_as is not None:
+        return f"same as #{point.same_as}"
+    if point.exit_code:
+        return f"failed ({point.exit_code})"
+    if point.plan is not None:
+        return _ACTIONS[Action(point.plan["action"])]
+    return "up to date" if point.reused else "built"
+
+
+def _to_write(point: Point) -> str:
+    if point.plan is None or Action(point.plan["action"]) is Action.reuse:
+        return ""
+    return size(point.plan["bytes_to_write"])
+
+
+def _messages(points: Sequence[Point]) -> list[Line]:
+    """Return each message once, with the points that it is of: warnings first, so that what failed stands last."""
+    told: dict[tuple[str, str], list[Point]] = {}
+    for point in points:
+        notes = [] if point.same_as is not None else [point.error] if point.error else point.warnings or ()
+        for note in notes:
+            told.setdefault(("failed" if point.error else "warning", note), []).append(point)
+    lines = []
+    for (word, note), group in sorted(told.items(), key=lambda item: item[0][0] == "failed"):
+        begin, *rest = note.splitlines()
+        lines.append(Line(word, f"{', '.join(f'#{point.number}' for point in group)}: {begin}"))
+        lines += [Line("", line) for line in rest]
+    return lines
