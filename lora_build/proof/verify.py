@@ -167,24 +167,7 @@ def verify_bytes(
             f"{root}: its manifest is {manifest.manifest_hash}, expected sha256:{wanted}: it is another build, or was "
             "edited; build it again from its recipe, or fetch it anew"
         )
-    num_bytes = sum(file.size_bytes for file in manifest.files)
-
-    def tell(count: int) -> None:
-        if progress:
-            progress(count, num_bytes)
-
-    by_file: dict[str, list[TensorRecord]] = {}
-    for tensor in manifest.tensors:
-        by_file.setdefault(tensor.file, []).append(tensor)
-    found = {file.path: _misfit(root, file) for file in manifest.files}
-    # the largest first, lest it be hashed alone when all others are done
-    there = sorted(manifest.files, key=lambda file: file.size_bytes, reverse=True)
-    there = [file for file in there if not found[file.path]]
-    with Executor(num_cores(_MOST_THREADS), StageTimer()) as executor:
-        check = partial(_check_file, root, executor=executor, tell=tell)
-        asked = {file.path: executor.submit(partial(check, file, by_file.get(file.path, []))) for file in there}
-        found |= {path: executor.wait_for(answer) for path, answer in asked.items()}
-    problems = [problem for file in manifest.files for problem in found[file.path]]
+    problems = _check_files(root, manifest, progress or (lambda count, total_bytes: None))
     additions = find_additions(root, own_files(manifest))
     refused = additions.names if strict else sorted((*additions.links, *additions.read_by_loaders))
     problems += [f"{name}: is not in the manifest" for name in refused]
@@ -196,12 +179,33 @@ def verify_bytes(
         manifest_hash=manifest.manifest_hash,
         num_files=len(manifest.files),
         num_tensors=len(manifest.tensors),
-        num_bytes=num_bytes,
+        num_bytes=_size(manifest),
         additions=additions.names,
         expected=True if wanted and _is_whole(wanted) else None,
         notes=(*_told_by_digits(wanted), *_remarks(root, manifest)),
         doubts=tuple(_doubts(root, manifest)),
     )
+
+
+def _check_files(root: Path, manifest: Manifest, progress: Callable[[int, int], None]) -> list[str]:
+    """Return what differs in the files of a manifest, in its order."""
+    by_file: dict[str, list[TensorRecord]] = {}
+    for tensor in manifest.tensors:
+        by_file.setdefault(tensor.file, []).append(tensor)
+    total_bytes = _size(manifest)
+    found = {file.path: _misfit(root, file) for file in manifest.files}
+    # the largest first, lest it be hashed alone when all others are done
+    there = sorted(manifest.files, key=lambda file: file.size_bytes, reverse=True)
+    there = [file for file in there if not found[file.path]]
+    with Executor(num_cores(_MOST_THREADS), StageTimer()) as executor:
+        check = partial(_check_file, root, executor=executor, tell=lambda count: progress(count, total_bytes))
+        asked = {file.path: executor.submit(partial(check, file, by_file.get(file.path, []))) for file in there}
+        found |= {path: executor.wait_for(answer) for path, answer in asked.items()}
+    return [problem for file in manifest.files for problem in found[file.path]]
+
+
+def _size(manifest: Manifest) -> int:
+    return sum(file.size_bytes for file in manifest.files)
 
 
 def _expected_digits(text: str) -> str:
