@@ -13,7 +13,6 @@ from lora_build.cli.hints import bare_word
 from lora_build.cli.output import print_json, print_lines
 from lora_build.cli.work import Asked
 from lora_build.errors import RecipeError
-from lora_build.recipe.shorthand import expand_override
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -92,11 +91,12 @@ def run(asked: Asked, words: Namespace) -> int:
 def _overrides(verb: str, words: Sequence[str]) -> list[str]:
     """Return the overrides among words that should be nothing else."""
     from lora_build.cli.verbs import VERBS
+    from lora_build.recipe.short_overrides import expand_override
 
     for word in words:
         if "=" not in word and not word.startswith("~"):
             raise RecipeError(bare_word(verb, word, tuple(VERBS)))
-    return [expand_override(word) for word in words]
+    return [meant for word in words for meant in expand_override(word)]
 
 
 def _flags(words: Namespace) -> list[str]:

@@ -6,7 +6,8 @@ from typing import Any
 
 from lora_build.models.keep_float32 import TABLE_ID
 from lora_build.recipe.identity import recorded_options
-from lora_build.recipe.schema import DType, Numerics, Recipe, parse_size
+from lora_build.recipe.schema import DType, Numerics, Recipe
+from lora_build.recipe.values import parse_size
 
 # what `numerics/exact.py` and `engine/backends/peft.py` compute; another id means that bits may differ
 NUMERICS = {Numerics.exact: "exact-1", Numerics.peft: "peft-0.21"}

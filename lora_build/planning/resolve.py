@@ -26,7 +26,8 @@ from lora_build.planning.inputs import Inputs, digests_of, may_change_ties
 from lora_build.planning.options import narrows
 from lora_build.recipe.identity import selected
 from lora_build.recipe.keys import check_adapter, raise_problems
-from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe, is_local, resolve_path
+from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe, resolve_path
+from lora_build.recipe.values import is_local, parse_source
 
 _Opened = TypeVar("_Opened", Checkpoint, Adapter)
 
@@ -141,8 +142,5 @@ def split_reference(role: str, written: str | os.PathLike[str]) -> tuple[str, st
     if role == "adapter" and re.fullmatch(r"[\w.-]+", text):
         near = did_you_mean(text, (p.name for p in sorted(Path().iterdir()) if p.is_dir()))
         raise SourceError(f"{role}: there is no folder '{text}' here, and a Hub repository is org/name{near}")
-    repo, _, revision = text.partition("@")
-    if not revision or "://" in text:
-        repo, revision = text, ""
-    raise_problems(role, check_adapter({"source": repo}))
-    return repo, revision or None
+    raise_problems(role, check_adapter({"source": text}))
+    return parse_source(text)

@@ -19,8 +19,9 @@ from lora_build.proof.plan_record import AdapterRecord
 from lora_build.proof.provenance import Recorded, read
 from lora_build.proof.readback import read_file
 from lora_build.recipe.identity import selected
-from lora_build.recipe.schema import DType, Numerics, Recipe, TiedEmbeddings, is_local, resolve_path
+from lora_build.recipe.schema import DType, Numerics, Recipe, TiedEmbeddings, resolve_path
 from lora_build.recipe.validate import from_mapping
+from lora_build.recipe.values import is_local
 
 
 def reopen(directory: Path, manifest: Manifest) -> BuildInputs:

@@ -18,7 +18,7 @@ from lora_build.errors import RecipeError, did_you_mean, label
 from lora_build.recipe.defaults import check_defaults, from_the_top
 from lora_build.recipe.hydra_keys import check_hydra
 from lora_build.recipe.keys import check_adapter, check_recipe, raise_problems
-from lora_build.recipe.shorthand import expand
+from lora_build.recipe.shorthand import expand, expand_source
 from lora_build.recipe.strict_yaml import read_yaml
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -103,7 +103,7 @@ def load_adapter_file(file: Path) -> dict[str, Any]:
     defaults = data.pop("defaults", [])
     named = check_recipe({"adapters": {file.stem: None}})
     raise_problems(label(file), [*check_defaults(defaults, "adapter"), *named, *check_adapter(data)])
-    return {"defaults": defaults, **data}
+    return {"defaults": defaults, **expand_source(data)}
 
 
 def load_sweep_file(file: Path) -> dict[str, Any]:

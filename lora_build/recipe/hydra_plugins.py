@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from lora_build.errors import LoraBuildError
 from lora_build.recipe import files as recipe_files
 from lora_build.recipe.schema import Recipe
+from lora_build.recipe.short_overrides import expand_axes
 from lora_build.recipe.validate import to_plain
 
 CONF = str(recipe_files.beside_package("conf"))  # the folder of Hydra's primary config
@@ -103,7 +104,7 @@ class RecipeSource(ConfigSource):
             case "adapter":
                 data, package = recipe_files.load_adapter_file(file), f"recipe.adapters.{file.stem}"
             case "sweep":
-                data, package = recipe_files.load_sweep_file(file), "_global_"
+                data, package = _with_meant_axes(recipe_files.load_sweep_file(file)), "_global_"
             case _:
                 data, package = recipe_files.load_recipe_file(self.folder, file), "recipe"
         return ConfigResult(
@@ -115,6 +116,14 @@ class RecipeSource(ConfigSource):
 
     def _file(self, below: str) -> Path:
         return self.folder.path / (below if below.endswith(".yaml") else f"{below}.yaml")
+
+
+def _with_meant_axes(sweep: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of a sweep's file with short values of its axes written out."""
+    hydra, sweeper = sweep.get("hydra", {}), sweep.get("hydra", {}).get("sweeper", {})
+    if not sweeper.get("params"):
+        return sweep
+    return {**sweep, "hydra": {**hydra, "sweeper": {**sweeper, "params": expand_axes(sweeper["params"])}}}
 
 
 def _below(config_path: str) -> str | None:

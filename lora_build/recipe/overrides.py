@@ -198,7 +198,7 @@ def _check_values(override: Override, rest: str, parser: OverridesParser) -> Ite
         yield f"{key}: glob() is for recipe, sweep and recipe/adapter; write the values: {key}=A,B"
     quoted = "" if override.is_sweep_override() else f": '{key}=\"{override.get_value_string()}\"'"
     for value in _values(override, parser):
-        if key == "recipe.adapters" and isinstance(value, list):
+        if key == "recipe.adapters" and isinstance(value, str | list):
             yield f"{key}: choose some with recipe.adapter_names=[...], add one with {key}.NAME=SOURCE"
             continue
         data: Any = value

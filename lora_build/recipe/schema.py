@@ -7,14 +7,14 @@ besides what it `affects`:
     layout    into which files they are cut; the same
     nothing   what the output is called, where it goes, what is done besides
 
-and, where the manifest records the key as one of the plan's options, under which name.
+where the manifest records the key as one of the plan's options, under which name; and what it `says` to people, in the
+markdown of docs/recipe.md, whose table, and the JSON Schema that editors read, have it from here.
 """
 
 import os
-import re
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from types import UnionType
@@ -73,56 +73,113 @@ class IfExists(Enum):
 
 
 def _affects(
-    what: Literal["bytes", "layout", "nothing"], *, recorded_as: str | None = None
+    what: Literal["bytes", "layout", "nothing"], says: str, *, recorded_as: str | None = None
 ) -> Mapping[str, str | None]:
-    """Return what a field says of itself: what it affects, and what the manifest calls it among the options."""
-    return {"affects": what, "recorded_as": recorded_as}
+    """Return what a field says of itself: what it affects, what it is, and its name among the manifest's options."""
+    return {"affects": what, "says": says, "recorded_as": recorded_as}
+
+
+def _holds(says: str, *, each: str = "") -> Mapping[str, str]:
+    """Return what a field that holds others says of itself, and of `each` where their names are the user's."""
+    return {"says": says, "each": each}
+
+
+_SOURCE = "A folder or a Hub repository, `org/name` or `org/name@revision`, see [sources](#sources)."
+_REVISION = "Branch, tag or commit of a Hub repository; null is its main branch. A folder has none."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseSpec:
     """The base model: a local path (starts with `/`, `./`, `../` or `~`) or a Hub repository."""
 
-    source: str = field(default=MISSING, metadata=_affects("bytes"))
-    revision: str | None = field(default=None, metadata=_affects("bytes"))
+    source: str = field(default=MISSING, metadata=_affects("bytes", _SOURCE))
+    revision: str | None = field(default=None, metadata=_affects("bytes", _REVISION))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterSpec:
-    """One adapter: its source as for the base, its weight in the sum, and how it packs expert stacks.
+    """One adapter: its source as for the base, its weight in the sum, and how it packs expert stacks."""
 
-    `ignore_files` are patterns of files beside it whose weights are left aside; without them there is no build at all.
-    """
-
-    source: str = field(default=MISSING, metadata=_affects("bytes"))
-    revision: str | None = field(default=None, metadata=_affects("bytes"))
-    weight: float = field(default=1.0, metadata=_affects("bytes"))
-    expert_packing: Packing = field(default=Packing.peft, metadata=_affects("bytes"))
-    ignore_files: tuple[str, ...] = field(default=(), metadata=_affects("nothing"))
+    source: str = field(
+        default=MISSING,
+        metadata=_affects(
+            "bytes", "As for the base. The folder holds `adapter_config.json` and `adapter_model.safetensors`."
+        ),
+    )
+    revision: str | None = field(default=None, metadata=_affects("bytes", "As for the base."))
+    weight: float = field(
+        default=1.0,
+        metadata=_affects(
+            "bytes",
+            "Multiplies the adapter's update, beside its own alpha/r. 0 leaves the adapter out, a negative weight "
+            "subtracts. Rounded to 12 digits. What replaces or multiplies must have weight 1.",
+        ),
+    )
+    expert_packing: Packing = field(
+        default=Packing.peft,
+        metadata=_affects("bytes", "How the factors of expert stacks are packed, see [experts](#experts)."),
+    )
+    ignore_files: tuple[str, ...] = field(
+        default=(),
+        metadata=_affects(
+            "nothing",
+            "Patterns (`value_head.*`) of files beside the adapter that hold weights of their own: without this key "
+            "they are [refused](#weights-beside-an-adapter).",
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CombineSpec:
-    """How several adapters become one change: `linear` is the sum of what each adds; the plan knows the others."""
+    """How several adapters become one change; the plan knows which ways there are."""
 
-    method: str = field(default="linear", metadata=_affects("bytes", recorded_as="combine"))
+    method: str = field(
+        default="linear",
+        metadata=_affects(
+            "bytes",
+            "The sum of weight x scaling x B A over the adapters; [other methods](how-it-works.md#several-adapters) in "
+            "turn.",
+            recorded_as="combine",
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputSpec:
     """Where the checkpoint goes and how it is cut into shards."""
 
-    dir: str = field(default="builds/${recipe.name}", metadata=_affects("nothing"))
-    max_shard_size: str = field(default="keep", metadata=_affects("layout", recorded_as="max_shard_size"))
-    if_exists: IfExists = field(default=IfExists.reuse, metadata=_affects("nothing"))
+    dir: str = field(
+        default="builds/${recipe.name}",
+        metadata=_affects(
+            "nothing",
+            "The folder of the build, see [existing output](#existing-output). It must not overlap an input, nor lie "
+            "in another build.",
+        ),
+    )
+    max_shard_size: str = field(
+        default="keep",
+        metadata=_affects(
+            "layout",
+            "`keep` leaves the base's files; a size cuts anew: `5GB`, `500MB` (decimal: KB, MB, GB, TB), `5GiB` "
+            "(binary), or a number of bytes.",
+            recorded_as="max_shard_size",
+        ),
+    )
+    if_exists: IfExists = field(
+        default=IfExists.reuse,
+        metadata=_affects("nothing", "What to do when `output.dir` exists, see [existing output](#existing-output)."),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardSpec:
     """A comparison of the built model with base and adapters: on the prompts of a file, or on what a seed gives."""
 
-    prompts: str | None = field(default=None, metadata=_affects("nothing"))
-    seed: int = field(default=0, metadata=_affects("nothing"))
+    prompts: str | None = field(
+        default=None,
+        metadata=_affects("nothing", "A text file with a prompt a line; null makes inputs from the seed."),
+    )
+    seed: int = field(default=0, metadata=_affects("nothing", "What inputs are made from."))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,8 +191,14 @@ class WrapperSpec:
 class ChecksSpec:
     """What a build must pass before its output is published; None for no such check."""
 
-    forward: ForwardSpec | None = field(default=None, metadata=_affects("nothing"))
-    wrapper: WrapperSpec | None = field(default=None, metadata=_affects("nothing"))
+    forward: ForwardSpec | None = field(
+        default=None,
+        metadata=_affects("nothing", "Compare the built model with base and adapters; `{}` is enough."),
+    )
+    wrapper: WrapperSpec | None = field(
+        default=None,
+        metadata=_affects("nothing", "Compare the build's tensors with a merge in memory; `{}` is enough."),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,33 +218,120 @@ class Composed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A whole recipe.
+    """A whole recipe. Every field is a key but `composed`, which is None where no file was composed."""
 
-    `saved_modules_from` names the adapter whose saved modules win, `tokenizer` the one whose tokenizer is used, or
-    `base`; `root` is where paths begin. Every field is a key but `composed`, which is None where no file was composed.
-    """
-
-    name: str = field(default=MISSING, metadata=_affects("nothing"))
-    description: str = field(default="", metadata=_affects("nothing"))
-    requires: str | None = field(default=None, metadata=_affects("nothing"))
-    base: BaseSpec = field(default_factory=BaseSpec)
-    adapters: Mapping[str, AdapterSpec] = field(default_factory=dict)
-    adapter_names: tuple[str, ...] | None = field(default=None, metadata=_affects("bytes"))
-    combine: CombineSpec = field(default_factory=CombineSpec)
-    safe_merge: bool = field(
-        default=True, metadata=_affects("bytes", recorded_as="safe_merge")
-    )  # numerics: peft rounds once more with it
-    dtype: DType | Mapping[str, DType] = field(default=DType.keep, metadata=_affects("bytes", recorded_as="dtype"))
-    numerics: Numerics = field(default=Numerics.exact, metadata=_affects("bytes", recorded_as="numerics"))
-    tied_embeddings: TiedEmbeddings = field(
-        default=TiedEmbeddings.untie, metadata=_affects("bytes", recorded_as="tied")
+    name: str = field(
+        default=MISSING,
+        metadata=_affects(
+            "nothing",
+            "A file name without `/`: `team--chat` of `recipes/team/chat.yaml`. The default `output.dir` uses it. It "
+            "is not inherited.",
+        ),
     )
-    saved_modules_from: str | None = field(default=None, metadata=_affects("bytes"))
-    tokenizer: str | None = field(default=None, metadata=_affects("bytes"))
-    output: OutputSpec = field(default_factory=OutputSpec)
-    checks: ChecksSpec = field(default_factory=ChecksSpec)
-    root: str = field(default=".", metadata=_affects("nothing"))
-    composed: Composed | None = field(default=None, compare=False, metadata=_affects("nothing"))
+    description: str = field(default="", metadata=_affects("nothing", "Shown by `lora-build list`."))
+    requires: str | None = field(
+        default=None,
+        metadata=_affects(
+            "nothing",
+            'The versions of lora-build that the recipe is for, such as `">=0.2"` or `">=0.2,<1"`; any other refuses '
+            "it. It goes into no digest.",
+        ),
+    )
+    base: BaseSpec = field(
+        default_factory=BaseSpec, metadata=_holds("The model to merge into. `base: X` means `base: {source: X}`.")
+    )
+    adapters: Mapping[str, AdapterSpec] = field(
+        default_factory=dict,
+        metadata=_holds(
+            "The adapters; their order [rarely matters](how-it-works.md#several-adapters). `math: X` means "
+            "`math: {source: X}`. In a list, `{name: math, source: X}` names one; any other is named after the last "
+            "part of its source.",
+            each="NAME has letters, digits, `_` and `-`, no digit first. null removes an inherited adapter.",
+        ),
+    )
+    adapter_names: tuple[str, ...] | None = field(
+        default=None, metadata=_affects("bytes", "The adapters to merge; null means all.")
+    )
+    combine: CombineSpec = field(
+        default_factory=CombineSpec,
+        metadata=_holds("How several adapters become one update. `combine: X` means `combine: {method: X}`."),
+    )
+    safe_merge: bool = field(
+        default=True,
+        metadata=_affects(
+            "bytes",  # numerics: peft rounds once more with it
+            "Stop at a value that is NaN or infinite, in tensors that are only copied too, and name adapter, tensor "
+            "and index. It changes no bit, but under `numerics: peft` those that it changes in PEFT.",
+            recorded_as="safe_merge",
+        ),
+    )
+    dtype: DType | Mapping[str, DType] = field(
+        default=DType.keep,
+        metadata=_affects(
+            "bytes",
+            "The dtype of all floating-point tensors of the output; `keep` leaves each as the base has it. config.json "
+            "is changed to match. See [dtypes](#dtypes).",
+            recorded_as="dtype",
+        ),
+    )
+    numerics: Numerics = field(
+        default=Numerics.exact,
+        metadata=_affects(
+            "bytes",
+            "`exact`: one exact sum, one rounding, the same bits on every machine; see "
+            "[how it works](how-it-works.md#exact-1). `peft`: the bits that PEFT writes on this machine, see "
+            "[PEFT's own bits](#pefts-own-bits).",
+            recorded_as="numerics",
+        ),
+    )
+    tied_embeddings: TiedEmbeddings = field(
+        default=TiedEmbeddings.untie,
+        metadata=_affects(
+            "bytes",
+            "What an adapter on one of two tied matrices means, see [tied embeddings](#tied-embeddings).",
+            recorded_as="tied",
+        ),
+    )
+    saved_modules_from: str | None = field(
+        default=None,
+        metadata=_affects(
+            "bytes", "The adapter that wins where two replace one parameter, see [modules to save](#modules-to-save)."
+        ),
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata=_affects(
+            "bytes", "Whose tokenizer the output has; null decides by what was trained, see [tokenizers](#tokenizers)."
+        ),
+    )
+    output: OutputSpec = field(
+        default_factory=OutputSpec,
+        metadata=_holds("Where the checkpoint goes. `output: X` means `output: {dir: X}`."),
+    )
+    checks: ChecksSpec = field(
+        default_factory=ChecksSpec,
+        metadata=_holds("What a build must pass before it is published, see [checks](#checks)."),
+    )
+    root: str = field(default=".", metadata=_affects("nothing", "Where relative paths begin. It is not inherited."))
+    composed: Composed | None = field(default=None, compare=False, metadata=_affects("nothing", ""))
+
+
+def every_key(kind: Any = Recipe, path: str = "") -> Iterator[tuple[str, "Field[Any]", Any]]:
+    """Yield every key of a recipe, those that hold others too: its dotted path, its field, its type.
+
+    An adapter is called NAME; its own key, `adapters.NAME`, has the field of `adapters`.
+    """
+    hints = typing.get_type_hints(kind)
+    for key in fields(kind):
+        if key.name == "composed":
+            continue
+        hint = hints[key.name]
+        yield f"{path}{key.name}", key, hint
+        if kind is Recipe and key.name == "adapters":
+            yield "adapters.NAME", key, AdapterSpec
+            yield from every_key(AdapterSpec, "adapters.NAME.")
+        elif (part := next((t for t in (hint, *typing.get_args(hint)) if is_dataclass(t)), None)) is not None:
+            yield from every_key(part, f"{path}{key.name}.")
 
 
 def declared_for(declared: Any, value: object) -> Any:
@@ -202,27 +352,3 @@ def resolve_path(recipe: Recipe, text: str) -> Path:
     if not could_be:
         raise RecipeError(f"{text}: no file can be called so; expected names of at most 255 bytes, a path of 4095")
     return path
-
-
-def is_local(source: str) -> bool:
-    """Return whether a source is a path here; any other is a Hub repository."""
-    return source in (".", "..") or source.startswith(("/", "./", "../", "~"))
-
-
-def parse_size(text: str) -> int | None:
-    """Return the bytes of `5GB` or `500MB` (decimal units, as huggingface_hub has them), None for `keep`."""
-    if text == "keep":
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])B", text.strip().upper(), re.ASCII)
-    size = int(float(match[1]) * 1000 ** (1 + "KMGT".index(match[2]))) if match else 0
-    if size < 1:
-        raise RecipeError(f"expected keep or a size such as 5GB or 500MB, found '{text}'")
-    return size
-
-
-def flatten(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Return nested mappings as one, keyed by dotted path."""
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        flat |= flatten(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
-    return flat

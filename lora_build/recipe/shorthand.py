@@ -1,35 +1,91 @@
-"""What a recipe may leave unsaid: `base: X`, `adapters: {math: X}` and lists of adapters, written out."""
+"""What a recipe may leave unsaid, written out. Here and nowhere else: for files, overrides and mappings alike.
+
+    base: org/x@v1                    base: {source: org/x, revision: v1}
+    base: org/x                       base: {source: org/x, revision: null}
+    base: {source: org/x@v1}          base: {source: org/x, revision: v1}
+    adapters: {math: org/x@v1}        adapters: {math: {source: org/x, revision: v1}}
+    adapters: ./one                   adapters: {one: {source: ./one, revision: null}}
+    adapters: [{name: a, source: X}]  adapters: {a: {source: X}}
+    combine: linear                   combine: {method: linear}
+    output: ./merged                  output: {dir: ./merged}
+    max_shard_size: 5000000000        max_shard_size: 5GB
+
+A source alone says all of where it is, so an heir's `base: org/y` does not have the revision of the `org/x` that it
+inherits. Each file is written out as it is read, before files are merged: mappings merge key by key, a text would take
+the place of a mapping.
+"""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_build.errors import RecipeError
+from lora_build.recipe.values import parse_source, size_text
+
+SHORT = {"base": "source", "adapters.NAME": "source", "combine": "method", "output": "dir"}
+"""The keys of a recipe for which a text may stand, each with the key that the text then is."""
+
 
 def expand(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a checked recipe with its shorthand written out. The law: twice is once.
+    """Return a recipe, or a part of one, with its shorthand written out. The law: twice is once.
 
-    `base: X` and `adapters: {math: X}` mean `{source: X}`; a list of adapters becomes a mapping named after
-    the last part of each source.
+    What is wrong in it stays as it is, for a check to find.
     """
     data = dict(mapping)
-    if isinstance(data.get("base"), str):
-        data["base"] = {"source": data["base"]}
-    adapters = data.get("adapters")
-    if isinstance(adapters, list):
-        adapters = dict(zip(names_of(adapters), adapters, strict=True))
-    if isinstance(adapters, Mapping):
-        data["adapters"] = {k: {"source": v} if isinstance(v, str) else v for k, v in adapters.items()}
+    for key in ("combine", "output"):
+        if isinstance(text := data.get(key), str):
+            data[key] = {SHORT[key]: text}
+    if "base" in data:
+        data["base"] = expand_source(data["base"])
+    if "adapters" in data:
+        data["adapters"] = _adapters(data["adapters"])
+    if isinstance(output := data.get("output"), Mapping) and "max_shard_size" in output:
+        data["output"] = {**output, "max_shard_size": _size(output["max_shard_size"])}
     return data
 
 
-def expand_override(text: str) -> str:
-    """Return an override with the shorthand of a source written out, as a file may have it; other keys stay as set."""
-    return re.sub(r"^(\+{0,2}recipe\.(?:base|adapters\.[\w-]+))=(?!\{|\[|null$|$)", r"\1.source=", text)
+def expand_source(spec: Any) -> Any:
+    """Return what a base or an adapter is, with the revision that its source names apart from it."""
+    if isinstance(spec, str):
+        spec = {"source": spec, "revision": None}
+    if not isinstance(spec, Mapping) or not isinstance(written := spec.get("source"), str):
+        return spec
+    source, revision = parse_source(written)
+    if revision is None or spec.get("revision") not in (None, revision):
+        return spec
+    return {**spec, "source": source, "revision": revision}
 
 
 def names_of(adapters: list[Any]) -> list[str]:
-    """Return the name of each adapter of a plain list: its source's last part, made fit for a key."""
-    sources = [item.get("source") if isinstance(item, Mapping) else item for item in adapters]
-    names = [re.sub(r"[^A-Za-z0-9_-]", "_", Path(str(source)).name) for source in sources]
-    return [name if re.match(r"[A-Za-z_]", name) else f"_{name}" for name in names]
+    """Return the name of each adapter of a list: what it says, or its source's last part, made fit for a key."""
+    return [_name_of(item) for item in adapters]
+
+
+def _name_of(item: Any) -> str:
+    if isinstance(item, Mapping) and isinstance(name := item.get("name"), str):
+        return name
+    source, _ = parse_source(str(item.get("source") if isinstance(item, Mapping) else item))
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", Path(source).name)
+    return name if re.match(r"[A-Za-z_]", name) else f"_{name}"
+
+
+def _adapters(adapters: Any) -> Any:
+    if isinstance(adapters, str):
+        adapters = [adapters]
+    if isinstance(adapters, list):
+        adapters = {name: _unnamed(item) for name, item in zip(names_of(adapters), adapters, strict=True)}
+    if not isinstance(adapters, Mapping):
+        return adapters
+    return {name: expand_source(spec) for name, spec in adapters.items()}
+
+
+def _unnamed(item: Any) -> Any:
+    return {key: value for key, value in item.items() if key != "name"} if isinstance(item, Mapping) else item
+
+
+def _size(size: Any) -> Any:
+    try:
+        return size_text(size) if isinstance(size, str) or type(size) is int else size
+    except RecipeError:  # or a reference to another key
+        return size

@@ -16,8 +16,9 @@ from typing import Any
 from lora_build.errors import RecipeError, did_you_mean
 from lora_build.recipe.keys import check_recipe, raise_problems
 from lora_build.recipe.references import too_much
-from lora_build.recipe.schema import MISSING, Recipe, declared_for, flatten, is_local
+from lora_build.recipe.schema import MISSING, Recipe, declared_for
 from lora_build.recipe.shorthand import expand
+from lora_build.recipe.values import flatten, is_local
 
 
 def from_mapping(mapping: Mapping[str, Any] | Recipe, *, where: str = "recipe") -> Recipe:
@@ -34,7 +35,7 @@ def from_mapping(mapping: Mapping[str, Any] | Recipe, *, where: str = "recipe") 
     composed = mapping.composed if isinstance(mapping, Recipe) else None
     raise_problems(where, check_recipe(data))
     raise_problems(where, filter(None, [too_much(expand(data))]))
-    found = _followed(expand(data), where)
+    found = expand(_followed(expand(data), where))  # a reference may lead to what is short
     raise_problems(where, check_recipe(found))
     found["adapters"] = {name: spec for name, spec in found["adapters"].items() if spec is not None}
     raise_problems(where, _check_whole(found))

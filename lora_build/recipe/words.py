@@ -3,7 +3,7 @@
     dtype=float32                  recipe.dtype=float32
     ~adapters.math                 ~recipe.adapters.math
     adapter@adapters.math=NAME     recipe/adapter@recipe.adapters.math=NAME
-    base=./llama                   recipe.base.source=./llama
+    base=./llama                   recipe.base=./llama
     recipe=prod  sweep=grid        recipe=prod  sweep=grid
 
 Both forms may be written, wherever words are: on a command line, in `load_recipe`, as axes of a sweep. Hydra is given
@@ -15,17 +15,13 @@ import re
 RESERVED = ("recipe", "sweep", "progressbar", "hydra")
 """What is no key of a recipe: which one, over what, and how it is built."""
 _WORD = re.compile(r"(\+{0,2}|~)([^=@]*)(@[^=]*)?(=.*)?", re.DOTALL)
-_SOURCE = re.compile(r"(recipe\.(?:base|adapters\.[\w-]+))(?=\Z)", re.ASCII)
-_NO_SHORTHAND = re.compile(r"=(\{|\[|null\Z|\Z)")  # a mapping, a list, or nothing
 
 
 def for_hydra(word: str) -> str:
-    """Return a word as Hydra composes it, the shorthand of a source written out. The law: twice is once."""
+    """Return a word as Hydra composes it. The law: twice is once."""
     found = _WORD.fullmatch(word)
     assert found is not None
     sign, key, package, value = (part or "" for part in found.groups())
-    if not package and value and not _NO_SHORTHAND.match(value) and _SOURCE.match(key_for_hydra(key)):
-        key += ".source"
     return f"{sign}{key_for_hydra(key)}{package and '@' + key_for_hydra(package[1:])}{value}"
 
 

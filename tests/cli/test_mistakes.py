@@ -56,8 +56,13 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], int, str, str]] = {
         write(RECIPE.replace("./math", "loras/x/math")), [], 2, "recipes/prod.yaml: adapters.math", "for a folder write ./loras/x/math"),
     "a web address": (
         write(RECIPE.replace("./math", '"https://huggingface.co/acme/math"')), [], 2, "recipes/prod.yaml: adapters.math", "; write acme/math"),
-    "a revision behind the name": (
-        write(RECIPE.replace("./math", "acme/math@main")), [], 2, "recipes/prod.yaml: adapters.math", "goes into `revision`"),
+    "two revisions of one source": (
+        write(RECIPE.replace("./math", "{source: acme/math@main, revision: v1}")), [], 2,
+        "recipes/prod.yaml: adapters.math.revision: 'v1', but the source says '@main'", "write one of them"),
+    "nothing behind the @": (
+        write(RECIPE.replace("./math", "acme/math@")), [], 2, "recipes/prod.yaml: adapters.math", "a commit stands behind the @"),
+    "a key of another tool": (
+        write(RECIPE + "torch_dtype: torch.bfloat16\n"), [], 2, "recipes/prod.yaml: torch_dtype: unknown key", "write dtype: bfloat16"),
 }  # fmt: skip
 
 

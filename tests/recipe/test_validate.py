@@ -13,12 +13,11 @@ from lora_build.recipe.schema import (
     ForwardSpec,
     Recipe,
     WrapperSpec,
-    is_local,
-    parse_size,
     resolve_path,
 )  # fmt: skip
 from lora_build.recipe.shorthand import expand
 from lora_build.recipe.validate import from_mapping
+from lora_build.recipe.values import is_local, parse_size, size_text
 
 
 def make(**changes):
@@ -122,7 +121,8 @@ def test_references_to_the_recipe_are_followed():
         ({"output": {"dir": "${recipe.nme}"}}, "recipe: output.dir: Interpolation key 'recipe.nme' not found"),
         ({"adapters": {}}, "adapters: none given; write adapters: {NAME: SOURCE}"),
         ({"adapters": None}, "adapters: expected a mapping of names to adapters, found nothing"),
-        ({"adapters": "${recipe.name}"}, "adapters: expected a mapping of names to adapters, found 'build'"),
+        ({"adapters": "${recipe.name}"}, "adapters[0]: a source that refers to other keys gives no name; write {name: "),
+        ({"adapters": 3}, "adapters: expected a mapping of names to adapters, found the int 3"),
         ({"adapters": {"2x": "./x"}}, "adapters: '2x' names no adapter; use letters, digits, _ and -, no digit first"),
         ({"adapters": {"a.b": "./x"}}, "adapters: 'a.b' names no adapter"),
         ({"adapters": ["x/math", "y/math"]}, "two sources would be called 'math'; name them"),
@@ -142,7 +142,7 @@ def test_references_to_the_recipe_are_followed():
         ({"adapter_names": ["mth"]}, "adapter_names: no adapter 'mth'; did you mean 'math'?"),
         ({"adapter_names": ["math", "math"]}, "adapter_names: 'math' is there 2 times"),
         ({"checks": {"forwrd": {}}}, "checks.forwrd: unknown key; did you mean 'forward'?"),
-        ({"checks": {"wrapper": {"seed": 1}}}, "checks.wrapper.seed: unknown key; it has none"),
+        ({"checks": {"wrapper": {"x": 1}}}, "checks.wrapper.x: unknown key; it has none"),
         ({"checks": {"wrapper": True}}, "checks.wrapper: expected a mapping of keys to values, found the bool True"),
     ],
 )
@@ -242,13 +242,16 @@ def test_the_home_of_nobody_is_an_error():
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("keep", None), ("5GB", 5 * 10**9), ("500MB", 5 * 10**8), ("1.5gb", 15 * 10**8), ("2 TB", 2 * 10**12)],
-)
-def test_sizes_have_decimal_units(text, size):
+    [("keep", None), ("5GB", 5 * 10**9), ("500MB", 5 * 10**8), ("1.5gb", 15 * 10**8), ("2 TB", 2 * 10**12),
+     ("0.29KB", 290), ("5GiB", 5 * 2**30), ("1.5 kib", 1536), ("5000000000", 5 * 10**9), (5 * 10**9, 5 * 10**9)],
+)  # fmt: skip
+def test_sizes_have_decimal_units_binary_ones_or_none(text, size):
     assert parse_size(text) == size
+    assert size_text(size_text(text)) == size_text(text)
+    assert parse_size(size_text(text)) == size
 
 
-@pytest.mark.parametrize("text", ["", "5", "5GiB", "-1GB", "0GB", "GB", "٥GB"])
+@pytest.mark.parametrize("text", ["", "0", "5.5", "5G", "5 bytes", "-1GB", "0GB", "GB", "٥GB", "9" * 30, "9" * 5000])
 def test_other_sizes_are_refused(text):
     with pytest.raises(RecipeError, match="expected keep or a size"):
         parse_size(text)

@@ -31,8 +31,9 @@ from lora_build.planning.inspection.weights import adapted_parameters, not_finit
 from lora_build.planning.operations import Copy, Merge, Operation
 from lora_build.planning.plan import MergePlan, make_plan
 from lora_build.planning.resolve import open_source, resolve, split_reference
-from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe, is_local, resolve_path
+from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe, resolve_path
 from lora_build.recipe.shorthand import expand
+from lora_build.recipe.values import is_local
 
 
 def inspect(adapter: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> Inspection:
