@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_PLAIN = re.compile(r"[A-Za-z_./~][\w./@+-]*", re.ASCII)
+_PLAIN = re.compile(r"[A-Za-z_./~][\w./@+-]*|\d+[KMGT]i?B", re.ASCII)
 _NO_TEXT = ("null", "true", "false", "yes", "no", "on", "off", "y", "n", "~")  # though it is of letters
 _WORDS = {  # by the key of a recipe, from the top; NAME is an adapter
     "base": (
@@ -73,7 +73,6 @@ _WORDS = {  # by the key of a recipe, from the top; NAME is an adapter
     "checks.forward": "check_forward forward_check logits",
     "checks.wrapper": "check_wrapper wrapper_check",
     "checks.forward.prompts": "prompt prompt_file prompts_file file texts",
-    "requires": "lora_build lora_build_version min_version minimum_version required_version requires_version",
     "description": "desc comment comments notes title summary about",
     "name": "recipe_name id run_name",
     "root": "root_dir base_dir cwd working_dir workdir",
@@ -144,7 +143,6 @@ _EXAMPLES: dict[str, Any] = {  # what is proposed where the value that was writt
     "checks.wrapper": {},
     "checks.forward.prompts": "FILE",
     "checks.forward.seed": 0,
-    "requires": ">=0.1",
     "description": "TEXT",
     "name": "NAME",
     "root": "DIR",
@@ -256,12 +254,7 @@ def _flow(value: Any, comma: str = ", ", colon: str = ": ") -> str:
             return "{" + comma.join(f"{key}{colon}{_flow(item, comma, colon)}" for key, item in value.items()) + "}"
         case list():
             return "[" + comma.join(_flow(item, comma, colon) for item in value) + "]"
-        case str() if not re.fullmatch(r"[A-Za-z_./~][\w./@+-]*", value) or value.lower() in (
-            "null",
-            "true",
-            "false",
-            "~",
-        ):
+        case str() if not _PLAIN.fullmatch(value) or value.lower() in _NO_TEXT:
             return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
         case _:
             return str(value)

@@ -176,7 +176,7 @@ class _Check:
 
 def _is_taken(target: str, value: Any) -> bool:
     """Whether a value can be proposed for a key, from the top of a recipe: it is one, and says something."""
-    if value in ({}, [], "") and not target.startswith("checks."):
+    if value in (None, {}, [], "") and not target.startswith("checks."):
         return False
     if target == "defaults":
         return next(check_defaults(value, "recipe"), None) is None

@@ -38,14 +38,14 @@ def parse_size(size: str | int) -> int | None:
     """
     if size == "keep":
         return None
-    text = str(size).strip().upper()
+    text, found = str(size).strip().upper(), 0
     if match := _SIZE.fullmatch(text):
         # of decimal digits, not of a float: 0.29GB has 290000000 bytes
         whole, _, fraction = match[1].partition(".")
         factor = (_BINARY if match[3] else _DECIMAL) ** (1 + _UNITS.index(match[2]))
         found = int(whole + fraction) * factor // int("1" + "0" * len(fraction))
-    else:
-        found = int(text) if re.fullmatch(r"\d{1,18}", text, re.ASCII) else 0
+    elif re.fullmatch(r"\d{1,18}", text, re.ASCII):
+        found = int(text)
     if found < 1:
         raise RecipeError(f"expected keep or a size such as 5GB or 500MB, found '{size}'")
     return found

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from peft import HiraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers.pytorch_utils import Conv1D
@@ -35,7 +36,8 @@ from lora_build.pipeline import prepare
 from lora_build.proof.canonical_json import canonical_json
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, read_manifest
 from lora_build.recipe import files as recipe_files
-from lora_build.recipe.schema import AdapterSpec, Recipe
+from lora_build.recipe.schema import AdapterSpec, Recipe, every_key
+from lora_build.recipe.shorthand import expand
 from lora_build.recipe.validate import from_mapping
 from lora_build.recipe.values import flatten
 from makers import layers, small
@@ -179,6 +181,15 @@ def test_the_documented_choices_and_defaults_are_those_of_the_schema() -> None:
             assert default.strip("`") == words.get(str(value), str(value)), name
 
 
+def test_what_the_page_says_of_a_key_is_what_the_schema_says_of_it(update_goldens: bool) -> None:
+    says = {path: key.metadata["each" if path == "adapters.NAME" else "says"] for path, key, _ in every_key()}
+    if update_goldens:
+        fresh = [re.sub(r"^(\| `([\w.]+)` \|.*\|.*\|).*\|$", lambda m: f"{m[1]} {says[m[2]]} |", line) if line in table else line
+                 for table in [section("recipe.md", "Keys").splitlines()] for line in text("recipe.md").splitlines()]  # fmt: skip
+        (DOCS / "recipe.md").write_text("\n".join(fresh) + "\n", encoding="utf-8")
+    assert {spans(row[0])[0]: row[3] for row in rows(section("recipe.md", "Keys"))} == says
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with the files of recipe.md, and the models that they name."""
@@ -218,6 +229,13 @@ def test_every_recipe_in_the_document_loads(project: Path) -> None:
     assert {name: spec.weight for name, spec in loaded["picked"].adapters.items()} == {"math": 1.0, "code": 0.5}
     for name in set(names) - {"full"}:  # full reads the Hub
         prepare(loaded[name])
+
+
+def test_every_short_form_means_what_the_page_says() -> None:
+    table = rows(section("recipe.md", "What is short for what"))
+    assert len(table) == 10
+    for short, meant in table:
+        assert expand(yaml.safe_load(spans(short)[0])) == yaml.safe_load(spans(meant)[0])
 
 
 def test_every_refused_recipe_is_refused_with_the_message_in_the_document(project: Path) -> None:

@@ -70,7 +70,9 @@ def test_a_folder_as_output_is_its_directory(project: Path) -> None:
     assert load_recipe("x") == long
 
 
-@pytest.mark.parametrize("keys", [*SHORT.values(), LONG, {"output": "./x"}, {"adapters": {"a": None, "b": 3}, "base": [1]}])
+@pytest.mark.parametrize(
+    "keys", [*SHORT.values(), LONG, {"output": "./x"}, {"adapters": {"a": None, "b": 3}, "base": [1]}]
+)
 def test_written_out_twice_is_once(keys: dict[str, Any]) -> None:
     assert expand(expand(keys)) == expand(keys)
 
@@ -135,9 +137,13 @@ def test_a_short_override_sets_the_keys_that_it_means(override: str) -> None:
     assert [word for text in OVERRIDES[override] for word in expand_override(text)] == OVERRIDES[override]
 
 
-@pytest.mark.parametrize("override", [key for key, texts in OVERRIDES.items() if key not in texts and ",./" not in key and ",o/" not in key])
+@pytest.mark.parametrize(
+    "override", [key for key, texts in OVERRIDES.items() if key not in texts and ",./" not in key and ",o/" not in key]
+)
 def test_it_does_so_in_a_recipe_and_keeps_what_it_does_not_mean(project: Path, override: str) -> None:
-    write(project, "x", "base: org/base@v1\nadapters: {math: {source: ./math, weight: 0.5}}\noutput: {if_exists: fail}\n")
+    write(
+        project, "x", "base: org/base@v1\nadapters: {math: {source: ./math, weight: 0.5}}\noutput: {if_exists: fail}\n"
+    )
     recipe = load_recipe("x", [override])
     assert recipe == load_recipe("x", OVERRIDES[override])
     assert (recipe.adapters["math"].weight, recipe.output.if_exists.value) == (0.5, "fail")

@@ -121,7 +121,10 @@ def test_references_to_the_recipe_are_followed():
         ({"output": {"dir": "${recipe.nme}"}}, "recipe: output.dir: Interpolation key 'recipe.nme' not found"),
         ({"adapters": {}}, "adapters: none given; write adapters: {NAME: SOURCE}"),
         ({"adapters": None}, "adapters: expected a mapping of names to adapters, found nothing"),
-        ({"adapters": "${recipe.name}"}, "adapters[0]: a source that refers to other keys gives no name; write {name: "),
+        (
+            {"adapters": "${recipe.name}"},
+            "adapters[0]: a source that refers to other keys gives no name; write {name: ",
+        ),
         ({"adapters": 3}, "adapters: expected a mapping of names to adapters, found the int 3"),
         ({"adapters": {"2x": "./x"}}, "adapters: '2x' names no adapter; use letters, digits, _ and -, no digit first"),
         ({"adapters": {"a.b": "./x"}}, "adapters: 'a.b' names no adapter"),
