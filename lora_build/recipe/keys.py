@@ -15,10 +15,11 @@ from typing import Any
 
 from lora_build.errors import RecipeError, did_you_mean
 from lora_build.recipe import guesses
+from lora_build.recipe.declared import declared_for, every_key
 from lora_build.recipe.defaults import check_defaults
 from lora_build.recipe.renamed import answer
 from lora_build.recipe.requires import unmet
-from lora_build.recipe.schema import MISSING, AdapterSpec, Recipe, declared_for, every_key
+from lora_build.recipe.schema import MISSING, AdapterSpec, Recipe
 from lora_build.recipe.shorthand import SHORT, names_of
 from lora_build.recipe.values import is_local, parse_size, parse_source
 

@@ -12,12 +12,10 @@ markdown of docs/recipe.md, whose table, and the JSON Schema that editors read, 
 """
 
 import os
-import typing
-from collections.abc import Iterator, Mapping
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from types import UnionType
 from typing import Any, Literal
 
 from lora_build.errors import RecipeError
@@ -314,31 +312,6 @@ class Recipe:
     )
     root: str = field(default=".", metadata=_affects("nothing", "Where relative paths begin. It is not inherited."))
     composed: Composed | None = field(default=None, compare=False, metadata=_affects("nothing", ""))
-
-
-def every_key(kind: Any = Recipe, path: str = "") -> Iterator[tuple[str, "Field[Any]", Any]]:
-    """Yield every key of a recipe, those that hold others too: its dotted path, its field, its type.
-
-    An adapter is called NAME; its own key, `adapters.NAME`, has the field of `adapters`.
-    """
-    hints = typing.get_type_hints(kind)
-    for key in fields(kind):
-        if key.name == "composed":
-            continue
-        hint = hints[key.name]
-        yield f"{path}{key.name}", key, hint
-        if kind is Recipe and key.name == "adapters":
-            yield "adapters.NAME", key, AdapterSpec
-            yield from every_key(AdapterSpec, "adapters.NAME.")
-        elif (part := next((t for t in (hint, *typing.get_args(hint)) if is_dataclass(t)), None)) is not None:
-            yield from every_key(part, f"{path}{key.name}.")
-
-
-def declared_for(declared: Any, value: object) -> Any:
-    """Return which type of a union a value is to be of: the mapping for a mapping, else the first."""
-    types = typing.get_args(declared) if isinstance(declared, UnionType) else (declared,)
-    mappings = [one for one in types if typing.get_origin(one) is Mapping]
-    return mappings[0] if mappings and isinstance(value, Mapping) else types[0]
 
 
 def resolve_path(recipe: Recipe, text: str) -> Path:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_build.errors import RecipeError, did_you_mean
+from lora_build.recipe.declared import declared_for
 from lora_build.recipe.keys import check_recipe, raise_problems
 from lora_build.recipe.references import too_much
-from lora_build.recipe.schema import MISSING, Recipe, declared_for
+from lora_build.recipe.schema import MISSING, Recipe
 from lora_build.recipe.shorthand import expand
 from lora_build.recipe.values import flatten, is_local
 

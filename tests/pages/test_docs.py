@@ -36,7 +36,8 @@ from lora_build.pipeline import prepare
 from lora_build.proof.canonical_json import canonical_json
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, read_manifest
 from lora_build.recipe import files as recipe_files
-from lora_build.recipe.schema import AdapterSpec, Recipe, every_key
+from lora_build.recipe.declared import every_key
+from lora_build.recipe.schema import AdapterSpec, Recipe
 from lora_build.recipe.shorthand import expand
 from lora_build.recipe.validate import from_mapping
 from lora_build.recipe.values import flatten

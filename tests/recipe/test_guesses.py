@@ -11,8 +11,8 @@ import yaml
 from lora_build.errors import RecipeError
 from lora_build.recipe import guesses
 from lora_build.recipe.compose import load_recipe
+from lora_build.recipe.declared import every_key
 from lora_build.recipe.keys import check_recipe
-from lora_build.recipe.schema import every_key
 from lora_build.recipe.shorthand import expand
 from lora_build.recipe.validate import from_mapping
 
