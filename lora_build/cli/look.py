@@ -8,6 +8,7 @@ before anything is done to it, and rich gets it as text, never as markup.
 import io
 import os
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, assert_never
@@ -85,7 +86,7 @@ def _lines(said: Said, look: Look) -> "Iterator[Text]":
             parts = [(escaped(part), style) for part, style in zip(shown, ("", _ASIDE), strict=True) if part]
             yield from _wrapped(begin, parts, INDENT, look.width)
         case Table():
-            yield from _unbounded(said) if look.width is None else _fitted(said, look)
+            yield from _unbounded(said) if look.width is None else _fitted(said, look, look.width)
         case _:
             assert_never(said)
 
@@ -131,26 +132,29 @@ def _unbounded(table: Table) -> "Iterator[Text]":
         yield line
 
 
-def _fitted(table: Table, look: Look) -> "Iterator[Text]":
-    """Yield a table that is as wide as the terminal at most: a path gives way first, then text is wrapped."""
-    from rich.cells import cell_len
+def _fitted(table: Table, look: Look, width: int) -> "Iterator[Text]":
+    """Yield a table that is no wider than a terminal: its heads give way first, then a path, then text is wrapped."""
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    room = (look.width or 0) - table.indent
-    columns = [[_cut(escaped(cell), look.width) for cell in column.cells] for column in table.shown]
-    widths = [max(map(cell_len, (column.head, *cells))) for column, cells in zip(table.shown, columns, strict=True)]
-    over = sum(widths) + 2 * (len(widths) - 1) - room
-    grid = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(c.head for c in table.shown))
-    for number, column in enumerate(table.shown):
-        if over > 0 and column.kind is Kind.path:
-            columns[number] = [_shortened(cell, max(_SHORTEST_PATH, widths[number] - over)) for cell in columns[number]]
-        grid.add_column(Text(escaped(column.head), _HEAD), overflow="fold", no_wrap=column.kind is not Kind.text)
-    kinds = [column.kind for column in table.shown]
+    columns = [[_cut(escaped(cell), width) for cell in column.cells] for column in table.shown]
+    room = width - table.indent
+    heads: list[str] = []
+    for num_lines in (1, 2, 3):
+        heads = [_stacked(escaped(c.head), cells, num_lines) for c, cells in zip(table.shown, columns, strict=True)]
+        if _over(heads, columns, room) <= 0:
+            break
+    if (over := _over(heads, columns, room)) > 0:
+        columns = [
+            [_shortened(cell, max(map(len, cells)) - over) for cell in cells] if column.kind is Kind.path else cells
+            for column, cells in zip(table.shown, columns, strict=True)
+        ]
+    grid = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(heads))
+    for head, column in zip(heads, table.shown, strict=True):
+        grid.add_column(Text(head, _HEAD), overflow="fold", no_wrap=column.kind is not Kind.text)
     for row in zip(*columns, strict=True):
-        grid.add_row(
-            *(Text(cell, _style(cell) if kind is Kind.word else "") for kind, cell in zip(kinds, row, strict=True))
-        )
+        styles = [_style(cell) if c.kind is Kind.word else "" for c, cell in zip(table.shown, row, strict=True)]
+        grid.add_row(*map(Text, row, styles))
     for number, segments in enumerate(look.console.render_lines(grid, look.console.options.update(width=room))):
         line = _text((begin_of(table) if number == 0 else " " * table.indent, ""))
         for segment in segments:
@@ -159,8 +163,23 @@ def _fitted(table: Table, look: Look) -> "Iterator[Text]":
         yield line
 
 
+def _over(heads: Sequence[str], columns: Sequence[Sequence[str]], room: int) -> int:
+    """Return by how much columns are wider than their room, each two apart from the next."""
+    from rich.cells import cell_len
+
+    widths = [max(map(cell_len, (*head.split("\n"), *cells))) for head, cells in zip(heads, columns, strict=True)]
+    return sum(widths) + 2 * (len(widths) - 1) - room
+
+
+def _stacked(head: str, cells: Sequence[str], num_lines: int) -> str:
+    """Return a head in about so many lines, if it is wider than its cells and has several words."""
+    width = max(-(-len(head) // num_lines), *map(len, cells))
+    return "\n".join(textwrap.wrap(head, width, break_long_words=False, break_on_hyphens=False))
+
+
 def _shortened(path: str, room: int) -> str:
     """Return a path with a star in place of its middle where it is too long; a shell finds the folder by that."""
+    room = max(room, _SHORTEST_PATH)
     return path if len(path) <= room else f"{path[: room - _END_OF_PATH - 1]}*{path[-_END_OF_PATH:]}"
 
 

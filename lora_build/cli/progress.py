@@ -37,8 +37,8 @@ def progress(word: str, *, enabled: bool, stream: TextIO | None = None) -> Itera
 
         columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
         with Progress(TextColumn("{task.description}"), *columns, console=Console(file=stream), transient=True) as bar:
-            task = bar.add_task(word, total=None)
-            yield lambda count, total_bytes: bar.update(task, advance=count, total=total_bytes)
+            task = bar.add_task(word, total=None, visible=False)  # until there is something to show
+            yield lambda count, total_bytes: bar.update(task, advance=count, total=total_bytes, visible=True)
     else:
         yield _plain_progress(word, stream)
 
