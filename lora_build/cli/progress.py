@@ -36,9 +36,19 @@ def progress(word: str, *, enabled: bool, stream: TextIO | None = None) -> Itera
         )
 
         columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-        with Progress(TextColumn("{task.description}"), *columns, console=Console(file=stream), transient=True) as bar:
-            task = bar.add_task(word, total=None, visible=False)  # until there is something to show
-            yield lambda count, total_bytes: bar.update(task, advance=count, total=total_bytes, visible=True)
+        bar = Progress(TextColumn("{task.description}"), *columns, console=Console(file=stream), transient=True)
+        task = bar.add_task(word, total=None)
+
+        def advance(count: int, total_bytes: int) -> None:
+            if not bar.live.is_started:  # only now: until then downloads have bars of their own
+                bar.start()
+            bar.update(task, advance=count, total=total_bytes)
+
+        try:
+            yield advance
+        finally:
+            if bar.live.is_started:
+                bar.stop()
     else:
         yield _plain_progress(word, stream)
 
