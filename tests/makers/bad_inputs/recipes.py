@@ -110,7 +110,7 @@ ROWS: dict[str, Bad] = {
     ),
     "an override of a key that is not there": bad(nothing, "recipe.dtpye", words=["recipe=prod", "recipe.dtpye=float32"]),
     "an unknown option": bad(nothing, "--forse", words=["recipe=prod", "--forse"]),
-    "an option without its value": bad(nothing, "verify takes", words=["verify", "--expect"]),
+    "an option without its value": bad(nothing, "--expect: expected a value after it", words=["verify", "--expect"]),
     "a folder that is no build": bad(nothing, "has no lora-build.manifest.json", words=["verify", "base"]),
     "a path with NUL": bad(recipe(RECIPE.replace("base: ./base", 'base: "./ba\\0se"')), "base"),
     "a recipe that another file includes from outside": bad(

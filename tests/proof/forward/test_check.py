@@ -653,7 +653,7 @@ def test_the_command_prints_a_table_or_json_and_exits_with_3(
         (["--prompts", "x", "y"], "--prompts goes with --forward"),
         (["--forward", "--seed", "one", "x"], "--seed: expected a whole number, 0 or more, found 'one'"),
         (["--forward"], "verify takes the folders of builds"),
-        (["x", "--forward", "--prompts"], "verify takes the folders of builds"),
+        (["x", "--forward", "--prompts"], "--prompts: expected a value after it"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_message(
