@@ -173,7 +173,7 @@ def _over(heads: Sequence[str], columns: Sequence[Sequence[str]], room: int) -> 
 
 def _stacked(head: str, cells: Sequence[str], num_lines: int) -> str:
     """Return a head in about so many lines, if it is wider than its cells and has several words."""
-    width = max(-(-len(head) // num_lines), *map(len, cells))
+    width = max(-(-(len(head) + num_lines - 1) // num_lines), *map(len, cells))
     return "\n".join(textwrap.wrap(head, width, break_long_words=False, break_on_hyphens=False))
 
 

@@ -317,7 +317,7 @@ def _check_tensors(
                 f"{expected.path}: tensor {tensor.name} is {tensor.dtype} {list(tensor.shape)}, not as built"
             )
         elif digest != record.sha256:
-            problems.append(f"{expected.path}: tensor {tensor.name}: its bytes differ from what was built")
+            problems.append(f"{expected.path}: tensor {tensor.name} has other bytes")
     return problems
 
 
