@@ -16,16 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from lora_build.cli import main as app
 from lora_build.cli import progress as bar
 from lora_build.cli.lines import Column, Kind, Line, Said, Table
+from lora_build.cli.look import look_of, styled, styled_message
 from lora_build.cli.output import complain, guarded_output, print_lines
 from lora_build.cli.summary import summary_lines
 from lora_build.cli.text import forward_lines, seconds_text
 from lora_build.proof.forward.report import ForwardReport, PromptComparison
 from lora_build.sweep.points import Point
+from lora_build.terminal import escaped
 from makers import small
 
 HASH = "sha256:" + "0123456789ab" + "c" * 52
@@ -168,6 +172,20 @@ def test_a_hostile_name_is_text_in_every_place(shown: Callable[..., str]) -> Non
             assert "\x1b[31m" not in said
             assert "[bold red]" in bare
             assert not any(line.startswith("ok  ") for line in bare.splitlines())
+
+
+@given(st.text(max_size=60), st.text(max_size=20), st.integers(1, 100))
+@settings(max_examples=25)
+def test_whatever_the_width_no_text_is_lost_and_nothing_is_obeyed(text: str, aside: str, width: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", str(width))
+        look = look_of(Terminal())
+        assert look is not None
+        said = STYLE.sub("", styled([text, Line("note", text, aside)], look) + styled_message("error", [text], look))
+        styled([dataclasses.replace(TABLE, word=text)], look)
+    everything = f"{text}note{text}{aside}error:{text}"
+    assert "".join(said.split(" ")).replace("\n", "") == escaped(everything).replace(" ", "")
+    assert escaped(said, keep="\n") == said
 
 
 def forward_report() -> ForwardReport:
