@@ -1,17 +1,16 @@
 """How what is said looks on a terminal: the word in colour, lines wrapped between words, tables fitted to the width.
 
-The one place that knows of styles and of rich, which is imported only where something is styled or fitted. Which
-stream takes colours, rich knows: NO_COLOR, FORCE_COLOR, TTY_COMPATIBLE and TERM decide as everywhere. Text is escaped
+The one place that knows of styles and of rich, imported only where something is styled or fitted. Which stream takes
+colours, rich knows: NO_COLOR, FORCE_COLOR, TTY_COMPATIBLE and TERM decide as everywhere. Text is escaped
 before anything is done to it, and rich gets it as text, never as markup.
 """
 
 import io
-import os
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, TextIO, assert_never
 
 from lora_build.cli.lines import INDENT, Kind, Line, Said, Table, aligned, begin_of
 from lora_build.terminal import escaped
@@ -46,11 +45,8 @@ class Look:
     width: int | None
 
 
-def look_of(stream: Any) -> Look | None:
-    """Return how a stream wants things to look, or None, without a thought of rich, where it takes plain text."""
-    is_terminal = stream.isatty()
-    if not is_terminal and not os.environ.get("FORCE_COLOR") and os.environ.get("TTY_COMPATIBLE") != "1":
-        return None
+def look_of(stream: TextIO) -> Look:
+    """Return how a stream wants things to look."""
     from rich.console import Console
 
     asked = Console(file=stream)
@@ -59,7 +55,7 @@ def look_of(stream: Any) -> Look | None:
         # who asks for no colour gets nothing bold or dim either: rich would leave that
         color_system=None if asked.no_color else asked.color_system,  # type: ignore[arg-type]  # a name of one
     )  # fmt: skip
-    return Look(console=console, width=asked.width if is_terminal else None)
+    return Look(console=console, width=asked.width if stream.isatty() else None)
 
 
 def styled(things: Iterable[Said], look: Look) -> str:

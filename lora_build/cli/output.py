@@ -14,17 +14,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from lora_build.cli.lines import Said, plain
-from lora_build.cli.look import look_of, styled, styled_message
 from lora_build.terminal import escaped, without_secrets
 
 
 def print_lines(things: Iterable[Said]) -> None:
     """Print lines and tables at once."""
     stream = unguarded(sys.stdout)
-    if look := look_of(stream):
-        stream.write(styled(things, look))
-    else:
+    if _takes_plain_text(stream):
         stream.writelines(f"{line}\n" for said in things for line in plain(said))
+    else:
+        from lora_build.cli.look import look_of, styled
+
+        stream.write(styled(things, look_of(stream)))
     stream.flush()
 
 
@@ -39,11 +40,19 @@ def print_json(data: object) -> None:
 def complain(lines: Sequence[str], *, word: str = "error") -> None:
     """Write a message to stderr: its first line behind what it is, as `error: ...`, the others below it."""
     stream = unguarded(sys.stderr)
-    if look := look_of(stream):
-        stream.write(styled_message(word, lines, look))
-    else:
+    if _takes_plain_text(stream):
         text = "\n  ".join(map(escaped, lines))
         stream.write(f"{word}: {text}\n")
+    else:
+        from lora_build.cli.look import look_of, styled_message
+
+        stream.write(styled_message(word, lines, look_of(stream)))
+
+
+def _takes_plain_text(stream: Any) -> bool:
+    """Whether a stream is no terminal, nor to be taken for one: then nothing that styles need is imported."""
+    as_terminal = os.environ.get("FORCE_COLOR") or os.environ.get("TTY_COMPATIBLE") == "1"
+    return not stream.isatty() and not as_terminal
 
 
 def unguarded(stream: Any) -> Any:

@@ -180,7 +180,6 @@ def test_whatever_the_width_no_text_is_lost_and_nothing_is_obeyed(text: str, asi
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", str(width))
         look = look_of(Terminal())
-        assert look is not None
         said = STYLE.sub("", styled([text, Line("note", text, aside)], look) + styled_message("error", [text], look))
         styled([dataclasses.replace(TABLE, word=text)], look)
     everything = f"{text}note{text}{aside}error:{text}"
