@@ -13,8 +13,8 @@ help: ## what can be made
 demo: $(VENV)/run.stamp ## build the demo, verify it, and score it beside its parts
 	$(BIN)/lora-build recipe=demo
 	$(BIN)/lora-build verify builds/demo
-	$(BIN)/lora-build recipe=demo recipe.adapter_names=[math] recipe.output.dir=builds/demo-math
-	$(BIN)/lora-build recipe=demo recipe.adapter_names=[text] recipe.output.dir=builds/demo-text
+	$(BIN)/lora-build recipe=demo adapter_names=[math] output.dir=builds/demo-math
+	$(BIN)/lora-build recipe=demo adapter_names=[text] output.dir=builds/demo-text
 	$(BIN)/python examples/tiny/score.py examples/tiny/base builds/demo-math:math builds/demo-text:text builds/demo:math,text
 
 test: $(VENV)/dev.stamp lint ## lint, and all tests but the long ones

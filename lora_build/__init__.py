@@ -3,7 +3,7 @@
     import lora_build
 
     built = lora_build.build({"base": "./base", "adapters": {"math": "./math"}, "output": {"dir": "./merged"}})
-    built = lora_build.build(lora_build.load_recipe("prod_math", ["recipe.dtype=float32"]))
+    built = lora_build.build(lora_build.load_recipe("prod_math", ["dtype=float32"]))
     built.manifest.manifest_hash, built.warnings
     lora_build.verify("./merged")
 

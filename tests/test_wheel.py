@@ -39,7 +39,7 @@ def test_the_demo_builds_from_a_wheel_in_an_empty_folder(tmp_path: Path, compile
     golden = (ROOT / "tests/golden/demo.txt").read_text().strip()
     assert run("recipe=demo", "progressbar=false").splitlines()[-1] == f"manifest  {golden}"
     assert golden in run("verify", "builds/demo")
-    assert "built     builds/other" in run("recipe=demo", "recipe.output.dir=builds/other", "progressbar=false")
+    assert "built     builds/other" in run("recipe=demo", "output.dir=builds/other", "progressbar=false")
     assert sorted(p.name for p in empty.iterdir()) == ["builds"]
     where = run("plan", "recipe=demo", "--json")
     assert str(tmp_path / "site") not in where.partition('"target"')[2].partition(",")[0]

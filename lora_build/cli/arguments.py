@@ -8,7 +8,7 @@ Options are taken as they are declared, never shortened; what is none is answere
 
 import argparse
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from lora_build.cli.hints import unknown_option
@@ -64,6 +64,16 @@ class Parser(argparse.ArgumentParser):
         """Every option, by each of its names."""
         return [name for action in self._actions for name in action.option_strings]
 
+    def takes_value(self, option: str) -> bool:
+        """Whether the word after an option is its value."""
+        found = self._option_string_actions.get(option)
+        return found is not None and found.nargs != 0
+
+    def values_of(self, option: str) -> tuple[str, ...]:
+        """Return the values of an option that takes one of a few words."""
+        found = self._option_string_actions.get(option)
+        return found.type.known if found is not None and isinstance(found.type, OneOf) else ()
+
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found wrong, in our words."""
         for pattern, said in _SAID:
@@ -102,15 +112,18 @@ class Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def one_of(*known: str) -> Callable[[str], str]:
-    """Return what reads the value of an option that is one of some words."""
+class OneOf:
+    """Reads the value of an option that is one of some words."""
 
-    def read(text: str) -> str:
-        if text not in known:
-            raise argparse.ArgumentTypeError(f"expected {' or '.join(known)}, found '{text}'")
+    def __init__(self, *known: str) -> None:
+        """Keep the words."""
+        self.known = known
+
+    def __call__(self, text: str) -> str:
+        """Return a text that is one of the words."""
+        if text not in self.known:
+            raise argparse.ArgumentTypeError(f"expected {' or '.join(self.known)}, found '{text}'")
         return text
-
-    return read
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

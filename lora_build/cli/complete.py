@@ -1,40 +1,57 @@
 """TAB: what a shell may offer for the word being typed, and the lines that it needs to ask.
 
 What is offered comes from recipes and folders, which anybody may have written, and some shells expand what they are
-given. So words of plain characters alone are offered: nothing that a shell would run, expand or quote.
+given. So words of plain characters alone are offered: nothing that a shell would run, expand or quote. Where nothing
+is offered, a shell offers files.
 """
 
-import contextlib
-import io
 import os
 import re
 from collections.abc import Iterator, Sequence
 
+from lora_build.cli.arguments import Parser
 from lora_build.cli.output import print_lines
-from lora_build.cli.sweep import environ
-from lora_build.cli.verbs import VERBS
-from lora_build.errors import LoraBuildError, RecipeError
+from lora_build.cli.verbs import VERBS, split_verb, verb
+from lora_build.errors import RecipeError
 
 _PLAIN = re.compile(r"[\w./=@+~:,-]+")
 _INSTALL = {
     "bash": r"""_lora_build() {
-    local line="${COMP_LINE:0:COMP_POINT}"
+    local line="${COMP_LINE:0:COMP_POINT}" IFS=$'\n'
+    local begun="${line##*[[:space:]]}"
+    local before="${begun%"${begun##*[$COMP_WORDBREAKS]}"}"  # bash takes what follows it for a word
     COMPREPLY=($(COMP_LINE="$line" "$1" -sc query=bash 2>/dev/null))
+    COMPREPLY=("${COMPREPLY[@]#"$before"}")
+    [[ ${#COMPREPLY[@]} -eq 1 && $COMPREPLY == *[=./] ]] && compopt -o nospace
 }
-COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
-complete -o nospace -o default -F _lora_build lora-build""",
-    "zsh": r"""(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }
+complete -o default -F _lora_build lora-build""",
+    "zsh": r"""(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i -D; }
 _lora_build() {
     local -a found
     found=(${(f)"$(COMP_LINE="${(j: :)words[1,CURRENT-1]} $PREFIX" "$words[1]" -sc query=zsh 2>/dev/null)"})
-    (( $#found )) && compadd -S '' -- $found || _files
+    if (( ! $#found )); then
+        compset -P '*='
+        _files
+        return
+    fi
+    compadd -- ${found:#*[=./]}
+    compadd -S '' -- ${(M)found:#*[=./]}
 }
 compdef _lora_build lora-build""",
     "fish": r"""function __lora_build
     set -lx COMP_LINE (commandline -cp)
-    lora-build -sc query=fish 2>/dev/null
+    set -l token (commandline -ct)
+    set -l found (lora-build -sc query=fish 2>/dev/null)
+    if set -q found[1]
+        string join \n -- $found
+    else if string match -q '*=*' -- $token
+        set -l key (string replace -r '=.*' '=' -- $token)
+        printf "$key%s\n" (__fish_complete_path (string replace -r '^[^=]*=' '' -- $token))
+    else
+        __fish_complete_path $token
+    end
 end
-complete -c lora-build -a '(__lora_build)'""",
+complete -c lora-build -f -a '(__lora_build)'""",
 }
 _UNINSTALL = {
     "bash": "complete -r lora-build; unset -f _lora_build",
@@ -53,35 +70,52 @@ def run(words: Sequence[str]) -> int:
             "in fish: lora-build -sc install=fish | source"
         )
     if match[1] == "query":
-        line = os.environ.get("COMP_LINE", "")
-        begun = line.rpartition(" ")[2]
-        found = dict.fromkeys(word for word in _offers(line) if _PLAIN.fullmatch(word) and word.startswith(begun))
-        print_lines(found)
+        done, _, begun = os.environ.get("COMP_LINE", "").rpartition(" ")
+        found = dict.fromkeys(_offers(done.split()[1:], begun))
+        print_lines(word for word in found if _PLAIN.fullmatch(word) and word.startswith(begun) and word != begun)
     else:
         print_lines({"install": _INSTALL, "uninstall": _UNINSTALL}[match[1]][match[2]].splitlines())
     return 0
 
 
-def _offers(line: str) -> Iterator[str]:
-    """Yield what may stand in place of the last word of a line; nothing where the line is wrong."""
-    from lora_build.recipe import compose as recipe_source
-    from lora_build.recipe.completion import choices_of, complete_values
-
-    typed, is_new = line.split()[1:], line.endswith(" ")
-    if len(typed) + is_new <= 1:
-        yield from (name for name in VERBS if name.startswith("".join(typed)))
-    elif typed[0] in ("inspect", "verify", "list"):
-        return  # inspect and verify take folders, which the shell knows
-    elif typed[0] in VERBS:
-        typed.pop(0)
-    if typed and not is_new and (values := choices_of(typed[-1].partition("=")[0])) and "=" in typed[-1]:
+def _offers(done: list[str], begun: str) -> Iterator[str]:
+    """Yield what may stand in place of the word that is begun, behind those that are done."""
+    name, words = split_verb(done)
+    parser = verb(name or "build").parser()
+    option, equals, _ = begun.partition("=")
+    if begun.startswith("-"):
+        yield from (f"{option}={value}" for value in parser.values_of(option)) if equals else parser.options
+    elif words and (values := parser.values_of(words[-1])):
         yield from values
+    elif not (words and parser.takes_value(words[-1])):
+        if name is None and not words:
+            yield from VERBS
+        if name in (None, "build", "plan"):
+            yield from _of_a_recipe(parser, words, begun, is_named=name is not None)
+
+
+def _of_a_recipe(parser: Parser, words: list[str], begun: str, *, is_named: bool) -> Iterator[str]:
+    """Yield the words of `build` and `plan`: which recipe, then what of it changes."""
+    from lora_build.recipe.completion import adapters_of, offers
+
+    chosen = [word.removeprefix("recipe=") for word in words if word.startswith("recipe=")]
+    chosen += [word for word in words if is_named and not word.startswith(("-", "+", "~")) and "=" not in word]
+    key, equals, _ = begun.partition("=")
+    group = key.lstrip("+").partition("@")[0]
+    if equals and group in ("recipe", "sweep", "adapter"):
+        yield from (f"{key}={name}" for name in _names(group))
         return
-    rest = [word for word in typed if word not in ("--json", "--timings")] + [""] * is_new
-    out = io.StringIO()
-    with environ(HYDRA_FULL_ERROR="1", COMP_LINE=" ".join(["lora-build", *rest])), contextlib.redirect_stdout(out):
-        try:
-            recipe_source.run(["-sc"], ["query=fish"], lambda _: None)
-        except (LoraBuildError, SystemExit, OSError, ValueError, RuntimeError):  # a line being typed may well be wrong
-            return
-    yield from complete_values(out.getvalue())
+    if not chosen:
+        yield from ("recipe=", "sweep=")
+        yield from _names("recipe") if is_named else ()
+    if begun or chosen:
+        yield from offers(begun, adapters_of(chosen[-1]) if chosen else [])
+
+
+def _names(kind: str) -> list[str]:
+    """Return the recipes, adapters or sweeps that one may choose; the shipped ones where there are no others."""
+    from lora_build.recipe import files as recipe_files
+
+    part, folders = "" if kind == "recipe" else kind, recipe_files.folders()
+    own = {name for folder in folders if not folder.shipped for name in folder.names(part)}
+    return sorted(own or {name for folder in folders for name in folder.names(part)})

@@ -3,12 +3,13 @@
 One recipe is worked on after Hydra has ended; the points of a sweep as Hydra hands them out (`sweep.py`).
 """
 
+import re
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lora_build.cli import work
-from lora_build.cli.arguments import Once, Parser, one_of
+from lora_build.cli.arguments import Once, OneOf, Parser
 from lora_build.cli.hints import bare_word
 from lora_build.cli.output import print_json, print_lines
 from lora_build.cli.work import Asked
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _MORE = """\
 keys:
-  KEY=VALUE               change a key: recipe.dtype=bfloat16 recipe.adapters.math.weight=0.5
-  ~KEY                    take an adapter or a check out: ~recipe.adapters.math
+  KEY=VALUE               change a key: dtype=bfloat16 adapters.math.weight=0.5
+  ~KEY                    take an adapter or a check out: ~adapters.math
   sweep=NAME              sweep as recipes/sweep/NAME.yaml says
 
 docs/recipe.md describes every key; lora-build list names the recipes.
@@ -37,14 +38,14 @@ def parser(verb: str, *, about: str) -> Parser:
         help="replace a build of another recipe, of other overrides, or with changed files",
     )
     made.add_argument(
-        "-m", "--multirun", action="store_true", help="sweep, one point for each value: recipe.dtype=float32,bfloat16"
+        "-m", "--multirun", action="store_true", help="sweep, one point for each value: dtype=float32,bfloat16"
     )
     made.add_argument(
         "-c",
         "--cfg",
         action=Once,
         metavar="PART",
-        type=one_of("job", "hydra", "all"),
+        type=OneOf("job", "hydra", "all"),
         help="print the composed recipe (job), or what Hydra adds",
     )
     made.add_argument("-p", "--package", action=Once, metavar="PACKAGE", help="of --cfg, only this part")
@@ -54,7 +55,7 @@ def parser(verb: str, *, about: str) -> Parser:
         "--info",
         action=Once,
         metavar="WHAT",
-        type=one_of(*_INFO),
+        type=OneOf(*_INFO),
         help="print what a recipe inherits (defaults-tree), from where (searchpath), ...",
     )
     made.may_lack_a_value = {"-i": _INFO, "--info": _INFO}
@@ -66,7 +67,7 @@ def run(asked: Asked, words: Namespace) -> int:
     from lora_build.recipe.compose import compose_command
     from lora_build.recipe.overrides import check_overrides
 
-    overrides = _overrides(asked.command, words.words)
+    overrides = _overrides(asked.command, words)
     flags = _flags(words)
     if flags and words.multirun:
         raise RecipeError("-m runs a sweep; it does not go with --cfg or --info")
@@ -88,15 +89,26 @@ def run(asked: Asked, words: Namespace) -> int:
     return 0
 
 
-def _overrides(verb: str, words: Sequence[str]) -> list[str]:
-    """Return the overrides among words that should be nothing else."""
+def _overrides(verb: str, asked: Namespace) -> list[str]:
+    """Return the words that make a recipe as Hydra has them; behind a verb, a word alone is the recipe's name."""
     from lora_build.cli.verbs import VERBS
-    from lora_build.recipe.short_overrides import expand_override
+    from lora_build.recipe.short_overrides import words_for_hydra
 
-    for word in words:
-        if "=" not in word and not word.startswith("~"):
+    found = []
+    for word in asked.words:
+        if "=" in word or word.startswith("~"):
+            found.append(word)
+        elif asked.is_named and word not in VERBS and _is_name(word):
+            found.append(f"recipe={word}")
+        else:
             raise RecipeError(bare_word(verb, word, tuple(VERBS)))
-    return [meant for word in words for meant in expand_override(word)]
+    return words_for_hydra(found)
+
+
+def _is_name(word: str) -> bool:
+    """Whether a word may be what recipes are called, or some of them: no file, nothing with special characters."""
+    is_file = word.endswith((".yaml", ".yml")) or word.startswith(("/", "."))
+    return not is_file and re.fullmatch(r"[\w./,*()-]+", word) is not None
 
 
 def _flags(words: Namespace) -> list[str]:

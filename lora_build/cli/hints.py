@@ -7,13 +7,13 @@ from lora_build.errors import did_you_mean
 # options of other tools, and how one says it here
 _ANSWERS = {
     **dict.fromkeys(("--dry-run", "-n"), "; lora-build plan recipe=NAME says what a build would do"),
-    **dict.fromkeys(("--force", "-f", "--overwrite"), "; write recipe.output.if_exists=overwrite to build anew"),
-    **dict.fromkeys(("--output", "-o", "--out", "--output-dir"), "; write recipe.output.dir=DIR"),
+    **dict.fromkeys(("--force", "-f", "--overwrite"), "; write output.if_exists=overwrite to build anew"),
+    **dict.fromkeys(("--output", "-o", "--out", "--output-dir"), "; write output.dir=DIR"),
     **dict.fromkeys(("--recipe", "-r", "--config", "--config-name"), "; write recipe=NAME"),
     **dict.fromkeys(("--quiet", "-q"), "; progressbar=false leaves out the progress bar"),
-    "--base": "; write recipe.base=SOURCE",
-    "--adapter": "; write recipe.adapters.NAME=SOURCE",
-    "--dtype": "; write recipe.dtype=float32",
+    "--base": "; write base=SOURCE",
+    "--adapter": "; write adapters.NAME=SOURCE",
+    "--dtype": "; write dtype=float32",
 }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lora_build._version import VERSION
 from lora_build.cli.output import complain, drop_output, guarded_output, print_json, print_lines
-from lora_build.cli.verbs import VERBS, verb
+from lora_build.cli.verbs import VERBS, split_verb, verb
 from lora_build.errors import LoraBuildError, RecipeError, StorageError, did_you_mean
 
 _HELP = """\
@@ -22,8 +22,8 @@ lora-build: merged LoRA checkpoints from recipes in git: same recipe, same bytes
 
   lora-build recipe=prod                                build recipes/prod.yaml
   lora-build plan recipe=prod                           what that would do
-  lora-build recipe=prod recipe.dtype=bfloat16          change keys of the recipe
-  lora-build -m recipe=prod recipe.dtype=keep,float32   sweep: one build for each value
+  lora-build recipe=prod dtype=bfloat16          change keys of the recipe
+  lora-build -m recipe=prod dtype=keep,float32   sweep: one build for each value
   lora-build verify builds/prod                         hold a build to its manifest
 
 commands:
@@ -108,7 +108,7 @@ def _dispatch(words: list[str]) -> int:
         return complete.run([word for word in words if word != "--json"])
     if words[:1] == ["help"]:
         words = _helped(words[1:])
-    name, rest = _verb(words)
+    name, rest = split_verb(words)
     if not words or {"-h", "--help"} & set(words):
         (sys.stdout if words else sys.stderr).write(_help(name))
         return 0 if words else RecipeError.exit_code
@@ -120,15 +120,9 @@ def _dispatch(words: list[str]) -> int:
     except FileNotFoundError as error:
         raise RecipeError("the working directory is gone; cd to one that is there") from error
     found = verb(name or "build")
-    return found.run(found.parser().parse(rest))
-
-
-def _verb(words: list[str]) -> tuple[str | None, list[str]]:
-    """Return the verb of a command line, the first word but for flags, if it has one, and the other words."""
-    place = next((place for place, word in enumerate(words) if not word.startswith("-")), None)
-    if place is None or words[place] not in VERBS:
-        return None, words
-    return words[place], words[:place] + words[place + 1 :]
+    asked = found.parser().parse(rest)
+    asked.is_named = name is not None
+    return found.run(asked)
 
 
 def _helped(words: list[str]) -> list[str]:

@@ -40,10 +40,7 @@ def _override_columns(own: Sequence[Sequence[str]]) -> list[Column]:
     """Return a column for each key that points differ in."""
     values = [dict(map(_key_and_value, texts)) for texts in own]
     keys = dict.fromkeys(key for found in values for key in found)
-    return [
-        Column(head=key.removeprefix("recipe.").removeprefix("adapters."), cells=[f.get(key, _NONE) for f in values])
-        for key in keys
-    ]
+    return [Column(head=key.removeprefix("adapters."), cells=[f.get(key, _NONE) for f in values]) for key in keys]
 
 
 def _key_and_value(text: str) -> tuple[str, str]:

@@ -61,10 +61,11 @@ def _job(asked: Asked, folder: Path, config: "DictConfig") -> None:
 
     from lora_build.recipe.compose import to_recipe
     from lora_build.recipe.overrides import check_overrides
+    from lora_build.recipe.words import for_people
 
     log_to_stderr()
     job = HydraConfig.get()
-    point = Point(number=job.job.num, overrides=tuple(job.overrides.task))
+    point = Point(number=job.job.num, overrides=tuple(map(for_people, job.overrides.task)))
 
     def recipe() -> "Recipe":
         check_overrides(point.overrides)

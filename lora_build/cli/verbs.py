@@ -2,6 +2,7 @@
 
 import importlib
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import Protocol, cast
 
 from lora_build.cli.arguments import Parser
@@ -24,6 +25,14 @@ class Verb(Protocol):
 
     def run(self, asked: Namespace) -> int:
         """Do what the parser has read, and return the exit code."""
+
+
+def split_verb(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the verb of a command line, the first word but for flags, if it has one, and the other words."""
+    place = next((place for place, word in enumerate(words) if not word.startswith("-")), None)
+    if place is None or words[place] not in VERBS:
+        return None, [*words]
+    return words[place], [*words[:place], *words[place + 1 :]]
 
 
 def verb(name: str) -> Verb:

@@ -26,6 +26,7 @@ from lora_build.proof.manifest import Manifest
 from lora_build.proof.plan_record import InputDigests
 from lora_build.recipe.renamed import with_new_names
 from lora_build.recipe.schema import Recipe
+from lora_build.recipe.words import for_people
 
 _BUILD_TYPE = "https://lora-build.dev/merge/v1"
 _PACKAGES = ("torch", "safetensors", "huggingface_hub", "hydra-core", "omegaconf")
@@ -87,7 +88,7 @@ def read(data: bytes, where: str) -> Recorded:
         asked = definition["externalParameters"]
         return Recorded(
             file=None if asked.get("file") is None else readback.text(asked["file"]),
-            changing=tuple(map(readback.text, asked.get("changing") or ())),
+            changing=tuple(for_people(readback.text(word)) for word in asked.get("changing") or ()),
             recipe=with_new_names(asked["recipe"]),
             root=None if (root := definition["internalParameters"].get("root")) is None else readback.text(root),
             commits=commits,

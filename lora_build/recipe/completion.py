@@ -1,32 +1,101 @@
-"""TAB: makes words for a shell of what Hydra knows to complete."""
+"""TAB: the words that may change a recipe, by what the schema declares and the adapters that a recipe has.
+
+Without Hydra, which takes longer to import than anybody waits for TAB.
+"""
 
 import dataclasses
+import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from types import UnionType
 from typing import Any
 
+from lora_build.errors import RecipeError
+from lora_build.recipe import files as recipe_files
 from lora_build.recipe.schema import Recipe
 
 
-def complete_values(lines: str) -> list[str]:
-    """Return the words of Hydra's lines, those after which comes a name with the sign that does."""
-    return [f"{word}=" if word in ("recipe", "sweep") else word for word in lines.splitlines()]
+def offers(begun: str, adapters: Sequence[str]) -> Iterator[str]:
+    """Yield the words that may stand where one is begun, as people write them: `KEY=`, `KEY.`, `KEY=VALUE`.
+
+    Args:
+        begun: what has been typed of the word.
+        adapters: the names of the recipe's adapters.
+    """
+    sign = re.match(r"~|\+{0,2}", begun)
+    assert sign is not None
+    key, equals, _ = begun[sign.end() :].partition("=")
+    if equals:
+        yield from (f"{sign[0]}{key}={value}" for value in _values(key, adapters))
+    elif sign[0] == "~":
+        yield from (f"~adapters.{name}" for name in adapters)
+        yield from (f"~checks.{name}" for name in _keys("checks", adapters))
+    else:
+        above, dot, _ = key.rpartition(".")
+        yield from (f"{sign[0]}{above}{dot}{name}{after}" for name, after in _keys(above, adapters).items())
 
 
-def choices_of(key: str) -> list[str]:
-    """Return KEY=VALUE for every choice of a key that is one of an enumeration; Hydra offers the one that is set."""
-    return [f"{key}={choice}" for choice in _choices(key)]
+def adapters_of(name: str) -> list[str]:
+    """Return the names of the adapters of a recipe, its own first; none where it is wrong."""
+    try:
+        return list(dict.fromkeys(_adapters(name, ())))
+    except RecipeError:
+        return []
 
 
-def _choices(key: str) -> list[str]:
-    """Return the values of a key, such as `recipe.dtype`, that is one of an enumeration."""
-    declared: Any = {"recipe": Recipe}.get(key.partition(".")[0])
-    for part in key.split(".")[1:]:
-        if typing.get_origin(declared) is Mapping:
-            declared = typing.get_args(declared)[1]
-        else:
-            declared = typing.get_type_hints(declared).get(part) if dataclasses.is_dataclass(declared) else None
-    declared = next(iter(typing.get_args(declared)), declared) if isinstance(declared, UnionType) else declared
+def _adapters(name: str, heirs: tuple[str, ...]) -> Iterator[str]:
+    if name in heirs:
+        return
+    data = recipe_files.load_first(f"{name}.yaml", "recipe", name)
+    yield from data.get("adapters") or {}
+    for item in data["defaults"]:
+        if isinstance(item, dict):
+            chosen = next(iter(item.values())) or []
+            named = re.search(r"@(?:recipe\.)?adapters\.([\w-]+)$", str(next(iter(item))))
+            for adapter in chosen if isinstance(chosen, list) else [chosen]:
+                yield named[1] if named else str(adapter).rpartition("/")[2]
+        elif item != "_self_":
+            yield from _adapters(item.removeprefix("/recipe/"), (*heirs, name))
+
+
+def _keys(above: str, adapters: Sequence[str]) -> dict[str, str]:
+    """Return the keys below a dotted path, each with what follows it: `=`, or `.` where more keys are below."""
+    declared = _declared(above)
+    if typing.get_origin(declared) is Mapping:
+        return dict.fromkeys(adapters, ".")
+    if not dataclasses.is_dataclass(declared):
+        return {}
+    kinds = {key: _of_key(kind) for key, kind in typing.get_type_hints(declared).items() if key != "composed"}
+    return {
+        key: "." if dataclasses.is_dataclass(kind) or typing.get_origin(kind) is Mapping else "="
+        for key, kind in kinds.items()
+    }
+
+
+def _values(key: str, adapters: Sequence[str]) -> list[str]:
+    """Return the values of a key that is one of a few."""
+    if key in ("tokenizer", "saved_modules_from"):
+        return ["base", *adapters] if key == "tokenizer" else [*adapters]
+    declared = _declared(key)
+    if declared is bool:
+        return ["true", "false"]
     return [member.value for member in declared] if isinstance(declared, type) and issubclass(declared, Enum) else []
+
+
+def _declared(path: str) -> Any:
+    """Return what the schema declares at a dotted path; None where it has nothing."""
+    declared: Any = Recipe
+    for part in path.split(".") if path else ():
+        if typing.get_origin(declared) is Mapping:
+            declared = _of_key(typing.get_args(declared)[1])
+        elif dataclasses.is_dataclass(declared):
+            declared = _of_key(typing.get_type_hints(declared).get(part))
+        else:
+            return None
+    return declared
+
+
+def _of_key(declared: Any) -> Any:
+    """Return the type of a key, of a union its first."""
+    return typing.get_args(declared)[0] if isinstance(declared, UnionType) else declared

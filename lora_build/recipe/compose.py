@@ -27,7 +27,7 @@ from lora_build.recipe.identity import at_point, effective
 from lora_build.recipe.keys import raise_problems
 from lora_build.recipe.overrides import check_axes, check_overrides, composed_of
 from lora_build.recipe.schema import OutputSpec, Recipe
-from lora_build.recipe.short_overrides import expand_override
+from lora_build.recipe.short_overrides import words_for_hydra
 from lora_build.recipe.validate import from_mapping
 
 _VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}
@@ -41,7 +41,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: there is no such recipe, or it or an override is wrong.
     """
-    overrides = [word for text in overrides for word in expand_override(text)]
+    overrides = words_for_hydra(overrides)
     with plain_errors(), refused_values(), _hydra_kept():
         register()
         check_overrides([f"recipe={name}", *overrides])

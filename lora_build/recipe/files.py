@@ -118,18 +118,18 @@ def refuse_broken(name: str, heirs: tuple[str, ...] = ()) -> None:
     if name in heirs:
         raise RecipeError(f"recipe '{heirs[0]}': inherits from itself, by {' <- '.join([*heirs, name])}")
     inherited = []
-    for item in _load_first(f"{name}.yaml", "recipe", name, heirs)["defaults"]:
+    for item in load_first(f"{name}.yaml", "recipe", name, heirs)["defaults"]:
         if isinstance(item, dict):
             chosen = [] if str(next(iter(item))).startswith("optional ") else next(iter(item.values())) or []
             for adapter in chosen if isinstance(chosen, list) else [chosen]:
-                _load_first(f"adapter/{adapter}.yaml", "adapter", adapter, (*heirs, name))
+                load_first(f"adapter/{adapter}.yaml", "adapter", adapter, (*heirs, name))
         elif item != "_self_":
             inherited.append(item.removeprefix("/recipe/"))
     for base in inherited:
         refuse_broken(base, (*heirs, name))
 
 
-def _load_first(place: str, kind: str, name: str, heirs: tuple[str, ...]) -> dict[str, Any]:
+def load_first(place: str, kind: str, name: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return what the first folder of recipes that has a file says there."""
     every = folders()
     for folder in every:

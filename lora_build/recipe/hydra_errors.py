@@ -10,6 +10,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_build.errors import RecipeError, did_you_mean, label
 from lora_build.recipe import files as recipe_files
+from lora_build.recipe.schema import Recipe
+from lora_build.recipe.words import for_people
 
 
 @contextlib.contextmanager
@@ -59,13 +61,19 @@ def _in_short(error: Exception) -> list[str]:
     if "You must specify 'recipe'" in text:
         return ["which recipe? lora-build recipe=NAME", *known_names("recipe")]
     if sweep := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", text):
-        return [f"'{sweep[1]}' has several values: -m builds each of them, and a list is written KEY=[a,b]"]
+        return [f"'{for_people(sweep[1])}' has several values: -m builds each of them, and a list is written KEY=[a,b]"]
     if isinstance(error.__cause__, OmegaConfBaseException):
         text += f"\n{error.__cause__}"
     noise = (
         r"\n\s*(full_key|reference_type|object_type)[:=].*|\nConfig search path:(\n\t.*)*|\nTo append to your config .*"
     )
-    return [line.strip() for line in re.sub(noise, "", text).splitlines() if line.strip()]
+    return [_with_short_keys(line.strip()) for line in re.sub(noise, "", text).splitlines() if line.strip()]
+
+
+def _with_short_keys(text: str) -> str:
+    """Return a text of Hydra's with keys as people write them; references such as `${recipe.name}` stay."""
+    keys = "|".join(Recipe.__dataclass_fields__)
+    return re.sub(rf"(?<![\w{{./-])recipe(\.(?=({keys})\b)|/(?=adapter\b))", "", text)
 
 
 def known_names(word: str) -> list[str]:

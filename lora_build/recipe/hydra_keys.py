@@ -4,7 +4,7 @@ Everything else of Hydra's could run code (logging, callbacks, any `_target_`), 
 change the environment, and a recipe does none of it.
 
     hydra:
-      sweeper: {params: {recipe.dtype: "keep,float32"}, n_trials: 20, direction: maximize, sampler: {seed: 1}}
+      sweeper: {params: {dtype: "keep,float32"}, n_trials: 20, direction: maximize, sampler: {seed: 1}}
       launcher: {n_jobs: 4, partition: gpu}
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from lora_build.errors import did_you_mean
 from lora_build.recipe.schema import Recipe
+from lora_build.recipe.words import for_hydra, for_people
 
 GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler")  # chosen by name, from what is installed
 SWEEP_DIR = "hydra.sweep.dir"  # where a sweep's results lie until they are printed
@@ -32,7 +33,7 @@ _TEXTS = {  # the keys of launchers and sweepers that may hold text in a file, a
     "mem_per_cpu": r"\d+[KMGT]?B?",
     "mem_per_gpu": r"\d+[KMGT]?B?",
 }
-_AXIS = re.compile(r"\+{0,2}(recipe|recipe\.[\w.-]+|recipe/adapter(@recipe\.adapters\.[\w-]+)?)", re.ASCII)
+_AXIS = re.compile(r"\+{0,2}(recipe|recipe\.([\w-]+)[\w.-]*|recipe/adapter(@recipe\.adapters\.[\w-]+)?)", re.ASCII)
 _WHY = "recipes run nothing and write nothing but their output"
 
 
@@ -93,16 +94,22 @@ def check_composed(hydra: Any) -> Iterator[str]:
             yield f"hydra.{path}: is not for lora-build: {_WHY}"
 
 
+def _is_axis(key: str) -> bool:
+    found = _AXIS.fullmatch(for_hydra(key))
+    return found is not None and (found[2] is None or found[2] in Recipe.__dataclass_fields__)
+
+
 def _check_params(params: object) -> Iterator[str]:
     """Yield what is wrong with the axes of a sweep: keys of the recipe, each with values as on a command line."""
     path = "hydra.sweeper.params"
     if not isinstance(params, Mapping):
-        yield f"{path}: expected a mapping of keys, such as recipe.dtype, to values"
+        yield f"{path}: expected a mapping of keys, such as dtype, to values"
         return
+    known = [for_people(str(key)) for key in params]
+    yield from (f"{path}: '{key}' is there twice" for key in sorted({*known}) if known.count(key) > 1)
     for key, value in params.items():
-        if not isinstance(key, str) or not _AXIS.fullmatch(key):
-            inside = str(key).partition(".")[0] in Recipe.__dataclass_fields__
-            hint = f"; did you mean 'recipe.{key}'?" if inside else " such as recipe.dtype"
+        if not isinstance(key, str) or not _is_axis(key):
+            hint = did_you_mean(str(key), Recipe.__dataclass_fields__) or " such as dtype"
             yield f"{path}: '{key}': an axis is a key of the recipe{hint}"
         elif not isinstance(value, str | int | float):
             yield f"{path}.{key}: expected values as on a command line, such as '0,0.5,1' or '[math],[code]'"

@@ -18,48 +18,51 @@ from lora_build.recipe.hydra_keys import check_hydra_override
 from lora_build.recipe.keys import check_recipe, raise_problems
 from lora_build.recipe.renamed import NEW_NAMES, answer_override
 from lora_build.recipe.schema import Composed, Recipe
+from lora_build.recipe.words import RESERVED, for_hydra, for_people, key_for_people
 from lora_build.terminal import without_secrets
 
 _MOST_POINTS = 100_000
-_ALWAYS = Recipe.__dataclass_fields__.keys() - {"adapters", "checks"}  # which have a value always
+_KEYS = tuple(key for key in Recipe.__dataclass_fields__ if key != "composed")
+_ALWAYS = {*_KEYS} - {"adapters", "checks"}  # which have a value always
 
 
 @plain_errors()
 def check_overrides(overrides: Sequence[str]) -> None:
     """Refuse overrides that OmegaConf would bend to the schema, or refuse in its own words.
 
-    `recipe.base.revision=1.10` would become 1.1 and a sweep over it two wrong builds.
+    `base.revision=1.10` would become 1.1 and a sweep over it two wrong builds.
     """
     parser = OverridesParser.create()
-    parsed = [_parse(parser, text) for text in overrides]
-    problems = list(_check_number(parsed))
+    parsed = [_parse(parser, for_hydra(text)) for text in overrides]
+    problems = [*_check_number(parsed), *_check_choosing(parsed)]
     raise_problems("command line", problems)
     for override in parsed:
         key, value = override.key_or_group, override.value()
-        top, _, rest = key.partition(".")
-        group = top.partition("/")[0]
-        if group == "hydra":
+        shown, (top, _, rest) = key_for_people(key), key.partition(".")
+        if top.partition("/")[0] == "hydra":
             deleted = override.is_delete() and key.count(".") < 2
             problems += [f"{key}: cannot be taken out"] if deleted else check_hydra_override(key, value)
         elif override.package is not None and not re.fullmatch(r"recipe\.adapters\.[\w-]+", override.package, re.ASCII):
-            problems.append(f"{key}@{override.package}: expected {key}@recipe.adapters.NAME")
+            package = key_for_people(override.package)
+            problems.append(f"{shown}@{package}: expected adapter@adapters.NAME")
         elif override.is_delete():
             problems += _check_deletion(key)
         elif said := answer_override(key, str(override.input_line).partition("=")[2]):
             problems.append(said)
-        elif top not in ("recipe", "recipe/adapter", "sweep", "progressbar"):
-            fields = Recipe.__dataclass_fields__
-            inside = f"; did you mean 'recipe.{key}'?" if group in fields else ""
-            known = ["recipe", "sweep", "progressbar", *(f"recipe.{name}" for name in fields)]
-            problems.append(f"{key}: unknown key{inside or did_you_mean(key, known)}")
+        elif top not in ("recipe", "recipe/adapter", "sweep", "progressbar") or not _is_known(rest):
+            known = [*RESERVED, "adapter", *_KEYS]
+            near = did_you_mean(shown, known) or did_you_mean(shown.partition(".")[0], known)
+            problems.append(f"{shown}: unknown key{near or '; known are ' + ', '.join(_KEYS)}")
         elif key in ("recipe", "sweep") and isinstance(value, list):
-            problems.append(f"{key}: expected one name, found a list; -m {key}=a,b takes one after the other")
+            problems.append(
+                f"{key}: expected one name, found a list; {key}={','.join(map(str, value))} takes one after the other"
+            )
         elif value is None and ("/" in key or key in ("recipe", "sweep")):
-            problems.append(f"{key}: expected a name, found nothing")
+            problems.append(f"{shown}: expected a name, found nothing")
         elif top == "recipe" and rest:
             problems += _check_values(override, rest, parser)
         elif "${" in str(override.input_line):
-            problems.append(f"{override.input_line}: would let the environment or a clock choose; write the value")
+            problems.append(f"{_shown(override)}: would let the environment or a clock choose; write the value")
         elif top != "progressbar":
             problems += _check_choice(override, parser)
     raise_problems("command line", problems)
@@ -106,7 +109,7 @@ def _check_number(overrides: Sequence[Override]) -> Iterator[str]:
         match override.value():
             case RangeSweep(start=start, stop=stop, step=step):
                 if not step or not all(map(math.isfinite, (start or 0, stop or 0, step))):
-                    yield f"{override.input_line}: a range without end; write range(START, STOP, STEP)"
+                    yield f"{_shown(override)}: a range without end; write range(START, STOP, STEP)"
                 else:
                     number *= max(1.0, ((stop or 0) - (start or 0)) / step)
             case ChoiceSweep(list=choices):
@@ -117,6 +120,18 @@ def _check_number(overrides: Sequence[Override]) -> Iterator[str]:
         yield f"a sweep of {number:.0f} points; expected at most {_MOST_POINTS}"
 
 
+def _check_choosing(overrides: Sequence[Override]) -> Iterator[str]:
+    """Yield what is wrong with how a recipe and a sweep are chosen: Hydra would take the last, or the first."""
+    for key in ("recipe", "sweep"):
+        found = [override for override in overrides if override.key_or_group == key and not override.is_delete()]
+        yield from (f"{o.input_line}: one {key} is chosen, none added; write {str(o.input_line).lstrip('+')}"
+                    for o in found if o.is_add() or o.is_force_add())  # fmt: skip
+        if len(found) > 1:
+            words = " ".join(str(override.input_line) for override in found)
+            both = ",".join(override.get_value_string() for override in found)
+            yield f"{key}: is there {len(found)} times, {words}; for one after the other write {key}={both}"
+
+
 def composed_of(name: str, overrides: Sequence[str]) -> Composed:
     """Return what a recipe was composed of: its file, and the words that changed it, but for where its output goes.
 
@@ -124,10 +139,10 @@ def composed_of(name: str, overrides: Sequence[str]) -> Composed:
     of provenance's business.
     """
     words = {}
-    for text in overrides:
+    for text in map(for_hydra, overrides):
         key, _, _ = text.lstrip("+").partition("=")
         if key.lstrip("~").startswith(("recipe.", "recipe/")) and key != "recipe.output.dir":
-            words[key] = "recipe.root" if key == "recipe.root" else without_secrets(text.lstrip("+"))
+            words[key] = "root" if key == "recipe.root" else without_secrets(for_people(text.lstrip("+")))
     kept = sorted(words)
     return Composed(
         file=recipe_files.find_recipe(name),
@@ -155,32 +170,43 @@ def _check_deletion(key: str) -> Iterator[str]:
     """Yield what is wrong with `~KEY`: adapters, checks and Hydra's own can be taken out, other keys have a value."""
     old = key.removeprefix("recipe.")
     if (new := NEW_NAMES.get(old)) is not None:
-        yield f"{key}: is called recipe.{new} now, and always has a value: write recipe.{new}=VALUE"
+        yield f"{old}: is called {new} now, and always has a value: write {new}=VALUE"
     elif said := answer_override(key, None):
         yield said
     elif key in ("recipe", "sweep"):
         yield f"{key}: cannot be taken out; which one? lora-build {key}=NAME"
     elif key == "progressbar" or (key != old and old.partition(".")[0] in _ALWAYS):
-        yield f"{key}: always has a value, and cannot be taken out: write {key}=VALUE"
+        yield f"{old}: always has a value, and cannot be taken out: write {old}=VALUE"
+
+
+def _is_known(path: str) -> bool:
+    """Whether a dotted path begins with a key of the recipe, or is none."""
+    return not path or path.partition(".")[0] in _KEYS
+
+
+def _shown(override: Override) -> str:
+    return for_people(str(override.input_line))
 
 
 def _parse(parser: OverridesParser, text: str) -> Override:
     try:
         return parser.parse_override(text)
     except HydraException as error:
-        quoted = f'{text.partition("=")[0]}="..."'
+        shown = for_people(text)
+        quoted = f'{shown.partition("=")[0]}="..."'
         hint = f"special characters go in quotes: '{quoted}'"
-        raise RecipeError((f"cannot read '{text}': {str(error).splitlines()[0]}", hint)) from error
+        raise RecipeError((f"cannot read '{shown}': {str(error).splitlines()[0]}", hint)) from error
 
 
 def _check_choice(override: Override, parser: OverridesParser) -> Iterator[str]:
     """Yield what is wrong with the names of recipes, adapters or sweeps that an override chooses."""
+    key = key_for_people(override.key_or_group)
     for value in _values(override, parser):
         for name in value if isinstance(value, list) else [value]:
             if not isinstance(name, str):
-                yield f"{override.key_or_group}: expected a name, found {name!r}; put what is no text in quotes"
+                yield f"{key}: expected a name, found {name!r}; put what is no text in quotes"
             elif (why := why_no_name(name)) is not None:
-                yield f"{override.key_or_group}: {why}, found '{name}'"
+                yield f"{key}: {why}, found '{name}'"
 
 
 def _values(override: Override, parser: OverridesParser) -> list[Any]:
@@ -193,16 +219,16 @@ def _values(override: Override, parser: OverridesParser) -> list[Any]:
 
 
 def _check_values(override: Override, rest: str, parser: OverridesParser) -> Iterator[str]:
-    key = override.key_or_group
+    key = key_for_people(override.key_or_group)
     if isinstance(override.value(), Glob):
-        yield f"{key}: glob() is for recipe, sweep and recipe/adapter; write the values: {key}=A,B"
+        yield f"{key}: glob() is for recipe, sweep and adapter; write the values: {key}=A,B"
     quoted = "" if override.is_sweep_override() else f": '{key}=\"{override.get_value_string()}\"'"
     for value in _values(override, parser):
-        if key == "recipe.adapters" and isinstance(value, str | list):
-            yield f"{key}: choose some with recipe.adapter_names=[...], add one with {key}.NAME=SOURCE"
+        if key == "adapters" and isinstance(value, str | list):
+            yield f"{key}: choose some with adapter_names=[...], add one with {key}.NAME=SOURCE"
             continue
         data: Any = value
         for part in reversed(rest.split(".")):
             data = {part: data}
         for problem in check_recipe(data):
-            yield f"recipe.{problem}{quoted if problem.endswith('in quotes') else ''}"
+            yield f"{problem}{quoted if problem.endswith('in quotes') else ''}"

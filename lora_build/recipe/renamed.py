@@ -30,14 +30,14 @@ def answer(key: str, value: object) -> str | None:
 
 
 def answer_override(key: str, value: object) -> str | None:
-    """Return what is wrong with the key of an override, without `recipe.` in front too; None as in `answer`."""
+    """Return what is wrong with the key of an override; None as in `answer`."""
     old = key.removeprefix("recipe.")
     if old == "engine":
         said = _ENGINES.get(str(value), _ENGINES["stream"])
-        return f"{key}: is gone: " + said.replace("checks: {wrapper: {}}", "'recipe.checks.wrapper={}'")
+        return f"{old}: is gone: " + said.replace("checks: {wrapper: {}}", "'checks.wrapper={}'")
     if (new := NEW_NAMES.get(old)) is None:
         return None
-    return f"{key}: is called recipe.{new} now; write recipe.{new}={_word(value)}"
+    return f"{old}: is called {new} now; write {new}={_word(value)}"
 
 
 def with_new_names(data: Mapping[str, Any]) -> dict[str, Any]:

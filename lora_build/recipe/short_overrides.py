@@ -9,7 +9,7 @@ mean, `shorthand.py` says.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,9 +18,15 @@ from hydra.errors import HydraException
 
 from lora_build.recipe.shorthand import expand
 from lora_build.recipe.values import flatten, is_local
+from lora_build.recipe.words import for_hydra
 
 _MAY_BE_SHORT = re.compile(r"\+{0,2}recipe\.(base(\.source)?|adapters(\.[\w-]+(\.source)?)?|combine|output)=", re.ASCII)
 _PLAIN = re.compile(r"[\w./@+-]+", re.ASCII)
+
+
+def words_for_hydra(words: Iterable[str]) -> list[str]:
+    """Return the words that change a recipe, in whichever form, as Hydra composes them. The law: twice is once."""
+    return [meant for word in words for meant in expand_override(for_hydra(word))]
 
 
 def expand_override(text: str) -> list[str]:
@@ -47,7 +53,8 @@ def expand_override(text: str) -> list[str]:
 def expand_axes(axes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the axes of a sweep's file, short values written out: keys as on a command line, each with its values."""
     found: dict[str, Any] = {}
-    for key, value in axes.items():
+    for short, value in axes.items():
+        key = for_hydra(short)
         texts = expand_override(f"{key}={value}")
         found |= {key: value} if len(texts) == 1 and texts[0] == f"{key}={value}" else dict(
             text.split("=", 1) for text in texts

@@ -14,7 +14,7 @@ import re
 
 RESERVED = ("recipe", "sweep", "progressbar", "hydra")
 """What is no key of a recipe: which one, over what, and how it is built."""
-_WORD = re.compile(r"(\+{0,2}|~)([^=@]*)(@[^=]*)?(=.*)?", re.DOTALL)
+_WORD = re.compile(r"(~|\+{0,2})([^=@]*)(@[^=]*)?(=.*)?", re.DOTALL)
 
 
 def for_hydra(word: str) -> str:

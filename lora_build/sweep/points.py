@@ -1,6 +1,6 @@
 """One point of a sweep. A point is a file until all are gathered: launchers fork and travel.
 
-result-3.json: {"number": 3, "overrides": ["recipe.dtype=float16"], "dir": "/x/builds/demo-dtype_float16-3f2a...",
+result-3.json: {"number": 3, "overrides": ["dtype=float16"], "dir": "/x/builds/demo-dtype_float16-3f2a...",
                 "exit_code": 0, "manifest_hash": "sha256:...", "reused": false, "warnings": []}
 """
 

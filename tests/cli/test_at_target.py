@@ -67,14 +67,14 @@ def test_other_overrides_need_replace(project: Path, capsys: pytest.CaptureFixtu
     old = as_json(capsys)["manifest_hash"]
 
     for words in (["plan"], []):
-        (line,) = said(capsys, *words, "recipe.dtype=float32", code=2)
-        assert "it was built with no overrides, this one with recipe.dtype=float32; to replace it add --replace" in line
-    assert target(said(capsys, "plan", "recipe.dtype=float32", "--replace")) == f"target    out, replaces {old}"
-    assert as_json(capsys, "recipe.dtype=float32", "--replace")["replaced"] == old
+        (line,) = said(capsys, *words, "dtype=float32", code=2)
+        assert "it was built with no overrides, this one with dtype=float32; to replace it add --replace" in line
+    assert target(said(capsys, "plan", "dtype=float32", "--replace")) == f"target    out, replaces {old}"
+    assert as_json(capsys, "dtype=float32", "--replace")["replaced"] == old
 
 
 def test_a_sweep_says_which_build_a_point_replaced(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["-m", "recipe.adapters.math.weight=0.5", "recipe=prod", "progressbar=false"]
+    words = ["-m", "adapters.math.weight=0.5", "recipe=prod", "progressbar=false"]
     main([*words, "--json"])
     old = json.loads(capsys.readouterr().out)["points"][0]["manifest_hash"]
     small.edit(project / "math", lora_B__weight=small.values(77, 8, 2) * 2)
@@ -89,7 +89,7 @@ def test_a_point_of_a_sweep_and_a_single_build_of_its_overrides_are_one_folder(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (project / "recipes/prod.yaml").write_text("base: ./base\nadapters: {math: ./math}\n")
-    words = ["recipe.adapters.math.weight=0.5", "recipe=prod", "progressbar=false"]
+    words = ["adapters.math.weight=0.5", "recipe=prod", "progressbar=false"]
     assert main([*words, "-m"]) == 0
     capsys.readouterr()
 

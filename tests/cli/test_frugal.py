@@ -76,11 +76,11 @@ def test_a_build_of_expert_stacks_that_are_known_asks_neither_torch_nor_transfor
     assert len(json.loads((experts / "builds/stacks/lora-build.survival.json").read_text())["tensors"]) == 3
 
 
-@pytest.mark.parametrize(("more", "needs_torch"), [([], False), (["recipe.numerics=peft"], True)])
+@pytest.mark.parametrize(("more", "needs_torch"), [([], False), (["numerics=peft"], True)])
 def test_a_plan_counts_torch_into_the_memory_where_the_build_will_import_it(
     project: Path, more: list[str], needs_torch: bool
 ) -> None:
-    words = ["recipe=prod", "recipe.output.dir=./new", *more]
+    words = ["recipe=prod", "output.dir=./new", *more]
     planned = subprocess.run(
         [sys.executable, "-c", f"{MAIN} sys.exit(code)", "plan", "--json", *words],
         capture_output=True,

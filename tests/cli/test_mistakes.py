@@ -51,7 +51,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], int, str, str]] = {
     "an unknown recipe": (lambda f: None, ["recipe=prdo"], 2, "no recipe 'prdo'", "did you mean 'prod'?"),
     "a secret from the environment": (
         write(RECIPE + "description: ${oc.env:HF_TOKEN}\n"), [], 2, "recipes/prod.yaml: description", "may be a secret"),
-    "an output inside the base": (lambda f: None, ["recipe=prod", "recipe.output.dir=./base/out"], 2, "overlaps base", "choose a directory outside it"),
+    "an output inside the base": (lambda f: None, ["recipe=prod", "output.dir=./base/out"], 2, "overlaps base", "choose a directory outside it"),
     "a folder without ./ in front": (
         write(RECIPE.replace("./math", "loras/x/math")), [], 2, "recipes/prod.yaml: adapters.math", "for a folder write ./loras/x/math"),
     "a web address": (

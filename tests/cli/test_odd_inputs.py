@@ -30,11 +30,11 @@ LONG = "x" * 5000
 WORDS = [
     "recipe=", "recipe", "=", "recipe=..", "recipe='", "recipe=[", "recipe=${", "recipe=1", "recipe=true", "recipe={a:b}",
     "~recipe", "~", "+", "-", "--", "--timings=", "--json=", "--cfg=x recipe=prod", "-c", "-p x", "--resolve", "-sc x",
-    "--config-dir=/tmp", "--hydra-help", "\x01", "\udcff", "recipe=\udcff", "recipe=prod recipe.name=\udcff",
-    "recipe=prod recipe.base=./\udcff", "recipe=prod \udcff=1", "recipe=prod recipe.=1", "recipe=prod recipe.base.=1",
+    "--config-dir=/tmp", "--hydra-help", "\x01", "\udcff", "recipe=\udcff", "recipe=prod name=\udcff",
+    "recipe=prod base=./\udcff", "recipe=prod \udcff=1", "recipe=prod recipe.=1", "recipe=prod recipe.base.=1",
     "recipe=prod recipe={}", "recipe=prod ~progressbar", "sweep=../x", LONG, f"recipe={LONG}",
-    f"recipe=prod recipe.base=./{LONG}", f"recipe=prod recipe.output.dir=./{LONG}", "recipe=prod recipe.base=~nobody-x/y",
-    "recipe=prod recipe.description=" + "{" * 500, "-m", "-m recipe=glob(", "-m recipe=prod hydra.sweeper=null",
+    f"recipe=prod base=./{LONG}", f"recipe=prod output.dir=./{LONG}", "recipe=prod base=~nobody-x/y",
+    "recipe=prod description=" + "{" * 500, "-m", "-m recipe=glob(", "-m recipe=prod hydra.sweeper=null",
     "-m recipe=prod hydra.sweeper.max_batch_size=0", "-m recipe=prod ++hydra.sweeper.params={recipe.name:[a]}",
     "-m recipe=prod ~hydra.sweeper", "-m recipe=prod hydra.sweep.dir=/dev/null", "-m recipe=prod hydra=1",
 ]  # fmt: skip
@@ -124,11 +124,10 @@ def test_a_working_directory_that_is_gone_is_named(
     ("line", "remedy"),
     [
         ("recipes/prod.yaml", "lora-build recipe=prod"),
-        ("plan prod", "lora-build plan recipe=prod"),
         ("plan ./recipes/team/chat.yaml", "lora-build plan recipe=team/chat"),
         ("help me", "lora-build --help"),
         ("--dry-run recipe=prod", "lora-build plan recipe=NAME"),
-        ("-o x recipe=prod", "recipe.output.dir=DIR"),
+        ("-o x recipe=prod", "output.dir=DIR"),
     ],
 )
 def test_what_people_type_by_habit_gets_the_next_command(

@@ -61,7 +61,7 @@ def test_manifests_are_the_golden_ones(tmp_path: Path, update_goldens: bool) -> 
 
 
 def test_the_demo_is_the_golden_one(tmp_path: Path, update_goldens: bool) -> None:
-    demo = lora_build.load_recipe("demo", [f"recipe.output.dir='{tmp_path / 'demo'}'"])
+    demo = lora_build.load_recipe("demo", [f"output.dir='{tmp_path / 'demo'}'"])
     found = lora_build.build(demo).manifest.manifest_hash
     golden = GOLDEN.with_name("demo.txt")
     if update_goldens:

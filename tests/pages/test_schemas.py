@@ -105,8 +105,8 @@ def test_what_commands_print_holds_to_their_schemas(project: Path, printed: Any)
 
 
 def test_what_a_sweep_prints_holds_to_its_schema(project: Path, printed: Any) -> None:
-    hold(printed("-m", "recipe=two", "recipe.dtype=float32,keep"), "points")
-    hold(printed("plan", "-m", "recipe=two", "recipe.dtype=float32,keep"), "points")
+    hold(printed("-m", "recipe=two", "dtype=float32,keep"), "points")
+    hold(printed("plan", "-m", "recipe=two", "dtype=float32,keep"), "points")
 
 
 @pytest.mark.long

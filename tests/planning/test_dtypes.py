@@ -130,7 +130,7 @@ def test_a_mapping_in_a_file_is_composed_and_inherited(tmp_path: Path, monkeypat
     recipe = lora_build.load_recipe("r")
 
     assert {name: dtype.value for name, dtype in recipe.dtype.items()} == {"*": "bfloat16", "*.norm.weight": "keep"}
-    assert lora_build.load_recipe("r", ["recipe.dtype=float32"]).dtype.value == "float32"
+    assert lora_build.load_recipe("r", ["dtype=float32"]).dtype.value == "float32"
 
 
 def test_a_model_that_the_table_lacks_is_asked_of_transformers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

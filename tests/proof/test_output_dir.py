@@ -193,7 +193,7 @@ def test_provenance_that_was_made_up_asks_for_replace_and_nothing_else(folder: P
     build(folder)
     path = folder / "out/lora-build.provenance.json"
     statement = json.loads(path.read_text())
-    statement["predicate"]["buildDefinition"]["externalParameters"] |= {"changing": ["recipe.dtype=keep"]} | edit
+    statement["predicate"]["buildDefinition"]["externalParameters"] |= {"changing": ["dtype=keep"]} | edit
     path.write_text(json.dumps(statement))
 
     assert "--replace" in refusal(folder, dtype="float32")
@@ -221,28 +221,28 @@ def test_overrides_that_change_bytes_go_to_a_folder_of_their_own(folder: Path) -
         return Path(lora_build.load_recipe(name, overrides).output.dir).name
 
     assert place("prod") == "prod"
-    assert place("prod", "recipe.description=x", "recipe.output.if_exists=overwrite") == "prod"
-    assert place("prod", "recipe.dtype=keep", "recipe.adapters.math.weight=1.0") == "prod"
-    assert place("prod", "recipe.dtype=float32").startswith("prod-math-dtype_float32-")
-    assert place("prod", "recipe.adapters.math.weight=0.5").startswith("prod-math@0.5-")
-    assert place("prod", "recipe.dtype=float32", "recipe.output.dir=x") == "x"
-    assert place("prod", "recipe.dtype=float32", "recipe.name=x").startswith("x-math-dtype_float32-")
-    assert place("placed", "recipe.dtype=float32") == "placed"
+    assert place("prod", "description=x", "output.if_exists=overwrite") == "prod"
+    assert place("prod", "dtype=keep", "adapters.math.weight=1.0") == "prod"
+    assert place("prod", "dtype=float32").startswith("prod-math-dtype_float32-")
+    assert place("prod", "adapters.math.weight=0.5").startswith("prod-math@0.5-")
+    assert place("prod", "dtype=float32", "output.dir=x") == "x"
+    assert place("prod", "dtype=float32", "name=x").startswith("x-math-dtype_float32-")
+    assert place("placed", "dtype=float32") == "placed"
 
 
 def test_provenance_says_of_which_file_and_overrides_a_build_is(folder: Path) -> None:
     recipes(folder, team__both="")
     words = [
-        "recipe.dtype=float32", "recipe.description=hf_abcDEFgh1234", "recipe.output.dir=./out",
-        "recipe.dtype=bfloat16", f"recipe.root={folder}",
+        "dtype=float32", "description=hf_abcDEFgh1234", "output.dir=./out",
+        "dtype=bfloat16", f"root={folder}",
     ]  # fmt: skip
     lora_build.build(lora_build.load_recipe("team/both", words))
 
     text = (folder / "out/lora-build.provenance.json").read_text()
     asked = json.loads(text)["predicate"]["buildDefinition"]["externalParameters"]
     assert asked["file"] == "recipes/team/both.yaml"
-    assert asked["overrides"] == ["recipe.description=hf_***", "recipe.dtype=bfloat16", "recipe.root"]
-    assert asked["changing"] == ["recipe.dtype=bfloat16", "recipe.root"]
+    assert asked["overrides"] == ["description=hf_***", "dtype=bfloat16", "root"]
+    assert asked["changing"] == ["dtype=bfloat16", "root"]
     assert str(folder) not in text
 
 
@@ -254,18 +254,18 @@ def test_builds_of_one_folder_are_told_apart_by_file_and_by_overrides(folder: Pa
     with pytest.raises(lora_build.RecipeError, match=r"it is of recipes/a.yaml, this one of recipes/b.yaml"):
         lora_build.plan(load("b"))
     with pytest.raises(
-        lora_build.RecipeError, match=r"built with no overrides, this one with recipe.dtype=float32;.*add --replace"
+        lora_build.RecipeError, match=r"built with no overrides, this one with dtype=float32;.*add --replace"
     ):
-        lora_build.build(load("a", ["recipe.dtype=float32"]))
+        lora_build.build(load("a", ["dtype=float32"]))
     with pytest.raises(lora_build.RecipeError, match=r"it is of recipes/a.yaml, this one of one from Python"):
         build(folder, dtype="float32")
-    assert lora_build.build(load("a", ["recipe.dtype=float32"]), replace=True).replaced
-    assert lora_build.build(load("a", ["recipe.dtype=float32"])).reused
+    assert lora_build.build(load("a", ["dtype=float32"]), replace=True).replaced
+    assert lora_build.build(load("a", ["dtype=float32"])).reused
     small.edit(folder / "math", lora_B__weight=small.values(77, 8, 2) * 2)
-    assert lora_build.build(load("a", ["recipe.description=x", "recipe.dtype=float32"])).replaced
+    assert lora_build.build(load("a", ["description=x", "dtype=float32"])).replaced
     small.edit(folder / "math", lora_B__weight=small.values(78, 8, 2) * 2)
-    default = "recipe.adapters.math.weight=1"  # which changes nothing
-    assert lora_build.build(load("a", ["recipe.dtype=float32", default])).replaced
+    default = "adapters.math.weight=1"  # which changes nothing
+    assert lora_build.build(load("a", ["dtype=float32", default])).replaced
     assert lora_build.build(load("b")).reused  # the same bytes, which nobody loses
 
 

@@ -80,16 +80,16 @@ def test_names_in_defaults_begin_at_recipes_whoever_asks(project):
 
 
 def test_the_shorthand_of_the_base_is_an_override_in_python_too(project):
-    assert load_recipe("prod", ["recipe.base=./other"]).base.source == "./other"
+    assert load_recipe("prod", ["base=./other"]).base.source == "./other"
 
 
 @pytest.mark.parametrize("before", [True, False])
 def test_a_source_set_alone_keeps_the_adapters_other_keys(project, before):
-    words = ["recipe.adapters.code=./other", "recipe.adapters.code.weight=0.75"]
+    words = ["adapters.code=./other", "adapters.code.weight=0.75"]
     recipe = load_recipe("prod", words if before else words[::-1])
     assert (recipe.adapters["code"].source, recipe.adapters["code"].weight) == ("./other", 0.75)
     assert load_recipe("prod", words[:1]).adapters["code"].weight == 0.25
-    assert load_recipe("prod", ["recipe.adapters.code=null"]).adapters.keys() == {"math"}
+    assert load_recipe("prod", ["adapters.code=null"]).adapters.keys() == {"math"}
 
 
 def test_adapters_are_picked_from_their_folder(project):
@@ -105,12 +105,12 @@ def test_adapters_are_picked_from_their_folder(project):
     ("override", "names"),
     [
         ("recipe/adapter=[math,code,chat]", ["math", "code", "chat"]),
-        ("+recipe/adapter@recipe.adapters.other=chat", ["math", "code", "other"]),
-        ("recipe.adapters.chat=./chat", ["math", "code", "chat"]),
-        ("recipe.adapters.chat.source=./chat", ["math", "code", "chat"]),
-        ("+recipe.adapters.chat=./chat", ["math", "code", "chat"]),
-        ("~recipe.adapters.math", ["code"]),
-        ("recipe.adapters.math=null", ["code"]),
+        ("+adapter@adapters.other=chat", ["math", "code", "other"]),
+        ("adapters.chat=./chat", ["math", "code", "chat"]),
+        ("adapters.chat.source=./chat", ["math", "code", "chat"]),
+        ("+adapters.chat=./chat", ["math", "code", "chat"]),
+        ("~adapters.math", ["code"]),
+        ("adapters.math=null", ["code"]),
     ],
 )
 def test_overrides_pick_and_drop_adapters(project, override, names):
@@ -118,7 +118,7 @@ def test_overrides_pick_and_drop_adapters(project, override, names):
 
 
 def test_a_private_recipe_loads_but_is_not_listed(project):
-    assert load_recipe("_base", ["recipe.adapters.math=./m"]).name == "_base"
+    assert load_recipe("_base", ["adapters.math=./m"]).name == "_base"
     assert recipe_files.folders()[0].names() == ["picked", "prod", "team/chat"]
 
 
@@ -126,12 +126,12 @@ def test_an_explicit_name_wins_and_is_not_inherited(project):
     write(project, {"a.yaml": "defaults: [prod, _self_]\nname: called\n", "b.yaml": "defaults: [a, _self_]\n"})
     assert load_recipe("a").output.dir == "builds/called"
     assert load_recipe("b").output.dir == "builds/b"
-    assert load_recipe("b", ["recipe.name=c"]).output.dir == "builds/c"
+    assert load_recipe("b", ["name=c"]).output.dir == "builds/c"
 
 
 def test_a_list_of_sources_in_a_file_can_be_overridden_by_name(project):
     write(project, {"x.yaml": "base: org/base\nadapters: [org/math, ./code]\n"})
-    recipe = load_recipe("x", ["recipe.adapters.code.weight=0.5"])
+    recipe = load_recipe("x", ["adapters.code.weight=0.5"])
     assert {name: spec.weight for name, spec in recipe.adapters.items()} == {"math": 1.0, "code": 0.5}
 
 
@@ -159,8 +159,8 @@ def test_a_shipped_recipe_reads_its_own_folder_and_writes_below_the_working_dire
     recipe = load_recipe("demo")
     assert recipe.root == str(REPOSITORY)
     assert recipe.output.dir == f"{project}/builds/demo"
-    assert load_recipe("demo", ["recipe.output.dir=other/place"]).output.dir == f"{project}/other/place"
-    assert load_recipe("demo", ["recipe.output.dir=/other/place"]).output.dir == "/other/place"
+    assert load_recipe("demo", ["output.dir=other/place"]).output.dir == f"{project}/other/place"
+    assert load_recipe("demo", ["output.dir=/other/place"]).output.dir == "/other/place"
 
 
 def test_in_the_checkout_a_shipped_recipe_is_an_own_one(monkeypatch):
@@ -304,7 +304,7 @@ def test_a_plugin_that_breaks_hydra_s_scan_is_named(project, monkeypatch):
         load_recipe("prod")
 
 
-@pytest.mark.parametrize("key", ["recipe.base", "recipe.dtype", "recipe.output.dir"])
+@pytest.mark.parametrize("key", ["base", "dtype", "output.dir"])
 def test_a_key_that_always_has_a_value_is_not_taken_out(project, key):
     with pytest.raises(RecipeError, match=rf"^command line: {key}: always has a value, and cannot be taken out: write"):
         load_recipe("prod", [f"~{key}"])

@@ -29,18 +29,19 @@ ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
     "engine: stream": ({"engine": "stream"}, "engine: is gone: there is one way to build; leave the key out"),
 }
 OVERRIDES = {
-    "recipe.tied=peft": "recipe.tied: is called recipe.tied_embeddings now; write recipe.tied_embeddings=peft",
-    "tied=peft": "tied: is called recipe.tied_embeddings now; write recipe.tied_embeddings=peft",
-    "+recipe.tied=peft": "recipe.tied: is called recipe.tied_embeddings now",
-    "~recipe.tied": "recipe.tied: is called recipe.tied_embeddings now, and always has a value: write recipe.tied_emb",
-    "~recipe.engine": "recipe.engine: is gone: there is one way to build; leave the key out",
-    "output.exist=fail,reuse": "output.exist: is called recipe.output.if_exists now; write recipe.output.if_exists=fail,reuse",
-    "output.exist=fail": "output.exist: is called recipe.output.if_exists now; write recipe.output.if_exists=fail",
-    "recipe.output.exist=fail": "recipe.output.exist: is called recipe.output.if_exists now; write recipe.output.if_e",
-    "recipe.output={exist: fail}": "recipe.output.exist: is called output.if_exists now; write output: {if_exists: fa",
-    "recipe.modules_to_save=math": "recipe.modules_to_save: is called recipe.saved_modules_from now; write recipe.saved",
-    "engine=memory": "engine: is gone: what it proved is a check; write 'recipe.checks.wrapper={}'",
-    "recipe.engine=stream": "recipe.engine: is gone: there is one way to build; leave the key out",
+    "recipe.tied=peft": "tied: is called tied_embeddings now; write tied_embeddings=peft",
+    "tied=peft": "tied: is called tied_embeddings now; write tied_embeddings=peft",
+    "+recipe.tied=peft": "tied: is called tied_embeddings now; write",
+    "~tied": "tied: is called tied_embeddings now, and always has a value: write tied_embeddings=VALUE",
+    "~recipe.tied": "tied: is called tied_embeddings now, and always has a value: write tied_embeddings=VALUE",
+    "~engine": "engine: is gone: there is one way to build; leave the key out",
+    "output.exist=fail,reuse": "output.exist: is called output.if_exists now; write output.if_exists=fail,reuse",
+    "output.exist=fail": "output.exist: is called output.if_exists now; write output.if_exists=fail",
+    "recipe.output.exist=fail": "output.exist: is called output.if_exists now; write output.if_exists=fail",
+    "output={exist: fail}": "output.exist: is called output.if_exists now; write output: {if_exists: fa",
+    "modules_to_save=math": "modules_to_save: is called saved_modules_from now; write saved_modules_from=math",
+    "engine=memory": "engine: is gone: what it proved is a check; write 'checks.wrapper={}'",
+    "recipe.engine=stream": "engine: is gone: there is one way to build; leave the key out",
 }
 
 

@@ -154,12 +154,12 @@ def test_it_does_so_in_a_recipe_and_keeps_what_it_does_not_mean(project: Path, o
 def test_adapters_are_not_chosen_by_setting_them(project: Path, value: str) -> None:
     write(project, "x", "base: ./base\nadapters: [./math, ./text]\n")
     with pytest.raises(RecipeError, match="adapter_names=") as caught:
-        load_recipe("x", [f"recipe.adapters={value}"])
-    assert "recipe.adapters: choose some with" in str(caught.value)
+        load_recipe("x", [f"adapters={value}"])
+    assert "adapters: choose some with" in str(caught.value)
 
 
 def test_the_axes_of_a_sweep_s_file_may_be_short() -> None:
-    axes = {"recipe.base": "o/a@1,o/b@2", "recipe.dtype": "keep,float32", "recipe.adapters.m.weight": 1}
+    axes = {"base": "o/a@1,o/b@2", "dtype": "keep,float32", "recipe.adapters.m.weight": 1}
     assert expand_axes(axes) == {
         "recipe.base": '{source:o/a,revision:"1"},{source:o/b,revision:"2"}',
         "recipe.dtype": "keep,float32",

@@ -64,9 +64,7 @@ def words_of(folder):
 
 
 def test_each_point_has_a_readable_folder_beside_the_plain_output(project, capsys):
-    code, points = sweep(
-        capsys, "-m", "recipe=demo", "recipe.adapter_names=[math],[text],[math,text]", "recipe.dtype=keep,float32"
-    )
+    code, points = sweep(capsys, "-m", "recipe=demo", "adapter_names=[math],[text],[math,text]", "dtype=keep,float32")
     assert code == 0
     assert [words_of(point["dir"]) for point in points] == [
         "demo-math", "demo-math-dtype_float32", "demo-text", "demo-text-dtype_float32", "demo-math+text",
@@ -77,15 +75,13 @@ def test_each_point_has_a_readable_folder_beside_the_plain_output(project, capsy
 
 
 def test_nothing_but_the_builds_is_left(project, capsys):
-    sweep(capsys, "-m", "recipe=demo", "recipe.adapter_names=[math],[text]")
+    sweep(capsys, "-m", "recipe=demo", "adapter_names=[math],[text]")
     assert sorted(path.name for path in project.path.iterdir()) == ["builds", "recipes", "tmp"]
     assert list((project.path / "tmp").iterdir()) == []
 
 
 def test_points_with_the_same_effect_are_one_build(project, capsys):
-    code, points = sweep(
-        capsys, "-m", "recipe=demo", "recipe.adapter_names=[text],[math]", "recipe.adapters.math.weight=0.5,1"
-    )
+    code, points = sweep(capsys, "-m", "recipe=demo", "adapter_names=[text],[math]", "adapters.math.weight=0.5,1")
     assert code == 0
     assert [words_of(point["dir"]) for point in points] == ["demo-text", "demo-text", "demo-math@0.5", "demo-math"]
     assert len(project.builds) == 3
@@ -94,15 +90,15 @@ def test_points_with_the_same_effect_are_one_build(project, capsys):
 
 
 def test_steps_of_a_range_are_named_as_they_were_meant(project, capsys):
-    _, points = sweep(capsys, "-m", "recipe=demo", "recipe.adapters.math.weight=range(0.5,0.85,0.1)")
-    assert points[2]["overrides"][1] == "recipe.adapters.math.weight=0.7"
+    _, points = sweep(capsys, "-m", "recipe=demo", "adapters.math.weight=range(0.5,0.85,0.1)")
+    assert points[2]["overrides"][1] == "adapters.math.weight=0.7"
     assert [words_of(point["dir"]) for point in points][1:3] == ["demo-math@0.6+text", "demo-math@0.7+text"]
 
 
 def test_the_same_sweep_again_has_the_same_folders(project, capsys):
-    words = ("-m", "recipe=demo", "recipe.adapter_names=[text],[math]")
+    words = ("-m", "recipe=demo", "adapter_names=[text],[math]")
     _, first = sweep(capsys, *words)
-    _, again = sweep(capsys, *words, "recipe.output.if_exists=reuse")
+    _, again = sweep(capsys, *words, "output.if_exists=reuse")
     assert [point["dir"] for point in again] == [point["dir"] for point in first]
     assert [point["reused"] for point in again] == [True, True]
 
@@ -126,25 +122,23 @@ def test_a_glob_that_matches_nothing_is_an_error(project, capsys):
     ],
 )
 def test_a_failing_point_stops_no_other_and_gives_the_exit_code(project, capsys, description, code, error):
-    names = "recipe.adapter_names=[math],[text]"
-    found, points = sweep(capsys, "-m", "recipe=demo", f"recipe.description={description},ok", names)
+    names = "adapter_names=[math],[text]"
+    found, points = sweep(capsys, "-m", "recipe=demo", f"description={description},ok", names)
     assert found == code
     assert [point["exit_code"] for point in points[:1]] == [code]
     assert points[0]["error"] == error
 
 
 def test_a_wrong_point_is_reported_with_its_reason(project, capsys):
-    code, points = sweep(capsys, "-m", "recipe=demo", "recipe.adapter_names=[math],[mth],[text]")
+    code, points = sweep(capsys, "-m", "recipe=demo", "adapter_names=[math],[mth],[text]")
     assert code == 2
     assert [point["exit_code"] for point in points] == [0, 2, 0]
     assert points[1]["error"] == "recipe 'demo': adapter_names: no adapter 'mth'; did you mean 'math'?"
-    assert points[1]["overrides"] == ["recipe=demo", "recipe.adapter_names=[mth]"]
+    assert points[1]["overrides"] == ["recipe=demo", "adapter_names=[mth]"]
 
 
 def test_the_summary_names_each_point(project, capsys):
-    assert (
-        app.main(["-m", "recipe=demo", "recipe.adapter_names=[text],[mth]", "recipe.adapters.math.weight=0.5,1"]) == 2
-    )
+    assert app.main(["-m", "recipe=demo", "adapter_names=[text],[mth]", "adapters.math.weight=0.5,1"]) == 2
     out, err = capsys.readouterr()
     (folder,) = project.builds
     gap = " " * len(folder)
@@ -162,7 +156,7 @@ def test_the_summary_names_each_point(project, capsys):
 
 
 def test_plan_sweeps_too(project, capsys):
-    code, points = sweep(capsys, "plan", "recipe=demo", "recipe.adapter_names=[math],[text]", "-m")
+    code, points = sweep(capsys, "plan", "recipe=demo", "adapter_names=[math],[text]", "-m")
     assert code == 0
     assert [point["plan"] for point in points] == [{"action": "create", "bytes_to_write": 2_000}] * 2
     assert project.builds == []
@@ -206,10 +200,10 @@ def test_numbers_in_a_sweep_file_are_not_taken_for_revisions(project, capsys):
     (project.path / "recipes" / "sweep" / "grid.yaml").write_text(
         "hydra: {sweeper: {params: {recipe.adapters.math.revision: '1.10,abc'}}}"
     )
-    code, points = sweep(capsys, "sweep=grid", "recipe=demo", "recipe.adapters.math.source=org/math")
+    code, points = sweep(capsys, "sweep=grid", "recipe=demo", "adapters.math.source=org/math")
     assert code == 2
     assert [point["exit_code"] for point in points] == [2, 0]
-    assert "recipe.adapters.math.revision: expected text, found the float 1.1" in points[0]["error"]
+    assert "adapters.math.revision: expected text, found the float 1.1" in points[0]["error"]
 
 
 def test_the_scratch_folder_may_lie_on_a_shared_disk(project, capsys):
@@ -226,7 +220,7 @@ def test_points_run_in_other_processes(project, capsys):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     (project.path / "recipes" / "lost.yaml").write_text("base: ./nowhere\nadapters: [./m]\n")
     words = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    code, points = sweep(capsys, "-m", "recipe=lost", "recipe.adapters.m.weight=1,2,0", *words)
+    code, points = sweep(capsys, "-m", "recipe=lost", "adapters.m.weight=1,2,0", *words)
     assert code == 2
     assert [point["number"] for point in points] == [0, 1, 2]
     assert all(point["error"] for point in points)
@@ -235,7 +229,7 @@ def test_points_run_in_other_processes(project, capsys):
 @pytest.mark.parametrize(
     "point",
     [
-        Point(number=3, overrides=("recipe=demo", "recipe.dtype=keep"), dir="/x", manifest_hash="sha256:1", reused=False, warnings=()),
+        Point(number=3, overrides=("recipe=demo", "dtype=keep"), dir="/x", manifest_hash="sha256:1", reused=False, warnings=()),
         Point(number=0, overrides=(), exit_code=2, error="no recipe"),
         Point(number=1, overrides=("a",), dir="/x", plan={"files": []}),
         Point(number=1, overrides=("a",), dir="/x"),

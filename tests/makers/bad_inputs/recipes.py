@@ -59,10 +59,10 @@ ROWS: dict[str, Bad] = {
         recipe("base: ./base\nadapters: {'${oc.env:HOME}': ./math}\noutput: {dir: ./out}\n"), "recipes/prod.yaml"
     ),
     "a secret on the command line": bad(
-        nothing, "description", words=["recipe=prod", "recipe.description=${oc.env:HOME}"]
+        nothing, "description", words=["recipe=prod", "description=${oc.env:HOME}"]
     ),
     "a secret in the output on the command line": bad(
-        nothing, "output.dir", words=["recipe=prod", "recipe.output.dir=${oc.env:HOME}/x"]
+        nothing, "output.dir", words=["recipe=prod", "output.dir=${oc.env:HOME}/x"]
     ),
     "Hydra's resolver": bad(added("description: '${hydra:runtime.cwd}'\n"), "recipes/prod.yaml", "description"),
     "interpolations in a circle": bad(added("description: ${recipe.name}\nname: ${recipe.description}\n"), "name", "Recursive"),

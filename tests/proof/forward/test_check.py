@@ -737,11 +737,11 @@ def test_a_check_can_be_asked_for_on_the_command_line(tmp_path: Path, monkeypatc
         lora_build.load_recipe(name, overrides).checks.forward
         for name, *overrides in (
             ("x",),
-            ("x", "recipe.checks.forward={}"),
-            ("x", "recipe.checks.forward={seed: 4}"),
-            ("x", "recipe.checks.forward.prompts=./a/p-1.txt", "recipe.checks.forward.seed=2"),
-            ("y", "recipe.checks.forward.seed=3"),
-            ("y", "recipe.checks.forward=null"),
+            ("x", "checks.forward={}"),
+            ("x", "checks.forward={seed: 4}"),
+            ("x", "checks.forward.prompts=./a/p-1.txt", "checks.forward.seed=2"),
+            ("y", "checks.forward.seed=3"),
+            ("y", "checks.forward=null"),
         )
     ]
     assert [spec and (spec.prompts, spec.seed) for spec in specs] == [
