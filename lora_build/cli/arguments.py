@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from lora_build.cli.hints import unknown_option
+from lora_build.cli.hints import Typed, unknown_option
 from lora_build.errors import RecipeError
 
 _SAID = (  # how argparse says it, and how we do
@@ -45,8 +45,12 @@ class Parser(argparse.ArgumentParser):
         common.add_argument("--json", dest="as_json", action="store_true", help="print JSON")
         common.add_argument("-h", "--help", action="store_true", help="print this")
 
-    def parse(self, words: Sequence[str]) -> argparse.Namespace:
-        """Return what a command line asks for; what is no option is in `words`, in its order.
+    def parse(self, words: Sequence[str], *, is_named: bool = True) -> argparse.Namespace:
+        """Return what a command line asks for; what is no option is in `words`, in its order, and all in `typed`.
+
+        Args:
+            words: the command line but for its verb.
+            is_named: whether it has named one.
 
         Raises:
             RecipeError: an option is unknown, there twice, or its value is wrong.
@@ -54,8 +58,9 @@ class Parser(argparse.ArgumentParser):
         end = words.index("--") if "--" in words else len(words)
         asked, unknown = self.parse_known_intermixed_args(self._with_values(words[:end]))
         unknown += [word for word in asked.words if word.startswith("-")]  # as one with a space in it is to argparse
+        asked.typed = Typed(parser=self, is_named=is_named, words=words)
         if unknown:
-            raise RecipeError(f"unknown option '{unknown[0]}'{unknown_option(self.verb, unknown[0], self.options)}")
+            raise RecipeError(unknown_option(asked.typed, unknown[0]))
         asked.words += words[end + 1 :]
         return asked
 

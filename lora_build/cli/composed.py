@@ -67,7 +67,7 @@ def run(asked: Asked, words: Namespace) -> int:
     from lora_build.recipe.compose import compose_command
     from lora_build.recipe.overrides import check_overrides
 
-    overrides = _overrides(asked.command, words)
+    overrides = _overrides(words)
     flags = _flags(words)
     if flags and words.multirun:
         raise RecipeError("-m runs a sweep; it does not go with --cfg or --info")
@@ -89,7 +89,7 @@ def run(asked: Asked, words: Namespace) -> int:
     return 0
 
 
-def _overrides(verb: str, asked: Namespace) -> list[str]:
+def _overrides(asked: Namespace) -> list[str]:
     """Return the words that make a recipe as Hydra has them; behind a verb, a word alone is the recipe's name."""
     from lora_build.cli.verbs import VERBS
     from lora_build.recipe.short_overrides import words_for_hydra
@@ -98,10 +98,10 @@ def _overrides(verb: str, asked: Namespace) -> list[str]:
     for word in asked.words:
         if "=" in word or word.startswith("~"):
             found.append(word)
-        elif asked.is_named and word not in VERBS and _is_name(word):
+        elif asked.typed.is_named and word not in VERBS and _is_name(word):
             found.append(f"recipe={word}")
         else:
-            raise RecipeError(bare_word(verb, word, tuple(VERBS)))
+            raise RecipeError(bare_word(asked.typed, word))
     return words_for_hydra(found)
 
 

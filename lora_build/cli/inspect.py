@@ -4,6 +4,7 @@ import sys
 from argparse import Namespace
 
 from lora_build.cli.arguments import Once, Parser
+from lora_build.cli.hints import proposed
 from lora_build.cli.output import complain, print_json, print_lines
 from lora_build.errors import PlanError, RecipeError
 
@@ -26,7 +27,7 @@ def run(asked: Namespace) -> int:
     from lora_build.cli.json import inspection_json
     from lora_build.planning.inspection.inspecting import inspect
 
-    found = inspect(_adapter(asked.words), asked.base)
+    found = inspect(_adapter(asked), asked.base)
     print_json(inspection_json(found)) if asked.as_json else print_lines(inspection_lines(found))
     if found.fit and found.fit.issues:
         sys.stdout.flush()
@@ -34,11 +35,12 @@ def run(asked: Namespace) -> int:
     return 0 if found.is_ok else PlanError.exit_code
 
 
-def _adapter(words: list[str]) -> str:
+def _adapter(asked: Namespace) -> str:
     usage = "; lora-build inspect ADAPTER [--base BASE], each a folder or org/name[@revision]"
+    words: list[str] = asked.words
     for word in words:
-        if "=" in word and word.partition("=")[0].partition(".")[0] in ("recipe", "sweep"):
-            raise RecipeError(f"inspect takes an adapter, found '{word}'; for a recipe: lora-build plan {word}")
+        if word.startswith(("recipe=", "sweep=")):
+            raise RecipeError(f"inspect takes an adapter, found '{word}'; try: {proposed(asked.typed, verb='plan')}")
     if len(words) != 1:
         raise RecipeError(f"inspect takes one adapter, found {' and '.join(map(repr, words)) or 'none'}{usage}")
     return words[0]

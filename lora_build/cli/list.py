@@ -19,7 +19,7 @@ def parser() -> Parser:
 def run(asked: Namespace) -> int:
     """Print the recipes, and return the exit code."""
     if asked.words:
-        raise RecipeError(f"list takes nothing more, found '{asked.words[0]}'")
+        raise RecipeError(f"list takes nothing more, found '{asked.words[0]}'; try: lora-build list")
     rows: list[dict[str, Any]] = []
     for folder in recipe_files.folders():
         for name in folder.names():

@@ -120,9 +120,7 @@ def _dispatch(words: list[str]) -> int:
     except FileNotFoundError as error:
         raise RecipeError("the working directory is gone; cd to one that is there") from error
     found = verb(name or "build")
-    asked = found.parser().parse(rest)
-    asked.is_named = name is not None
-    return found.run(asked)
+    return found.run(found.parser().parse(rest, is_named=name is not None))
 
 
 def _helped(words: list[str]) -> list[str]:

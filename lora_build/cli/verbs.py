@@ -3,9 +3,10 @@
 import importlib
 from argparse import Namespace
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-from lora_build.cli.arguments import Parser
+if TYPE_CHECKING:
+    from lora_build.cli.arguments import Parser
 
 VERBS = {
     "build": "build a recipe; lora-build recipe=NAME is the same",
@@ -20,7 +21,7 @@ VERBS = {
 class Verb(Protocol):
     """The module of a verb."""
 
-    def parser(self) -> Parser:
+    def parser(self) -> "Parser":
         """Return the parser of what follows the verb."""
 
     def run(self, asked: Namespace) -> int:

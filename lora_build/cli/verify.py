@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_build.cli.arguments import Once, Parser
+from lora_build.cli.hints import proposed
 from lora_build.cli.lines import Said
 from lora_build.cli.output import complain, print_json, print_lines
 from lora_build.errors import LoraBuildError, RecipeError, VerificationError
@@ -97,6 +98,9 @@ def _wanted(asked: Namespace) -> Wanted:
     """Return what the folders of a command line are to be held to."""
     if not asked.words:
         raise RecipeError(_USAGE)
+    if word := next((word for word in asked.words if word.startswith(("recipe=", "sweep="))), None):
+        line = proposed(asked.typed, verb="plan")
+        raise RecipeError(f"verify takes the folders of builds, found '{word}'; which one that is says: {line}")
     of_forward = {"--prompts": asked.prompts, "--seed": asked.seed}
     if not asked.forward and (given := [name for name, value in of_forward.items() if value is not None]):
         raise RecipeError(f"{given[0]} goes with --forward; {_USAGE}")
