@@ -92,7 +92,8 @@ def unknown_option(typed: Typed, option: str) -> str:
 def bare_word(typed: Typed, word: str) -> str:
     """Return what is said to somebody who typed a word that is neither a verb nor KEY=VALUE."""
     line = proposed(typed)
-    return f"'{word}' is no command and no KEY=VALUE" + (f"; try: {line}" if line else "")
+    what = "comes first" if word in VERBS else "is no command and no KEY=VALUE"
+    return f"'{word}' {what}" + (f"; try: {line}" if line else "")
 
 
 def proposed(typed: Typed, *, verb: str | None = None) -> str | None:

@@ -165,9 +165,9 @@ def test_the_process_is_left_as_it_was(project, engine):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["pln", "recipe=prod"], "'pln' is no command and no KEY=VALUE; did you mean 'plan'?"),
-        (["recipe=prod", "plan"], "'plan' comes first: lora-build plan ..."),
-        (["prod"], "'prod' is no command and no KEY=VALUE; to build: lora-build recipe=prod"),
+        (["pln", "recipe=prod"], "'pln' is no command and no KEY=VALUE; try: lora-build plan recipe=prod"),
+        (["recipe=prod", "plan"], "'plan' comes first; try: lora-build plan recipe=prod"),
+        (["prod"], "'prod' is no command and no KEY=VALUE; try: lora-build recipe=prod"),
         (["--jsn"], "unknown option '--jsn'; did you mean '--json'?"),
         (["--experimental-rerun", "x"], "unknown option '--experimental-rerun'"),
         (["list", "recipe=prod"], "list takes nothing more, found 'recipe=prod'"),
@@ -188,7 +188,7 @@ def test_the_process_is_left_as_it_was(project, engine):
         (["help", "pln"], "'pln' is no command; did you mean 'plan'?"),
         (["recipe=prod", "--", "--replace"], "'--replace' is no command and no KEY=VALUE"),
         (["-sc"], "for TAB in bash"),
-        (["plan", "recipe=prod", "--timings"], "unknown option '--timings'; it is of a build, not of a plan"),
+        (["plan", "recipe=prod", "--timings"], "unknown option '--timings'; try: lora-build recipe=prod --timings"),
         (["-m", "recipe=prod", "--timings"], "--timings is of one build; a sweep, --cfg and --info have none"),
         (["-m", "--cfg", "job", "recipe=prod"], "-m runs a sweep; it does not go with --cfg or --info"),
         (["progressbar=false"],

@@ -126,8 +126,8 @@ def test_a_working_directory_that_is_gone_is_named(
         ("recipes/prod.yaml", "lora-build recipe=prod"),
         ("plan ./recipes/team/chat.yaml", "lora-build plan recipe=team/chat"),
         ("help me", "lora-build --help"),
-        ("--dry-run recipe=prod", "lora-build plan recipe=NAME"),
-        ("-o x recipe=prod", "output.dir=DIR"),
+        ("--dry-run recipe=prod", "lora-build plan recipe=prod"),
+        ("-o x recipe=prod", "lora-build output.dir=x recipe=prod"),
     ],
 )
 def test_what_people_type_by_habit_gets_the_next_command(

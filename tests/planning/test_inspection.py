@@ -397,7 +397,7 @@ def test_json_holds_everything_by_module(folder: Path, capsys: pytest.CaptureFix
         (("math", "--base=base", "--base", "base"), "--base: is there twice, as 'base' and 'base'"),
         (("math", "--base="), "--base: expected a value after it, found nothing"),
         (("math", "--bse", "base"), "unknown option '--bse'; did you mean '--base'?"),
-        (("recipe=demo",), "for a recipe: lora-build plan recipe=demo"),
+        (("recipe=demo",), "; try: lora-build plan recipe=demo"),
         (("mth",), "adapter: there is no folder 'mth' here, and a Hub repository is org/name; did you mean 'math'?"),
         (("./mth",), "adapters.mth: ./mth does not exist"),
         (("base",), "has no adapter_config.json, so it is no PEFT adapter; found config.json, model.safetensors"),
