@@ -28,6 +28,7 @@ _STYLES = {
     "same as": _ASIDE,
 }
 _HASH = re.compile(r"\bsha256:([0-9a-f]{12})[0-9a-f]{52}\b")
+_COMMAND = re.compile(r"(?<=[:?] )lora-build .*$")
 _COPIED = "manifest"  # the line whose hash people copy
 _SHORTEST_PATH, _END_OF_PATH = 20, 12  # a sweep's folders end with so many digits of their own
 
@@ -90,7 +91,8 @@ def _lines(said: Said, look: Look) -> "Iterator[Text]":
 def _wrapped(begin: "Text", parts: Sequence[tuple[str, str]], indent: int, width: int | None) -> "Iterator[Text]":
     """Yield a line, broken between words where there is no room; the parts of it, each with a style, stand apart.
 
-    A word is never broken: whoever copies a path or a hash gets the whole. One that is long begins further to the left.
+    A word is never broken, nor a command that ends a line: whoever copies a path, a hash or a command gets the whole.
+    What is long begins further to the left; what is longer than a line, a terminal breaks, which does no copy harm.
     """
     from rich.cells import cell_len
 
@@ -100,9 +102,9 @@ def _wrapped(begin: "Text", parts: Sequence[tuple[str, str]], indent: int, width
         if is_fresh and line.cell_len + length > room:  # behind the word that it begins with
             line.rstrip()
             line.append(" " if line.plain else "")
-        if line.cell_len + len(gap) + length > room >= length and line.plain.strip():
+        if line.cell_len + len(gap) + length > room and not (is_fresh and length > room) and line.plain.strip():
             yield line
-            line, gap = _text((" " * min(indent, room - length), "")), ""
+            line, gap = _text((" " * (indent if length > room else min(indent, room - length)), "")), ""
         line.append(gap + word, style)
         is_fresh = False
     yield line
@@ -111,7 +113,9 @@ def _wrapped(begin: "Text", parts: Sequence[tuple[str, str]], indent: int, width
 def _words(parts: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
     """Yield each word of some parts, with what stands before it on the same line, and its style."""
     for number, (text, style) in enumerate(parts):
-        for position, word in enumerate(text.split(" ")):
+        command = _COMMAND.search(text)
+        words = [*text[: command.start()].split(" ")[:-1], command[0]] if command else text.split(" ")
+        for position, word in enumerate(words):
             yield (" " if position else "  " if number else ""), word, style
 
 

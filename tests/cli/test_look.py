@@ -147,6 +147,12 @@ def test_a_line_is_broken_between_words_and_a_word_never(shown: Callable[..., st
     assert lines[-1].startswith("    two")
 
 
+def test_a_command_to_copy_is_one_line(shown: Callable[..., str]) -> None:
+    command = "lora-build recipe=demo 'adapter_names=[math],[math,text]' adapters.math.weight=0.5,1"
+    said = STYLE.sub("", shown(message=(f"'demo' is no command; try: {command} -m", f"or: {command[:60]}")))
+    assert said.splitlines() == ["error: 'demo' is no command; try:", f"  {command} -m", f"  or: {command[:60]}"]
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb"), ("TERM", "unknown"), ("FORCE_COLOR", "")]
 )
@@ -205,7 +211,7 @@ def test_a_forward_check_has_a_row_for_each_prompt_and_says_which_are_too_far(sh
 
 
 def point(number: int, names: str, weight: str, **more: Any) -> Point:
-    words = ("recipe=demo", f"recipe.adapter_names={names}", f"recipe.adapters.math.weight={weight}")
+    words = ("recipe=demo", f"adapter_names={names}", f"adapters.math.weight={weight}")
     return Point(number=number, overrides=words, **more)
 
 
