@@ -23,6 +23,7 @@ def test_the_demo_builds_from_a_wheel_in_an_empty_folder(tmp_path: Path, compile
         archive.extractall(tmp_path / "site")
     assert wheel.name.endswith("-py3-none-any.whl") == bool(compiler)
     assert (tmp_path / "site/lora_build/_native/library.so").exists() != bool(compiler)
+    assert (tmp_path / "site/lora_build/schemas/recipe.schema.json").is_file()
     empty = tmp_path / "empty"
     empty.mkdir()
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}

@@ -41,6 +41,11 @@ def check_defaults(defaults: object, kind: str) -> Iterator[str]:
         yield "defaults: write _self_ last: a file's own keys win over what it inherits"
 
 
+def group_pattern(kind: str) -> str:
+    """Return the pattern of the groups from which a file of a kind may choose."""
+    return _GROUPS[kind].pattern
+
+
 def from_the_top(defaults: list[Any]) -> list[Any]:
     """Return a recipe's names counted from `recipes/`; Hydra would count from wherever the file was asked for."""
     return [

@@ -80,6 +80,11 @@ def check_hydra_override(key: str, value: object) -> Iterator[str]:
         yield from dict.fromkeys(why for why in found if why is not None)
 
 
+def axis_pattern() -> str:
+    """Return the pattern of the names of axes."""
+    return _AXIS.pattern
+
+
 def check_composed(hydra: Any) -> Iterator[str]:
     """Yield what a composed config would have Hydra do besides: nothing, whoever it comes from."""
     wanted: dict[str, Any] = {

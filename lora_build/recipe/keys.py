@@ -21,7 +21,7 @@ from lora_build.recipe.renamed import answer
 from lora_build.recipe.requires import unmet
 from lora_build.recipe.schema import MISSING, AdapterSpec, Recipe
 from lora_build.recipe.shorthand import SHORT, names_of
-from lora_build.recipe.values import is_local, parse_size, parse_source
+from lora_build.recipe.values import NAME, REPOSITORY, is_local, parse_size, parse_source
 
 _MAX_REFERENCES = 1_000
 _MAX_PROBLEMS = 100  # more of them say no more, and finding near names takes time
@@ -187,7 +187,7 @@ def _is_taken(target: str, value: Any) -> bool:
 
 
 def _check_name(name: object, path: str) -> Iterator[str]:
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][\w-]*", name, re.ASCII):
+    if not isinstance(name, str) or not re.fullmatch(NAME, name, re.ASCII):
         yield f"{path}: '{name}' names no adapter; use letters, digits, _ and -, no digit first"
 
 
@@ -252,7 +252,7 @@ def _check_text(value: str, path: str) -> Iterator[str]:
 
 def _check_source(text: str) -> None:
     source, revision = parse_source(text)
-    is_repository = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source, re.ASCII) and not re.search(r"\s", revision or "")
+    is_repository = re.fullmatch(REPOSITORY, source, re.ASCII) and not re.search(r"\s", revision or "")
     if is_local(source) or is_repository:
         return
     hint = f"; for a folder write ./{text}" if text else ""

@@ -6,9 +6,11 @@ from typing import Any
 
 from lora_build.errors import RecipeError
 
+NAME = r"[A-Za-z_][\w-]*"  # of an adapter
+REPOSITORY = r"[\w.-]+(/[\w.-]+)?"  # of the Hub
+SIZE = r"(\d{1,18}(?:\.\d{1,18})?) ?([KMGTkmgt])([Ii]?)[Bb]"
 _DECIMAL, _BINARY = 1000, 1024
 _UNITS = "KMGT"
-_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?) ?([KMGT])(I?)B", re.ASCII)
 _REFERENCE = "${"
 
 
@@ -38,11 +40,11 @@ def parse_size(size: str | int) -> int | None:
     """
     if size == "keep":
         return None
-    text, found = str(size).strip().upper(), 0
-    if match := _SIZE.fullmatch(text):
+    text, found = str(size).strip(), 0
+    if match := re.fullmatch(SIZE, text, re.ASCII):
         # of decimal digits, not of a float: 0.29GB has 290000000 bytes
         whole, _, fraction = match[1].partition(".")
-        factor = (_BINARY if match[3] else _DECIMAL) ** (1 + _UNITS.index(match[2]))
+        factor = (_BINARY if match[3] else _DECIMAL) ** (1 + _UNITS.index(match[2].upper()))
         found = int(whole + fraction) * factor // int("1" + "0" * len(fraction))
     elif re.fullmatch(r"\d{1,18}", text, re.ASCII):
         found = int(text)

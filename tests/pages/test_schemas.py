@@ -1,11 +1,13 @@
 """The JSON Schemas in docs/schemas: what is written and printed holds to them, and they allow nothing that nobody knows."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
@@ -13,9 +15,16 @@ import lora_build
 from lora_build.cli.main import main
 from lora_build.errors import LoraBuildError
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME
+from lora_build.recipe.declared import every_key
+from lora_build.recipe.json_schema import described, schema_text
+from lora_build.recipe.strict_yaml import read_yaml
 from makers import small
+from makers.bad_inputs import make_project
+from makers.bad_inputs.recipes import ROWS
+from makers.recipes import LONG, SHORT
 
-FOLDER = Path(__file__).parent.parent.parent / "docs/schemas"
+ROOT = Path(__file__).parent.parent.parent
+FOLDER = ROOT / "docs/schemas"
 SCHEMAS: dict[str, Any] = {
     path.name.removesuffix(".schema.json"): json.loads(path.read_text()) for path in FOLDER.glob("*.schema.json")
 }
@@ -53,12 +62,16 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def test_there_is_a_schema_for_each_format_and_each_names_its_version() -> None:
-    kinds = "build error inspection manifest plan points provenance recipes survival verification"
+    kinds = "build error inspection manifest plan points provenance recipe recipes survival verification"
     assert sorted(SCHEMAS) == kinds.split()
     for kind, schema in SCHEMAS.items():
         Draft202012Validator.check_schema(schema)
         assert schema["$id"] == f"https://lora-build.dev/schemas/{kind}-v1.json"
-        if kind not in ("error", "provenance"):  # provenance has in-toto's, and its buildType
+        if kind not in (
+            "error",
+            "provenance",
+            "recipe",
+        ):  # provenance has in-toto's, and its buildType; people write recipes
             assert schema["properties"]["schema"] == {"const": f"lora-build/{kind}/v1"}
 
 
@@ -78,6 +91,107 @@ def objects(schema: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def test_a_schema_allows_no_key_that_it_does_not_name(kind: str) -> None:
     found = [name for name, schema in objects(SCHEMAS[kind]) if "additionalProperties" not in schema]
     assert set(found) <= OPEN
+
+
+# --- the recipe's -------------------------------------------------------------------------------------------------
+
+
+def of_recipes(page: Path) -> Iterator[str]:
+    yield from re.findall(r"^```yaml\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def read(text: str, folder: Path) -> Any:
+    (folder / "x.yaml").write_text(text)
+    return read_yaml(folder / "x.yaml")
+
+
+def test_the_recipe_s_schema_is_the_one_that_the_package_makes(update_goldens: bool) -> None:
+    file = FOLDER / "recipe.schema.json"
+    if update_goldens:
+        file.write_text(schema_text())
+    assert file.read_text() == schema_text()
+
+
+def test_every_recipe_of_the_repository_and_its_pages_holds_to_the_schema(tmp_path: Path) -> None:
+    texts = [path.read_text() for path in (ROOT / "recipes").rglob("*.yaml")]
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        texts += [text for text in of_recipes(page) if not text.startswith("# refused: ")]
+    assert len(texts) >= 12
+    for text in texts:
+        hold(read(text, tmp_path), "recipe")
+
+
+@pytest.mark.parametrize(
+    "form", [*SHORT.values(), {"output": "./x"}, {"adapters": {"one": None}}, {"dtype": {"*": "float16"}}]
+)
+def test_short_forms_hold_to_the_recipe_s_schema(form: dict[str, Any]) -> None:
+    hold(LONG | form, "recipe")
+
+
+FILES = {
+    "an adapter": "source: org/math@v1\nweight: 0.5\n",
+    "an heir": "defaults: [_base, {adapter: [math, code]}, {override adapter@adapters.x: null}, _self_]\nadapters: {a: null}\n",
+    "a sweep": "defaults: [{override /recipe: prod}, {override /hydra/launcher: joblib}]\nrecipe: {dtype: float16}\n"
+    "hydra: {sweeper: {params: {recipe.dtype: 'keep,float32', recipe.adapters.m.weight: 1}, n_trials: 3}, launcher: {n_jobs: 2}}\n",
+    "a sweep by its defaults": "defaults: [{override /recipe: prod}]\n",
+    "references": "base: ${recipe.root}/x\nadapters: {m: {source: './${recipe.name}', weight: '${recipe.adapters.a.weight}'}}\n",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_kind_of_file_holds_to_the_recipe_s_schema(kind: str, tmp_path: Path) -> None:
+    hold(read(FILES[kind], tmp_path), "recipe")
+
+
+BAD = [
+    *(name for name in ROWS if name.startswith(("weight ", "dtype ", "a revision that reads as "))),
+    "an unknown key", "a _target_", "logging of Hydra's", "adapter_names with a typing error", "a path with NUL",
+]  # fmt: skip
+NOT_TOLD = {
+    "weight .inf", "weight -.inf", "weight 1e400", "weight .nan",  # numbers, to JSON Schema
+    "adapter_names with a typing error", "a path with NUL",  # which only the whole of it tells
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", BAD)
+def test_a_bad_recipe_does_not_hold_to_the_schema_where_a_schema_can_tell(row: str, tmp_path: Path) -> None:
+    ROWS[row].change(make_project(tmp_path))
+    is_valid = Draft202012Validator(SCHEMAS["recipe"]).is_valid(read_yaml(tmp_path / "recipes/prod.yaml"))
+    assert is_valid is (row in NOT_TOLD)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["base: {source: a/b/c}", "base: https://hub/x", "adapters: {2x: ./a}", "adapters: [{name: a.b, source: ./a}]", "name: a/b",
+     "output: {max_shard_size: 5 gigs}", "output: {max_shard_size: 0}", "output: {if_exist: fail}", "dtype: {}", "[1]",
+     "source: ./x\nscale: 2", "source: ./x\nbase: ./y", "recipe: {dtyp: keep}", "hydra: {callbacks: {}}", "defaults: _base",
+     "defaults: [{hydra/callbacks: x}]", "hydra: {sweeper: {params: {hydra.callbacks: x}}}", "checks: {forward: {sed: 1}}"],
+)  # fmt: skip
+def test_mistakes_do_not_hold_to_the_recipe_s_schema(text: str) -> None:
+    assert not Draft202012Validator(SCHEMAS["recipe"]).is_valid(yaml.safe_load(text))
+
+
+def test_every_key_says_what_it_is_to_an_editor() -> None:
+    keys = {path for path, _, _ in every_key()}
+    assert all(len(described(key)) > 10 and "](" not in described(key) for key in keys)
+    said = {schema["description"] for _, schema in objects_with("description", SCHEMAS["recipe"])}
+    assert {described(key) for key in keys} <= said
+
+
+def objects_with(key: str, schema: Any) -> Iterator[tuple[str, Any]]:
+    """Yield each part of a schema that has a text at a key."""
+    if isinstance(schema, dict):
+        if isinstance(schema.get(key), str):
+            yield key, schema
+        for part in schema.values():
+            yield from objects_with(key, part)
+    elif isinstance(schema, list):
+        for part in schema:
+            yield from objects_with(key, part)
+
+
+# --- what is written and printed ----------------------------------------------------------------------------------
 
 
 def test_what_a_build_leaves_holds_to_its_schemas(project: Path, printed: Any) -> None:
