@@ -6,6 +6,8 @@
     built = lora_build.build(lora_build.load_recipe("prod_math", ["dtype=float32"]))
     built.manifest.manifest_hash, built.warnings
     lora_build.verify("./merged")
+    lora_build.merge("./base", "./math", output="./merged").build.manifest
+    lora_build.init("acme/math-lora")
 
 Nothing is printed; what there is to say is logged below the logger `lora_build`.
 """
@@ -36,12 +38,15 @@ if TYPE_CHECKING:
     from lora_build.proof.wrapper_check import WrapperReport
     from lora_build.recipe.compose import load_recipe
     from lora_build.recipe.schema import Recipe
+    from lora_build.start.init import NewRecipe, init
+    from lora_build.start.merge import Merged, merge
     from lora_build.wrapper.model import LoraModel
 
 __all__ = [
-    "Build", "ForwardReport", "Inspection", "LoraBuildError", "LoraModel", "Manifest", "MergeError", "Plan",
-    "PlanError", "Recipe", "RecipeError", "SourceError", "StorageError", "Verification", "VerificationError",
-    "WrapperReport", "__version__", "build", "inspect", "load_recipe", "plan", "verify",
+    "Build", "ForwardReport", "Inspection", "LoraBuildError", "LoraModel", "Manifest", "MergeError", "Merged",
+    "NewRecipe", "Plan", "PlanError", "Recipe", "RecipeError", "SourceError", "StorageError", "Verification",
+    "VerificationError", "WrapperReport", "__version__", "build", "init", "inspect", "load_recipe", "merge", "plan",
+    "verify",
 ]  # fmt: skip
 
 _HOMES = {
@@ -59,6 +64,10 @@ _HOMES = {
     "LoraModel": "wrapper.model",
     "ForwardReport": "proof.forward.report",
     "WrapperReport": "proof.wrapper_check",
+    "init": "start.init",
+    "NewRecipe": "start.init",
+    "merge": "start.merge",
+    "Merged": "start.merge",
 }
 
 

@@ -27,7 +27,7 @@ FLOORS = (
     ("scores",),
     ("pipeline",),
     ("pages",),
-    ("sweep",),
+    ("start", "sweep"),
     ("cli",),
     ("__main__",),
 )

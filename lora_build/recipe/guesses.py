@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_PLAIN = re.compile(r"[A-Za-z_./~][\w./@+-]*|\d+[KMGT]i?B", re.ASCII)
-_NO_TEXT = ("null", "true", "false", "yes", "no", "on", "off", "y", "n", "~")  # though it is of letters
+from lora_build.recipe.yaml_text import flow
+
 _WORDS = {  # by the key of a recipe, from the top; NAME is an adapter
     "base": (
         "base_model base_models base_model_name base_model_id base_model_path base_model_name_or_path "
@@ -238,23 +238,7 @@ def proposals(target: str, word: str, value: object) -> Iterator[Any]:
 def assignment(target: str, value: Any, *, as_override: bool = False) -> str:
     """Return a key with its value as a file has it, `output: {dir: x}`, or as a command line, `output.dir=x`."""
     if as_override:
-        text = f"{target}={_flow(value, ',', ':')}"
+        text = f"{target}={flow(value, ',', ':')}"
         return f"'{text}'" if re.search(r"[\s{}\[\]<>*$\"\\|&;()~#?!]", text) else text
     *above, last = target.split(".")
-    return "".join(f"{key}: {{" for key in above) + f"{last}: {_flow(value)}" + "}" * len(above)
-
-
-def _flow(value: Any, comma: str = ", ", colon: str = ": ") -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
-        case Mapping():
-            return "{" + comma.join(f"{key}{colon}{_flow(item, comma, colon)}" for key, item in value.items()) + "}"
-        case list():
-            return "[" + comma.join(_flow(item, comma, colon) for item in value) + "]"
-        case str() if not _PLAIN.fullmatch(value) or value.lower() in _NO_TEXT:
-            return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-        case _:
-            return str(value)
+    return "".join(f"{key}: {{" for key in above) + f"{last}: {flow(value)}" + "}" * len(above)

@@ -23,6 +23,7 @@ from lora_build.recipe.schema import MISSING, AdapterSpec, Recipe
 from lora_build.recipe.shorthand import SHORT
 from lora_build.recipe.values import NAME, REPOSITORY, SIZE
 
+ID = "https://lora-build.dev/schemas/recipe-v1.json"
 Schema = dict[str, Any]
 _REFERENCE: Schema = {"$ref": "#/$defs/reference"}
 _LOCAL = r"\.{1,2}$|/|\.{1,2}/|~"
@@ -50,7 +51,7 @@ def recipe_schema() -> Schema:
     ]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": "https://lora-build.dev/schemas/recipe-v1.json",
+        "$id": ID,
         "title": "A file below recipes/: a recipe, an adapter of recipes/adapter/, or a sweep of recipes/sweep/",
         "if": {"anyOf": of_sweeps},
         "then": {"$ref": "#/$defs/sweep_file"},

@@ -48,6 +48,11 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return data or {}
 
 
+def parse_scalar(text: str) -> Any:
+    """Return the value that a plain text without spaces is to YAML: `7e1` is a number, `./x` a text."""
+    return yaml.load(text, Loader=_Loader)
+
+
 def _depth(text: bytes) -> int:
     """Return how deep brackets are nested, those in quotes counted too."""
     steps = (1 if found[0] in b"[{" else -1 for found in re.finditer(rb"[\[\]{}]", text))

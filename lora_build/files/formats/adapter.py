@@ -19,7 +19,7 @@ from lora_build.files.formats.side_files import is_tokenizer_file, why_left_out
 from lora_build.files.identity import SourceName
 from lora_build.files.sources import Source, read_whole, sizes
 
-__all__ = ["WEIGHTS_NAME", "Adapter", "AdapterParts", "KeyRules", "open_adapter"]
+__all__ = ["WEIGHTS_NAME", "Adapter", "AdapterParts", "KeyRules", "open_adapter", "read_adapter_config"]
 
 _PREFIX = "base_model.model."
 # of FSDP, torch.compile and activation checkpointing
@@ -125,15 +125,7 @@ def open_adapter(
         SourceError: no PEFT adapter is there, or a file is not what it should be.
     """
     where, files = source.name, sizes(source)
-    for file in (CONFIG_NAME, WEIGHTS_NAME):
-        if file not in files:
-            found = ", ".join(sorted(files)[:8]) or "nothing"
-            raise SourceError(f"{where}: has no {file}, so it is no PEFT adapter; found {found}{_hint(files)}")
-    if files[CONFIG_NAME] > MAX_CONFIG_BYTES:
-        found = f"has {files[CONFIG_NAME]} bytes, expected at most {MAX_CONFIG_BYTES}"
-        raise SourceError(f"{where}/{CONFIG_NAME}: {found}; is it the right file?")
-    text = decode_json(read_whole(source, CONFIG_NAME), f"{where}/{CONFIG_NAME}:")
-    config = AdapterConfig.parse(text, f"{where}/{CONFIG_NAME}")
+    config = read_adapter_config(source)
     tensors = {t.name: t for t in read_tensors(source.read, where, WEIGHTS_NAME, files[WEIGHTS_NAME])}
     _refuse_empty(tensors.values(), f"{where}/{WEIGHTS_NAME}")
     known = rules(config.peft_type)
@@ -154,6 +146,24 @@ def open_adapter(
         },
         notes=beside.notes,
     )
+
+
+def read_adapter_config(source: Source) -> AdapterConfig:
+    """Return the config of the adapter that a source's files hold; its weights are there, and not looked at.
+
+    Raises:
+        SourceError: no PEFT adapter is there, or its config is not what it should be.
+    """
+    where, files = source.name, sizes(source)
+    for file in (CONFIG_NAME, WEIGHTS_NAME):
+        if file not in files:
+            found = ", ".join(sorted(files)[:8]) or "nothing"
+            raise SourceError(f"{where}: has no {file}, so it is no PEFT adapter; found {found}{_hint(files)}")
+    if files[CONFIG_NAME] > MAX_CONFIG_BYTES:
+        found = f"has {files[CONFIG_NAME]} bytes, expected at most {MAX_CONFIG_BYTES}"
+        raise SourceError(f"{where}/{CONFIG_NAME}: {found}; is it the right file?")
+    text = decode_json(read_whole(source, CONFIG_NAME), f"{where}/{CONFIG_NAME}:")
+    return AdapterConfig.parse(text, f"{where}/{CONFIG_NAME}")
 
 
 def _why_unused(name: str, size_bytes: int) -> str:
