@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 VERBS = {
     "build": "build a recipe; lora-build recipe=NAME is the same",
     "plan": "say what a build would do; read only headers, write nothing",
+    "init": "write a recipe for adapters, or for what another tool's file merges",
+    "merge": "merge adapters into a base without a recipe's file",
     "inspect": "say what an adapter is, and whether it fits a base",
     "verify": "check every byte of a build against its manifest",
     "list": "list the recipes",

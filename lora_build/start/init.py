@@ -1,8 +1,10 @@
 """Writes a recipe for adapters, or for what another tool's file merges: bases and commits found, the rest said.
 
-lora_build.init("acme/math-lora")
-lora_build.init({"math": "./math", "code": "acme/code@v1"}, base="org/base", name="team/both")
-lora_build.init(from_file="merge.yml")
+    lora_build.init("acme/math-lora")
+    lora_build.init({"math": "./math", "code": "acme/code@v1"}, base="org/base", name="team/both")
+    lora_build.init(from_file="merge.yml")
+
+What is written is a recipe that composes; nothing of it but names and paths is anybody else's text.
 """
 
 import re
@@ -38,6 +40,8 @@ class NewRecipe:
         name: what builds it: `lora-build recipe=NAME`.
         file: where it is.
         text: what it says.
+        base: the base, with its revision.
+        adapters: the adapters with theirs, by name.
         notes: what its user should know, such as a repository that could not be pinned.
         left: the keys of another tool's file that it could not take, each with the reason.
     """
@@ -45,6 +49,8 @@ class NewRecipe:
     name: str
     file: Path
     text: str
+    base: str
+    adapters: Mapping[str, str]
     notes: tuple[str, ...] = ()
     left: Mapping[str, str] | None = None
 
@@ -88,7 +94,10 @@ def init(
     text = _text(keys, comments, [schema_line(folder, file), f"# Written by lora-build init{origin}."], name)
     if said := write(folder, file, text):
         notes.append(said)
-    return NewRecipe(name=name, file=file, text=text, notes=tuple(notes), left=left)
+    named = {adapter: spec["source"] for adapter, spec in keys["adapters"].items()}
+    return NewRecipe(
+        name=name, file=file, text=text, base=keys["base"], adapters=named, notes=tuple(notes), left=left
+    )  # fmt: skip
 
 
 def _keys(adapters: Mapping[str, Reference], base: Named | None, root: Path) -> dict[str, Any]:

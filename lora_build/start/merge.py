@@ -1,7 +1,9 @@
 """A merge without a recipe's file: what it builds is a recipe all the same, and its text is returned beside it.
 
-lora_build.merge("./base", "./math", output="./merged")
-lora_build.merge("org/base", {"math": "./math", "code": "acme/code@v1"}, output="./merged", keys={"dtype": "float16"})
+    lora_build.merge("./base", "./math", output="./merged")
+    lora_build.merge("org/base", {"a": "./a", "b": "acme/b@v1"}, output="./merged", keys={"dtype": "float16"})
+
+The build is as any other: its provenance has the recipe, so that it can be verified from anywhere.
 """
 
 import os

@@ -1,0 +1,74 @@
+"""`lora-build merge BASE ADAPTER ... -o DIR`: a build that no file describes, and the recipe that it is."""
+
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_build.cli import work
+from lora_build.cli.arguments import Once, Parser
+from lora_build.cli.init import adapters_of
+from lora_build.cli.json import built_json
+from lora_build.cli.output import print_json, print_lines
+from lora_build.cli.text import built_lines
+from lora_build.errors import RecipeError
+from lora_build.recipe.schema import Recipe
+
+_MORE = """\
+BASE and ADAPTER are folders (./x) or repositories of the Hub (org/name[@revision]); NAME=ADAPTER gives one a name.
+
+keys:
+  KEY=VALUE               any key of a recipe: adapters.math.weight=0.5 tokenizer=base
+
+What is printed first is the recipe: saved as recipes/NAME.yaml, it builds the same bytes.
+"""
+
+
+def parser() -> Parser:
+    """Return the parser of `merge`."""
+    about = "Merge adapters into a base without a recipe's file."
+    made = Parser("merge", usage="BASE ADAPTER [ADAPTER ...] -o DIR [KEY=VALUE ...]", about=about, more=_MORE)
+    made.add_argument("-o", "--output", action=Once, metavar="DIR", help="the folder of the build")
+    made.add_argument("--dtype", action=Once, metavar="DTYPE", help="keep, float32, bfloat16 or float16")
+    made.add_argument("--replace", action="store_true", help="replace a build of a recipe, or with changed files")
+    return made
+
+
+def run(asked: Namespace) -> int:
+    """Merge, print the recipe and what came of it, and return the exit code."""
+    from lora_build.start.merge import one_off
+
+    base, adapters, keys = _sorted(asked.words)
+    if asked.output is None:
+        raise RecipeError("-o DIR: is not there; it says where the checkpoint goes")
+    if asked.dtype is not None:
+        keys = [f"dtype={asked.dtype}", *keys]
+    found = one_off(base, adapters_of(adapters), output=asked.output, overrides=keys)
+    if not asked.as_json:
+        sys.stdout.write(f"{found.text}\n")
+        sys.stdout.flush()
+    built = work.build(found.recipe, replace=asked.replace, progressbar=not asked.as_json)
+    print_json(built_json(built) | {"recipe": found.text}) if asked.as_json else print_lines(built_lines(built))
+    return 0
+
+
+def _sorted(words: Sequence[str]) -> tuple[str, list[str], list[str]]:
+    """Return the base, the adapters, and the keys of the recipe among words."""
+    sources = [word for word in words if _is_source(word)]
+    keys = [word for word in words if word not in sources]
+    if len(sources) < 2:
+        found = " and ".join(map(repr, sources)) or "neither"
+        raise RecipeError(
+            f"merge takes a base and at least one adapter, found {found}; lora-build merge --help says more"
+        )
+    return sources[0], sources[1:], keys
+
+
+def _is_source(word: str) -> bool:
+    """Whether a word names a base or an adapter: none that sets a key of a recipe."""
+    name, equals, value = word.partition("=")
+    if not equals:
+        return not word.startswith("~") or word.startswith("~/")
+    is_name = re.fullmatch(r"[A-Za-z_][\w-]*", name, re.ASCII) and name not in (*Recipe.__dataclass_fields__, "recipe")
+    return bool(is_name) and ("/" in value or Path(value).is_dir())
