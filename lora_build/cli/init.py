@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from lora_build.start.init import NewRecipe
 
 _MORE = """\
-ADAPTER is a folder (./x) or a repository of the Hub (org/name[@revision]); NAME=ADAPTER gives it a name.
-A repository is pinned to the commit that it is at today. The recipe is written below recipes/.
+ADAPTER is a folder (./x) or a repository of the Hub (org/name[@revision]), pinned to its commit
+of today; NAME=ADAPTER gives it a name. The recipe is written below recipes/.
 
-FILE is a merge of mergekit, an export of LLaMA-Factory or a config of axolotl; what no recipe can say of it is named.
+FILE is a merge of mergekit, an export of LLaMA-Factory or a config of axolotl. What no recipe can
+say of it is named.
 """
 
 

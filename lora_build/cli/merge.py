@@ -16,7 +16,8 @@ from lora_build.errors import RecipeError
 from lora_build.recipe.schema import Recipe
 
 _MORE = """\
-BASE and ADAPTER are folders (./x) or repositories of the Hub (org/name[@revision]); NAME=ADAPTER gives one a name.
+BASE and ADAPTER are folders (./x) or repositories of the Hub (org/name[@revision]);
+NAME=ADAPTER gives an adapter a name.
 
 keys:
   KEY=VALUE               any key of a recipe: adapters.math.weight=0.5 tokenizer=base

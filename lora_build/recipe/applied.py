@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 from lora_build.errors import RecipeError
 from lora_build.recipe.hydra_errors import plain_errors
 from lora_build.recipe.overrides import check_overrides
-from lora_build.recipe.short_overrides import expand_override
+from lora_build.recipe.short_overrides import words_for_hydra
 from lora_build.recipe.shorthand import expand
-from lora_build.recipe.words import for_hydra
+from lora_build.recipe.words import for_people
 
 
 @plain_errors()
@@ -21,16 +21,18 @@ def with_overrides(data: Mapping[str, Any], words: Sequence[str]) -> dict[str, A
     Raises:
         RecipeError: a word is none for a recipe, or has several values.
     """
-    texts = [meant for word in words for meant in expand_override(for_hydra(word))]
+    texts = words_for_hydra(words)
     check_overrides(texts)
     parser = OverridesParser.create()
     tree: Any = OmegaConf.create({"recipe": expand(data)})
     for word, override in zip(texts, parser.parse_overrides(texts), strict=True):
         key = override.key_or_group
         if not key.startswith("recipe."):
-            raise RecipeError(f"{word}: expected a key of the recipe, such as dtype=float16")
+            raise RecipeError(f"{for_people(word)}: expected a key of the recipe, such as dtype=float16")
         if override.is_sweep_override():
-            raise RecipeError(f"{word}: has several values, and this makes one merge; a list is written KEY=[a,b]")
+            raise RecipeError(
+                f"{for_people(word)}: has several values, and this makes one merge; a list is written KEY=[a,b]"
+            )
         above, _, last = key.rpartition(".")
         if override.is_delete():
             OmegaConf.select(tree, above).pop(last, None)

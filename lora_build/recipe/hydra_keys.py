@@ -81,8 +81,10 @@ def check_hydra_override(key: str, value: object) -> Iterator[str]:
 
 
 def axis_pattern() -> str:
-    """Return the pattern of the names of axes."""
-    return _AXIS.pattern
+    """Return the pattern of the names of axes, as a JSON Schema has it: keys of the recipe, in either form."""
+    keys = "|".join(key for key in Recipe.__dataclass_fields__ if key != "composed")
+    groups = r"adapter(@adapters\.[\w-]+)?|recipe/adapter(@recipe\.adapters\.[\w-]+)?"
+    return rf"\+{{0,2}}(recipe|{groups}|(recipe\.)?({keys})(\.[\w-]+)*)"
 
 
 def check_composed(hydra: Any) -> Iterator[str]:

@@ -15,7 +15,7 @@ from lora_build.recipe import files as recipe_files
 from lora_build.recipe.defaults import why_no_name
 from lora_build.recipe.hydra_errors import plain_errors
 from lora_build.recipe.hydra_keys import check_hydra_override
-from lora_build.recipe.keys import check_recipe, raise_problems
+from lora_build.recipe.keys import check_recipe, raise_problems, why_unknown
 from lora_build.recipe.renamed import NEW_NAMES, answer_override
 from lora_build.recipe.schema import Composed, Recipe
 from lora_build.recipe.words import RESERVED, for_hydra, for_people, key_for_people
@@ -50,9 +50,9 @@ def check_overrides(overrides: Sequence[str]) -> None:
         elif said := answer_override(key, str(override.input_line).partition("=")[2]):
             problems.append(said)
         elif top not in ("recipe", "recipe/adapter", "sweep", "progressbar") or not _is_known(rest):
-            known = [*RESERVED, "adapter", *_KEYS]
-            near = did_you_mean(shown, known) or did_you_mean(shown.partition(".")[0], known)
-            problems.append(f"{shown}: unknown key{near or '; known are ' + ', '.join(_KEYS)}")
+            near = did_you_mean(shown, [*RESERVED, "adapter"])
+            value = None if override.is_sweep_override() else value
+            problems.append(f"{shown}: unknown key{near}" if near else why_unknown(shown, value))
         elif key in ("recipe", "sweep") and isinstance(value, list):
             problems.append(
                 f"{key}: expected one name, found a list; {key}={','.join(map(str, value))} takes one after the other"
@@ -230,5 +230,5 @@ def _check_values(override: Override, rest: str, parser: OverridesParser) -> Ite
         data: Any = value
         for part in reversed(rest.split(".")):
             data = {part: data}
-        for problem in check_recipe(data):
+        for problem in check_recipe(data, as_override=True):
             yield f"{problem}{quoted if problem.endswith('in quotes') else ''}"

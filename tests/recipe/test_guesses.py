@@ -179,6 +179,32 @@ def test_words_within_words_are_answered_in_no_time() -> None:
     assert check_recipe({"models": data})
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("base_model=org/x", "base_model: unknown key; write base=org/x"),
+     ("adapters.math.scale=0.5", "adapters.math.scale: unknown key; write adapters.math.weight=0.5"),
+     ("recipe.adapters.math.scale=0.5", "adapters.math.scale: unknown key; write adapters.math.weight=0.5"),
+     ("fp16=true", "fp16: unknown key; write dtype=float16"),
+     ("out=./x", "out: unknown key; write output=./x"),
+     ("shard_size=5GB", "shard_size: unknown key; write output.max_shard_size=5GB"),
+     ("extends=prod", "extends: unknown key; in the recipe's file write defaults: [prod, _self_]"),
+     ("dtype=fp16", "dtype: expected one of keep, float32, bfloat16, float16, found 'fp16'; did you mean 'float16'?"),
+     ("density=0.5", "density: unknown key; leave it out"),
+     ("dtpye=float32", "dtpye: unknown key; did you mean 'dtype'?")],
+)  # fmt: skip
+def test_a_word_of_elsewhere_on_the_command_line_is_answered_as_one_writes_it_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/x.yaml").write_text("base: ./base\nadapters: {math: ./math}\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("x", [word])
+    assert said in str(caught.value)
+    if found := re.search(r"; write ([\w.]+=\S+)$", str(caught.value)):
+        load_recipe("x", [found[1]])
+
+
 def test_a_word_in_a_file_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes/adapter").mkdir(parents=True)
