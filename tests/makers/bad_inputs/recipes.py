@@ -108,7 +108,7 @@ ROWS: dict[str, Bad] = {
     "logging of Hydra's": bad(
         recipe("# @package _global_\n" + RECIPE + "hydra: {job_logging: {handlers: {x: {(): os.system}}}}\n"), "recipes/prod.yaml"
     ),
-    "an override of a key that is not there": bad(nothing, "recipe.dtpye", words=["recipe=prod", "recipe.dtpye=float32"]),
+    "an override of a key that is not there": bad(nothing, "dtpye: unknown key", words=["recipe=prod", "recipe.dtpye=float32"]),
     "an unknown option": bad(nothing, "--forse", words=["recipe=prod", "--forse"]),
     "an option without its value": bad(nothing, "--expect: expected a value after it", words=["verify", "--expect"]),
     "a folder that is no build": bad(nothing, "has no lora-build.manifest.json", words=["verify", "base"]),
