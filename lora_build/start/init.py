@@ -85,13 +85,13 @@ def init(
             raise RecipeError("a file names its base and its adapters itself; give either them or --from FILE")
         found = read_file(Path(from_file), root)
         keys, left, notes = dict(found.keys), found.left, [*found.notes]
-        origin = f" from {escaped(Path(from_file).name)} of {found.tool}"
+        whose = f" from {escaped(Path(from_file).name)} of {found.tool}"
     else:
-        keys, left, notes, origin = _keys(named_references(adapters, root), base, root), None, [], ""
+        keys, left, notes, whose = _keys(named_references(adapters, root), base, root), None, [], ""
     comments = _pin(keys, notes)
     name = name or "-".join(keys["adapters"])[:80]
     file = place_of(folder, name, replace=replace)
-    text = _text(keys, comments, [schema_line(folder, file), f"# Written by lora-build init{origin}."], name)
+    text = _text(keys, comments, [schema_line(folder, file), f"# Written by lora-build init{whose}."], name)
     if said := write(folder, file, text):
         notes.append(said)
     named = {adapter: spec["source"] for adapter, spec in keys["adapters"].items()}
