@@ -9,11 +9,13 @@ show something else. Errors escape what they are made of (errors.py), the comman
 """
 
 import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 _UNUSUAL = re.compile(r"[^ -~]")
-_SECRETS = (
+_SECRETS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"(?<=://)[^\s/'\"]+@"), "***@"),
-    (re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]+"), r"\1?***"),
+    (re.compile(r"://[^\s'\"]+"), lambda found: _without_query(found[0])),  # whole, lest each :// look for a ? alone
     (re.compile(r"\bhf_(?=[A-Za-z0-9]*[A-Z0-9]|[A-Za-z0-9]{16})[A-Za-z0-9]{8,}"), "hf_***"),  # no folder hf_datasets
     (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}"), r"\1***"),
     (re.compile(r"(?i)\b((?:access_|auth_)?token|password|secret|api_?key)=[^\s&'\"]+"), r"\1=***"),
@@ -34,6 +36,24 @@ def without_secrets(text: str) -> str:
     for pattern, shown in _SECRETS:
         text = pattern.sub(shown, text)
     return text
+
+
+def masked(data: Any) -> Any:
+    """Return a JSON value without secrets in any of its texts."""
+    match data:
+        case str():
+            return without_secrets(data)
+        case Mapping():
+            return {masked(key): masked(value) for key, value in data.items()}
+        case list() | tuple():
+            return [masked(item) for item in data]
+        case _:
+            return data
+
+
+def _without_query(url: str) -> str:
+    place, mark, query = url.partition("?")
+    return f"{place}?***" if query else place + mark
 
 
 def _written(character: str, keep: str) -> str:

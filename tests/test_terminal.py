@@ -1,6 +1,7 @@
 """Text that anybody may have written, as a terminal shows it."""
 
 import pickle
+import time
 import unicodedata
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_build.errors import PlanError, RecipeError
-from lora_build.terminal import escaped, without_secrets
+from lora_build.terminal import escaped, masked, without_secrets
 
 
 @given(st.text(st.characters(codec=None), max_size=20))
@@ -51,6 +52,18 @@ def test_what_is_not_seen_is_written_out(text: str, shown: str) -> None:
 )
 def test_secrets_are_masked(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
+
+
+@pytest.mark.parametrize("piece", ["://", "://?", "hf_", "bearer ", "://a@", "token=", "?"])
+def test_no_text_takes_long_to_mask(piece: str) -> None:
+    began = time.process_time()
+    without_secrets(piece * 100_000)
+    assert time.process_time() - began < 2
+
+
+def test_secrets_are_masked_in_the_texts_of_json_and_not_in_the_json_of_texts() -> None:
+    data = {"see": ['https://x/?q="a" for more', 'password=a"', 5, None, {"token=abcdefgh": True}]}
+    assert masked(data) == {"see": ['https://x/?***"a" for more', 'password=***"', 5, None, {"token=***": True}]}
 
 
 def test_an_error_has_only_the_lines_that_it_was_given() -> None:

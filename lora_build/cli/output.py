@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from lora_build.cli.lines import Said, plain
-from lora_build.terminal import escaped, without_secrets
+from lora_build.terminal import escaped, masked
 
 
 def print_lines(things: Iterable[Said]) -> None:
@@ -33,8 +33,8 @@ def print_json(data: object) -> None:
     """Print JSON: keys sorted, no NaN, nothing but ASCII, which has no character that a terminal would obey."""
     from lora_build.numerics.survival import json_numbers
 
-    text = json.dumps(json_numbers(data), indent=2, sort_keys=True, allow_nan=False)
-    unguarded(sys.stdout).write(f"{without_secrets(text)}\n")
+    text = json.dumps(masked(json_numbers(data)), indent=2, sort_keys=True, allow_nan=False)
+    unguarded(sys.stdout).write(f"{text}\n")
 
 
 def complain(lines: Sequence[str], *, word: str = "error") -> None:

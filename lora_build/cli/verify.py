@@ -10,7 +10,7 @@ from lora_build.cli.arguments import Once, Parser
 from lora_build.cli.hints import proposed
 from lora_build.cli.lines import Said
 from lora_build.cli.output import complain, print_json, print_lines
-from lora_build.errors import LoraBuildError, RecipeError, VerificationError
+from lora_build.errors import LoraBuildError, RecipeError, StorageError, VerificationError
 
 if TYPE_CHECKING:
     from lora_build.proof.verify import Verification
@@ -84,9 +84,10 @@ def _verify(folder: str, wanted: Wanted, *, quiet: bool) -> dict[str, Any]:
             note(found)
         if found.problems:
             raise VerificationError([f"{folder}: {problem}" for problem in found.problems])
-    except LoraBuildError as error:
-        result |= {"exit_code": error.exit_code, "error": str(error)}
-        complaint = error.lines
+    except (LoraBuildError, OSError) as error:  # the others are looked at all the same
+        known = StorageError(f"{folder}: {error.strerror or error}") if isinstance(error, OSError) else error
+        result |= {"exit_code": known.exit_code, "error": str(known)}
+        complaint = tuple(known.lines)
     if not quiet:
         print_lines(lines)
         if complaint:

@@ -42,6 +42,8 @@ class BuildThere:
             SourceError: there is none.
             VerificationError: its manifest is none.
         """
+        if folder.is_symlink():
+            raise SourceError(f"{folder}: is a link, through which nothing is written")
         manifest = read_manifest(folder)
         own = own_files(manifest)
         found = folder.lstat()

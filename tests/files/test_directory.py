@@ -12,7 +12,7 @@ from lora_build.errors import StorageError
 from lora_build.files.targets import contents, moves
 from lora_build.files.targets.contents import Contents
 from lora_build.files.targets.directory import DirectoryTarget
-from lora_build.files.targets.staging import clear_stagings, make_staging, stagings_in
+from lora_build.files.targets.staging import clear_stagings, make_staging, remove_made, stagings_in
 
 MANIFEST = "manifest"
 
@@ -70,6 +70,10 @@ def out(tmp_path: Path) -> Path:
 
 def is_whole(out: Path, text: str) -> bool:
     assert listing(out.parent) == ["out"]
+    return has_all(out, text)
+
+
+def has_all(out: Path, text: str) -> bool:
     assert (out / "README.md").read_text() == "mine"
     assert (out / "scores/deep/sums.json").read_text() == "[1]"
     assert (out / "link").readlink() == Path("/nowhere")
@@ -235,6 +239,69 @@ def test_a_marker_that_is_a_link_marks_nothing(out: Path) -> None:
     marker.symlink_to(out.parent / "elsewhere")
 
     assert list(stagings_in(out.parent)) == []
+
+
+@pytest.mark.parametrize("name", ["build", "old", "gone"])
+def test_a_staging_folder_that_holds_a_link_is_none_of_ours(out: Path, name: str) -> None:
+    release = make(out.parent / "release", "old")
+    (release / "NOTES").write_text("mine")
+    release.chmod(0o755)
+    staging = make_staging(out)
+    remove_made(staging.build)
+    (staging.folder / name).symlink_to(release)
+
+    assert clear_stagings(out, Toy()) == ()
+    commit(out, Toy())
+    assert listing(release) == ["NOTES", "manifest", "weights"]
+    assert release.stat().st_mode & 0o777 == 0o755
+    assert has_all(out, "new")
+
+
+def test_a_staging_folder_of_another_user_is_none_of_ours(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_staging(out)
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+
+    assert list(stagings_in(out.parent)) == []
+
+
+def test_a_link_in_the_place_of_what_versions_before_left_is_left_alone(out: Path) -> None:
+    release = out.rename(out.parent / "release")
+    out.with_name(".out.lora-build.old").symlink_to(release)
+
+    assert clear_stagings(out, Toy()) == ()
+    commit(out, None)
+    assert has_all(release, "old")
+    assert out.with_name(".out.lora-build.old").is_symlink()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_is_mounted_in_a_build_meanwhile_is_left_alone(
+    out: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    (out / "eval").mkdir()
+    (out / "eval/scores").write_text("mine")
+
+    def mounted(folder: Path) -> str | None:
+        return str(folder / "eval") if (folder == out) == (when == "before") else None
+
+    monkeypatch.setattr("lora_build.files.targets.directory.mounted_below", mounted)
+    with pytest.raises(StorageError, match=r"out/eval: something was mounted there while the build ran"):
+        commit(out, Toy())
+    assert is_whole(out, "old")
+    assert (out / "eval/scores").read_text() == "mine"
+
+
+def test_a_folder_beside_it_that_is_emptied_meanwhile_keeps_its_place(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = out.with_name("beside")
+    beside.mkdir(mode=0o750)
+    monkeypatch.setattr(moves, "_is_full", lambda path: path == beside)
+
+    moves.refuse_immovable(out)
+    assert has_all(out, "old")
+    assert listing(beside) == []
+    assert beside.stat().st_mode & 0o777 == 0o750
 
 
 def test_what_a_kill_between_two_renames_left_is_put_back(out: Path) -> None:

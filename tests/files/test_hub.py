@@ -1,6 +1,7 @@
 """Hubs that are busy, slow, broken or hostile: fetched all the same, or refused in bounded time, and nothing escapes."""
 
 import email.utils
+import itertools
 import json
 import shutil
 import socket
@@ -203,6 +204,36 @@ def test_what_comes_byte_by_byte_ends(
     with pytest.raises(StorageError, match=said):
         source.path(WEIGHTS)
     assert time.monotonic() - began < 12
+
+
+def nothing_for_long(handler: Handler, how: str) -> None:
+    """Send headers at once, then what a client makes no byte of: the length of a chunk, or empty blocks of gzip."""
+    encoding = "Content-Encoding: gzip\r\n" if how == "gzip" else ""
+    handler.wfile.write(f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n{encoding}\r\n".encode())
+    blocks = itertools.chain([b"\x1f\x8b\x08\0\0\0\0\0\0\x03"], itertools.repeat(b"\0\0\0\xff\xff"))
+    handler.close_connection = True
+    try:
+        handler.wfile.write(b"5;" if how == "chunk" else b"")
+        for _ in range(200):
+            block = next(blocks) if how == "gzip" else b"x"
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(block), block) if how == "gzip" else block)
+            time.sleep(0.05)
+    except OSError:
+        pass
+
+
+@pytest.mark.parametrize("how", ["chunk", "gzip"])
+@pytest.mark.parametrize("what", ["/tree/", WEIGHTS])
+def test_a_body_of_which_a_client_makes_nothing_ends(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, what: str, how: str
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    hub.instead = times(-1, what, lambda handler: nothing_for_long(handler, how))
+    began = time.monotonic()
+
+    with pytest.raises(StorageError, match=r"0 bytes in 0 seconds are too few"):
+        opened().path(WEIGHTS)
+    assert time.monotonic() - began < 8
 
 
 def test_a_server_without_ranges_is_left_once_there_is_enough(hub: Hub) -> None:

@@ -27,6 +27,7 @@ _SECONDS = 10  # until the process is given up that has been given a second of a
 _PLAIN = re.compile(r"[\w.\-]+", re.ASCII)
 # what both take and read in two ways: octal numbers, POSIX classes, `{,2}`, possessive quantifiers
 _AMBIGUOUS = re.compile(r"\\\d|\[:|\{,|[*+?}]\+")
+_CASELESS = re.compile(r"\(\?[a-zA-Z]*i")  # of large sets, compiling alone takes minutes
 _NAME = frozenset(string.printable) - frozenset(string.whitespace)  # \w, \s, ., $ mean the same to both for these
 _CHILD = """
 import json, re, resource, sys
@@ -34,7 +35,10 @@ resource.setrlimit(resource.RLIMIT_CPU, (1, 1))
 resource.setrlimit(resource.RLIMIT_AS, (1 << 28, 1 << 28))
 for line in sys.stdin:
     pattern, name = json.loads(line)
-    print(int(re.fullmatch(pattern, name) is not None), flush=True)
+    try:
+        print(int(re.fullmatch(pattern, name) is not None), flush=True)
+    except (re.error, RecursionError, OverflowError) as error:
+        print(error, flush=True)
 """
 
 
@@ -161,6 +165,10 @@ def _check(pattern: str, *, shown: str) -> None:
     if len(shown) > _LONGEST:
         raise PatternError(f"'{shown[:80]}...' has {len(shown)} characters, expected at most {_LONGEST}")
     try:
+        if _CASELESS.search(pattern):
+            with _other_process() as matches_there:
+                matches_there(pattern, "", shown)
+            return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of what a later Python may read otherwise
             re.compile(pattern)
@@ -195,7 +203,10 @@ def _other_process() -> Iterator[Any]:
             child.stdin.write(json.dumps([pattern, name]).encode() + b"\n")
             child.stdin.flush()
             if select.select([child.stdout], [], [], _SECONDS)[0] and (answer := child.stdout.readline()):
-                return answer == b"1\n"
+                if answer in (b"0\n", b"1\n"):
+                    return answer == b"1\n"
+                said = answer.decode().strip()
+                raise PatternError(f"'{shown[:200]}' is not a regular expression ({said})")
         except BrokenPipeError:
             pass
         raise PatternError(f"'{shown[:200]}' takes more than a second to match; write it without nested repetition")

@@ -8,6 +8,7 @@ import contextlib
 import email.utils
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from lora_build.errors import SourceError, StorageError
@@ -233,11 +234,72 @@ def _part(answer: Any, start: int, end: int) -> Iterator[bytes]:
 
 def _chunks(answer: Any) -> Iterator[bytes]:
     """Yield the body of an answer as it comes, as long as enough of it comes."""
-    window, began, received = timeout_seconds() / 2, time.monotonic(), 0
-    for chunk in answer.iter_bytes():
-        yield chunk
-        received += len(chunk)
-        if (seconds := time.monotonic() - began) >= window:
-            if received < _LEAST_BYTES_PER_SECOND * seconds:
-                raise _AgainError(f"{received} bytes in {seconds:.0f} seconds are too few")
-            began, received = time.monotonic(), 0
+    with _Watch(answer) as watch:
+        chunks = answer.iter_bytes()
+        while True:
+            try:
+                with watch.waiting():
+                    chunk = next(chunks, None)
+            except transport_error() as error:
+                raise _AgainError(watch.why or str(error) or type(error).__name__) from error
+            if watch.why:
+                raise _AgainError(watch.why)
+            if chunk is None:
+                return
+            watch.received += len(chunk)
+            yield chunk
+
+
+class _Watch:
+    """Cuts off an answer of which too few bytes come, also where its library waits for ever to make some of them.
+
+    What it makes of them may be nothing for long: empty blocks of a compressed body, a chunk's endless length. Only the
+    time counts in which somebody waits for bytes.
+    """
+
+    def __init__(self, answer: Any) -> None:
+        self.received, self.why = 0, ""
+        self._answer, self._window = answer, timeout_seconds() / 2
+        self._waited, self._since = 0.0, None
+        self._is_over = threading.Event()
+
+    _since: float | None
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._work, daemon=True, name="lora-build watch").start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of a block."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            since, self._since = self._since, None
+            self._waited += time.monotonic() - since
+
+    def _work(self) -> None:
+        while not self._is_over.wait(self._window / 4):
+            since = self._since
+            seconds = self._waited + (time.monotonic() - since if since is not None else 0)
+            if seconds < self._window:
+                continue
+            if self.received < _LEAST_BYTES_PER_SECOND * seconds:
+                self.why = f"{self.received} bytes in {seconds:.0f} seconds are too few"
+                self._cut()
+                return
+            self.received, self._waited = 0, 0.0
+            if since is not None:
+                self._since = time.monotonic()
+
+    def _cut(self) -> None:
+        """Have whoever reads from the connection see its end."""
+        stream = getattr(self._answer, "extensions", {}).get("network_stream")
+        connection = stream.get_extra_info("socket") if stream is not None else None
+        with contextlib.suppress(OSError):
+            if connection is not None:
+                connection.shutdown(socket.SHUT_RDWR)

@@ -97,6 +97,8 @@ def rescue(name: str, old: Path, new: Path) -> None:
 
 def remove(folder: Path, contents: Contents) -> None:
     """Remove what is known to be in a folder, the build's own last file last, and the folder if it then is empty."""
+    if folder.is_symlink():
+        raise StorageError(f"{folder}: is a link, which no build is; it is left alone")
     folder.chmod(0o700)  # it may be write-protected, as any folder in it
     for below in sorted(p for p in folder.rglob("*") if p.is_dir() and not p.is_symlink()):
         below.chmod(0o700)

@@ -16,7 +16,7 @@ from lora_build.files.buffers import Buffers
 from lora_build.files.identity import FileRecord
 from lora_build.files.opening import mode_within
 from lora_build.files.targets.contents import Occupant, give_back, is_taken, take_along
-from lora_build.files.targets.disk import disk_errors, is_on_overlay
+from lora_build.files.targets.disk import disk_errors, is_on_overlay, mounted_below
 from lora_build.files.targets.file_writer import BLOCK_BYTES, SPARE_BYTES, FileQueues, FileWriter
 from lora_build.files.targets.moves import exchange, put, refuse_immovable, undo, why_immovable
 from lora_build.files.targets.staging import Staging, make_staging
@@ -58,7 +58,7 @@ class DirectoryTarget:
             self._made = make_staging(self.target)
         try:
             if self._occupant is not None and is_on_overlay(self.target):
-                refuse_immovable(self.target)  # onto the staging folder at least, which is full
+                refuse_immovable(self.target, self._staging.folder)
         except BaseException:
             self._staging.discard()
             raise
@@ -117,6 +117,7 @@ class DirectoryTarget:
         """Exchange the old build for the new one, which has what people put there, and remove it."""
         staging = self._staging
         for left in reversed(range(_TRIES)):
+            _refuse_mounts(self.target, self.target)
             there = occupant.look(self.target)
             if there.others:
                 take_along(there.others, self.target, self.staging)
@@ -132,6 +133,7 @@ class DirectoryTarget:
     def _let_go(self, occupant: Occupant, came_out: Path, *, is_last: bool = True) -> bool:
         """Remove what came out if it is what was seen, and all of it is in the new build; else put it back."""
         try:
+            _refuse_mounts(came_out, self.target)
             there = occupant.look(came_out)
             left = [name for name in there.others if not is_taken(came_out / name, self.target / name)]
             if left and is_last:
@@ -155,6 +157,13 @@ class DirectoryTarget:
         elif came_out is not None and self._occupant is not None:
             self._let_go(self._occupant, came_out)
         staging.discard()
+
+
+def _refuse_mounts(folder: Path, target: Path) -> None:
+    """Raise StorageError if something is mounted in a folder, which the device of its files need not tell."""
+    if inner := mounted_below(folder):
+        where = target / Path(inner).relative_to(folder)
+        raise StorageError(f"output.dir: {where}: something was mounted there while the build ran; it is left alone")
 
 
 def _sync_folders(folder: Path) -> None:

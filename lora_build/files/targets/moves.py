@@ -6,6 +6,7 @@ No move replaces anything that has something in it: rename(2) puts a folder only
 import ctypes
 import errno
 import os
+import stat
 from pathlib import Path
 
 from lora_build.errors import StorageError
@@ -67,20 +68,24 @@ def undo(new: Path, old: Path, came_out: Path) -> None:
         ) from error
 
 
-def refuse_immovable(folder: Path) -> None:
+def refuse_immovable(folder: Path, full: Path | None = None) -> None:
     """Raise StorageError if a folder cannot be moved, as one in a lower layer of an overlay cannot.
 
-    A move onto a folder with something in it fails everywhere; how it fails says whether another one would. Where
-    there is no such folder beside it, nothing can be said.
+    A move onto a folder with something in it fails everywhere; how it fails says whether another one would. `full` is
+    such a folder, or some folder beside the other; where there is none, nothing can be said.
     """
-    full = next((path for path in sorted(folder.parent.iterdir()) if path != folder and _is_full(path)), None)
+    full = full or next((path for path in sorted(folder.parent.iterdir()) if path != folder and _is_full(path)), None)
     if full is None:
         return
+    mode = stat.S_IMODE(full.stat().st_mode)
     try:
         folder.rename(full)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise StorageError(why_immovable(folder, error)) from error
+    else:  # somebody emptied it in between
+        put(full, folder)
+        full.mkdir(mode)
 
 
 def _is_full(path: Path) -> bool:

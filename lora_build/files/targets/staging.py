@@ -6,8 +6,8 @@
         old/                    the one that was at the target, where the file system cannot swap
         gone/                   the one that was at the target, once it has been looked at and may be removed
 
-A staging folder is known by the file in it, never by its name. Whoever holds the target's lock may take any staging
-folder of this target: whoever made it is gone.
+A staging folder is known by the file in it, never by its name; it is ours if this user made it and none of the three
+is a link. Whoever holds the target's lock may take any staging folder of this target: whoever made it is gone.
 """
 
 import contextlib
@@ -148,7 +148,7 @@ def clear_stagings(target: Path, reader: Reader) -> tuple[str, ...]:
         with contextlib.suppress(OSError):
             _path(target).rmdir()  # an empty one is what a kill leaves before anything is in it
         aside = target.with_name(f".{target.name}.lora-build.old")  # where versions before had it
-        if aside.is_dir() and not os.path.lexists(target):
+        if aside.is_dir() and not aside.is_symlink() and not os.path.lexists(target):
             with contextlib.suppress(LoraBuildError):
                 reader.names(aside)
                 put(aside, target)
@@ -197,14 +197,16 @@ def _read_marker(folder: Path) -> Staging | None:
         return None
     try:
         marker = os.fstat(fd)
-        if not (stat.S_ISDIR(at.st_mode) and stat.S_ISREG(marker.st_mode) and marker.st_uid == at.st_uid):
+        is_ours = marker.st_uid == at.st_uid == os.geteuid()
+        if not (stat.S_ISDIR(at.st_mode) and stat.S_ISREG(marker.st_mode) and is_ours):
             return None
         first, _, second = os.read(fd, _MARKER_BYTES).partition(b"\n")
         name = json.loads(first)["target"] if first else folder.name[1:].rpartition(".lora-build")[0]
         made = json.loads(second) if second.strip() else None
         if not isinstance(name, str) or not folder.name.startswith(f".{name}.lora-build"):
             return None
-        return Staging(folder=folder, target=folder.with_name(name), made=made and (int(made[0]), int(made[1])))
+        found = Staging(folder=folder, target=folder.with_name(name), made=made and (int(made[0]), int(made[1])))
+        return None if any(path.is_symlink() for path in (found.build, found.old, found.gone)) else found
     except (ValueError, KeyError, TypeError, IndexError):
         return None
     finally:

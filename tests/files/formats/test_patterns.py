@@ -84,3 +84,17 @@ def test_too_many_patterns_for_too_many_names_are_refused() -> None:
 
     with pytest.raises(PatternError, match="are too many for so many modules"):
         patterns.first_of(f"m{i}" for i in range(400))
+
+
+def test_a_pattern_that_takes_long_to_compile_is_given_a_second_and_then_refused() -> None:
+    sets = "".join(f"[\\x{n:02x}-\\uffff]" for n in range(1, 150))
+    began = time.monotonic()
+    with pytest.raises(PatternError, match="takes more than a second"):
+        Patterns([f"(?i:{sets})"]).first("q_proj")
+    assert time.monotonic() - began < 12
+
+
+def test_a_caseless_pattern_that_is_none_is_refused() -> None:
+    assert Patterns(["(?i)Q_PROJ"]).first("q_proj") == 0
+    with pytest.raises(PatternError, match="is not a regular expression"):
+        Patterns(["(?i)q_proj("])
