@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 _GOOD, _BAD, _WARNING, _NOTE, _HEAD, _ASIDE = "bold green", "bold red", "bold yellow", "bold cyan", "bold", "dim"
 _STYLES = {
-    **dict.fromkeys(("built", "ok", "up to date", "to be created"), _GOOD),
+    **dict.fromkeys(("built", "ok", "up to date", "to be created", "wrote"), _GOOD),
     **dict.fromkeys(("error", "failed", "problem", "too far"), _BAD),
-    **dict.fromkeys(("warning", "replaced", "replaces", "to be replaced", "untrained"), _WARNING),
+    **dict.fromkeys(("warning", "replaced", "to be replaced", "untrained", "not taken"), _WARNING),
     "note": _NOTE,
     "same as": _ASIDE,
 }
 _HASH = re.compile(r"\bsha256:([0-9a-f]{12})[0-9a-f]{52}\b")
-_COMMAND = re.compile(r"(?<=[:?] )lora-build .*$")
+_COMMAND = re.compile(r"(?:^|(?<=[:?] ))lora-build .*$")
 _COPIED = "manifest"  # the line whose hash people copy
 _SHORTEST_PATH, _END_OF_PATH = 20, 12  # a sweep's folders end with so many digits of their own
 

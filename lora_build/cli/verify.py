@@ -40,7 +40,9 @@ def parser() -> Parser:
         usage="DIR [DIR ...]",
         about="Check every byte of builds against their manifests, and what more is asked for.",
     )
-    made.add_argument("--expect", action=Once, metavar="HASH", help="the manifest is the one of this hash")
+    made.add_argument(
+        "--expect", action=Once, metavar="HASH", help="the manifest's hash is this, or begins so (no proof)"
+    )
     made.add_argument("--strict", action="store_true", help="refuse files that people have added, such as a README")
     made.add_argument("--forward", action="store_true", help="the model answers as base and adapters do")
     made.add_argument("--prompts", action=Once, metavar="FILE", help="on the prompts of a file, one a line")
