@@ -26,6 +26,7 @@ from lora_build.proof.provenance import Recorded, read
 from lora_build.recipe.identity import effective
 from lora_build.recipe.schema import IfExists, Recipe, resolve_path
 from lora_build.recipe.validate import from_mapping
+from lora_build.terminal import without_secrets
 
 _MOST_BYTES_OF_A_NAME, _MOST_BYTES_OF_A_PATH = 255, 4000
 _LONGEST_SUFFIX = len("..lora-build.12345678.tmp")
@@ -190,7 +191,7 @@ def _another_recipe(recipe: Recipe, there: Recorded | None) -> str | None:
     file, changing = (composed.file, composed.changing) if composed else (None, ())
     if there.file != file:
         return f"it is of {there.file or 'a recipe from Python'}, this one of {file or 'one from Python'}"
-    if file is None and there.recipe.get("name") != recipe.name:
+    if file is None and there.recipe.get("name") != without_secrets(recipe.name):
         return f"it is of the recipe '{there.recipe.get('name')}', this one of '{recipe.name}'"
     if there.changing != changing and not _have_one_effect(recipe, there):
         return f"it was built with {_words(there.changing)}, this one with {_words(changing)}"

@@ -27,8 +27,10 @@ from lora_build.proof.plan_record import InputDigests
 from lora_build.recipe.renamed import with_new_names
 from lora_build.recipe.schema import Recipe
 from lora_build.recipe.words import for_people
+from lora_build.terminal import without_secrets
 
 _BUILD_TYPE = "https://lora-build.dev/merge/v1"
+_FREE = ("name", "description")
 _PACKAGES = ("torch", "safetensors", "huggingface_hub", "hydra-core", "omegaconf")
 
 
@@ -174,7 +176,10 @@ def _digest(digest: Digest) -> dict[str, str]:
 
 
 def _recipe(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as plain data, without `root` and `output.dir`: paths of this machine may name its user."""
+    """Return the recipe as plain data, without `root` and `output.dir`: paths of this machine may name its user.
+
+    What is said in it freely loses its secrets. What names inputs stays as it is, else they were not found again.
+    """
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -183,7 +188,7 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
 
     written: dict[str, Any] = plain(dataclasses.asdict(recipe))
     del written["root"], written["output"]["dir"], written["composed"]
-    return written
+    return written | {key: without_secrets(written[key]) for key in _FREE}
 
 
 def _composed(recipe: Recipe) -> dict[str, Any]:

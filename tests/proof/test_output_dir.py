@@ -246,6 +246,19 @@ def test_provenance_says_of_which_file_and_overrides_a_build_is(folder: Path) ->
     assert str(folder) not in text
 
 
+def test_no_secret_in_a_recipe_reaches_provenance_and_its_build_is_known_again(folder: Path) -> None:
+    said = {"name": "with hf_abcDEFgh1234", "description": "see https://me:word@hub.acme/x?token=1, hf_abcDEFgh1234"}
+    recipe = small.recipe(folder, **said)
+    lora_build.build(recipe)
+
+    text = (folder / "out/lora-build.provenance.json").read_text()
+    assert [secret for secret in ("hf_abcDEFgh1234", "me:word", "token=1") if secret in text] == []
+    asked = json.loads(text)["predicate"]["buildDefinition"]["externalParameters"]["recipe"]
+    assert asked["description"] == "see https://***@hub.acme/x?*** hf_***"
+    small.edit(folder / "math", lora_B__weight=small.values(77, 8, 2))
+    assert lora_build.build(recipe).replaced  # it is the same recipe's
+
+
 def test_builds_of_one_folder_are_told_apart_by_file_and_by_overrides(folder: Path) -> None:
     recipes(folder, a="output: {dir: ./out}\n", b="output: {dir: ./out}\ndtype: float32\n")
     load = lora_build.load_recipe
