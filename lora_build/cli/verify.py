@@ -81,7 +81,7 @@ def _verify(folder: str, wanted: Wanted, *, quiet: bool) -> dict[str, Any]:
         with progress("verify", enabled=not quiet) as advance:
             found = verify.verify_bytes(Path(folder), expect=wanted.expect, strict=wanted.strict, progress=advance)
         note(found)  # said also where a check then cannot be made
-        if wanted.forward or wanted.wrapper:
+        if (wanted.forward or wanted.wrapper) and not found.doubts:  # which may be of where its inputs are
             found = verify.hold_to_inputs(Path(folder), found, **options)
             note(found)
         if found.problems:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_build.errors import SourceError, VerificationError
+from lora_build.errors import RecipeError, SourceError, VerificationError
 from lora_build.files.identity import BASE, SourceName
 from lora_build.files.sources import Source, digest
 from lora_build.planning.resolve import resolve
@@ -29,13 +29,16 @@ def reopen(directory: Path, manifest: Manifest) -> BuildInputs:
 
     Raises:
         SourceError: an input is no longer where it was, or the build has no provenance.
-        VerificationError: another one is there; names each file that differs.
+        VerificationError: another one is there, names each file that differs; or provenance is none of lora-build's.
     """
     path = directory / PROVENANCE_NAME
     if not path.is_file():
         raise SourceError(f"{directory}: has no {PROVENANCE_NAME}, which says where base and adapters are")
-    recorded = read(read_file(path), str(path))
-    recipe = _with_recorded_options(_recipe(directory, recorded), manifest, str(directory))
+    try:
+        recipe = _recipe(directory, read(read_file(path), str(path)))
+    except (RecipeError, SourceError) as error:  # lora-build wrote what it can read
+        raise VerificationError((*error.lines, f"{path} was edited or made up"), issues=error.issues) from error
+    recipe = _with_recorded_options(recipe, manifest, str(directory))
     resolved = resolve(recipe, for_planning=False)
     inputs = BuildInputs(recipe=recipe, sources=resolved.sources, base=resolved.inputs.base)
     problems = _check_base(inputs.sources[BASE], inputs.base_files, manifest)

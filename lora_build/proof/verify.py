@@ -103,7 +103,7 @@ def verify(
         SourceError: there is no manifest, an input is missing, or the build cannot be held to its inputs.
     """
     found = verify_bytes(directory, expect=expect, strict=strict)
-    if forward or wrapper or prompts is not None:
+    if (forward or wrapper or prompts is not None) and not found.doubts:  # which may be of where its inputs are
         found = hold_to_inputs(directory, found, forward=forward, wrapper=wrapper, prompts=prompts, seed=seed)
     if found.problems:
         issues = [f"{directory}: {problem}" for problem in found.problems]

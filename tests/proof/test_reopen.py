@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import lora_build
+from lora_build.cli.main import main
 from lora_build.errors import SourceError, VerificationError
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, read_manifest
 from lora_build.proof.reopen import reopen
@@ -55,8 +56,39 @@ def test_a_provenance_whose_recipe_lacks_an_input_is_an_error(built: Path) -> No
     path.write_text(json.dumps(statement))
     edit_recipe(built, adapters={})
 
-    with pytest.raises(SourceError, match="its recipe lacks an input that was read"):
+    with pytest.raises(VerificationError, match=r"its recipe lacks an input that was read(.|\n)*was edited or made up"):
         reopen(built, read_manifest(built))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"adapters": {"a\0": 1}}, {"base": 7}, {"dtype": "float4"}, {"base": {"source": "./b\0"}}, {"nobody": "knows"}],
+)
+def test_a_recipe_that_somebody_made_up_fails_the_verification(built: Path, keys: dict[str, Any]) -> None:
+    edit_recipe(built, **keys)
+
+    with pytest.raises(VerificationError, match=f"{PROVENANCE_NAME} was edited or made up"):
+        lora_build.verify(built, forward=True)
+
+
+def test_inputs_are_not_looked_for_where_the_provenance_of_another_build_says(
+    built: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = built / PROVENANCE_NAME
+    path.write_text(path.read_text().replace("sha256:", "sha256:0"))
+    edit_recipe(built, base={"source": "/nowhere"})
+
+    with pytest.raises(VerificationError, match="is of another manifest"):
+        lora_build.verify(built, forward=True)
+    assert main(["verify", "--forward", str(built)]) == 3
+    assert "is of another manifest" in capsys.readouterr().err
+
+
+def test_inputs_that_are_elsewhere_by_now_are_missing(built: Path) -> None:
+    (built.parent / "base").rename(built.parent / "moved")
+
+    with pytest.raises(SourceError, match="base"):
+        lora_build.verify(built, forward=True)
 
 
 def test_every_input_that_changed_is_an_issue(built: Path) -> None:
