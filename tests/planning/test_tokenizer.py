@@ -1,6 +1,7 @@
 """Whose tokenizer the output has: the base's, unless an adapter trained tokens that only its own knows."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lora_build
+from lora_build.errors import SourceError
 from lora_build.pipeline import prepare
 from lora_build.planning.plan import MergePlan
 from lora_build.recipe.validate import from_mapping
@@ -114,6 +116,16 @@ def test_a_tokenizer_whose_tokens_nobody_trained_is_said_and_not_used(tmp_path: 
         "tokenizer.json": "of a tokenizer that is not used",
         "tokenizer_config.json": "of a tokenizer that is not used",
     }
+
+
+def test_a_file_that_is_no_tokenizers_for_its_size_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_base(tmp_path)
+    os.truncate(make_adapter(tmp_path) / "tokenizer.json", 3 << 40)  # more than there is memory for
+
+    with pytest.raises(SourceError, match=r"adapters.x/tokenizer.json: \d{13} bytes are too many for a file of a tok"):
+        plan(tmp_path)
 
 
 def test_trained_tokens_that_the_base_knows_keep_its_tokenizer(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ of one (its tokens are in a format that is not read here, or it comes as code) i
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,8 @@ def read_tokenizers(sources: Mapping[SourceName, Source]) -> dict[SourceName, To
     names = {name: files for name, files in names.items() if files or name.is_base}
     if len(names) == 1:
         return {}
+    for name, files in names.items():
+        _refuse_long(sources[name], files)
     texts = {name: {file: read_whole(sources[name], file) for file in files} for name, files in names.items()}
     digests = {name: {file: Digest.sha256(text) for file, text in data.items()} for name, data in texts.items()}
     if all(found == digests[BASE] for found in digests.values()):
@@ -88,6 +90,7 @@ def _parse(source: Source, data: Mapping[str, bytes], digests: Mapping[str, Dige
         part.get(key) for part in (config, special) for key in ("additional_special_tokens", "extra_special_tokens")
     ]
     code = sorted(with_imports(source, set(named_code(config)))) if config else []
+    _refuse_long(source, code)
     return Tokenizer(
         files=digests,
         code={name: Digest.sha256(read_whole(source, name)) for name in code},
@@ -96,6 +99,13 @@ def _parse(source: Source, data: Mapping[str, bytes], digests: Mapping[str, Dige
         eos=named.get("eos_token"),
         templates=_templates(config, data),
     )
+
+
+def _refuse_long(source: Source, names: Iterable[str]) -> None:
+    """Raise SourceError if a file is longer than any of a tokenizer, before it is read."""
+    for name in names:
+        if (size := source.files[name].size_bytes) > _MAX_BYTES:
+            raise SourceError(f"{source.name}/{name}: {size} bytes are too many for a file of a tokenizer")
 
 
 def _has_vocabulary(files: Collection[str]) -> bool:
@@ -170,8 +180,6 @@ def _object(source: Source, name: str, data: Mapping[str, bytes]) -> dict[str, A
     """Return a JSON object among the files; an empty one where it is not there."""
     if name not in data:
         return {}
-    if len(data[name]) > _MAX_BYTES:
-        raise SourceError(f"{source.name}/{name}: {len(data[name])} bytes is too long for a {name}")
     try:
         found = json.loads(data[name])
     except (ValueError, RecursionError) as error:
