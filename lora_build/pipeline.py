@@ -173,7 +173,7 @@ def _reuse(plan: Plan, there: Manifest) -> Build:
     notes = () if survival is not None else (f"what rounding left is not known: no {SURVIVAL_NAME} that can be read",)
     return Build(
         dir=plan.target, manifest=there, reused=True, survival=survival or (), notes=notes,
-        remarks=plan.merge_plan.remarks,
+        remarks=plan.merge_plan.remarks, choices=plan.merge_plan.notes, left_out=plan.merge_plan.left_out,
     )  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def _build(plan: Plan, target: DirectoryTarget, progress: Callable[[int], None])
     return Build(
         dir=plan.target, manifest=manifest, reused=False, survival=done.survival,
         seconds={**done.seconds, "whole": time.perf_counter() - clock}, notes=_notes(merge_plan),
-        remarks=merge_plan.remarks,
+        remarks=merge_plan.remarks, choices=merge_plan.notes, left_out=merge_plan.left_out,
     )  # fmt: skip
 
 

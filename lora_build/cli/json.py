@@ -5,8 +5,10 @@ else is.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, assert_never
 
+from lora_build.files.identity import SourceName
 from lora_build.files.targets.disk import free_bytes
 from lora_build.pipeline import memory_bytes
 from lora_build.planning.operations import Convert, Copy, Merge, Operation, Replace
@@ -36,12 +38,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "memory_bytes": memory_bytes(plan),
         "config_changes": dict(merge_plan.config.changes),
         "side_files": list(merge_plan.side_files),
-        "left_out": [
-            {"source": source, "path": path, "why": why}
-            for found in (merge_plan.left_out, merge_plan.skipped)
-            for source, reasons in found.items()
-            for path, why in reasons.items()
-        ],
+        "left_out": [*_left_out_json(merge_plan.left_out), *_left_out_json(merge_plan.skipped)],
         "notes": [*merge_plan.remarks, *merge_plan.notes, *plan.at_target.notes],
         "files": [
             {"path": shard.file, "size": shard.num_bytes, "tensors": [_tensor_json(op) for op in shard.operations]}
@@ -64,8 +61,8 @@ def built_json(built: Build) -> dict[str, Any]:
         "output_digest": manifest.output_digest,
         "weights_digest": manifest.weights_digest,
         "warnings": list(built.warnings),
-        "notes": [*built.remarks, *(manifest.notes or ())],
-        "left_out": [file.to_json() for file in manifest.left_out or ()],
+        "notes": [*built.remarks, *built.choices],
+        "left_out": _left_out_json(built.left_out),
         "seconds": {stage: round(seconds, 3) for stage, seconds in sorted(built.seconds.items())},
     }
 
@@ -99,6 +96,14 @@ def inspection_json(found: "Inspection") -> dict[str, Any]:
         "untrained": list(found.untrained),
         "ok": found.is_ok,
     }
+
+
+def _left_out_json(found: Mapping[SourceName, Mapping[str, str]]) -> list[dict[str, str]]:
+    return [
+        {"source": source, "path": path, "why": why}
+        for source, reasons in found.items()
+        for path, why in reasons.items()
+    ]
 
 
 def _tensor_json(op: Operation) -> dict[str, Any]:

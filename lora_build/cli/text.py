@@ -115,10 +115,9 @@ def built_lines(built: Build) -> list[Line]:
         lines.append(Line("replaced", f"{built.replaced} by {manifest.manifest_hash}"))
     if built.kept:
         lines.append(Line("kept", some_of(built.kept)))
-    left = manifest.left_out or ()
-    for source in dict.fromkeys(file.source for file in left):
-        lines += left_out_lines(source, {file.path: file.why for file in left if file.source == source})
-    lines += [Line("note", note) for note in (*built.remarks, *(manifest.notes or ()))]
+    for source, found in built.left_out.items():
+        lines += left_out_lines(source, found)
+    lines += [Line("note", note) for note in (*built.remarks, *built.choices)]
     lines += [Line("warning", warning) for warning in built.warnings]
     return [*lines, Line("manifest", manifest.manifest_hash)]
 

@@ -111,6 +111,8 @@ class Build:
         seconds: how long each stage took; stages run beside each other, and `whole` is all of them.
         notes: what its user should know of the installation, or of the build that was there.
         remarks: what the transformers of this machine say of the base; no manifest has that.
+        choices: the choices that were made for its user, which the manifest notes in other names for adapters.
+        left_out: by source the files that did not go along, with the reason; as `choices`.
         replaced: the manifest_hash of the build that was there and is not any more.
         kept: what people had put there, and is there still.
     """
@@ -122,6 +124,8 @@ class Build:
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    left_out: Mapping[SourceName, Mapping[str, str]] = field(default_factory=dict)
     replaced: Digest | None = None
     kept: tuple[str, ...] = ()
 

@@ -63,6 +63,24 @@ def test_a_plan_says_what_it_will_do_at_its_target_and_a_build_what_it_did(
     ]  # fmt: skip
 
 
+def test_a_build_says_what_it_leaves_out_and_decides_in_the_words_of_its_plan(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "base/notes.xyz").write_text("x")
+    (project / "math/tokenizer.json").write_text('{"model": {"type": "WordLevel", "vocab": {"a": 0}}}')
+    (project / "math/README.md").write_text("x")
+    about = ("left out", "note")
+    planned = [" ".join(line.split()) for line in said(capsys, "plan") if line.startswith(about)]
+    in_json = as_json(capsys, "plan")
+
+    assert [line for line in planned if "of adapters.math: " in line]
+    assert [line for line in planned if line.startswith("note adapters.math brings a tokenizer")]
+    for _ in range(2):  # then it is up to date
+        assert [" ".join(line.split()) for line in said(capsys) if line.startswith(about)] == planned
+        built = as_json(capsys)
+        assert (built["left_out"], built["notes"]) == (in_json["left_out"], in_json["notes"])
+
+
 def test_other_overrides_need_replace(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old = as_json(capsys)["manifest_hash"]
 
