@@ -201,14 +201,25 @@ def class_and_config(config: ModelConfig, where: str = "base/config.json") -> tu
         return _class_and_config(config)
 
 
+class NoArchitectureError(Exception):
+    """This version of transformers has no such class or type of model."""
+
+
 def _class_and_config(config: ModelConfig) -> tuple[Any, Any]:
     import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if not config.architectures:
-        raise ValueError("it names no class")
-    model_class = getattr(transformers, config.architectures[0])
-    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
-        raise TypeError(f"{config.architectures[0]} is no model")
+        raise NoArchitectureError("config.json names no class in architectures")
+    model_class = getattr(transformers, config.architectures[0], None)
+    if model_class is not None and not (
+        isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
+    ):
+        raise NoArchitectureError(f"transformers' {config.architectures[0]} is no model")
+    if model_class is None or config.model_type not in CONFIG_MAPPING:
+        raise NoArchitectureError(
+            f"transformers has no architecture {list(config.architectures)} for model_type {config.model_type!r}"
+        )
     return model_class, transformers.AutoConfig.for_model(**_prepared(config.data))
 
 
@@ -254,10 +265,12 @@ def _explained(config: ModelConfig, problem: str, where: str = "base/config.json
 
     try:
         yield
+    except NoArchitectureError as error:
+        raise SourceError(f"{where}: {problem}: {error}") from error
     except (*FAULTS, StrictDataclassError) as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise SourceError(
-            f"{where}: {problem}: transformers has no architecture {list(config.architectures)} "
-            f"for model_type {config.model_type!r} ({error})"
+            f"{where}: {problem}: transformers cannot make a {config.architectures[0]} of this config.json ({why})"
         ) from error
 
 

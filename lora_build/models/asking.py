@@ -2,7 +2,8 @@
 
 To import transformers and to make a model takes seconds and 400 MB, which a plan can do without. So a child process is
 asked, and what it says is kept for as long as config.json, the tensors' shapes and the version of transformers are the
-same. Where this process has transformers loaded anyway, it answers itself.
+same. That it says nothing is kept, too, lest each plan wait for it. Where this process has transformers loaded anyway,
+it answers itself.
 """
 
 import contextlib
@@ -13,25 +14,32 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import lora_build
+from lora_build.files.formats.adapter import Adapter
 from lora_build.files.formats.config_json import ModelConfig
-from lora_build.files.hashing.remembered import recall_text, remember_text
+from lora_build.files.hashing.remembered import place_of, recall_text, remember_text
 from lora_build.models.facts import Facts
+from lora_build.models.heads import Head, Shapes
 from lora_build.models.keep_float32 import TABLE_ID
 from lora_build.models.names import NameIndex
 
-_QUESTION = "architecture-2"
+_QUESTION = "architecture-3"
 """Changes with what is asked, and with how its answer is written."""
 
+_KIND, _NO_ANSWER = "architectures", "no answer"
 _SECONDS = 180
 _SECONDS_TO_LEAVE = 5
 _MAX_ANSWER_BYTES = 64 << 20
 
+_Record = TypeVar("_Record")
 
-def ask(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], paths: Iterable[str] = ()) -> Facts:
+
+def ask(config: ModelConfig, shapes: Shapes, paths: Iterable[str] = ()) -> Facts:
     """Return what transformers says of a base, by its config.json and the shapes of its tensors on disk.
 
     Args:
@@ -39,30 +47,78 @@ def ask(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], paths: Itera
         shapes: of its tensors, by their names on disk.
         paths: that adapters have for parameters; older versions of transformers may have called them so.
     """
-    try:
-        version = importlib.metadata.version("transformers")
-    except importlib.metadata.PackageNotFoundError:
-        return Facts(problem="transformers is not installed")
-    on_disk = NameIndex(shapes)
-    unknown = sorted({path for path in paths if on_disk.find(path) is None})
-    tensors = {name: list(shapes[name]) for name in sorted(shapes)}
-    question = json.dumps({"config": config.data, "tensors": tensors, "paths": unknown})
-    key = hashlib.sha256(json.dumps([_QUESTION, version, TABLE_ID, question]).encode()).hexdigest()
-    with contextlib.suppress(ValueError):
-        return Facts.from_json(recall_text("architectures", key))
-    if "torch" in sys.modules and "transformers" in sys.modules:
-        return _answered_here(question)
-    text = _ask_child(question)
-    try:
-        found = Facts.from_json(text)
-    except ValueError:
-        return Facts(problem=f"transformers gave no answer: {text}")
-    remember_text("architectures", key, text)
+    question = {"config": config.data, "tensors": _sorted(shapes), "paths": _unknown(paths, shapes)}
+    facts, why, again = _answer(question, Facts.from_json)
+    if facts is None:
+        return Facts(problem="; ".join(filter(None, (why, again))))
+    return replace(facts, problem=f"{facts.problem}; {again}") if facts.may_change and again else facts
+
+
+def ask_head(config: ModelConfig, shapes: Shapes, *, adapter: Adapter, paths: Iterable[str] = ()) -> Head:
+    """Return which head an adapter brings that the base has not, and what transformers says of the model with it.
+
+    Args:
+        config: the base's config.json.
+        shapes: of the base's tensors, by their names on disk.
+        adapter: the adapter.
+        paths: as for `ask`.
+    """
+    replaced = {path: tensor.shape for path, tensor in adapter.parts.replaced.items()}
+    trained_as = [adapter.config.task_type, adapter.config.trained_class]
+    head = {"trained_as": trained_as, "replaced": _sorted(replaced)}
+    question = {"config": config.data, "tensors": _sorted(shapes), "paths": _unknown(paths, shapes), "head": head}
+    found, why, again = _answer(question, Head.from_json)
+    if found is None:
+        why = "; ".join(filter(None, (why, again)))
+        return Head(problems=(f"{adapter.source}: whether it brings a head is not known: {why}",))
     return found
 
 
+def _sorted(shapes: Shapes) -> dict[str, list[int]]:
+    return {name: list(shapes[name]) for name in sorted(shapes)}
+
+
+def _unknown(paths: Iterable[str], shapes: Shapes) -> list[str]:
+    """Return the paths that are not the names of tensors on disk."""
+    on_disk = NameIndex(shapes)
+    return sorted({path for path in paths if on_disk.find(path) is None})
+
+
+def _answer(question: Mapping[str, Any], parse: Callable[[str], _Record]) -> tuple[_Record | None, str, str]:
+    """Return the answer to a question, or None and why there is none; and how to have it asked again.
+
+    The last is an empty text where it is asked again anyway.
+    """
+    try:
+        version = importlib.metadata.version("transformers")
+    except importlib.metadata.PackageNotFoundError:
+        return None, "transformers is not installed", ""
+    written = json.dumps(question)
+    key = hashlib.sha256(json.dumps([_QUESTION, version, TABLE_ID, written]).encode()).hexdigest()
+    again = f"that is remembered; to ask again, remove {place_of(_KIND, key)}"
+    with contextlib.suppress(ValueError):
+        return *_read(recall_text(_KIND, key), parse), again
+    if "torch" in sys.modules and "transformers" in sys.modules:
+        return parse(_answered_here(written)), "", ""
+    text = _ask_child(written)
+    try:
+        found = _read(text, parse)
+    except ValueError:
+        found = None, f"transformers gave no answer: {text}"
+        text = json.dumps({_NO_ANSWER: found[1]})
+    remember_text(_KIND, key, text)
+    return *found, again if recall_text(_KIND, key) == text else ""
+
+
+def _read(text: str, parse: Callable[[str], _Record]) -> tuple[_Record | None, str]:
+    """Return what a text is the record of, or None and why there was no answer; any other text is a ValueError."""
+    if text.startswith(f'{{"{_NO_ANSWER}"'):
+        return None, str(json.loads(text)[_NO_ANSWER])
+    return parse(text), ""
+
+
 @functools.lru_cache(maxsize=256)
-def _answered_here(question: str) -> Facts:
+def _answered_here(question: str) -> str:
     """Return what transformers says in this process, for it alone: other models that were made here may have a part."""
     from lora_build.models.ask import answer_question
 

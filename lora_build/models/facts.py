@@ -4,8 +4,8 @@ transformers is asked once (`asking`), of a config.json and of the names and sha
 what it would say while it loads them: which parameters it would not find, which tensors it has no use for, whose shapes
 do not fit; and what it fixes: which parameters share a tensor, and which stay in float32.
 
-    {"problem": "", "body": "LlamaModel", "prefix": "model", "missing": ["lm_head.weight"], "unexpected": [],
-     "mismatched": {"model.norm.weight": "[48], by config.json [64]"}, "tied": {}, "untied": {},
+    {"problem": "", "may_change": false, "body": "LlamaModel", "prefix": "model", "missing": ["lm_head.weight"],
+     "unexpected": [], "mismatched": {"model.norm.weight": "[48], by config.json [64]"}, "tied": {}, "untied": {},
      "float32": {"F16": [], "BF16": []}, "stays": {"F16": [], "BF16": []}}
 """
 
@@ -39,6 +39,7 @@ class Facts:
 
     Attributes:
         problem: why it says nothing; the rest is empty then.
+        may_change: whether it may say something if it is asked again: it took too long, or a library was missing.
         body: the class of the model without its head; empty where it has none.
         prefix: where in the model that is.
         missing: the parameters that no tensor on disk becomes, those aside that share one or that it does not expect.
@@ -52,6 +53,7 @@ class Facts:
     """
 
     problem: str = ""
+    may_change: bool = False
     body: str = ""
     prefix: str = ""
     missing: tuple[str, ...] = ()

@@ -1,7 +1,12 @@
-"""Heads and vocabularies: what an adapter makes of a base that has another head, or fewer tokens, than it."""
+"""Heads and vocabularies: what an adapter makes of a base that has another head, or fewer tokens, than it.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+Which head an adapter brings, its class in transformers tells. So that is asked of it (`asking`), as what a base is, and
+planning reads the record of the answer.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lora_build.errors import SourceError
@@ -9,7 +14,11 @@ from lora_build.files.formats.adapter_config import AdapterConfig
 from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.models.architecture import Architecture, read_architecture, read_ties
+from lora_build.models.facts import Facts
 from lora_build.models.tied_weights import same_parameter
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of tensors, by name."""
 
 _TASKS = {
     "SEQ_CLS": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
@@ -20,59 +29,92 @@ _TASKS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """A model with another head than its base.
+    """A model with another head than its base. `Head.from_json(h.to_json()) == h`.
 
     Attributes:
         config_changes: top-level keys of config.json that get another value.
-        added: the head's tensors, from the adapter, by their names in the output.
+        added: the head's tensors by their names in the output, each with its path in the adapter.
         dropped: tensors of the base that the model has no use for.
         notes: what a user should know.
         problems: what is missing.
+        facts: what transformers says of that model.
     """
 
-    config_changes: Mapping[str, Any]
-    added: Mapping[str, TensorInfo]
-    dropped: tuple[str, ...]
-    notes: tuple[str, ...]
-    problems: tuple[str, ...]
+    config_changes: Mapping[str, Any] = field(default_factory=dict)
+    added: Mapping[str, str] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    facts: Facts | None = None
+
+    def to_json(self) -> str:
+        """Return the record's text."""
+        return json.dumps(asdict(self) | {"facts": self.facts and self.facts.to_json()}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Head":
+        """Return the record of a text.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            data: dict[str, Any] = json.loads(text)
+            names = {key: tuple(data[key]) for key in ("dropped", "notes", "problems")}
+            facts = data["facts"] and Facts.from_json(data["facts"])
+            return cls(**{**data, **names, "facts": facts})
+        except (AttributeError, KeyError, RecursionError, TypeError) as error:
+            raise ValueError(f"no record of a head: {error}") from error
 
 
-def head_of(
-    config: ModelConfig,
-    adapter_config: AdapterConfig,
-    replaced: Mapping[str, TensorInfo],
-    base: Mapping[str, TensorInfo],
-) -> Head | None:
-    """Return the model that an adapter was trained as, where its `task_type` names one that the base is not.
+def may_bring_head(config: ModelConfig, adapter: AdapterConfig, replaced: Shapes, base: Shapes) -> bool:
+    """Whether transformers is to be asked which head an adapter brings: it was trained as another class, so it may.
 
     Args:
         config: the base's config.json.
-        adapter_config: the adapter's.
+        adapter: the adapter's.
         replaced: the whole parameters in the adapter.
         base: the base's tensors.
     """
-    wanted = _class_for(adapter_config.task_type, config.model_type) or adapter_config.trained_class
+    is_other = adapter.trained_class is not None and adapter.trained_class not in config.architectures
+    if not replaced or not (adapter.task_type in _TASKS or is_other):
+        return False
+    ends = {end for name in base for end in _ends(name)}
+    return any(path not in ends and base.keys().isdisjoint(_ends(path)) for path in replaced)
+
+
+def head_of(config: ModelConfig, trained_as: tuple[str | None, str | None], replaced: Shapes, base: Shapes) -> Head:
+    """Return the head of the model that an adapter was trained as, an empty one where that is the base's own.
+
+    Args:
+        config: the base's config.json.
+        trained_as: the adapter's `task_type`, and its `trained_class`.
+        replaced: the whole parameters in the adapter.
+        base: the base's tensors.
+    """
+    task, trained_class = trained_as
+    wanted = _class_for(task, config.model_type) or trained_class
     if wanted is None or wanted in config.architectures:
-        return None
+        return Head()
     changes: dict[str, Any] = {"architectures": [wanted]}
     model = _try(config.with_changes(changes))
     if model is None:
-        return None
-    head = {path: tensor for path, tensor in replaced.items() if model.match(path) and not _is_in(path, base)}
+        return Head()
+    head = {path: shape for path, shape in replaced.items() if model.match(path) and not _is_in(path, base)}
     if not head:
-        return None
+        return Head()
     if not model.fits(head):
-        sizes = sorted({tensor.shape[0] for tensor in head.values() if tensor.shape})
+        sizes = sorted({shape[0] for shape in head.values() if shape})
         relabelled = ((labels, _try(config.with_changes(changes | labels))) for labels in map(_labels, sizes))
         found = next(((labels, other) for labels, other in relabelled if other and other.fits(head)), None)
         if found is None:
-            shapes = ", ".join(f"{path} {list(tensor.shape)}" for path, tensor in head.items())
+            shapes = ", ".join(f"{path} {list(shape)}" for path, shape in head.items())
             problem = f"the head that an adapter brings ({shapes}) is none of a {wanted}, whatever its number of labels"
-            return Head(config_changes={}, added={}, dropped=(), notes=(), problems=(problem,))
+            return Head(problems=(problem,))
         changes |= found[0]
         model = found[1]
     kept = {name for name in base if model.match(name)}
-    added = {model.match(path) or path: tensor for path, tensor in head.items()}
+    added = {model.match(path) or path: path for path in head}
     dropped = tuple(sorted(base.keys() - kept))
     have = {model.match(name) for name in kept} | set(added)
     missing = sorted(model.parameters - have)
@@ -145,10 +187,10 @@ class _Model:
     architecture: Architecture
     parameters: frozenset[str]
 
-    def fits(self, head: Mapping[str, TensorInfo]) -> bool:
+    def fits(self, head: Shapes) -> bool:
         """Whether tensors have the shapes of the parameters that they are meant for."""
         shapes = self.architecture.memory.shapes
-        return all(shapes.get(self.match(path) or "") == tensor.shape for path, tensor in head.items())
+        return all(shapes.get(self.match(path) or "") == shape for path, shape in head.items())
 
     def match(self, name: str) -> str | None:
         """Return the parameter that a path or a disk name means."""
@@ -166,8 +208,15 @@ def _try(config: ModelConfig) -> _Model | None:
         return None
 
 
-def _is_in(path: str, base: Mapping[str, TensorInfo]) -> bool:
+def _is_in(path: str, base: Shapes) -> bool:
     return any(same_parameter(path, name) for name in base)
+
+
+def _ends(path: str) -> Iterator[str]:
+    """Yield a path, and what it is without its first parts."""
+    yield path
+    while rest := path.partition(".")[2]:
+        yield (path := rest)
 
 
 def _list(names: tuple[str, ...]) -> str:

@@ -64,6 +64,11 @@ class Names:
             return model.parameters.get(in_memory)
         return self._exact(on_disk) if on_disk and on_disk not in model.unsupported else None
 
+    @property
+    def disk_names(self) -> frozenset[str]:
+        """The names of all tensors on disk."""
+        return self._on_disk.names
+
     def on_disk(self, parameter: str) -> tuple[int, ...] | None:
         """Return the shape of the tensor that has a parameter's name on disk, whatever transformers makes of it."""
         name = self._on_disk.find(parameter)
@@ -74,9 +79,7 @@ class Names:
         found, model = self.find(beside), self._load()
         if model.problem or found is None or model.fed_by.get(beside) == beside:
             return parameter
-        parts = beside.split(".")[:-1]
-        longer = (".".join((*parts[:count], parameter)) for count in range(1, len(parts) + 1))
-        return next((name for name in longer if self._renamed(name) == parameter), parameter)
+        return next((name for name in names_beside(parameter, beside) if self._renamed(name) == parameter), parameter)
 
     def module(self, parameter: str) -> Module | None:
         """Return what the module of a parameter is, or None where transformers does not know it."""
@@ -164,9 +167,13 @@ class Names:
         return self._in_memory.find(self._renamed(parameter)) if found is None and not model.problem else found
 
     def _renamed(self, path: str) -> str:
-        """Return today's path of an older one."""
-        known = self._load().renamed.get(path)
-        return self._asked().rename(path) if known is None else known
+        """Return today's path of an older one; of one that was not asked for, by its module's weight, which was."""
+        known = self._load().renamed
+        if self._facts is None:
+            return self._asked().rename(path)
+        module, _, leaf = path.rpartition(".")
+        weight = f"{module}.weight"
+        return known.get(path) or known.get(weight, weight).removesuffix("weight") + leaf
 
 
 class NameIndex:
@@ -184,6 +191,12 @@ class NameIndex:
             return shorter
         longer = [found for top in self._tops if (found := f"{top}.{name}") in self.names]
         return longer[0] if len(longer) == 1 else None
+
+
+def names_beside(parameter: str, beside: str) -> list[str]:
+    """Return what a parameter that is not on disk may be called there, in the way of the tensor `beside`."""
+    parts = beside.split(".")[:-1]
+    return [".".join((*parts[:count], parameter)) for count in range(1, len(parts) + 1)]
 
 
 def is_conv1d(config: ModelConfig, module: str) -> bool | None:

@@ -17,6 +17,7 @@ from lora_build.files.hashing.hashed_file import HashedFile
 from lora_build.files.identity import Digest, SourceName, TensorKey
 from lora_build.files.sources import Source, open_hashed
 from lora_build.models.facts import Facts
+from lora_build.models.heads import Head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,16 +26,19 @@ class Inputs:
 
     `digests` holds the SHA-256 of the data of whole parameters in adapters (frozen or replaced ones), by (adapter,
     key): two of them may be the same. Where an adapter kept tied modules alike, it holds those of their factors, and by
-    (adapter, key + ".T") those of their transposes. `facts` is what transformers says of the base, None where it was
-    not asked because nothing hangs on it, or because it is in this process anyway. `tokenizers` holds that of the base
-    and of the adapters that bring one, none where no adapter does, and `generation_config` then the text of the base's
-    generation_config.json.
+    (adapter, key + ".T") those of their transposes. `facts` is what transformers says of the base, `of_layers` what it
+    says of the model that replicated layers make of it; None where it was not asked because nothing hangs on it, or
+    because it is in this process anyway. `heads` holds the heads that adapters may bring. `tokenizers` holds that of
+    the base and of the adapters that bring one, none where no adapter does, and `generation_config` then the text of
+    the base's generation_config.json.
     """
 
     base: Checkpoint
     adapters: tuple[Adapter, ...]
     digests: Mapping[TensorKey, Digest]
     facts: Facts | None = None
+    of_layers: Facts | None = None
+    heads: Mapping[SourceName, Head] = field(default_factory=dict)
     tokenizers: Mapping[SourceName, Tokenizer] = field(default_factory=dict)
     generation_config: str | None = None
 

@@ -18,8 +18,10 @@ from lora_build.models.heads import Head
 from lora_build.models.layer_replication import replicate, replication_of
 from lora_build.models.names import Names, is_conv1d
 from lora_build.models.parameters import Parameter, Part
-from lora_build.models.tied_weights import TiedWeights
+from lora_build.models.tied_weights import TiedWeights, same_parameter
 from lora_build.planning.inputs import Inputs
+
+_CLASS = "architectures"  # the key of config.json that names a model's class, and so its head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,21 +95,34 @@ class Layout:
         """Return the layout with the same tensors, some of which begin as others."""
         return replace(self, sources=sources)
 
-    def with_head(self, head: Head) -> "Layout":
-        """Return the layout of the model with another head, which is found by its names from now on."""
-        kept = {name: tensor for name, tensor in self.sources.items() if name not in head.dropped}
+    @property
+    def has_new_head(self) -> bool:
+        """Whether an adapter has brought another head."""
+        return _CLASS in self.config_changes
+
+    def with_head(self, head: Head, tensors: Mapping[str, TensorInfo]) -> "Layout":
+        """Return the layout of the model with another head, which is found by its names from now on.
+
+        Args:
+            head: what becomes of the base.
+            tensors: the head's, by their names in the output.
+        """
+        ties = head.facts.tied if head.facts else {}
+        made = self.sources.keys() - self.names.disk_names  # by a cut: the new model may have no use for them
+        useless = {name for name in made if not any(same_parameter(name, member) for member in ties)}
+        kept = {name: t for name, t in self.sources.items() if name not in head.dropped and name not in useless}
         most = Counter(self.dtypes.values()).most_common(1)[0][0]
-        sources, changes = kept | dict(head.added), {**self.config_changes, **head.config_changes}
+        sources, changes = kept | dict(tensors), {**self.config_changes, **head.config_changes}
         config = self.base.config.with_changes(changes)
-        names = _names(config, sources)
-        tied_weights = TiedWeights(config, names)
+        names = _names(config, sources, head.facts)
+        tied_weights = TiedWeights(config, names, head.facts)
         if self.tied_weights.is_cut:
             tied_weights.cut()
         return replace(
             self,
             sources=sources,
-            homes={name: self.homes[name] for name in kept} | dict.fromkeys(head.added, self.base.shards[-1]),
-            dtypes={**self.dtypes, **dict.fromkeys(head.added, most)},
+            homes={name: self.homes[name] for name in kept} | dict.fromkeys(tensors, self.base.shards[-1]),
+            dtypes={**self.dtypes, **dict.fromkeys(tensors, most)},
             config=config,
             config_changes=changes,
             names=names,
@@ -142,11 +157,12 @@ def first_layout(inputs: Inputs, *, cuts_ties: bool) -> FirstLayout:
         except PlanError as error:
             issues += error.issues
     config = base.config.with_changes(changes)
-    names = _names(config, sources, None if layers else inputs.facts)
+    facts = inputs.facts if sources is base.tensors else inputs.of_layers
+    names = _names(config, sources, facts)
     layout = Layout(
         base=base, layers=layers, sources=sources, homes=homes, config=config, config_changes=changes, names=names,
         dtypes={name: tensor.dtype for name, tensor in sources.items()},
-        tied_weights=TiedWeights(config, names, inputs.facts),
+        tied_weights=TiedWeights(config, names, facts),
     )  # fmt: skip
     notes: list[str] = []
     if cuts_ties:

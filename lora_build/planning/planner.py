@@ -67,7 +67,7 @@ def _plan(recipe: Recipe, inputs: Inputs, *, cuts_ties: bool) -> TensorPlan | No
     repeats_peft = recipe.numerics is Numerics.peft
     first = first_layout(inputs, cuts_ties=cuts_ties)
     found = mergeable_adapters(inputs.adapters, repeats_peft=repeats_peft)
-    whole = bring_whole_tensors(first.layout, adapters=found.adapters, recipe=recipe, digests=inputs.digests)
+    whole = bring_whole_tensors(first.layout, adapters=found.adapters, recipe=recipe, inputs=inputs)
     if whole.must_cut:
         return None
     updates = add_updates(whole, adapters=found.adapters, recipe=recipe, digests=inputs.digests)

@@ -19,11 +19,8 @@ from lora_build.files.sources import Source
 from lora_build.files.sources.hub import open_hub
 from lora_build.files.sources.local import open_local
 from lora_build.methods.interface import key_rules
-from lora_build.models.asking import ask
-from lora_build.models.facts import Facts
-from lora_build.models.keep_float32 import kept_by_table
-from lora_build.planning.inputs import Inputs, digests_of, may_change_ties
-from lora_build.planning.options import narrows
+from lora_build.planning.inputs import Inputs, digests_of
+from lora_build.planning.questions import Answers, ask_for_plan
 from lora_build.recipe.identity import selected
 from lora_build.recipe.keys import check_adapter, raise_problems
 from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe, resolve_path
@@ -78,29 +75,14 @@ def resolve(recipe: Recipe, *, for_planning: bool = True) -> Resolved:
         raise _together(failures)
     opened = tuple(adapter for adapter in adapters if adapter is not None)
     assert base is not None
-    facts = _facts(recipe, base, opened) if for_planning else None
+    answers = ask_for_plan(recipe, base, opened) if for_planning else Answers()
     tokenizers = read_tokenizers(sources) if for_planning else {}
     inputs = Inputs(
-        base=base, adapters=opened, digests=digests_of(sources, opened), facts=facts, tokenizers=tokenizers,
+        base=base, adapters=opened, digests=digests_of(sources, opened), tokenizers=tokenizers,
         generation_config=read_generation_config(sources[BASE]) if tokenizers else None,
+        facts=answers.facts, of_layers=answers.of_layers, heads=answers.heads,
     )  # fmt: skip
     return Resolved(inputs=inputs, sources=sources)
-
-
-def _facts(recipe: Recipe, base: Checkpoint, adapters: tuple[Adapter, ...]) -> Facts | None:
-    """Return what transformers says of a base, if anything in the plan may hang on it."""
-    config = base.config
-    is_described = config.states_width and not config.has_code
-    is_in_question = (narrows(recipe) and kept_by_table(config) is None) or (
-        config.may_tie_embeddings and any(map(may_change_ties, adapters))
-    )
-    if not is_described and not is_in_question:
-        return None
-    parts = [adapter.parts for adapter in adapters]
-    paths = [
-        path for of in parts for path in (*(f"{module}.weight" for module in of.factors), *of.replaced, *of.frozen)
-    ]
-    return ask(config, {name: tensor.shape for name, tensor in base.tensors.items()}, paths)
 
 
 def _together(failures: list[LoraBuildError]) -> LoraBuildError:

@@ -13,10 +13,11 @@ from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import Digest, TensorKey
 from lora_build.methods.interface import PlacedUpdate
 from lora_build.methods.trainable_tokens import replacement
-from lora_build.models.heads import head_of
+from lora_build.models.heads import Head
 from lora_build.models.parameters import Parameter, Part
-from lora_build.models.tied_weights import Digests, same_parameter
+from lora_build.models.tied_weights import same_parameter
 from lora_build.planning.adapters import MergeableAdapter
+from lora_build.planning.inputs import Inputs
 from lora_build.planning.layout import Layout, is_plain
 from lora_build.planning.placement import Placements, width
 from lora_build.planning.ties import separate
@@ -47,7 +48,7 @@ class WholeTensors:
 
 
 def bring_whole_tensors(
-    layout: Layout, *, adapters: Sequence[MergeableAdapter], recipe: Recipe, digests: Digests
+    layout: Layout, *, adapters: Sequence[MergeableAdapter], recipe: Recipe, inputs: Inputs
 ) -> WholeTensors:
     """Return what becomes of the output's tensors by those that adapters hold whole.
 
@@ -55,9 +56,9 @@ def bring_whole_tensors(
         layout: the output's tensors before.
         adapters: in the recipe's order.
         recipe: says what becomes of ties, and whose tensors win.
-        digests: see `Inputs.digests`.
+        inputs: holds the digests of these tensors, and the heads that they may be of.
     """
-    step = _Bringing(layout, recipe, digests)
+    step = _Bringing(layout, recipe, inputs)
     for adapter in adapters:
         for parameter, tensor in adapter.parts.frozen.items():
             step.freeze(adapter, parameter, tensor)
@@ -73,9 +74,9 @@ class _Bringing:
     the layout of the step has too; nobody else does before the step is done.
     """
 
-    def __init__(self, layout: Layout, recipe: Recipe, digests: Digests) -> None:
+    def __init__(self, layout: Layout, recipe: Recipe, inputs: Inputs) -> None:
         self._recipe = recipe
-        self._digests = digests
+        self._inputs = inputs
         self._take(layout)
         self._placements = Placements()
         self._owners: dict[str, str] = {}
@@ -223,17 +224,20 @@ class _Bringing:
 
     def _add_head(self, mergeable: MergeableAdapter) -> bool:
         """Whether an adapter was trained with a head that the model has not got yet; it then has it."""
-        replaced = mergeable.parts.replaced
-        head = head_of(self._layout.config, mergeable.adapter.config, replaced, self._sources)
-        if head is None:
-            return False
-        self._take(self._layout.with_head(head))
+        adapter, head = mergeable.adapter, self._inputs.heads.get(mergeable.adapter.source, Head())
         self._issues += head.problems
+        if not head.added:
+            return False
+        if self._layout.has_new_head:
+            self._issues.append(f"{adapter.source}: brings another head than an adapter before it; merge one of them")
+            return False
+        tensors = {name: mergeable.parts.replaced[path] for name, path in head.added.items()}
+        self._take(self._layout.with_head(head, tensors))
         self._notes += head.notes
         return True
 
     def _digest(self, mergeable: MergeableAdapter, tensor: TensorInfo) -> Digest:
-        return self._digests[TensorKey(mergeable.adapter.name, tensor.name)]
+        return self._inputs.digests[TensorKey(mergeable.adapter.name, tensor.name)]
 
 
 def _contiguous(part: Part, disk: TensorInfo) -> range | None:

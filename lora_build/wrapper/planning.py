@@ -15,6 +15,7 @@ from lora_build.models.parameters import Part
 from lora_build.planning.inputs import Inputs, digests_of
 from lora_build.planning.operations import Merge, Operation, Replace, with_dtype
 from lora_build.planning.planner import TensorPlan, plan_tensors
+from lora_build.planning.questions import ask_heads
 from lora_build.recipe.schema import Recipe
 from lora_build.wrapper.adapters import LoadedAdapter
 from lora_build.wrapper.live_model import LiveModel, Place
@@ -75,7 +76,8 @@ class LivePlanner:
         chosen = [one for one in loaded if one.adapter.weight != 0]
         adapters = tuple(one.adapter for one in chosen)
         sources = {one.adapter.source: one.source for one in chosen}
-        inputs = Inputs(base=self.live.checkpoint, adapters=adapters, digests=digests_of(sources, adapters))
+        base, digests = self.live.checkpoint, digests_of(sources, adapters)
+        inputs = Inputs(base=base, adapters=adapters, digests=digests, heads=ask_heads(base, adapters))
         planned = plan_tensors(self.recipe, inputs)
         if issues := (*planned.issues, *_needs_another_model(planned)):
             raise PlanError(dict.fromkeys(issues))

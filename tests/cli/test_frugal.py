@@ -6,6 +6,7 @@ import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +14,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import lora_build
 from lora_build.cli import main as app
 from lora_build.files.formats.safetensors import format_index
 from lora_build.files.hashing.hashed_file import HashedFile
+from lora_build.models import asking
+from lora_build.models.ask import answer_question
 from lora_build.pipeline import prepare
 from lora_build.recipe.validate import from_mapping
 from makers import small
@@ -74,6 +78,33 @@ def test_a_build_of_expert_stacks_that_are_known_asks_neither_torch_nor_transfor
     assert heavy(["plan", "recipe=stacks"]) == "['hydra'] 0\n"
     assert heavy(["recipe=stacks"]) == "['hydra', 'numpy'] 0\n"
     assert len(json.loads((experts / "builds/stacks/lora-build.survival.json").read_text())["tensors"]) == 3
+
+
+def test_a_plan_of_replicated_layers_and_a_new_head_reads_what_was_asked_before(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {
+        "vocab_size": 12,
+        "hidden_size": 6,
+        "intermediate_size": 6,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 1,
+    }
+    small.make_base(project / "wide", **sizes, head_dim=8, num_key_value_heads=1, pad_token_id=0)
+    shapes = LlamaForCausalLM(LlamaConfig(**json.loads((project / "wide/config.json").read_text()))).state_dict()
+    tensors = {name: small.values(1, *tensor.shape) for name, tensor in shapes.items()}
+    save_file(tensors, project / "wide/model.safetensors", {"format": "pt"})
+    deeper = {"layer_replication": [[0, 2], [1, 2]], "modules_to_save": ["score"], "task_type": "SEQ_CLS"}
+    small.edit(small.make_adapter(project / "judge", **deeper), **{"base_model.model.score.weight": torch.ones(3, 6)})
+    (project / "recipes/judge.yaml").write_text("base: ./wide\nadapters: {judge: ./judge}\n")
+    with monkeypatch.context() as patch:  # asked of another process, which is this one
+        patch.setattr(asking, "sys", SimpleNamespace(modules={}))
+        patch.setattr(asking, "_ask_child", answer_question)
+        (plan,) = [lora_build.plan(lora_build.load_recipe("judge")).merge_plan]
+
+    assert plan.config.changes["architectures"] == ["LlamaForSequenceClassification"]
+    assert (plan.config.changes["num_hidden_layers"], len(plan.config.changes["id2label"])) == (3, 3)
+    assert heavy(["plan", "recipe=judge"]) == "['hydra'] 0\n"
 
 
 @pytest.mark.parametrize(("more", "needs_torch"), [([], False), (["numerics=peft"], True)])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ import lora_build
 from lora_build.errors import PlanError, SourceError
 from lora_build.files.formats.config_json import ModelConfig
 from lora_build.models import asking
-from lora_build.models.ask import answer
+from lora_build.models.ask import answer, answer_question
 from lora_build.models.facts import Facts
 from makers import small
 from makers.zoo import Adapter, Base, Zoo
@@ -240,14 +241,71 @@ def test_transformers_is_asked_once_in_another_process(tmp_path: Path, zoo: Zoo)
     subprocess.run(command, check=True, cwd=tmp_path, env=environment)
 
 
-def test_a_process_that_does_not_answer_is_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    llama(tmp_path, max_position_embeddings=18)
-    monkeypatch.setattr(asking, "_SECONDS", 0.01)
-    monkeypatch.delitem(sys.modules, "transformers")
+ASK_CHILD = asking._ask_child
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Collect what a process of its own is asked; it is asked although this one has transformers, and answers here."""
+    found: list[str] = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(asking, "sys", SimpleNamespace(modules={}, executable=sys.executable))
+    monkeypatch.setattr(asking, "_ask_child", lambda question: found.append(question) or answer_question(question))
+    return found
+
+
+def test_a_process_that_does_not_answer_is_a_note_and_is_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: list[str]
+) -> None:
+    llama(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(asking, "_ask_child", ASK_CHILD)
+        patch.setattr(asking, "_SECONDS", 0.01)
+        notes = [lora_build.plan(small.recipe(tmp_path)).merge_plan.remarks]
+    notes.append(lora_build.plan(small.recipe(tmp_path)).merge_plan.remarks)
+
+    assert asked == []
+    assert notes[0] == notes[1]
+    told = "is not checked: transformers gave no answer: it took longer than 0.01 seconds; that is remembered; "
+    before, _, path = notes[0][0].partition("to ask again, remove ")
+    assert before.endswith(told)
+    Path(path).unlink()
+    assert lora_build.plan(small.recipe(tmp_path)).merge_plan.remarks == ()
+    assert len(asked) == 1
+
+
+def test_a_record_that_is_none_is_asked_for_again(tmp_path: Path, asked: list[str]) -> None:
+    llama(tmp_path)
+    lora_build.plan(small.recipe(tmp_path))
+    (record,) = [path for path in (tmp_path / "cache/lora-build/architectures").rglob("*") if path.is_file()]
+    for text in ("", "{", "[1]", '{"no answer"', '{"no answer": 1, "x"}'):
+        record.write_text(text)
+        assert lora_build.plan(small.recipe(tmp_path)).merge_plan.remarks == ()
+
+    assert len(asked) == 6
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"num_attention_heads": 3}, "transformers cannot make a LlamaForCausalLM of this config.json ("),
+        ({"hidden_size": "eight"}, "transformers cannot make a LlamaForCausalLM of this config.json ("),
+        ({"architectures": ["Unheard"]}, "transformers has no architecture ['Unheard'] for model_type 'llama'"),
+        ({"model_type": "unheard"}, "transformers has no architecture ['LlamaForCausalLM'] for model_type 'unheard'"),
+        ({"architectures": ["LlamaConfig"]}, "transformers' LlamaConfig is no model"),
+        ({"architectures": []}, "config.json names no class in architectures"),
+    ],
+)
+def test_a_remark_says_why_transformers_says_nothing(
+    tmp_path: Path, asked: list[str], keys: dict[str, Any], said: str
+) -> None:
+    llama(tmp_path)
+    edit(tmp_path, lambda tensors: None, **keys)
 
     (note,) = lora_build.plan(small.recipe(tmp_path)).merge_plan.remarks
 
-    assert "is not checked: transformers gave no answer: it took longer than 0.01 seconds" in note
+    assert note.startswith(f"whether the base is complete is not checked: {said}")
+    assert ("to ask again, remove" in note) == ("cannot make" in said)
 
 
 def test_what_this_machine_cannot_tell_changes_no_manifest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

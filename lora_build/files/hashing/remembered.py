@@ -84,6 +84,11 @@ def recall_text(kind: str, name: str) -> str:
     return ""
 
 
+def place_of(kind: str, name: str) -> Path:
+    """Return the file in which a text is remembered."""
+    return cache_dir() / kind / name[:2] / name
+
+
 def remember_text(kind: str, name: str, text: str) -> None:
     """Remember a text of a kind by a name."""
     # a cache that cannot be written costs time, never correctness
