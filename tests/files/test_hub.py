@@ -287,6 +287,58 @@ def test_a_header_that_is_not_that_of_the_file_is_refused(hub: Hub, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("refs", "said"),
+    [
+        (None, "no revision 'mian'; did you mean 'main'?; branches: main"),
+        ({"branches": [], "tags": [{"name": f"v{i}"} for i in range(9)]}, "'mian'; tags: v0, v1, v2 and 6 more"),
+        ({"branches": [{"name": "\x1b[2J\nx"}], "tags": []}, r"'mian'; branches: \x1b[2J\nx"),
+        ({"branches": 1}, "no revision 'mian'; check the branch, tag or commit"),
+        (["x"], "no revision 'mian'; check the branch, tag or commit"),
+    ],
+)
+def test_a_revision_that_is_not_there_is_answered_with_those_that_are(hub: Hub, refs: object, said: str) -> None:
+    if refs is not None:
+        hub.instead = times(-1, "/refs", lambda handler: handler.reply(200, refs))
+
+    with pytest.raises(SourceError) as caught:
+        open_hub(SourceName("base"), "acme/base", "mian")
+    assert said in str(caught.value)
+
+
+def test_without_a_network_a_part_of_a_repository_says_what_it_lacks(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = small.recipe(tmp_path, base="acme/base", adapters={"math": "acme/math"})
+    lora_build.plan(recipe)  # which fetches no weights of the base
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    with pytest.raises(SourceError, match=r"names model-00001-of-00002\.safetensors, which is missing; is the"):
+        lora_build.plan(recipe)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("is_offline", [False, True])
+def test_a_bit_that_is_flipped_in_the_cache_is_found_and_said_how_to_mend(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_offline: bool
+) -> None:
+    recipe = small.recipe(tmp_path, base="acme/base", adapters={"math": "acme/math"})
+    whole = lora_build.build(recipe).manifest.manifest_hash
+    shutil.rmtree(tmp_path / "out")
+    blob = hub_cache.snapshot_path("acme/base", hub.commit("acme/base"), "model-00002-of-00002.safetensors").resolve()
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.write_bytes(data)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_offline)
+
+    with pytest.raises(VerificationError, match=f"damaged: .*delete {blob} and run again to fetch it anew"):
+        lora_build.build(recipe)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    blob.unlink()
+    assert lora_build.build(recipe).manifest.manifest_hash == whole
+
+
 def test_what_is_damaged_is_not_kept(hub: Hub) -> None:
     hub.corrupt = WEIGHTS
     with pytest.raises(VerificationError, match=f"base/{WEIGHTS}: damaged: .*: run again to fetch it anew"):

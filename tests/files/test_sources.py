@@ -131,7 +131,7 @@ def test_one_corrupted_byte_is_refused_and_not_kept(client: Client, tmp_path: Pa
         ({"base": "acme/absent"}, "base: acme/absent is not on http://127.0.0.1"),
         ({"base": "acme/base-private"}, "if it is private, set HF_TOKEN or run `hf auth login`"),
         ({"adapters": {"math": "acme/math-gated"}}, "adapters.math: acme/math-gated is gated: accept its terms at"),
-        ({"base": {"source": "acme/base", "revision": "v9"}}, "base: acme/base has no revision 'v9'"),
+        ({"base": {"source": "acme/base", "revision": "v9"}}, "base: acme/base has no revision 'v9'; branches: main"),
         ({"base": {"source": "acme/base", "revision": "0" * 40}}, "base: acme/base has no revision '000"),
     ],
 )

@@ -62,6 +62,7 @@ class Handler(BaseHTTPRequestHandler):
         for pattern, answer in (
             (r"/api/models/([\w.-]+/[\w.-]+)(?:/revision/(.+))?", self.info),
             (r"/api/models/([\w.-]+/[\w.-]+)/tree/([^/]+)", self.tree),
+            (r"/api/models/([\w.-]+/[\w.-]+)/(refs)", self.refs),
             (r"/([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)", self.file),
         ):
             if found := re.fullmatch(pattern, path):
@@ -73,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
         if repo not in self.hub.repos or (repo.endswith("-private") and not has_token):
             return self.fail(404 if has_token else 401, "RepoNotFound", "Repository not found")
         commit = self.hub.commit(repo)
-        if revision not in ("main", commit):
+        if answer != self.refs and revision not in ("main", commit):
             return self.fail(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return answer(repo, commit, *rest)
 
@@ -81,6 +82,10 @@ class Handler(BaseHTTPRequestHandler):
         files = [{"rfilename": name} for name in sorted(self.hub.repos[repo])]
         self.reply(200, {"_id": "0", "id": repo, "modelId": repo, "sha": commit, "private": False, "tags": [],
                          "downloads": 0, "likes": 0, "siblings": files})  # fmt: skip
+
+    def refs(self, repo: str, commit: str) -> None:
+        named = [{"name": "main", "ref": "refs/heads/main", "targetCommit": commit}]
+        self.reply(200, {"branches": named, "tags": [], "converts": [], "pullRequests": []})
 
     def tree(self, repo: str, commit: str) -> None:
         entries = []

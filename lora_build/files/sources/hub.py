@@ -1,13 +1,13 @@
 """A model repository on the Hub as a source, at one commit."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
 
-from lora_build.errors import LoraBuildError, SourceError, StorageError, VerificationError
+from lora_build.errors import LoraBuildError, SourceError, StorageError, VerificationError, did_you_mean, some_of
 from lora_build.files.hashing.hashed_file import check
 from lora_build.files.hashing.seen import Seen
 from lora_build.files.identity import Digest, SourceName
@@ -141,6 +141,19 @@ def _repository_url(repo: str) -> str:
     return f"{constants.ENDPOINT}/api/models/{repo}"
 
 
+def _others(source: str, repo: str, revision: str | None) -> str:
+    """Return the end of a message: which branches and tags a repository has, the nearest of them first named."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    found: dict[str, list[str]] = {}
+    with suppress(HfHubHTTPError, LoraBuildError, KeyError, TypeError):  # what was asked first is the error
+        refs, _ = receive_json(f"{source}: {repo}", f"{_repository_url(repo)}/refs", most_bytes=_INFO_BYTES)
+        found = {kind: [str(ref["name"]) for ref in refs[kind]] for kind in ("branches", "tags")}
+    listed = [f"{kind}: {some_of(names)}" for kind, names in found.items() if names]
+    near = did_you_mean(str(revision), [name for names in found.values() for name in names])
+    return f"{near}; {'; '.join(listed)}" if listed else "; check the branch, tag or commit"
+
+
 def _list_cached(repo: str, commit: str) -> dict[str, SourceFile] | None:
     """Return the files of a cached snapshot; the cache names each blob after the digest that the Hub promised."""
     root = snapshot_path(repo, commit, "")
@@ -201,7 +214,7 @@ def _explain(source: str, repo: str, revision: str | None, error: Exception) -> 
             f"{source}: {repo} is gated: accept its terms at {host(constants.ENDPOINT)}/{repo}, then {login}"
         ) from error
     if is_a(errors.RevisionNotFoundError):
-        raise SourceError(f"{source}: {repo} has no revision '{revision}'; check the branch, tag or commit") from error
+        raise SourceError(f"{source}: {repo} has no revision '{revision}'{_others(source, repo, revision)}") from error
     if is_a(errors.RepositoryNotFoundError):
         raise SourceError(
             f"{source}: {repo} is not on {host(constants.ENDPOINT)}, or it is private: check the name; "
