@@ -9,6 +9,8 @@ from lora_build.cli.arguments import Once, Parser
 from lora_build.cli.lines import Line
 from lora_build.cli.output import print_json, print_lines, unguarded
 from lora_build.errors import RecipeError, label
+from lora_build.recipe.shorthand import names_of
+from lora_build.recipe.values import NAME
 
 if TYPE_CHECKING:
     from lora_build.start.init import NewRecipe
@@ -57,15 +59,14 @@ def run(asked: Namespace) -> int:
 
 
 def adapters_of(words: list[str]) -> Any:
-    """Return the adapters that words name, by name if one of them is given one."""
-    parts = [re.fullmatch(r"([A-Za-z_][\w-]*)=(.*)", word, re.ASCII | re.DOTALL) for word in words]
+    """Return the adapters that words name, by name if one of them is given one; the others have their own."""
+    parts = [re.fullmatch(rf"({NAME})=(.*)", word, re.ASCII | re.DOTALL) for word in words]
     if not any(parts):
         return words
-    if not all(parts):
-        raise RecipeError("name all adapters or none of them: NAME=ADAPTER")
-    named = [(part[1], part[2]) for part in parts if part]
-    if twice := [name for name, _ in named if [other for other, _ in named].count(name) > 1]:
-        raise RecipeError(f"two adapters are called '{twice[0]}'")
+    named = [(part[1], part[2]) if part else (*names_of([word]), word) for part, word in zip(parts, words, strict=True)]
+    names = [name for name, _ in named]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise RecipeError(f"two adapters would be called '{twice[0]}'; name them: NAME=ADAPTER")
     return dict(named)
 
 

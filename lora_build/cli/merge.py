@@ -14,6 +14,7 @@ from lora_build.cli.output import print_json, print_lines
 from lora_build.cli.text import built_lines
 from lora_build.errors import RecipeError
 from lora_build.recipe.schema import Recipe
+from lora_build.recipe.values import NAME
 
 _MORE = """\
 BASE and ADAPTER are folders (./x) or repositories of the Hub (org/name[@revision]);
@@ -71,5 +72,5 @@ def _is_source(word: str) -> bool:
     name, equals, value = word.partition("=")
     if not equals:
         return not word.startswith("~") or word.startswith("~/")
-    is_name = re.fullmatch(r"[A-Za-z_][\w-]*", name, re.ASCII) and name not in (*Recipe.__dataclass_fields__, "recipe")
+    is_name = re.fullmatch(NAME, name, re.ASCII) and name not in (*Recipe.__dataclass_fields__, "recipe")
     return bool(is_name) and ("/" in value or Path(value).is_dir())

@@ -65,7 +65,7 @@ def named_references(adapters: Named | Sequence[Named] | Mapping[str, Named], ro
         references = [as_written("adapter", text, root) for text in listed]
         names = names_of([os.path.realpath(root) if r.source == "." else r.source for r in references])
         if twice := [name for name in names if names.count(name) > 1]:
-            raise RecipeError(f"two adapters would be called '{twice[0]}'; name them: NAME=SOURCE")
+            raise RecipeError(f"two adapters would be called '{twice[0]}'; name them: NAME=ADAPTER")
         found = dict(zip(names, references, strict=True))
     if not found:
         raise RecipeError("which adapter? a folder, or org/name on the Hub")

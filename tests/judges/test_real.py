@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lora_build
 from judges import oracle
+from lora_build.cli.main import main
 
 pytestmark = [pytest.mark.real, pytest.mark.early]
 ROOT = Path(__file__).parent.parent.parent
@@ -122,3 +123,20 @@ def test_a_build_keeps_the_shards_of_its_base(real: Real) -> None:
     assert sorted(p.name for p in out.glob("*.safetensors")) == sorted(p.name for p in base.glob("*.safetensors"))
     assert total_size(out) == total_size(base)
     lora_build.verify(out)
+
+
+@pytest.mark.long
+def test_a_merge_at_once_is_the_build_of_the_recipe_that_it_prints(
+    real: Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    adapters = [f"{skill}={DATA / f'smollm2-{skill}'}" for skill in ("math", "json")]
+    assert main(["merge", str(real.folders["base"]), *adapters, "-o", "merged", "adapters.json.weight=0.5"]) == 0
+    printed, _, said = capsys.readouterr().out.partition("\n\n")
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/saved.yaml").write_text(printed)
+
+    built = lora_build.build(lora_build.load_recipe("saved", ["output=built"]))
+    assert said.splitlines()[-1].split()[-1] == built.manifest.manifest_hash
+    monkeypatch.chdir("/")
+    assert lora_build.verify(tmp_path / "merged", forward=True).manifest_hash == built.manifest.manifest_hash

@@ -210,7 +210,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_yaml_block_names_a_file_or_its_refusal() -> None:
     firsts = [block.partition("\n")[0] for block in blocks("recipe.md", "yaml")]
-    assert len(firsts) == 18
+    assert len(firsts) == 17
     assert all(re.fullmatch(r"# (recipes/[\w/]+\.yaml|refused: .+)", first) for first in firsts), firsts
 
 
@@ -265,6 +265,16 @@ def test_every_command_in_the_document_can_be_planned(project: Path, capsys: pyt
         folders += [str(Path(point["dir"]).relative_to(project)) for point in result.get("points", [])]
     (shown,) = re.findall(r"^builds/prod-.*$", text("recipe.md"), re.MULTILINE)
     assert shown in folders
+
+
+def test_every_command_of_the_way_in_prints_what_is_shown(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = [block.removeprefix("$ ").partition("\n") for block in blocks("recipe.md", "console")]
+    assert len(shown) == 2
+    for command, _, lines in shown:
+        assert app.main(shlex.split(command)[1:]) == 0
+        pattern = re.escape(lines).replace(re.escape("..."), ".*")
+        assert re.fullmatch(pattern, capsys.readouterr().out, re.DOTALL), command
+    lora_build.plan(lora_build.load_recipe("first"))
 
 
 def test_the_python_of_the_recipe_s_page_runs(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def test_there_is_a_schema_for_each_format_and_each_names_its_version() -> None:
-    kinds = "build error inspection manifest plan points provenance recipe recipes survival verification"
+    kinds = "build error init inspection manifest plan points provenance recipe recipes survival verification"
     assert sorted(SCHEMAS) == kinds.split()
     for kind, schema in SCHEMAS.items():
         Draft202012Validator.check_schema(schema)
@@ -215,6 +215,8 @@ def test_what_commands_print_holds_to_their_schemas(project: Path, printed: Any)
     hold(printed("inspect", "./math"), "inspection")
     hold(printed("inspect", "./math", "--base", "./base"), "inspection")
     hold(printed("list"), "recipes")
+    hold(printed("init", "./math", "--base", "./base"), "init")
+    hold(printed("merge", "./base", "./math", "-o", "merged"), "build")
     hold(printed("recipe=nope"), "error")
 
 
