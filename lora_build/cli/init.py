@@ -63,11 +63,13 @@ def adapters_of(words: list[str]) -> Any:
     parts = [re.fullmatch(rf"({NAME})=(.*)", word, re.ASCII | re.DOTALL) for word in words]
     if not any(parts):
         return words
-    named = [(part[1], part[2]) if part else (*names_of([word]), word) for part, word in zip(parts, words, strict=True)]
-    names = [name for name, _ in named]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise RecipeError(f"two adapters would be called '{twice[0]}'; name them: NAME=ADAPTER")
-    return dict(named)
+    found: dict[str, str] = {}
+    for part, word in zip(parts, words, strict=True):
+        name, source = (part[1], part[2]) if part else (names_of([word])[0], word)
+        if name in found:
+            raise RecipeError(f"two adapters would be called '{name}'; name them: NAME=ADAPTER")
+        found[name] = source
+    return found
 
 
 def _lines(written: "NewRecipe") -> list[Line]:

@@ -12,7 +12,7 @@ from lora_build.files.identity import SourceName
 from lora_build.planning.resolve import open_source
 from lora_build.recipe.schema import AdapterSpec, Recipe
 from lora_build.recipe.values import REPOSITORY, is_local
-from lora_build.start.inputs import Reference, from_root
+from lora_build.start.inputs import Reference, from_root, is_folder
 
 _QUANTISED = re.compile(r"-(bnb-4bit|bnb-8bit|gptq|awq|int4|int8|4bit|8bit)\b", re.IGNORECASE)
 
@@ -41,7 +41,7 @@ def _base(name: str, adapter: Reference, root: Path) -> Reference:
         raise RecipeError(f"{role}: its {CONFIG_NAME} names no base; --base BASE says which one it is")
     # by transformers' rule a folder of that name comes first, from where one is or from where recipes are
     for here in dict.fromkeys((Path.cwd(), root)):
-        if (here / Path(named).expanduser()).is_dir():
+        if is_folder(here, named):
             path = named if named.startswith("~") else os.fspath(here / named)
             return Reference(source=from_root(path, root))
     if is_local(named) or not re.fullmatch(REPOSITORY, named, re.ASCII):

@@ -83,6 +83,14 @@ def from_root(path: str, root: Path | None) -> str:
     return f"./{below}" if below.parts else "."
 
 
+def is_folder(here: Path, text: str) -> bool:
+    """Whether a text, which may be anybody's, names a folder as seen from another one."""
+    try:
+        return (here / Path(text).expanduser()).is_dir()
+    except (OSError, RuntimeError, ValueError):  # the home of nobody, a name that is too long
+        return False
+
+
 def pinned(role: SourceName, reference: Reference) -> Reference:
     """Return a reference at the commit that its revision is today, with a note where its Hub does not say."""
     if is_local(reference.source):

@@ -79,6 +79,9 @@ def test_from_python_it_is_the_same(here: Path) -> None:
     merged = lora_build.merge("./base", {"math": "./math"}, output="out", keys={"adapters": {"math": {"weight": 0.5}}})
     assert merged.recipe == "base: ./base\nadapters:\n  math: {source: ./math, weight: 0.5}\noutput: ./out\n"
     assert merged.build.dir == here / "out"
+    assert lora_build.merge("./base", ["./math"], output="other", keys={"dtype": "float32"}).recipe.endswith(
+        "float32\noutput: ./other\n"
+    )
     plain = lora_build.build(
         small.recipe(here, adapters={"x": {"source": "./math", "weight": 0.5}}, output={"dir": "./b"})
     )

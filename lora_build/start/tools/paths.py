@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lora_build.errors import RecipeError
 from lora_build.recipe.values import REPOSITORY, is_local
-from lora_build.start.inputs import Reference, from_root
+from lora_build.start.inputs import Reference, from_root, is_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Paths:
         if not isinstance(text, str) or not text:
             raise RecipeError(f"{key}: expected a folder or a repository, found {text!r:.80}")
         for here in (Path.cwd(), self.beside):
-            if (here / Path(text).expanduser()).is_dir():
+            if is_folder(here, text):
                 return Reference(source=from_root(text if text.startswith("~") else os.fspath(here / text), self.root))
         if is_local(text) or not re.fullmatch(REPOSITORY, text, re.ASCII) or "/" not in text:
             place = from_root(text, self.root)
@@ -42,7 +42,7 @@ class Paths:
 
     def is_folder(self, text: str) -> bool:
         """Whether there is a folder of this name."""
-        return any((here / Path(text).expanduser()).is_dir() for here in (Path.cwd(), self.beside))
+        return any(is_folder(here, text) for here in (Path.cwd(), self.beside))
 
     def output(self, text: str) -> str:
         """Return a folder to write to, as a recipe names it."""
