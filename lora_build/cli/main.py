@@ -7,11 +7,11 @@ the engine by what needs them: `--help`, `list` and TAB answer at once.
 import errno
 import gc
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lora_build import interrupts
 from lora_build._version import VERSION
 from lora_build.cli.output import complain, drop_output, guarded_output, print_json, print_lines
 from lora_build.cli.verbs import VERBS, split_verb, verb
@@ -44,9 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         gc.set_threshold(_GARBAGE_EVERY)
         # numpy's BLAS, which merging does not use, starts threads that would turn in circles for a while
         os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
-        for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: what is half done is taken back
-            if signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, signal.default_int_handler)
+        interrupts.install()
     with guarded_output():
         code = _run(words, as_json="--json" in words)
     if argv is None:

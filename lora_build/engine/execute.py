@@ -25,6 +25,7 @@ from lora_build.files.identity import Digest, FileKey, FileRecord, SourceName
 from lora_build.files.sources import Source
 from lora_build.files.targets import Target
 from lora_build.files.targets.file_writer import FileQueues, FileWriter
+from lora_build.interrupts import held
 from lora_build.numerics.measure import share_of, total
 from lora_build.numerics.survival import TensorSurvival
 from lora_build.planning.operations import Copy, Merge, Operation
@@ -106,7 +107,7 @@ def _maker(
     backends = Backends(offers_for(plan), plan.options.combine, on_one_core=stack)
 
     def test() -> None:
-        with timer.time("load"):
+        with timer.time("load"), held():  # it imports, and an import that is cut short can keep others waiting
             backends.test_for(plan.operations, with_torch=False)
 
     tested = executor.submit(test)

@@ -20,6 +20,7 @@ from lora_build.files.targets.disk import disk_errors, is_on_overlay, mounted_be
 from lora_build.files.targets.file_writer import BLOCK_BYTES, SPARE_BYTES, FileQueues, FileWriter
 from lora_build.files.targets.moves import exchange, put, refuse_immovable, undo, why_immovable
 from lora_build.files.targets.staging import Staging, make_staging
+from lora_build.interrupts import held
 
 log = logging.getLogger(__name__)
 
@@ -54,19 +55,22 @@ class DirectoryTarget:
         return self._made
 
     def __enter__(self) -> Self:
-        with disk_errors(self.target):
-            self._made = make_staging(self.target)
         try:
+            with disk_errors(self.target), held():
+                self._made = make_staging(self.target)
             if self._occupant is not None and is_on_overlay(self.target):
                 refuse_immovable(self.target, self._staging.folder)
         except BaseException:
-            self._staging.discard()
+            if self._made is not None:
+                with held():
+                    self._made.discard()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._end()
+            with held():
+                self._end()
         except (OSError, LoraBuildError) as error:
             log.warning("%s is left, and the next build of %s clears it: %s", self._staging.folder, self.target, error)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from lora_build.errors import StorageError
 from lora_build.files.targets.disk import disk_errors
+from lora_build.interrupts import held
 
 log = logging.getLogger(__name__)
 
@@ -41,29 +42,28 @@ def lock(target: Path) -> Iterator[bool]:
     path = lock_path(target)
     made: list[Path] = []
     waited = False
+    fd = -1
     try:
         while True:
-            with disk_errors(path):
+            with disk_errors(path), held():
                 fd = _open_with_parents(path, made)
-            try:
-                with disk_errors(path):
-                    waited |= _acquire(fd, path, target)
-                if _is_current(fd, path):  # the holder before us may have removed the file that we opened
-                    with disk_errors(path):
-                        _sign(fd)
-                    try:
-                        yield waited
-                    finally:
-                        with contextlib.suppress(OSError):
-                            if _is_current(fd, path):
-                                path.unlink()
-                    return
-            finally:
+            with disk_errors(path):
+                waited |= _acquire(fd, path, target)
+            if _is_current(fd, path):
+                break
+            with held():  # the holder before us has removed the file that we opened
                 os.close(fd)
+                fd = -1
+        with disk_errors(path):
+            _sign(fd)
+        yield waited
     finally:
-        for folder in made:
-            with contextlib.suppress(OSError):  # something is in it
-                folder.rmdir()
+        with held():
+            if fd >= 0:
+                _let_go(fd, path)
+            for folder in made:
+                with contextlib.suppress(OSError):  # something is in it
+                    folder.rmdir()
 
 
 def is_locked(target: Path) -> bool:
@@ -159,6 +159,18 @@ def _acquire(fd: int, path: Path, target: Path) -> bool:
         waited = True
     _holder(fd, path)
     return waited
+
+
+def _let_go(fd: int, path: Path) -> None:
+    """Remove a lock, unless another build has it by now or it is no lock, and close it."""
+    try:
+        with contextlib.suppress(OSError, StorageError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _holder(fd, path)
+            if _is_current(fd, path):
+                path.unlink()
+    finally:
+        os.close(fd)
 
 
 def _holder(fd: int, path: Path) -> str:
