@@ -24,14 +24,25 @@ Digests = Mapping[TensorKey, Digest]
 class TiedWeights:
     """The ties of a base, found out when first needed, and whether they have been cut."""
 
-    def __init__(self, config: ModelConfig, names: Names, facts: Facts | None = None) -> None:
-        """Take the base's config.json, the names of its parameters and, if it was asked, what transformers says."""
+    def __init__(
+        self, config: ModelConfig, names: Names, facts: Facts | None = None, apart: frozenset[str] = frozenset()
+    ) -> None:
+        """Take what says what is tied.
+
+        Args:
+            config: the base's config.json.
+            names: of its parameters.
+            facts: what transformers says of it, if it was asked.
+            apart: parameters that it would tie, and does not, since their tensors have values of their own.
+        """
         self._config = config
         self._names = names
         self._facts = facts
-        self._ties: Ties | None = facts.ties if facts and not facts.problem else None
         self._is_cut = False
+        self._kept_apart: frozenset[str] = frozenset()
+        self.apart = apart
         self.problem = ""
+        self._ties: Ties | None = self._in_effect(facts.ties) if facts and not facts.problem else None
 
     def shared(self, parameter: str) -> bool:
         """Whether a parameter shares its tensor with another one, or did before the cut."""
@@ -77,14 +88,23 @@ class TiedWeights:
         member = self.member(parameter)
         return sorted({m for pair in self._known().untied.items() if member in pair for m in pair} - {member})
 
+    def is_kept_apart(self, parameter: str) -> bool:
+        """Whether config.json ties a parameter, or to it, what has values of its own, so that nothing is tied.
+
+        Other loaders may go by config.json alone, and a cut says there how it is.
+        """
+        return any(same_parameter(member, parameter) for member in self._kept_apart)
+
     def name(self, parameter: str) -> str:
         """Return the output's tensor of a shared parameter: the shared one, or its own after the cut."""
-        member, shared = self.member(parameter), self._shared_name(parameter)
+        member = self.member(parameter)
         if own := self._disk_name(member):
             return own
-        if self._is_cut and shared and (new := self._names.new_name(member, shared)) in self.cut_names():
-            return new
-        return shared or member
+        shared = self._shared_name(member) or member
+        if not self._is_cut:
+            return shared
+        after = Ties(self._known().untied, {})
+        return self._stored(after.group(member)) or self._names.new_name(after.tied.get(member, member), shared)
 
     def all_names(self, parameter: str) -> list[str]:
         """Return the output's tensors of all parameters that share, or shared, one with this one.
@@ -104,12 +124,21 @@ class TiedWeights:
 
     def cut_members(self) -> dict[str, tuple[str, str]]:
         """Return the new tensors that the cut makes, each with its parameter and the shared tensor it begins as."""
-        free = self._known().tied.keys() - self._known().untied.keys()
-        return {
-            self._names.new_name(member, root): (member, root)
-            for member in sorted(free)
-            if self._disk_name(member) is None and (root := self._shared_name(member)) is not None
-        }
+        known = self._known()
+        after, new = Ties(known.untied, {}), {}
+        # the files may hold the shared tensor under any of its names, so the one that others point to may be missing
+        for member in sorted({*known.tied, *known.tied.values()}):
+            shared = self._shared_name(member)
+            if shared is not None and self._stored(after.group(member)) is None:
+                parameter = after.tied.get(member, member)
+                new[self._names.new_name(parameter, shared)] = (parameter, shared)
+        return new
+
+    def cut_parameters(self) -> frozenset[str]:
+        """Return all parameters that were tied, each of which needs a tensor after the cut."""
+        known = self._known()
+        found = {*known.tied, *known.tied.values()}
+        return frozenset(parameter for parameter in found if self._shared_name(parameter) is not None)
 
     @property
     def is_cut(self) -> bool:
@@ -144,11 +173,22 @@ class TiedWeights:
         if self._ties is None and self._facts:
             raise SourceError(f"base/config.json: {TIES_UNTOLD}: {self._facts.problem}")
         if self._ties is None:
-            self._ties = read_ties(self._config)
+            self._ties = self._in_effect(read_ties(self._config))
         return self._ties
 
+    def _in_effect(self, ties: Ties) -> Ties:
+        """Return ties without those that values of their own keep transformers from."""
+        freed = {m: root for m, root in ties.tied.items() if m in self.apart and m not in ties.untied}
+        self._kept_apart = frozenset({*freed, *freed.values()})
+        tied, untied = ({m: r for m, r in of.items() if m not in self.apart} for of in (ties.tied, ties.untied))
+        return Ties(tied, untied)
+
     def _shared_name(self, parameter: str) -> str | None:
-        names = (self._disk_name(member) for member in sorted(self.members(parameter)))
+        return self._stored(self.members(parameter))
+
+    def _stored(self, members: Iterable[str]) -> str | None:
+        """Return the tensor that holds the first of some parameters that has one."""
+        names = (self._disk_name(member) for member in sorted(members))
         return next((name for name in names if name), None)
 
     def _disk_name(self, member: str) -> str | None:

@@ -14,13 +14,18 @@ from lora_build.models.facts import Facts
 
 _SHOWN = 6
 _PACKED = ("_blocks", "_scales", "qweight", "qzeros", "weight_packed", "weight_scale", "weight_scale_inv", ".absmax")
+_SHARING = (
+    "base: config.json names code of its own, which is never run: whether it shares weights between modules, as ties "
+    "do, cannot be told"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completeness:
-    """What a base lacks, and what a user should know of it, by the transformers of this machine."""
+    """What a base lacks, and what a user should know of it; `remarks` by the transformers of this machine."""
 
     issues: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
 
@@ -33,7 +38,8 @@ def completeness(base: Checkpoint, facts: Facts | None, config_changes: Mapping[
         config_changes: what adapters change in config.json: with another head, the base need not have its own.
     """
     if why := _not_known(base, facts):
-        return Completeness(remarks=(f"whether the base is complete is not checked: {why}",))
+        notes = (_SHARING,) if base.config.has_code else ()
+        return Completeness(notes=notes, remarks=(f"whether the base is complete is not checked: {why}",))
     assert facts is not None
     missing = [name for name in facts.missing if "architectures" not in config_changes or _in_body(name, facts)]
     name = base.config.architectures[0]

@@ -18,6 +18,9 @@ from lora_build.files.identity import Digest, SourceName, TensorKey
 from lora_build.files.sources import Source, open_hashed
 from lora_build.models.facts import Facts
 from lora_build.models.heads import Head
+from lora_build.models.names import Names
+
+_CHUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +33,8 @@ class Inputs:
     says of the model that replicated layers make of it; None where it was not asked because nothing hangs on it, or
     because it is in this process anyway. `heads` holds the heads that adapters may bring. `tokenizers` holds that of
     the base and of the adapters that bring one, none where no adapter does, and `generation_config` then the text of
-    the base's generation_config.json.
+    the base's generation_config.json. `apart` names the parameters that the base's config would tie, and whose tensors
+    have values of their own: transformers does not tie them.
     """
 
     base: Checkpoint
@@ -41,6 +45,7 @@ class Inputs:
     heads: Mapping[SourceName, Head] = field(default_factory=dict)
     tokenizers: Mapping[SourceName, Tokenizer] = field(default_factory=dict)
     generation_config: str | None = None
+    apart: frozenset[str] = frozenset()
 
 
 def digests_of(sources: Mapping[SourceName, Source], adapters: tuple[Adapter, ...]) -> dict[TensorKey, Digest]:
@@ -65,6 +70,38 @@ def digests_of(sources: Mapping[SourceName, Source], adapters: tuple[Adapter, ..
             size_bytes = source.files[WEIGHTS_NAME].size_bytes
             source.seen.note(file.where, WEIGHTS_NAME, 0, file.finish(), size_bytes)
     return found
+
+
+def standing_apart(source: Source, base: Checkpoint, facts: Facts | None) -> frozenset[str]:
+    """Return the parameters that transformers would tie, and does not: the files hold other values for them.
+
+    What is read of the files is seen, so that a build can tell whether they are still those. Source:
+    transformers/modeling_utils.py tie_weights.
+    """
+    ties = {**facts.untied, **facts.tied} if facts else {}
+    if not ties:
+        return frozenset()
+    names = Names(base.config, {name: tensor.shape for name, tensor in base.tensors.items()}, facts)
+    apart = set()
+    for root in dict.fromkeys(ties.values()):
+        members = (root, *(member for member, of in ties.items() if of == root))
+        found = {member: found.parts for member in members if (found := names.find(member))}
+        stored = {member: base.tensors[parts[0].name] for member, parts in found.items() if len(parts) == 1}
+        first = next(iter(stored.values()), None)
+        apart |= {member for member, tensor in stored.items() if first and not _are_alike(source, first, tensor)}
+    return frozenset(apart)
+
+
+def _are_alike(source: Source, one: TensorInfo, other: TensorInfo) -> bool:
+    if one == other:
+        return True
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and all(
+        _data(source, one, at) == _data(source, other, at) for at in range(0, one.end - one.start, _CHUNK_BYTES)
+    )
+
+
+def _data(source: Source, tensor: TensorInfo, at: int) -> bytes:
+    return source.read(tensor.file, tensor.start + at, min(tensor.start + at + _CHUNK_BYTES, tensor.end))
 
 
 def may_change_ties(adapter: Adapter) -> bool:

@@ -115,7 +115,7 @@ class Layout:
         sources, changes = kept | dict(tensors), {**self.config_changes, **head.config_changes}
         config = self.base.config.with_changes(changes)
         names = _names(config, sources, head.facts)
-        tied_weights = TiedWeights(config, names, head.facts)
+        tied_weights = TiedWeights(config, names, head.facts, self.tied_weights.apart)
         if self.tied_weights.is_cut:
             tied_weights.cut()
         return replace(
@@ -162,7 +162,7 @@ def first_layout(inputs: Inputs, *, cuts_ties: bool) -> FirstLayout:
     layout = Layout(
         base=base, layers=layers, sources=sources, homes=homes, config=config, config_changes=changes, names=names,
         dtypes={name: tensor.dtype for name, tensor in sources.items()},
-        tied_weights=TiedWeights(config, names, facts),
+        tied_weights=TiedWeights(config, names, facts, inputs.apart),
     )  # fmt: skip
     notes: list[str] = []
     if cuts_ties:
@@ -182,6 +182,9 @@ def _with_cut_ties(layout: Layout) -> tuple[Layout, list[str]]:
     def with_new(values: Mapping[str, Any]) -> dict[str, Any]:
         return {**values, **{name: values[root] for name, root in new.items()}}
 
+    weights, names_after = layout.tied_weights, layout.sources.keys() | new.keys()
+    lost = [parameter for parameter in weights.cut_parameters() if weights.name(parameter) not in names_after]
+    assert not lost, f"the cut leaves {lost} without a tensor"
     return replace(
         layout,
         sources=with_new(layout.sources),

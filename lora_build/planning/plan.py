@@ -139,7 +139,7 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
         generation=tokenizer.generation,
         left_out=beside.left_out,
         skipped={BASE: base.skipped},
-        notes=tuple(dict.fromkeys((*planned.notes, *base.notes, *tokenizer.notes))),
+        notes=tuple(dict.fromkeys((*planned.notes, *found.notes, *base.notes, *tokenizer.notes))),
         remarks=(*found.remarks, *planned.remarks),
         has_exact_dtypes=planned.has_exact_dtypes,
     )

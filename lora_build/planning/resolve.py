@@ -19,7 +19,7 @@ from lora_build.files.sources import Source
 from lora_build.files.sources.hub import open_hub
 from lora_build.files.sources.local import open_local
 from lora_build.methods.interface import key_rules
-from lora_build.planning.inputs import Inputs, digests_of
+from lora_build.planning.inputs import Inputs, digests_of, may_change_ties, standing_apart
 from lora_build.planning.questions import Answers, ask_for_plan
 from lora_build.recipe.identity import selected
 from lora_build.recipe.keys import check_adapter, raise_problems
@@ -81,6 +81,7 @@ def resolve(recipe: Recipe, *, for_planning: bool = True) -> Resolved:
         base=base, adapters=opened, digests=digests_of(sources, opened), tokenizers=tokenizers,
         generation_config=read_generation_config(sources[BASE]) if tokenizers else None,
         facts=answers.facts, of_layers=answers.of_layers, heads=answers.heads,
+        apart=standing_apart(sources[BASE], base, answers.facts) if any(map(may_change_ties, opened)) else frozenset(),
     )  # fmt: skip
     return Resolved(inputs=inputs, sources=sources)
 

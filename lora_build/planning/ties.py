@@ -34,7 +34,8 @@ def separate(layout: Layout, parameter: str, *, tied: TiedEmbeddings, replaces: 
     """
     weights = layout.tied_weights
     if not weights.shared(parameter):
-        return Separation()
+        is_unsaid = tied is TiedEmbeddings.untie and weights.is_kept_apart(parameter)
+        return Separation(must_cut=is_unsaid and not weights.is_cut)
     member, name = weights.member(parameter), weights.name(parameter)
     if tied is TiedEmbeddings.error:
         others = ", ".join(weights.others(parameter))

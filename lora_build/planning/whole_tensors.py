@@ -152,7 +152,7 @@ class _Bringing:
     def _is_replaced_alike(self, mergeable: MergeableAdapter, parameter: str) -> bool:
         """Whether an adapter replaces all that share a tensor by one value."""
         if not self._layout.tied_weights.shared(parameter):
-            return True
+            return not self._layout.tied_weights.is_kept_apart(parameter)
         replaced = mergeable.parts.replaced
         values = {
             next((self._digest(mergeable, t) for p, t in replaced.items() if same_parameter(p, member)), None)

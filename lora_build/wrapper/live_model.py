@@ -50,7 +50,9 @@ class LiveModel:
         disk = _on_disk(model) if disk is None else disk
         self.names = Names(self.config, {name: tuple(tensor.shape) for name, tensor in disk.items()})
         self._places: dict[str, list[Place]] = {}
-        for name in _saved_paths(model):
+        # each has memory of its own, so what its class would tie of them is not tied
+        self.apart = frozenset(_saved_paths(model))
+        for name in sorted(self.apart):
             found = self.names.find(name)
             for part in found.parts if found else ():
                 self._places.setdefault(part.name, []).append(Place(parameter=name, part=part))

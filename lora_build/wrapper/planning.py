@@ -77,7 +77,9 @@ class LivePlanner:
         adapters = tuple(one.adapter for one in chosen)
         sources = {one.adapter.source: one.source for one in chosen}
         base, digests = self.live.checkpoint, digests_of(sources, adapters)
-        inputs = Inputs(base=base, adapters=adapters, digests=digests, heads=ask_heads(base, adapters))
+        inputs = Inputs(
+            base=base, adapters=adapters, digests=digests, heads=ask_heads(base, adapters), apart=self.live.apart
+        )
         planned = plan_tensors(self.recipe, inputs)
         if issues := (*planned.issues, *_needs_another_model(planned)):
             raise PlanError(dict.fromkeys(issues))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers.configuration_utils import get_configuration_file
 
 import lora_build
 from lora_build.files.identity import FileRecord
@@ -352,6 +353,29 @@ def test_an_update_stored_either_way_round_is_accepted_for_a_model_that_nobody_k
     first = prepare(from_mapping(small.recipe(tmp_path))).merge_plan.operations[0]
     assert isinstance(first, Merge)
     assert first.updates[0].transposed
+
+
+def test_code_of_a_base_may_share_weights_which_is_a_note(tmp_path: Path) -> None:
+    small.make_base(tmp_path / "base", auto_map={"AutoModel": "modeling.Own"})
+    small.make_adapter(tmp_path / "math")
+
+    (note,) = prepare(from_mapping(small.recipe(tmp_path))).merge_plan.notes
+
+    assert note.endswith("which is never run: whether it shares weights between modules, as ties do, cannot be told")
+
+
+@pytest.mark.parametrize("names", [["config.4.0.0.json"], ["config.json", "config.999.json"], ["x.json"], [], None])
+def test_a_config_that_some_versions_read_in_place_of_config_json_is_refused(
+    names: list[str] | None, tmp_path: Path
+) -> None:
+    small.make_base(tmp_path / "base", configuration_files=names)
+    small.make_adapter(tmp_path / "math")
+
+    if not (names and names[-1].startswith("config.")):
+        assert get_configuration_file(names or []) == "config.json"
+        assert prepare(from_mapping(small.recipe(tmp_path))).merge_plan.operations
+        return
+    assert f"configuration_files names {names[-1]}, which some versions of transformers read" in refusal(tmp_path)
 
 
 def test_many_issues_of_one_adapter_are_shown_in_part_and_kept_in_full(folder: Path) -> None:

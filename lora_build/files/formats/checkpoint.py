@@ -63,6 +63,12 @@ def open_checkpoint(source: Source) -> Checkpoint:
     config = ModelConfig.parse(_read_text(source, CONFIG_NAME), f"{where}/{CONFIG_NAME}")
     if config.is_quantized:
         raise SourceError(f"{where}/{CONFIG_NAME}: a quantised base cannot be merged into; dequantise it first")
+    if names := config.configs_for_versions:
+        raise SourceError(
+            f"{where}/{CONFIG_NAME}: configuration_files names {', '.join(names)[:200]}, which some versions of "
+            "transformers read in its place, so what the model is depends on who loads it; in a copy of the base, make "
+            f"the one that you mean its {CONFIG_NAME} and take configuration_files out"
+        )
     if found := config.too_many_layers:
         raise SourceError(f"{where}/{CONFIG_NAME}: {found:.80}; expected from 0 to {MAX_LAYERS} layers")
     placed = _placement(source)

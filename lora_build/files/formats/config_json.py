@@ -23,6 +23,7 @@ _WIDTHS = re.compile(
     r"hidden_size|hidden_dim|embed_dim|embedding_size|embedding_dim|d_model|n_embd|(^|_)dims?$|width|channel"
 )
 _SPECIAL_TOKENS = ("_token_id", "_token_index", "_token")  # ends of keys: pad, bos, image, ...
+_OF_VERSION = re.compile(r"config\..*\.json", re.DOTALL)
 _TIE = "tie_word_embeddings"
 
 
@@ -87,6 +88,16 @@ class ModelConfig:
     def has_code(self) -> bool:
         """Whether its class is in the checkpoint's own files; nothing here runs those."""
         return "auto_map" in self.data
+
+    @property
+    def configs_for_versions(self) -> tuple[str, ...]:
+        """The files that some versions of transformers read in place of this one (`configuration_files`).
+
+        Source: transformers/configuration_utils.py get_configuration_file.
+        """
+        found = self.data.get("configuration_files")
+        names = found if isinstance(found, list) else [found] if found else []
+        return tuple(name for name in map(str, names) if name != CONFIG_NAME and _OF_VERSION.fullmatch(name))
 
     @cached_property
     def nested(self) -> Mapping[str, Mapping[str, Any]]:
