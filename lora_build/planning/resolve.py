@@ -76,7 +76,8 @@ def resolve(recipe: Recipe, *, for_planning: bool = True) -> Resolved:
     opened = tuple(adapter for adapter in adapters if adapter is not None)
     assert base is not None
     answers = ask_for_plan(recipe, base, opened) if for_planning else Answers()
-    tokenizers = read_tokenizers(sources) if for_planning else {}
+    trains_rows = any(adapter.config.trained_tokens for adapter in opened)
+    tokenizers = read_tokenizers(sources, trains_rows=trains_rows) if for_planning else {}
     inputs = Inputs(
         base=base, adapters=opened, digests=digests_of(sources, opened), tokenizers=tokenizers,
         generation_config=read_generation_config(sources[BASE]) if tokenizers else None,

@@ -67,6 +67,7 @@ def choose_tokenizer(recipe: Recipe, inputs: Inputs, planned: TensorPlan) -> Tok
         for name in sorted(grown)
         if name not in brought or not brought[name].is_whole
     ]
+    notes += _without_text(inputs, grown, own, users[0] if users else BASE)
     if not users or issues:
         return TokenizerChoice(issues=tuple(issues), notes=tuple(notes))
     ends = _Ends.of(own, base, users[0], planned.config, inputs.generation_config)
@@ -125,6 +126,20 @@ def _trained(inputs: Inputs, planned: TensorPlan, base: Tokenizer) -> set[Source
             if many or shape[0] in sizes or op.name in planned.regrown:
                 found.update(op.adapters)
     return {SourceName.of_adapter(name) for name in found}
+
+
+def _without_text(inputs: Inputs, grown: set[SourceName], own: Tokenizer, user: SourceName) -> Iterator[str]:
+    """Yield which adapters trained rows for which the tokenizer that is used has no token: no text reaches these."""
+    if own.tokens is None:
+        return
+    numbers = set(own.tokens.values())
+    for adapter in inputs.adapters:
+        if adapter.source not in grown and (rows := sorted(adapter.config.trained_tokens - numbers)):
+            yield (
+                f"{adapter.source} trained rows for which the tokenizer of {user} has no token "
+                f"({some_of([str(row) for row in rows])}): no text reaches them; put the tokenizer that it was trained "
+                f"with into {adapter.source}"
+            )
 
 
 def _misfits(name: SourceName, own: Tokenizer, base: Tokenizer, inputs: Inputs, config: ModelConfig) -> Iterator[str]:

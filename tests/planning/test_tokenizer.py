@@ -12,6 +12,9 @@ from safetensors.torch import load_file, save_file
 
 import lora_build
 from lora_build.errors import SourceError
+from lora_build.files.formats.tokenizer import read_tokenizers
+from lora_build.files.identity import BASE
+from lora_build.files.sources.local import open_local
 from lora_build.pipeline import prepare
 from lora_build.planning.plan import MergePlan
 from lora_build.recipe.validate import from_mapping
@@ -135,6 +138,101 @@ def test_trained_tokens_that_the_base_knows_keep_its_tokenizer(tmp_path: Path) -
     found = plan(tmp_path)
     assert found.side_files["tokenizer.json"] == "base"
     assert any("a chat template, where the base has none; the base's is used" in note for note in found.notes)
+
+
+def token(content: str, **more: Any) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"content": content, "special": True, **flags, **more}
+
+
+# what the files beside a tokenizer.json of 12 tokens say, and the numbers that transformers 5.23 gives what is new
+ADDED: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+    "a list": ({"config": {"extra_special_tokens": ["<a>", "<b>"]}}, {"<a>": 12, "<b>": 13}),
+    "a mapping": ({"config": {"extra_special_tokens": {"z_token": "<z>", "a_token": "<a>"}}}, {"<z>": 12, "<a>": 13}),
+    "the older key": ({"config": {"additional_special_tokens": ["<a>", token("<b>", __type="AddedToken")]}}, {"<a>": 12, "<b>": 13}),
+    "the newer key wins": (
+        {"config": {"additional_special_tokens": ["<a>"], "extra_special_tokens": ["<b>"]}}, {"<b>": 12},
+    ),
+    "the map alone": ({"map": {"additional_special_tokens": ["<a>"]}}, {"<a>": 12}),
+    "the map, hidden": (
+        {"map": {"additional_special_tokens": ["<a>"]}, "config": {"added_tokens_decoder": {"0": token("<unk>")}}}, {},
+    ),
+    "names in transformers' order": (
+        {"config": {"image_token": "<i>", "cls_token": "<c>", "pad_token": "<p>", "extra_special_tokens": ["<a>"]}},
+        {"<p>": 12, "<c>": 13, "<i>": 14, "<a>": 15},
+    ),
+    "the config's own numbers": (
+        {"config": {"added_tokens_decoder": {"20": token("<x>"), "15": token("<y>")}, "pad_token": "<p>"}},
+        {"<y>": 12, "<x>": 13, "<p>": 14},
+    ),
+    "the older file": ({"added": {"<x>": 12, "<y>": 13}, "map": {"pad_token": "<p>"}}, {"<x>": 12, "<y>": 13, "<p>": 14}),
+    "the older file, hidden": (
+        {"added": {"<x>": 12}, "config": {"added_tokens_decoder": {"0": token("<unk>")}}}, {},
+    ),
+    "behind a gap": (
+        {"words": [token("<t>", id=15)], "config": {"extra_special_tokens": ["<a>"]}}, {"<t>": 12, "<a>": 13},
+    ),
+}  # fmt: skip
+
+
+def write_added(folder: Path, said: dict[str, Any]) -> None:
+    names = {"map": "special_tokens_map.json", "added": "added_tokens.json", "config": "tokenizer_config.json"}
+    for key, name in names.items():
+        if key in said or key == "config":
+            kind = {"tokenizer_class": "PreTrainedTokenizerFast"} if key == "config" else {}
+            (folder / name).write_text(json.dumps({**kind, **said.get(key, {})}))
+    rest = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
+    model = {"type": "WordLevel", "vocab": {word: n for n, word in enumerate(words())}, "unk_token": "<unk>"}
+    text = {"version": "1.0", **rest, "added_tokens": said.get("words", []), "model": model, "pre_tokenizer": None}
+    (folder / "tokenizer.json").write_text(json.dumps(text))
+
+
+@pytest.mark.parametrize("case", ADDED)
+def test_tokens_are_numbered_as_transformers_numbers_them(tmp_path: Path, case: str) -> None:
+    said, numbers = ADDED[case]
+    write_added(tmp_path, said)
+
+    found = read_tokenizers({BASE: open_local(BASE, "here", tmp_path)}, trains_rows=True)[BASE].tokens
+    assert found == {word: n for n, word in enumerate(words())} | numbers
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", ADDED)
+def test_the_table_of_numbers_is_what_transformers_gives(tmp_path: Path, case: str) -> None:
+    from transformers import AutoTokenizer
+
+    said, numbers = ADDED[case]
+    write_added(tmp_path, said)
+
+    assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == {word: n for n, word in enumerate(words())} | numbers
+
+
+@pytest.mark.parametrize("case", ["a list", "a mapping", "the map alone", "names in transformers' order"])
+def test_tokens_that_only_a_config_names_count_as_tokens(tmp_path: Path, case: str) -> None:
+    make_base(tmp_path)
+    folder = make_adapter(tmp_path)
+    write_added(folder, ADDED[case][0])
+
+    assert plan(tmp_path).side_files["tokenizer.json"] == "adapters.x"
+    assert "tokenizer: base has no text for tokens that adapters.x was trained on" in refusal(
+        tmp_path, tokenizer="base"
+    )
+
+
+def test_trained_rows_that_no_tokenizer_reaches_are_said(tmp_path: Path) -> None:
+    make_base(tmp_path)
+    folder = make_adapter(tmp_path)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    said = "adapters.x trained rows for which the tokenizer of base has no token (12, 13): no text reaches them; "
+    assert any(note.startswith(said) for note in plan(tmp_path).notes)
+    write_tokenizer(folder, words())
+    assert any(note.startswith(said) for note in plan(tmp_path).notes)
+    write_tokenizer(folder, words("<call>"))
+    last = "adapters.x trained rows for which the tokenizer of adapters.x has no token (13): no text reaches them; "
+    assert any(note.startswith(last) for note in plan(tmp_path).notes)
+    write_tokenizer(folder, words("<call>", END))
+    assert not any("trained rows for which" in note for note in plan(tmp_path).notes)
 
 
 def test_an_equal_tokenizer_needs_no_note(tmp_path: Path) -> None:

@@ -121,6 +121,13 @@ class AdapterConfig:
         return tuple(self.data.get("modules_to_save") or ())
 
     @property
+    def trained_tokens(self) -> frozenset[int]:
+        """The rows of embeddings or heads that it names as trained (`trainable_token_indices`, `token_indices`)."""
+        found = (self.data.get("trainable_token_indices"), self.data.get("token_indices"))
+        lists = [part for of in found for part in (of.values() if isinstance(of, dict) else (of,))]
+        return frozenset(number for part in lists if isinstance(part, list) for number in part)
+
+    @property
     def layer_replication(self) -> Any:
         """The ranges of the base's layers that its model is made of, as they are written; None for the base's own."""
         return self.data.get("layer_replication") or None

@@ -5,7 +5,7 @@ of one (its tokens are in a format that is not read here, or it comes as code) i
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,9 @@ _TEMPLATE_NAME = "chat_template.jinja"
 _NO_VOCABULARY = {CONFIG_NAME, _ADDED_NAME, _SPECIAL_NAME, _TEMPLATE_NAME, "chat_template.json"}
 _LFS_POINTER = b"version https://git-lfs"
 _MAX_BYTES = 100_000_000
+_DECODER = "added_tokens_decoder"
+_OLD_EXTRA = "additional_special_tokens"
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,23 +59,24 @@ class Tokenizer:
         return None if self.eos is None or self.tokens is None else self.tokens.get(self.eos)
 
 
-def read_tokenizers(sources: Mapping[SourceName, Source]) -> dict[SourceName, Tokenizer]:
+def read_tokenizers(sources: Mapping[SourceName, Source], *, trains_rows: bool = False) -> dict[SourceName, Tokenizer]:
     """Return the tokenizers of a base and of the adapters that bring one; none where no adapter does.
 
-    Where all are the same to the byte, only their files are said: a vocabulary may take a second to parse.
+    Where all are the same to the byte, only their files are said: a vocabulary may take a second to parse. But where an
+    adapter names rows of tokens that it trained (`trains_rows`), all are parsed: these may be rows without a token.
 
     Raises:
         SourceError: a file of one is not what its name says.
     """
     names = {name: sorted(filter(is_tokenizer_file, source.files)) for name, source in sources.items()}
     names = {name: files for name, files in names.items() if files or name.is_base}
-    if len(names) == 1:
+    if len(names) == 1 and not (trains_rows and names[BASE]):
         return {}
     for name, files in names.items():
         _refuse_long(sources[name], files)
     texts = {name: {file: read_whole(sources[name], file) for file in files} for name, files in names.items()}
     digests = {name: {file: Digest.sha256(text) for file, text in data.items()} for name, data in texts.items()}
-    if all(found == digests[BASE] for found in digests.values()):
+    if not trains_rows and all(found == digests[BASE] for found in digests.values()):
         return {name: Tokenizer(files=found) for name, found in digests.items()}
     return {name: _parse(sources[name], texts[name], digests[name]) for name in names}
 
@@ -82,20 +86,19 @@ def _parse(source: Source, data: Mapping[str, bytes], digests: Mapping[str, Dige
         if text.startswith(_LFS_POINTER):
             raise SourceError(f"{source.name}/{name}: is a pointer of Git LFS, not the file itself; run `git lfs pull`")
     config, special = _object(source, CONFIG_NAME, data), _object(source, _SPECIAL_NAME, data)
-    tokens = _tokens(source, data)
+    if isinstance(config.get(_DECODER), dict):
+        special = {}  # transformers reads it only where the config names no added tokens
     named = {
-        key: word for key, value in (special | config).items() if key.endswith("_token") and (word := _word(value))
+        key: word for key, value in (config | special).items() if key.endswith("_token") and (word := _word(value))
     }
-    extra = [
-        part.get(key) for part in (config, special) for key in ("additional_special_tokens", "extra_special_tokens")
-    ]
+    further = list(_further(config, special))
     code = sorted(with_imports(source, set(named_code(config)))) if config else []
     _refuse_long(source, code)
     return Tokenizer(
         files=digests,
         code={name: Digest.sha256(read_whole(source, name)) for name in code},
-        tokens=_added(source, config, data) | (tokens or {}) if tokens or not _has_vocabulary(digests) else None,
-        special=frozenset(named.values()) | frozenset(word for part in extra for word in _words(part)),
+        tokens=_all_tokens(source, data, config, (*_in_order(named), *further)),
+        special=frozenset((*named.values(), *further)),
         eos=named.get("eos_token"),
         templates=_templates(config, data),
     )
@@ -108,55 +111,97 @@ def _refuse_long(source: Source, names: Iterable[str]) -> None:
             raise SourceError(f"{source.name}/{name}: {size} bytes are too many for a file of a tokenizer")
 
 
+def _further(config: Mapping[str, Any], special: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the special tokens without a name of their own, in transformers' order; old keys give way to new ones."""
+    lists = [part.get(key) or () for part in (config, special) for key in ("extra_special_tokens", _OLD_EXTRA)]
+    first, old, more, older = lists
+    yield from _words(first or old)
+    yield from _words(more if more or first or old else older)
+
+
+def _in_order(named: Mapping[str, str]) -> list[str]:
+    """Return special tokens with a name in the order in which transformers adds those that are none yet."""
+    return [named[key] for key in sorted(named, key=lambda key: _NAMED.index(key) if key in _NAMED else len(_NAMED))]
+
+
 def _has_vocabulary(files: Collection[str]) -> bool:
     return any("/" not in name and name not in _NO_VOCABULARY for name in files)
 
 
-def _tokens(source: Source, data: Mapping[str, bytes]) -> dict[str, int] | None:
-    """Return the tokens of the vocabulary, those that tokenizer.json adds included; None if no format is known."""
+def _tokens(source: Source, data: Mapping[str, bytes]) -> tuple[Mapping[str, int] | None, Sequence[str]]:
+    """Return the tokens of the vocabulary, None if no format is known, and those that tokenizer.json adds to it."""
     if _WORDS_NAME in data:
         return _of_tokenizer_json(_object(source, _WORDS_NAME, data))
     if "vocab.json" in data:
         found = _object(source, "vocab.json", data)
-        return found if all(type(number) is int for number in found.values()) else None
+        return found if all(type(number) is int for number in found.values()) else None, ()
     if "vocab.txt" in data:
         words = data["vocab.txt"].decode(errors="replace").split("\n")
-        return {word.rstrip("\r"): place for place, word in enumerate(words) if word}
+        return {word.rstrip("\r"): place for place, word in enumerate(words) if word}, ()
     models = [name for name in data if name.endswith(".model")]
     if len(models) != 1:
-        return None
+        return None, ()
     try:
-        return {piece: place for place, piece in enumerate(_pieces(data[models[0]]))} or None
+        return {piece: place for place, piece in enumerate(_pieces(data[models[0]]))} or None, ()
     except (IndexError, ValueError):
-        return None
+        return None, ()
 
 
-def _of_tokenizer_json(found: Mapping[str, Any]) -> dict[str, int] | None:
+def _of_tokenizer_json(found: Mapping[str, Any]) -> tuple[Mapping[str, int] | None, Sequence[str]]:
     model = found.get("model")
     words = model.get("vocab") if isinstance(model, dict) else None
-    tokens: dict[str, int]
     match words:
         case dict():
             tokens = {word: number for word, number in words.items() if type(number) is int}
         case list():  # of a unigram model: [word, score]
             tokens = {str(pair[0]): place for place, pair in enumerate(words) if isinstance(pair, list) and pair}
         case _:
-            return None
+            return None, ()
     entries = found.get("added_tokens")
-    for entry in entries if isinstance(entries, list) else []:
-        if isinstance(entry, dict) and type(entry.get("id")) is int:
-            tokens[str(entry.get("content"))] = entry["id"]
-    return tokens
+    added = entries if isinstance(entries, list) else []
+    return tokens, [word for entry in added if isinstance(entry, dict) and (word := _word(entry)) is not None]
+
+
+def _all_tokens(
+    source: Source, data: Mapping[str, bytes], config: Mapping[str, Any], special: Sequence[str]
+) -> dict[str, int] | None:
+    """Return all tokens with the numbers that they have once transformers has loaded them.
+
+    Special tokens that are none yet are added behind all others; where a vocabulary is not known, nobody can count.
+    """
+    added = _added(source, config, data)
+    if not _has_vocabulary(data):
+        return added
+    tokens, own = _tokens(source, data)
+    if not tokens:
+        return None
+    # a tokenizer.json numbers what is added to it anew, whatever number a file gives that
+    stated = [(word, None if _WORDS_NAME in data else n) for word, n in sorted(added.items(), key=lambda item: item[1])]
+    return _with_added(tokens, [*((word, None) for word in own), *stated, *((word, None) for word in special)])
+
+
+def _with_added(tokens: Mapping[str, int], added: Iterable[tuple[str, int | None]]) -> dict[str, int]:
+    """Return tokens and those added to them: at a number of their own, or at the next one.
+
+    That is the number of tokens, or the one behind the last added: tokenizers' added_vocabulary.rs, add_tokens.
+    """
+    found, last = dict(tokens), len(tokens) - 1
+    for word, number in added:
+        if word:
+            last = max(last, found.setdefault(word, last + 1 if number is None else number))
+    return found
 
 
 def _added(source: Source, config: Mapping[str, Any], data: Mapping[str, bytes]) -> dict[str, int]:
-    """Return the tokens that other files add to the vocabulary."""
-    added = {word: n for word, n in _object(source, _ADDED_NAME, data).items() if type(n) is int}
-    decoder = config.get("added_tokens_decoder")
-    for number, entry in decoder.items() if isinstance(decoder, dict) else ():
-        if (word := _word(entry)) is not None and number.isascii() and number.isdecimal() and len(number) < 10:
-            added[word] = int(number)
-    return added
+    """Return the tokens that other files add to the vocabulary; those of the config hide the older file's."""
+    decoder = config.get(_DECODER)
+    if not isinstance(decoder, dict):
+        return {word: n for word, n in _object(source, _ADDED_NAME, data).items() if type(n) is int}
+    return {
+        word: int(number)
+        for number, entry in decoder.items()
+        if (word := _word(entry)) is not None and number.isascii() and number.isdecimal() and len(number) < 10
+    }
 
 
 def _templates(config: Mapping[str, Any], data: Mapping[str, bytes]) -> dict[str, str]:
