@@ -43,6 +43,13 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("words", nargs="*", help=argparse.SUPPRESS)
         common = self.add_argument_group("options of every command")
         common.add_argument("--json", dest="as_json", action="store_true", help="print JSON")
+        common.add_argument(
+            "-q", "--quiet", action="store_true", help="print the result alone, in a line or two, and errors"
+        )
+        common.add_argument(
+            "--log-format", action=Once, type=OneOf("text", "json"), default="text", metavar="FORMAT",
+            help="text, or json: progress, notes, warnings and errors on stderr as lines of JSON",
+        )  # fmt: skip
         common.add_argument("-h", "--help", action="store_true", help="print this")
 
     def parse(self, words: Sequence[str], *, is_named: bool = True) -> argparse.Namespace:

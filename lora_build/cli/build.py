@@ -11,6 +11,7 @@ def parser() -> Parser:
     """Return the parser of `build`."""
     made = composed.parser("build", about="Build a recipe, or each point of a sweep.")
     made.add_argument("--timings", action="store_true", help="say where the time of the build went")
+    made.add_argument("--no-progress", action="store_true", help="do not say how far the build has come")
     return made
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from lora_build.cli import work
 from lora_build.cli.arguments import Once, OneOf, Parser
-from lora_build.cli.hints import bare_word
-from lora_build.cli.output import print_json, print_lines
+from lora_build.cli.hints import bare_word, proposed
+from lora_build.cli.lines import Said
+from lora_build.cli.output import print_json, say
 from lora_build.cli.work import Asked
 from lora_build.errors import RecipeError
 
@@ -65,25 +66,31 @@ def parser(verb: str, *, about: str) -> Parser:
 def run(asked: Asked, words: Namespace) -> int:
     """Do with what a command line composes what is asked for, print it, and return the exit code."""
     from lora_build.recipe.compose import compose_command
-    from lora_build.recipe.overrides import check_overrides
+    from lora_build.recipe.overrides import check_overrides, swept
 
     overrides = _overrides(words)
     flags = _flags(words)
-    if flags and words.multirun:
+    several = swept(overrides)
+    of_sweep = any(text.lstrip("+").startswith("sweep=") for text in overrides)
+    many = words.multirun or "recipe" in several or (of_sweep and not flags)
+    if flags and many:
         raise RecipeError("-m runs a sweep; it does not go with --cfg or --info")
-    many = words.multirun or (not flags and any(text.lstrip("+").startswith("sweep=") for text in overrides))
     if many or flags:
         asked.refuse_timings()
     if many:
         from lora_build.cli import sweep
 
         return sweep.run(asked, overrides)
+    if several:
+        each = proposed(words.typed, more=("-m",))
+        raise RecipeError(f"{next(iter(several))}: has several values; to build each: {each}; a list is written [a,b]")
     if of_a_sweep := [text for text in overrides if text.lstrip("+~").startswith("hydra")]:
         check_overrides(of_a_sweep)
-        raise RecipeError(f"{of_a_sweep[0]}: is of a sweep: -m builds each point of one")
+        each = proposed(words.typed, more=("-m",))
+        raise RecipeError(f"{of_a_sweep[0]}: is of a sweep, of which each point is built; try: {each}")
     check_overrides(overrides)
     if flags:
-        return _inspect(flags, overrides)
+        return _print_config(words, overrides) if asked.manner.as_json else _inspect(flags, overrides)
     config = compose_command(overrides)
     _run_single(asked, config, config.hydra.runtime.choices["recipe"], overrides)
     return 0
@@ -120,6 +127,22 @@ def _flags(words: Namespace) -> list[str]:
     return flags + of_cfg
 
 
+def _print_config(words: Namespace, overrides: list[str]) -> int:
+    """Print the composed recipe for machines."""
+    from omegaconf import OmegaConf
+
+    from lora_build.recipe.compose import compose_command
+    from lora_build.recipe.hydra_errors import plain_errors
+
+    if words.cfg != "job" or words.package is not None or words.info:
+        raise RecipeError("--json goes with --cfg job, of which it prints the recipe")
+    config = compose_command(overrides)
+    with plain_errors():
+        recipe = OmegaConf.to_container(config.recipe, resolve=words.resolve, enum_to_str=True)
+    print_json({"schema": "lora-build/composed/v1", "recipe": recipe})
+    return 0
+
+
 def _inspect(flags: list[str], overrides: list[str]) -> int:
     """Let Hydra answer --cfg and --info."""
     from lora_build.recipe import compose
@@ -139,10 +162,11 @@ def _run_single(asked: Asked, config: "DictConfig", name: str, overrides: Sequen
     recipe = in_folder_of_its_own(to_recipe(config, name, overrides), config)
     if asked.command == "plan":
         plan = pipeline.prepare(recipe, replace=asked.replace)
-        print_json(json.plan_json(plan)) if asked.as_json else print_lines(text.plan_lines(plan))
+        say(lambda: text.plan_lines(plan), asked.manner, result=lambda: json.plan_json(plan), final=("target",))
         return
-    built = work.build(recipe, replace=asked.replace, progressbar=config.progressbar and not asked.as_json)
-    if asked.as_json:
-        print_json(json.built_json(built))
-    else:
-        print_lines([*text.built_lines(built), *(text.timing_lines(built) if asked.timings else [])])
+    built = work.build(recipe, replace=asked.replace, progressbar=config.progressbar and asked.manner.progress)
+
+    def lines() -> list[Said]:
+        return [*text.built_lines(built), *(text.timing_lines(built) if asked.timings else [])]
+
+    say(lines, asked.manner, result=lambda: json.built_json(built), final=work.FINAL)

@@ -96,9 +96,10 @@ def bare_word(typed: Typed, word: str) -> str:
     return f"'{word}' {what}" + (f"; try: {line}" if line else "")
 
 
-def proposed(typed: Typed, *, verb: str | None = None) -> str | None:
-    """Return the command line that was meant by one, maybe of another verb; None where nobody can tell."""
+def proposed(typed: Typed, *, verb: str | None = None, more: Sequence[str] = ()) -> str | None:
+    """Return the command line that was meant by one, maybe of another verb, or more; None where nobody can tell."""
     line = _Line(typed, verb or (typed.parser.verb if typed.is_named else None))
+    line.options += more
     if not line.read_options():
         return None
     line.read_words()

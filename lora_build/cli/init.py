@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_build.cli.arguments import Once, Parser
 from lora_build.cli.lines import Line
-from lora_build.cli.output import print_json, print_lines, unguarded
+from lora_build.cli.output import Manner, say, unguarded
 from lora_build.errors import RecipeError, label
 from lora_build.recipe.shorthand import names_of
 from lora_build.recipe.values import NAME
@@ -54,7 +54,7 @@ def run(asked: Namespace) -> int:
     written = init(
         adapters_of(asked.words), base=asked.base, from_file=asked.from_file, name=asked.name, replace=asked.replace
     )
-    print_json(_json(written)) if asked.as_json else print_lines(_lines(written))
+    say(lambda: _lines(written), Manner.of(asked), result=lambda: _json(written), final=("wrote", "not taken"))
     return 0
 
 

@@ -5,7 +5,7 @@ from argparse import Namespace
 
 from lora_build.cli.arguments import Once, Parser
 from lora_build.cli.hints import proposed
-from lora_build.cli.output import complain, print_json, print_lines
+from lora_build.cli.output import Manner, complain, say
 from lora_build.errors import PlanError, RecipeError
 
 
@@ -28,10 +28,10 @@ def run(asked: Namespace) -> int:
     from lora_build.planning.inspection.inspecting import inspect
 
     found = inspect(_adapter(asked), asked.base)
-    print_json(inspection_json(found)) if asked.as_json else print_lines(inspection_lines(found))
+    say(lambda: inspection_lines(found), Manner.of(asked), result=lambda: inspection_json(found), final=("fits",))
     if found.fit and found.fit.issues:
         sys.stdout.flush()
-        complain(PlanError(found.fit.issues).lines)
+        complain(PlanError(found.fit.issues).lines, exit_code=PlanError.exit_code)
     return 0 if found.is_ok else PlanError.exit_code
 
 

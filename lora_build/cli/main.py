@@ -13,17 +13,17 @@ from pathlib import Path
 
 from lora_build import interrupts
 from lora_build._version import VERSION
-from lora_build.cli.output import complain, drop_output, guarded_output, print_json, print_lines
-from lora_build.cli.verbs import VERBS, split_verb, verb
+from lora_build.cli.output import complain, drop_output, guarded_output, hush, print_json, print_lines
+from lora_build.cli.verbs import VERBS, split_verb, verb, wants_events
 from lora_build.errors import LoraBuildError, RecipeError, StorageError, did_you_mean
 
 _HELP = """\
 lora-build: merged LoRA checkpoints from recipes in git: same recipe, same bytes.
 
   lora-build recipe=prod                                build recipes/prod.yaml
-  lora-build plan recipe=prod                           what that would do
-  lora-build recipe=prod dtype=bfloat16          change keys of the recipe
-  lora-build -m recipe=prod dtype=keep,float32   sweep: one build for each value
+  lora-build plan prod                                  what that would do
+  lora-build recipe=prod dtype=bfloat16                 change keys of the recipe
+  lora-build -m recipe=prod dtype=keep,float32          sweep: one build for each value
   lora-build verify builds/prod                         hold a build to its manifest
 
 commands:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # numpy's BLAS, which merging does not use, starts threads that would turn in circles for a while
         os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
         interrupts.install()
-    with guarded_output():
+    with guarded_output(as_events=wants_events(words)):
         code = _run(words, as_json="--json" in words)
     if argv is None:
         gc.freeze()  # the process ends here; to take apart what is loaded, object by object, only takes time
@@ -58,8 +58,8 @@ def _run(words: list[str], *, as_json: bool) -> int:
         code = _dispatch(words)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        complain(["interrupted"])
         code = 130
+        complain(["interrupted"], exit_code=code)
     except BrokenPipeError:  # `| head` has seen enough
         drop_output()
         code = 141
@@ -67,7 +67,7 @@ def _run(words: list[str], *, as_json: bool) -> int:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":  # the user asks for the traceback
             raise
         lines, code = _said(error)
-        complain(lines)
+        complain(lines, exit_code=code)
         try:
             if as_json:
                 print_json({"error": "\n  ".join(lines), "exit_code": code})
@@ -111,14 +111,20 @@ def _dispatch(words: list[str]) -> int:
         (sys.stdout if words else sys.stderr).write(_help(name))
         return 0 if words else RecipeError.exit_code
     if "--version" in words:
-        print_lines([f"lora-build {VERSION}"])
+        as_json = "--json" in words
+        print_json({"schema": "lora-build/version/v1", "version": VERSION}) if as_json else print_lines(
+            [f"lora-build {VERSION}"]
+        )
         return 0
     try:
         Path.cwd()
     except FileNotFoundError as error:
         raise RecipeError("the working directory is gone; cd to one that is there") from error
     found = verb(name or "build")
-    return found.run(found.parser().parse(rest, is_named=name is not None))
+    asked = found.parser().parse(rest, is_named=name is not None)
+    if asked.quiet:
+        hush()
+    return found.run(asked)
 
 
 def _helped(words: list[str]) -> list[str]:

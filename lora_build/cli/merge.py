@@ -10,7 +10,7 @@ from lora_build.cli import work
 from lora_build.cli.arguments import Once, Parser
 from lora_build.cli.init import adapters_of
 from lora_build.cli.json import built_json
-from lora_build.cli.output import print_json, print_lines
+from lora_build.cli.output import Manner, say
 from lora_build.cli.text import built_lines
 from lora_build.errors import RecipeError
 from lora_build.recipe.schema import Recipe
@@ -34,6 +34,7 @@ def parser() -> Parser:
     made.add_argument("-o", "--output", action=Once, metavar="DIR", help="the folder of the build")
     made.add_argument("--dtype", action=Once, metavar="DTYPE", help="keep, float32, bfloat16 or float16")
     made.add_argument("--replace", action="store_true", help="replace a build of a recipe, or with changed files")
+    made.add_argument("--no-progress", action="store_true", help="do not say how far the build has come")
     return made
 
 
@@ -47,11 +48,16 @@ def run(asked: Namespace) -> int:
     if asked.dtype is not None:
         keys = [f"dtype={asked.dtype}", *keys]
     found = one_off(base, adapters_of(adapters), output=asked.output, overrides=keys)
-    if not asked.as_json:
+    manner = Manner.of(asked)
+    if not manner.as_json and not manner.quiet:
         sys.stdout.write(f"{found.text}\n")
         sys.stdout.flush()
-    built = work.build(found.recipe, replace=asked.replace, progressbar=not asked.as_json)
-    print_json(built_json(built) | {"recipe": found.text}) if asked.as_json else print_lines(built_lines(built))
+    built = work.build(found.recipe, replace=asked.replace, progressbar=manner.progress)
+
+    def result() -> object:
+        return built_json(built) | {"recipe": found.text}
+
+    say(lambda: built_lines(built), manner, result=result, final=work.FINAL)
     return 0
 
 

@@ -10,11 +10,68 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TextIO
 
-from lora_build.cli.lines import Said, plain
+from lora_build.cli.events import Event, Events
+from lora_build.cli.lines import Line, Said, plain
 from lora_build.terminal import escaped, masked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How results are said.
+
+    Attributes:
+        as_json: for machines, as JSON.
+        quiet: only what a command is run for, and errors.
+        as_events: what goes to stderr is events.
+        progress: whether to say how far the work has come.
+    """
+
+    as_json: bool = False
+    quiet: bool = False
+    as_events: bool = False
+    progress: bool = True
+
+    @classmethod
+    def of(cls, asked: Namespace) -> "Manner":
+        """Return what a command line asks for."""
+        progress = not asked.quiet and not getattr(asked, "no_progress", False)
+        as_events = asked.log_format == "json"
+        return cls(
+            as_json=asked.as_json, quiet=asked.quiet, as_events=as_events,
+            progress=progress and (as_events or not asked.as_json),
+        )  # fmt: skip
+
+
+def say(
+    lines: Callable[[], Sequence[Said]], manner: Manner, *, result: Callable[[], object], final: Container[str]
+) -> None:
+    """Print what came of a command; its notes and warnings are events besides, where those are asked for.
+
+    Args:
+        lines: makes what people are told.
+        manner: how it is said.
+        result: makes what machines are told.
+        final: the words of the lines that are kept where it is to be quiet, "" of one without a word.
+    """
+    to = events()
+    told = [] if manner.as_json and to is None else lines()
+    if to is not None and not manner.quiet:
+        for said in told:
+            if isinstance(said, Line) and said.word in ("note", "warning"):
+                to.tell("note" if said.word == "note" else "warning", message=said.text)
+    if manner.as_json:
+        print_json(result())
+    else:
+        print_lines([said for said in told if not manner.quiet or _word(said) in final])
+
+
+def _word(said: Said) -> str | None:
+    return "" if isinstance(said, str) else said.word if isinstance(said, Line) else None
 
 
 def print_lines(things: Iterable[Said]) -> None:
@@ -37,10 +94,13 @@ def print_json(data: object) -> None:
     unguarded(sys.stdout).write(f"{text}\n")
 
 
-def complain(lines: Sequence[str], *, word: str = "error") -> None:
+def complain(lines: Sequence[str], *, word: str = "error", exit_code: int | None = None) -> None:
     """Write a message to stderr: its first line behind what it is, as `error: ...`, the others below it."""
     stream = unguarded(sys.stderr)
-    if _takes_plain_text(stream):
+    if isinstance(stream, Events):
+        event: Event = "error" if word in ("error", "critical") else "warning" if word == "warning" else "log"
+        stream.tell(event, message="\n".join(lines), **({} if exit_code is None else {"exit_code": exit_code}))
+    elif _takes_plain_text(stream):
         text = "\n  ".join(map(escaped, lines))
         stream.write(f"{word}: {text}\n")
     else:
@@ -61,13 +121,13 @@ def unguarded(stream: Any) -> Any:
 
 
 @contextlib.contextmanager
-def guarded_output() -> Iterator[None]:
-    """Let nothing but escaped text out, and logging go to stderr, for a while."""
+def guarded_output(*, as_events: bool = False) -> Iterator[None]:
+    """Let nothing but escaped text out, or events to stderr, and logging go there, for a while."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without ‖ is no reason to fail
     out: Any = _Guarded(sys.stdout or io.StringIO())  # None where it was closed before we began
-    err: Any = _Guarded(sys.stderr or io.StringIO())
+    err: Any = (Events if as_events else _Guarded)(sys.stderr or io.StringIO())
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -77,6 +137,22 @@ def guarded_output() -> Iterator[None]:
         finally:
             root.handlers = handlers
             root.setLevel(level)
+
+
+def tell_events() -> None:
+    """Have what is written to stderr be events, in a process where nobody has seen to it; a second time is nothing."""
+    if not isinstance(sys.stderr, Events):
+        sys.stderr = Events(sys.stderr)
+
+
+def events() -> Events | None:
+    """Return where events go, None where nobody asked for them."""
+    return sys.stderr if isinstance(sys.stderr, Events) else None
+
+
+def hush() -> None:
+    """Have nothing logged but errors."""
+    logging.getLogger().setLevel(logging.ERROR)
 
 
 def log_to_stderr() -> None:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from lora_build.cli.events import teller
 from lora_build.cli.lines import Line, plain
-from lora_build.cli.output import unguarded
+from lora_build.cli.output import events, unguarded
 from lora_build.cli.text import size
 
 _PLAIN_EVERY_SECONDS = 5.0
@@ -24,6 +25,8 @@ def progress(word: str, *, enabled: bool, stream: TextIO | None = None) -> Itera
     stream = stream or unguarded(sys.stderr)  # not a default value: that would be the stream of the time of import
     if not enabled:
         yield None
+    elif (to := events()) is not None:
+        yield teller(to, word)
     elif stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown"):
         from rich.console import Console
         from rich.progress import (

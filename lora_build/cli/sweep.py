@@ -8,13 +8,13 @@ import functools
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_build.cli import work
-from lora_build.cli.output import log_to_stderr, print_json, print_lines
+from lora_build.cli.output import events, hush, log_to_stderr, say, tell_events
 from lora_build.cli.work import Asked
 from lora_build.errors import RecipeError, StorageError
 from lora_build.sweep.points import Point, exit_code, gather, run_point
@@ -29,30 +29,65 @@ if TYPE_CHECKING:
 def run(asked: Asked, overrides: list[str]) -> int:
     """Run the points of a sweep, print what came of them, and return the exit code of the first that failed."""
     from lora_build.cli.summary import summary_lines
-    from lora_build.recipe import compose
     from lora_build.recipe.hydra_errors import known_names
-    from lora_build.recipe.overrides import check_overrides, without_broken_recipes
+    from lora_build.recipe.overrides import check_overrides
 
     points: list[Point] = []
+    broken: dict[str, RecipeError] = {}
     with _scratch(overrides) as name, environ(HYDRA_FULL_ERROR="1"):  # Hydra then raises, and we say it shorter
         check_overrides(overrides)
-        readable, broken = without_broken_recipes(overrides)
         try:
-            if "recipe=" not in readable:  # else none is left
-                task = functools.partial(_job, asked, Path(name))
-                compose.sweep([*readable, f"hydra.sweep.dir='{name}'"], task)
+            _run_points(overrides, Path(name), functools.partial(_job, asked, Path(name)), broken)
         finally:  # what came of the points before an interrupt is said too
             points += gather(Path(name))
             for recipe, error in broken.items():
                 point = Point(number=len(points), overrides=(f"recipe={recipe}",))
                 points.append(replace(point, exit_code=error.exit_code, error=str(error)))
-            if points and asked.as_json:
-                print_json({"schema": "lora-build/points/v1", "points": [point.to_json() for point in points]})
-            elif points:
-                print_lines(summary_lines(points))
+            if points:
+                _tell_errors(points)
+                result = {"schema": "lora-build/points/v1", "points": [point.to_json() for point in points]}
+                say(lambda: summary_lines(points), asked.manner, result=lambda: result, final=("", "failed"))
     if not points:
         raise RecipeError(("the sweep has no points", *known_names("recipe")))
     return exit_code(points)
+
+
+def _run_points(
+    overrides: list[str], folder: Path, task: "Callable[[DictConfig], None]", broken: dict[str, RecipeError]
+) -> None:
+    """Have Hydra hand out the points of the recipes that compose; note what is wrong with the others."""
+    from lora_build.recipe import compose
+    from lora_build.recipe.inherited import merged
+    from lora_build.recipe.overrides import swept, without_broken_recipes
+
+    def sweep(words: list[str]) -> None:
+        if "recipe=" not in words:  # else none is left
+            compose.sweep([*words, f"hydra.sweep.dir='{folder}'"], task)
+
+    def drop(words: list[str], try_out: Callable[[str], object]) -> list[str]:
+        words, found = without_broken_recipes(words, try_out)
+        broken.update(found)
+        return words
+
+    whole = drop(overrides, merged)
+    if "recipe" in swept(whole) and any(word.startswith("~recipe.") for word in whole):
+        # Hydra would take keys out before it has chosen a recipe
+        whole = drop(whole, functools.partial(compose.try_recipe, whole))
+        whole = [f"{word[1:]}=null" if word.startswith("~recipe.") else word for word in whole]
+    try:
+        sweep(whole)
+    except RecipeError:  # one of them does not take the overrides, perhaps
+        rest = drop(whole, functools.partial(compose.try_recipe, whole))
+        if rest == whole or gather(folder):
+            raise
+        sweep(rest)
+
+
+def _tell_errors(points: list[Point]) -> None:
+    """Tell machines that watch which points failed."""
+    for point in points:
+        if (to := events()) is not None and point.error is not None:
+            to.tell("error", number=point.number, message=point.error, exit_code=point.exit_code)
 
 
 def _job(asked: Asked, folder: Path, config: "DictConfig") -> None:
@@ -63,7 +98,11 @@ def _job(asked: Asked, folder: Path, config: "DictConfig") -> None:
     from lora_build.recipe.overrides import check_overrides
     from lora_build.recipe.words import for_people
 
+    if asked.manner.as_events:
+        tell_events()
     log_to_stderr()
+    if asked.manner.quiet:
+        hush()
     job = HydraConfig.get()
     point = Point(number=job.job.num, overrides=tuple(map(for_people, job.overrides.task)))
 
@@ -72,11 +111,21 @@ def _job(asked: Asked, folder: Path, config: "DictConfig") -> None:
         return to_recipe(config, job.runtime.choices["recipe"], point.overrides)
 
     def work(recipe: "Recipe", point: Point) -> Point:
-        sys.stderr.write(f"#{point.number} {escaped(recipe.output.dir)}\n")
-        bar = config.progressbar and job.runtime.choices["hydra/launcher"] == "basic"  # others would draw over it
+        _announce(asked, point, recipe.output.dir)
+        bar = (
+            config.progressbar and asked.manner.progress and job.runtime.choices["hydra/launcher"] == "basic"
+        )  # others would draw over it
         return _run_point(asked, recipe, point, progressbar=bar)
 
     run_point(folder, point, recipe=recipe, work=work)
+
+
+def _announce(asked: Asked, point: Point, folder: str) -> None:
+    """Say that a point begins."""
+    if (to := events()) is not None:
+        to.tell("point", number=point.number, dir=folder)
+    elif not asked.manner.quiet:
+        sys.stderr.write(f"#{point.number} {escaped(folder)}\n")
 
 
 def _run_point(asked: Asked, recipe: "Recipe", point: Point, *, progressbar: bool) -> Point:

@@ -1,6 +1,7 @@
 """The verbs of the command line. Each is a module of this folder, which has `parser()` and `run(asked)`."""
 
 import importlib
+import itertools
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, cast
@@ -18,6 +19,7 @@ VERBS = {
     "list": "list the recipes",
 }
 """What `lora-build --help` says of each verb, in its order."""
+_VALUED = "--log-format"  # the one option of every verb that the next word is the value of
 
 
 class Verb(Protocol):
@@ -32,10 +34,16 @@ class Verb(Protocol):
 
 def split_verb(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """Return the verb of a command line, the first word but for flags, if it has one, and the other words."""
-    place = next((place for place, word in enumerate(words) if not word.startswith("-")), None)
+    is_value = [False, *(word == _VALUED for word in words)]
+    place = next((place for place, word in enumerate(words) if not word.startswith("-") and not is_value[place]), None)
     if place is None or words[place] not in VERBS:
         return None, [*words]
     return words[place], [*words[:place], *words[place + 1 :]]
+
+
+def wants_events(words: Sequence[str]) -> bool:
+    """Whether a command line asks for events on stderr, also one that is wrong elsewhere."""
+    return f"{_VALUED}=json" in words or (_VALUED, "json") in itertools.pairwise(words)
 
 
 def verb(name: str) -> Verb:

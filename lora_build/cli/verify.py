@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lora_build.cli.arguments import Once, Parser
 from lora_build.cli.hints import proposed
 from lora_build.cli.lines import Said
-from lora_build.cli.output import complain, print_json, print_lines
+from lora_build.cli.output import Manner, complain, print_json, print_lines
 from lora_build.errors import LoraBuildError, RecipeError, StorageError, VerificationError
 
 if TYPE_CHECKING:
@@ -48,20 +48,22 @@ def parser() -> Parser:
     made.add_argument("--prompts", action=Once, metavar="FILE", help="on the prompts of a file, one a line")
     made.add_argument("--seed", action=Once, type=_seed, metavar="N", help="on the prompts that a seed gives (0)")
     made.add_argument("--wrapper", action="store_true", help="LoraModel merges base and adapters to the same bytes")
+    made.add_argument("--no-progress", action="store_true", help="do not say how far it has come")
     return made
 
 
 def run(asked: Namespace) -> int:
     """Verify each folder, whatever comes of the others, and return the exit code of the first that failed."""
     wanted = _wanted(asked)
-    results = [_verify(folder, wanted, quiet=asked.as_json) for folder in asked.words]
+    manner = Manner.of(asked)
+    results = [_verify(folder, wanted, manner) for folder in asked.words]
     if asked.as_json:
         print_json({"schema": "lora-build/verification/v1", "builds": results})
     return next((result["exit_code"] for result in results if result["exit_code"]), 0)
 
 
-def _verify(folder: str, wanted: Wanted, *, quiet: bool) -> dict[str, Any]:
-    """Return what came of a folder for machines, after saying it to people unless `quiet`."""
+def _verify(folder: str, wanted: Wanted, manner: Manner) -> dict[str, Any]:
+    """Return what came of a folder for machines, after saying it to people."""
     from lora_build.cli import json, text
     from lora_build.cli.progress import progress
     from lora_build.proof import verify
@@ -78,7 +80,7 @@ def _verify(folder: str, wanted: Wanted, *, quiet: bool) -> dict[str, Any]:
         lines[:] = text.verification_lines(folder, found)
 
     try:
-        with progress("verify", enabled=not quiet) as advance:
+        with progress("verify", enabled=manner.progress) as advance:
             found = verify.verify_bytes(Path(folder), expect=wanted.expect, strict=wanted.strict, progress=advance)
         note(found)  # said also where a check then cannot be made
         if (wanted.forward or wanted.wrapper) and not found.doubts:  # which may be of where its inputs are
@@ -90,10 +92,10 @@ def _verify(folder: str, wanted: Wanted, *, quiet: bool) -> dict[str, Any]:
         known = StorageError(f"{folder}: {error.strerror or error}") if isinstance(error, OSError) else error
         result |= {"exit_code": known.exit_code, "error": str(known)}
         complaint = tuple(known.lines)
-    if not quiet:
+    if not manner.as_json and not manner.quiet:
         print_lines(lines)
-        if complaint:
-            complain(complaint)
+    if complaint and (manner.as_events or not manner.as_json):
+        complain(complaint, exit_code=result["exit_code"])
     return result
 
 

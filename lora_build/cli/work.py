@@ -4,6 +4,7 @@ from argparse import Namespace
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_build.cli.output import Manner
 from lora_build.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -11,19 +12,22 @@ if TYPE_CHECKING:
     from lora_build.recipe.schema import Recipe
 
 
+FINAL = ("built", "up to date", "replaced", "manifest", "timings")  # what is said of a build however quiet it is to be
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What a command line asks for beside its recipe: `build` or `plan`, and how it is said."""
+    """What a command line asks for beside its recipe: `build` or `plan`, and how what comes of it is said."""
 
     command: str
-    as_json: bool = False
+    manner: Manner
     timings: bool = False
     replace: bool = False
 
     @classmethod
     def of(cls, command: str, asked: Namespace) -> "Asked":
         """Return what a verb's parser has read."""
-        return cls(command=command, as_json=asked.as_json, timings=asked.timings, replace=asked.replace)
+        return cls(command=command, manner=Manner.of(asked), timings=asked.timings, replace=asked.replace)
 
     def refuse_timings(self) -> None:
         """Raise RecipeError if the time of one build is asked for where there is none."""

@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Any
 
 from lora_build.errors import RecipeError
-from lora_build.recipe import files as recipe_files
+from lora_build.recipe.inherited import merged
 from lora_build.recipe.schema import Recipe
 
 
@@ -37,26 +37,11 @@ def offers(begun: str, adapters: Sequence[str]) -> Iterator[str]:
 
 
 def adapters_of(name: str) -> list[str]:
-    """Return the names of the adapters of a recipe, its own first; none where it is wrong."""
+    """Return the names of the adapters of a recipe; none where it is wrong."""
     try:
-        return list(dict.fromkeys(_adapters(name, ())))
+        return list(merged(name)[0].get("adapters") or {})
     except RecipeError:
         return []
-
-
-def _adapters(name: str, heirs: tuple[str, ...]) -> Iterator[str]:
-    if name in heirs:
-        return
-    data = recipe_files.load_first(f"{name}.yaml", "recipe", name)
-    yield from data.get("adapters") or {}
-    for item in data["defaults"]:
-        if isinstance(item, dict):
-            chosen = next(iter(item.values())) or []
-            named = re.search(r"@(?:recipe\.)?adapters\.([\w-]+)$", str(next(iter(item))))
-            for adapter in chosen if isinstance(chosen, list) else [chosen]:
-                yield named[1] if named else str(adapter).rpartition("/")[2]
-        elif item != "_self_":
-            yield from _adapters(item.removeprefix("/recipe/"), (*heirs, name))
 
 
 def _keys(above: str, adapters: Sequence[str]) -> dict[str, str]:

@@ -62,6 +62,16 @@ def compose_command(overrides: Sequence[str], mode: RunMode = RunMode.RUN) -> Di
     return config
 
 
+def try_recipe(overrides: Sequence[str], name: str) -> None:
+    """Compose one of the recipes of a sweep; its axes aside.
+
+    Raises:
+        RecipeError: it does not take the overrides.
+    """
+    others = [word for word in overrides if not word.startswith("recipe=")]
+    compose_command([f"recipe={name}", *others], RunMode.MULTIRUN)
+
+
 def sweep(overrides: Sequence[str], task: Callable[[DictConfig], None]) -> None:
     """Run a task for each point of the sweep that a command line composes, as its launcher does it."""
     sweeper = compose_command(overrides, RunMode.MULTIRUN).hydra.sweeper

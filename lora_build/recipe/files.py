@@ -113,22 +113,6 @@ def load_sweep_file(file: Path) -> dict[str, Any]:
     return {**data, "recipe": expand(data.get("recipe", {}))}
 
 
-def refuse_broken(name: str, heirs: tuple[str, ...] = ()) -> None:
-    """Raise RecipeError if a recipe, or what it inherits from, is not there or is wrong by itself."""
-    if name in heirs:
-        raise RecipeError(f"recipe '{heirs[0]}': inherits from itself, by {' <- '.join([*heirs, name])}")
-    inherited = []
-    for item in load_first(f"{name}.yaml", "recipe", name, heirs)["defaults"]:
-        if isinstance(item, dict):
-            chosen = [] if str(next(iter(item))).startswith("optional ") else next(iter(item.values())) or []
-            for adapter in chosen if isinstance(chosen, list) else [chosen]:
-                load_first(f"adapter/{adapter}.yaml", "adapter", adapter, (*heirs, name))
-        elif item != "_self_":
-            inherited.append(item.removeprefix("/recipe/"))
-    for base in inherited:
-        refuse_broken(base, (*heirs, name))
-
-
 def load_first(place: str, kind: str, name: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return what the first folder of recipes that has a file says there."""
     every = folders()
@@ -143,13 +127,13 @@ def load_first(place: str, kind: str, name: str, heirs: tuple[str, ...] = ()) ->
 
 
 def describe(folder: Folder, name: str) -> str:
-    """Return a recipe's description, or in brackets what is wrong with the file."""
+    """Return a recipe's description; none where its file cannot be read."""
     file = folder.path / f"{name}.yaml"
     try:
         refuse_way_out(folder, file)
         return str(read_yaml(file).get("description", ""))
-    except RecipeError as error:
-        return f"({error})"
+    except RecipeError:
+        return ""
 
 
 def _check_sweep(data: dict[str, Any]) -> Iterator[str]:

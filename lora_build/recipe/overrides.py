@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -69,8 +69,18 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 @plain_errors()
-def without_broken_recipes(overrides: Sequence[str]) -> tuple[list[str], dict[str, RecipeError]]:
-    """Return a sweep's overrides without the recipes that are wrong by themselves, and what is wrong with those.
+def swept(overrides: Sequence[str]) -> list[str]:
+    """Return the keys that have several values, of which a sweep takes one after the other."""
+    parser = OverridesParser.create()
+    parsed = [_parse(parser, text) for text in overrides]
+    return [key_for_people(override.key_or_group) for override in parsed if override.is_sweep_override()]
+
+
+@plain_errors()
+def without_broken_recipes(
+    overrides: Sequence[str], try_out: Callable[[str], object]
+) -> tuple[list[str], dict[str, RecipeError]]:
+    """Return a sweep's overrides without the recipes over which an attempt raises, and what it raises.
 
     Hydra would stop at the first, and build none of the others.
     """
@@ -87,7 +97,7 @@ def without_broken_recipes(overrides: Sequence[str]) -> tuple[list[str], dict[st
             names = [str(value) for value in _values(override, parser)]
         for name in names:
             try:
-                recipe_files.refuse_broken(name)
+                try_out(name)
             except RecipeError as error:
                 broken[name] = error
         if broken:

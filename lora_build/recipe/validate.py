@@ -19,7 +19,7 @@ from lora_build.recipe.keys import check_recipe, raise_problems
 from lora_build.recipe.references import too_much
 from lora_build.recipe.schema import MISSING, Recipe
 from lora_build.recipe.shorthand import expand
-from lora_build.recipe.values import flatten, is_local
+from lora_build.recipe.values import flatten, is_local, laid_over
 
 
 def from_mapping(mapping: Mapping[str, Any] | Recipe, *, where: str = "recipe") -> Recipe:
@@ -41,6 +41,17 @@ def from_mapping(mapping: Mapping[str, Any] | Recipe, *, where: str = "recipe") 
     found["adapters"] = {name: spec for name, spec in found["adapters"].items() if spec is not None}
     raise_problems(where, _check_whole(found))
     return dataclasses.replace(typing.cast("Recipe", _typed(Recipe, found)), composed=composed)
+
+
+def refuse_wrong(data: Mapping[str, Any], *, where: str) -> None:
+    """Raise RecipeError as `from_mapping` does of plain data, without OmegaConf where nothing refers to anything."""
+    if "${" in str(data):
+        from_mapping(data, where=where)
+        return
+    raise_problems(where, check_recipe(data))
+    whole = laid_over(to_plain(Recipe()), expand(data))
+    whole["adapters"] = {name: spec for name, spec in whole["adapters"].items() if spec is not None}
+    raise_problems(where, _check_whole(whole))
 
 
 def to_plain(value: Any) -> Any:

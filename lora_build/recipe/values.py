@@ -75,3 +75,13 @@ def flatten(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     for key, value in data.items():
         flat |= flatten(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
     return flat
+
+
+def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a mapping laid over another one as OmegaConf does it: key by key, lists and values whole."""
+    found = dict(below)
+    for key, value in above.items():
+        under = found.get(key)
+        both = isinstance(under, Mapping) and isinstance(value, Mapping)
+        found[key] = laid_over(under, value) if both else value  # type: ignore[arg-type]
+    return found

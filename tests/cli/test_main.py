@@ -117,6 +117,11 @@ def test_a_recipe_is_built_and_nothing_else_is_left(project, engine, capsys):
         (["recipe=prod", "name=x"], "BUILT x\n"),
         (["recipe=prod", "--json"], '{\n  "dir": "prod"\n}\n'),
         (["plan", "--json", "recipe=prod"], '{\n  "plan": "prod"\n}\n'),
+        (["build", "team/chat"], "BUILT team--chat\n"),
+        (["plan", "prod", "name=x"], "PLAN x\n"),
+        (["--json", "plan", "prod"], '{\n  "plan": "prod"\n}\n'),
+        (["recipe=prod", "--", "name=x"], "BUILT x\n"),
+        (["recipe=prod", "description=a -b", "--timings", "adapters.math.weight=-0.5"], "BUILT prod\nTIMED\n"),
     ],
 )
 def test_commands_print_their_result(project, engine, capsys, words, out):
@@ -124,7 +129,7 @@ def test_commands_print_their_result(project, engine, capsys, words, out):
     assert capsys.readouterr() == (out, "")
 
 
-@pytest.mark.parametrize("words", [["progressbar=false"], ["--json"]])
+@pytest.mark.parametrize("words", [["progressbar=false"], ["--json"], ["--no-progress"], ["-q"]])
 def test_the_progress_bar_can_be_off(project, engine, words):
     assert app.main(["recipe=prod", *words]) == 0
     assert engine.progress == [("write", False)]
@@ -203,6 +208,12 @@ def test_the_process_is_left_as_it_was(project, engine):
         (["recipe=prod", "sweep=null"], "sweep: expected a name, found nothing"),
         (["recpie=prod"], "recpie: unknown key; did you mean 'recipe'?"),
         (["recipe=prod", "dtyp=float32"], "dtyp: unknown key; did you mean 'dtype'?"),
+        (["recipe=prod", "recipe=team/chat"],
+         "recipe: is there 2 times, recipe=prod recipe=team/chat; for one after the other write recipe=prod,team/chat"),
+        (["+recipe=prod"], "+recipe=prod: one recipe is chosen, none added; write recipe=prod"),
+        (["plan", "prod", "team/chat"], "recipe: is there 2 times"),
+        (["recipe=prod", "recipe.dtyp=float32"], "dtyp: unknown key; did you mean 'dtype'?"),
+        (["recipe=prod", "xyz=1"], "xyz: unknown key; known are name, description, requires, base, adapters,"),
         (["recipe=prod", "+dtyp=float32"], "dtyp: unknown key; did you mean 'dtype'?"),
         (["recipe=prod", "dtype=fp8"],
          "dtype: expected one of keep, float32, bfloat16, float16, found 'fp8'"),
@@ -225,8 +236,8 @@ def test_the_process_is_left_as_it_was(project, engine):
         (["recipe=prod", "adapter_names=math"],
          "adapter_names: expected a list of names or null, found 'math'"),
         (["recipe=prod", "adapters.math.weight=0,1"],
-         "'adapters.math.weight=0,1' has several values: -m builds each"),
-        (["recipe=prod", "adapters.math.weight=range(0,2)"], "has several values: -m builds each of them"),
+         "adapters.math.weight: has several values; to build each: lora-build recipe=prod adapters.math.weight=0,1 -m"),
+        (["recipe=prod", "adapters.math.weight=range(0,2)"], "to build each: lora-build recipe=prod 'adapters.math.weight=range(0,2)' -m"),
         (["recipe=prod", "base.source=~/x"],
          "cannot read 'base.source=~/x': token recognition error at: '~'\n  special"),
         (["recipe=prod", "~adapters.chat"],
@@ -238,7 +249,7 @@ def test_the_process_is_left_as_it_was(project, engine):
         (["-m", "recipe=prod", "hydra.job_logging.root.level=DEBUG"], "hydra.job_logging.root.level: is not for lora-build"),
         (["-m", "recipe=prod", "+hydra.launcher={_target_: os.system}"], "hydra.launcher._target_: names code"),
         (["-m", "recipe=prod", "hydra.sweeper.storage=x"], "hydra.sweeper.storage: names a file or a database"),
-        (["recipe=prod", "hydra.launcher.n_jobs=2"], "hydra.launcher.n_jobs=2: is of a sweep: -m builds each point of one"),
+        (["recipe=prod", "hydra.launcher.n_jobs=2"], "hydra.launcher.n_jobs=2: is of a sweep, of which each point is built; try: lora-build"),
         (["-m", "recipe=prod", "adapters.math.weight=range(0,1e300)"], "a sweep of "),
         (["-m", "recipe=prod", "adapters.math.weight=range(0,1,0)"], "a range without end"),
         (["recipe=../recipes/prod"], "recipe: expected the place of a file below recipes/, such as team/chat, found"),
@@ -292,6 +303,37 @@ def test_each_verb_has_a_help_of_its_own(project, capsys, name):
     assert capsys.readouterr().out == text
 
 
+def test_several_recipes_are_built_one_after_the_other_without_being_asked_for_a_sweep(project, engine, capsys):
+    for words in (["recipe=prod,team/chat"], ["build", "glob(*)"], ["plan", "recipe=prod,team/chat"]):
+        assert app.main([*words, "--json"]) == 0
+        assert [recipe.name for recipe in engine.recipes[-2:]] == ["prod", "team--chat"]
+    assert app.main(["recipe=prod,team/chat", "--cfg", "job"]) == 2
+    assert "does not go with --cfg" in capsys.readouterr().err
+
+
+def test_a_recipe_that_does_not_take_the_overrides_stops_no_other(project, engine, capsys):
+    (project / "recipes" / "one.yaml").write_text("base: ./llama\nadapters: {math: ./math}\n")
+    (project / "recipes" / "typo.yaml").write_text("bse: ./llama\n")
+    assert app.main(["plan", "recipe=glob(*)", "~adapters.code", "--json"]) == 2
+    points = json.loads(capsys.readouterr().out)["points"]
+    assert {point["overrides"][0]: point["exit_code"] for point in points} == {
+        "recipe=prod": 0, "recipe=team/chat": 0, "recipe=one": 2, "recipe=typo": 2,
+    }  # fmt: skip
+    assert [list(recipe.adapters) for recipe in engine.recipes] == [["math"]] * 2
+
+
+def test_the_composed_recipe_and_the_version_are_said_to_machines(project, capsys):
+    assert app.main(["recipe=prod", "--cfg", "job", "--json", "dtype=float32"]) == 0
+    recipe = json.loads(capsys.readouterr().out)["recipe"]
+    assert (recipe["dtype"], recipe["output"]["dir"]) == ("float32", "builds/${recipe.name}")
+    assert app.main(["recipe=prod", "--cfg", "job", "--json", "--resolve"]) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"]["output"]["dir"] == "builds/prod"
+    assert app.main(["recipe=prod", "--info", "--json"]) == 2
+    capsys.readouterr()
+    assert app.main(["--version", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out).keys() == {"schema", "version"}
+
+
 def test_version_is_ours(capsys):
     assert app.main(["--version"]) == 0
     assert re.fullmatch(r"lora-build \d+\.\d+\.\d+\n", capsys.readouterr().out)
@@ -302,9 +344,30 @@ def test_list_shows_recipes_by_folder_even_a_broken_one(project, capsys):
     assert app.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == str(project / "recipes")
-    assert lines[1].startswith("  broken     (recipes/broken.yaml: not valid YAML")
+    assert lines[1].startswith("  broken     does not compose: not valid YAML")
     assert lines[2:5] == ["  prod       math and code", "  team/chat", "shipped with lora-build"]
     assert lines[5].startswith("  demo")
+
+
+def test_list_marks_every_recipe_that_does_not_compose(project, capsys):
+    for name, text in {
+        "heir": "defaults: [prod, _self_]\nadapter_names: [mth]\n",
+        "key": "base: ./b\nadaters: {m: ./m}\n",
+        "lost": "defaults: [nope, _self_]\n",
+        "part": "base: ./b\n",
+    }.items():
+        (project / "recipes" / f"{name}.yaml").write_text(text)
+    assert app.main(["list", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["recipes"]
+    assert {row["name"]: row["problem"] for row in rows} == {
+        "demo": None, "prod": None, "team/chat": None,
+        "heir": "adapter_names: no adapter 'mth'; did you mean 'math'?",
+        "key": "adaters: unknown key; did you mean 'adapters'?",
+        "lost": "no recipe 'nope'",
+        "part": "adapters: none given; write adapters: {NAME: SOURCE}",
+    }  # fmt: skip
+    assert app.main(["list", "-q"]) == 0
+    assert capsys.readouterr().out.split() == ["heir", "key", "lost", "part", "prod", "team/chat", "demo"]
 
 
 def test_list_as_json_names_folder_and_description(project, capsys):

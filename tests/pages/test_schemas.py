@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
-from referencing import Registry, Resource
 
 import lora_build
 from lora_build.cli.main import main
@@ -22,20 +21,10 @@ from makers import small
 from makers.bad_inputs import make_project
 from makers.bad_inputs.recipes import ROWS
 from makers.recipes import LONG, SHORT
+from makers.schemas import FOLDER, SCHEMAS, hold
 
 ROOT = Path(__file__).parent.parent.parent
-FOLDER = ROOT / "docs/schemas"
-SCHEMAS: dict[str, Any] = {
-    path.name.removesuffix(".schema.json"): json.loads(path.read_text()) for path in FOLDER.glob("*.schema.json")
-}
-REGISTRY = Registry().with_resources((s["$id"], Resource.from_contents(s)) for s in SCHEMAS.values())
 OPEN = {"options", "config_changes", "config", "recipe", "checks"}  # what recipes, bases and adapters may say
-
-
-def hold(value: Any, kind: str) -> None:
-    """Hold a value to its schema."""
-    issues = Draft202012Validator(SCHEMAS[kind], registry=REGISTRY).iter_errors(value)
-    assert [f"{issue.json_path}: {issue.message}"[:300] for issue in issues] == []
 
 
 @pytest.fixture
@@ -62,7 +51,10 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def test_there_is_a_schema_for_each_format_and_each_names_its_version() -> None:
-    kinds = "build error init inspection manifest plan points provenance recipe recipes survival verification"
+    kinds = (
+        "build composed error event init inspection manifest plan points provenance recipe recipes survival "
+        "verification version"
+    )
     assert sorted(SCHEMAS) == kinds.split()
     for kind, schema in SCHEMAS.items():
         Draft202012Validator.check_schema(schema)
@@ -217,6 +209,8 @@ def test_what_commands_print_holds_to_their_schemas(project: Path, printed: Any)
     hold(printed("list"), "recipes")
     hold(printed("init", "./math", "--base", "./base"), "init")
     hold(printed("merge", "./base", "./math", "-o", "merged"), "build")
+    hold(printed("--version"), "version")
+    hold(printed("recipe=two", "--cfg", "job"), "composed")
     hold(printed("recipe=nope"), "error")
 
 

@@ -182,7 +182,7 @@ def test_a_recipe_lies_below_recipes_as_a_file(
     os.mkfifo(recipes / "pipe.yaml")
     assert cause in refused(project, capsys, f"recipe={name}")
     assert app.main(["list"]) == 0
-    assert "(recipes/pipe.yaml: cannot be read: is no regular file)" in capsys.readouterr().out
+    assert "does not compose: cannot be read: is no regular file" in capsys.readouterr().out
 
 
 def test_a_link_within_recipes_is_followed(project: Path) -> None:
