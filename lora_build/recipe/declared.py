@@ -1,5 +1,6 @@
 """What the schema declares: every key by its path, and the type that a value of one is to be of."""
 
+import functools
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, fields, is_dataclass
@@ -9,15 +10,19 @@ from typing import Any
 from lora_build.recipe.schema import AdapterSpec, Recipe
 
 
+@functools.cache
+def types_of(kind: Any) -> Mapping[str, Any]:
+    """Return the type of each key of a part of a recipe."""
+    return {key: hint for key, hint in typing.get_type_hints(kind).items() if key != "composed"}
+
+
 def every_key(kind: Any = Recipe, path: str = "") -> Iterator[tuple[str, "Field[Any]", Any]]:
     """Yield every key of a recipe, those that hold others too: its dotted path, its field, its type.
 
     An adapter is called NAME; its own key, `adapters.NAME`, has the field of `adapters`.
     """
-    hints = typing.get_type_hints(kind)
-    for key in fields(kind):
-        if key.name == "composed":
-            continue
+    hints = types_of(kind)
+    for key in (key for key in fields(kind) if key.name in hints):
         hint = hints[key.name]
         yield f"{path}{key.name}", key, hint
         if kind is Recipe and key.name == "adapters":

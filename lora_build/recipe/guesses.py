@@ -8,6 +8,7 @@ From mergekit, axolotl, LLaMA-Factory, peft, transformers and plain habit. What 
 not in spelling; where no key means the same, why one can do without.
 """
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -180,6 +181,15 @@ def words() -> Iterator[tuple[str, str]]:
         yield from ((word, target) for word in text.split())
 
 
+@functools.cache
+def _targets() -> Mapping[str, list[str]]:
+    """Return the keys that each word means."""
+    found: dict[str, list[str]] = {}
+    for word, target in words():
+        found.setdefault(word, []).append(target)
+    return found
+
+
 def needless(level: str, word: str) -> str | None:
     """Return why a word needs no key below another one, None where one may mean it."""
     if (level, word) == ("adapters.NAME", "name"):
@@ -203,7 +213,7 @@ def meant_keys(level: str, word: str) -> list[str]:
 
     A key of the recipe that stands elsewhere is meant too: `max_shard_size` at the top, `dtype` of an adapter.
     """
-    found = [target for other, target in words() if other == word.lower().replace("-", "_")]
+    found = list(_targets().get(word.lower().replace("-", "_"), ()))
     found += [target for target in _EXAMPLES if target.rpartition(".")[2] == word]
     return sorted(dict.fromkeys(found), key=lambda target: target.rpartition(".")[0] != level)
 

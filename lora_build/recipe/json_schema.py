@@ -18,7 +18,7 @@ from types import UnionType
 from typing import Any
 
 from lora_build.recipe import defaults, hydra_keys
-from lora_build.recipe.declared import every_key
+from lora_build.recipe.declared import every_key, types_of
 from lora_build.recipe.schema import MISSING, AdapterSpec, Recipe
 from lora_build.recipe.shorthand import SHORT
 from lora_build.recipe.values import NAME, REPOSITORY, SIZE
@@ -80,8 +80,8 @@ def described(key: str) -> str:
 
 
 def _object(kind: Any, path: str = "") -> Schema:
-    hints = typing.get_type_hints(kind)
-    keys = [key for key in fields(kind) if key.name != "composed"]
+    hints = types_of(kind)
+    keys = [key for key in fields(kind) if key.name in hints]
     return {
         "type": "object",
         "additionalProperties": False,

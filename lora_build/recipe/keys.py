@@ -15,7 +15,7 @@ from typing import Any
 
 from lora_build.errors import RecipeError, did_you_mean
 from lora_build.recipe import guesses
-from lora_build.recipe.declared import declared_for, every_key
+from lora_build.recipe.declared import declared_for, every_key, types_of
 from lora_build.recipe.defaults import check_defaults
 from lora_build.recipe.renamed import answer
 from lora_build.recipe.requires import unmet
@@ -100,7 +100,7 @@ class _Check:
         if not isinstance(value, Mapping):
             yield _expected(path, "a mapping of keys to values", value)
             return
-        known = {key: kind for key, kind in typing.get_type_hints(declared).items() if key != "composed"}
+        known = types_of(declared)
         for key, item in value.items():
             inner = f"{path}.{key}" if path else str(key)
             if key in known:

@@ -8,9 +8,10 @@ import yaml
 
 from lora_build.errors import RecipeError
 from lora_build.planning.options import PlanOptions
+from lora_build.recipe import files as recipe_files
 from lora_build.recipe.compose import load_recipe
 from lora_build.recipe.identity import point_name
-from lora_build.recipe.short_overrides import expand_axes, expand_override
+from lora_build.recipe.short_overrides import expand_axes, expand_override, words_for_hydra
 from lora_build.recipe.shorthand import expand
 from lora_build.recipe.validate import from_mapping
 from lora_build.recipe.values import parse_source
@@ -40,7 +41,15 @@ def test_a_short_form_is_the_long_one_in_a_mapping_and_in_a_file(project: Path, 
     assert PlanOptions.of(short) == PlanOptions.of(long)
 
     write(project, "x", {**LONG, **SHORT[form]})
-    assert load_recipe("x") == long
+    folder = recipe_files.Folder(path=project / "recipes")
+    assert recipe_files.load_recipe_file(folder, project / "recipes/x.yaml").items() >= LONG.items()
+
+
+def test_every_short_form_in_one_file_is_the_recipe_of_the_long_ones(project: Path) -> None:
+    write(
+        project, "x", {"base": "org/base@v1", "adapters": "org/one@v2", "combine": "linear", "output": LONG["output"]}
+    )
+    assert load_recipe("x") == from_mapping({**LONG, "name": "x"})
 
 
 def test_a_folder_as_output_is_its_directory(project: Path) -> None:
@@ -117,17 +126,28 @@ def test_a_short_override_sets_the_keys_that_it_means(override: str) -> None:
     assert [word for text in OVERRIDES[override] for word in expand_override(text)] == OVERRIDES[override]
 
 
-@pytest.mark.parametrize(
-    "override", [key for key, texts in OVERRIDES.items() if key not in texts and ",./" not in key and ",o/" not in key]
-)
-def test_it_does_so_in_a_recipe_and_keeps_what_it_does_not_mean(project: Path, override: str) -> None:
+def test_short_overrides_change_a_recipe_and_keep_what_they_do_not_mean(project: Path) -> None:
     write(
         project, "x", "base: org/base@v1\nadapters: {math: {source: ./math, weight: 0.5}}\noutput: {if_exists: fail}\n"
     )
-    recipe = load_recipe("x", [override])
-    assert recipe == load_recipe("x", OVERRIDES[override])
-    assert (recipe.adapters["math"].weight, recipe.output.if_exists.value) == (0.5, "fail")
-    assert recipe.composed == load_recipe("x", OVERRIDES[override]).composed
+    short = [
+        "base=org/y@1.10",
+        "adapters.math=org/m@v2",
+        "+adapters.new=./x",
+        "adapters=./one",
+        "output=./x",
+        "combine=linear",
+    ]
+    recipe, long = load_recipe("x", short), load_recipe("x", words_for_hydra(short))
+    assert recipe == long
+    assert recipe.composed == long.composed
+    assert (recipe.base.source, recipe.base.revision) == ("org/y", "1.10")
+    assert (recipe.output.dir, recipe.output.if_exists.value) == ("./x", "fail")
+    assert {name: (spec.source, spec.revision, spec.weight) for name, spec in recipe.adapters.items()} == {
+        "math": ("org/m", "v2", 0.5),
+        "new": ("./x", None, 1.0),
+        "one": ("./one", None, 1.0),
+    }
 
 
 @pytest.mark.parametrize("value", ["math", "[math,text]", "[]"])
