@@ -32,8 +32,8 @@ class MergeableAdapters:
     notes: tuple[str, ...]
 
 
-def mergeable_adapters(adapters: Sequence[Adapter], *, repeats_peft: bool) -> MergeableAdapters:
-    """Return the adapters that can be merged, as peft merges them if that is to be repeated."""
+def mergeable_adapters(adapters: Sequence[Adapter], *, model_type: str | None, repeats_peft: bool) -> MergeableAdapters:
+    """Return the adapters that can be merged into a base of a type, as peft merges them if that is to be repeated."""
     found: list[MergeableAdapter] = []
     issues: list[str] = []
     notes: list[str] = []
@@ -42,7 +42,7 @@ def mergeable_adapters(adapters: Sequence[Adapter], *, repeats_peft: bool) -> Me
         if method is None:
             issues.append(f"{adapter.source}: peft_type {adapter.peft_type} {unmergeable(adapter.peft_type)}")
             continue
-        problems = config_problems(adapter, method)
+        problems = config_problems(adapter, method, model_type)
         issues += problems
         if repeats_peft:
             issues += refuse_adapter(adapter)

@@ -4,8 +4,11 @@ Semantics of `peft/tuners/tuners_utils.py` check_target_module_exists and _injec
 keys are of the model as it was in memory when it was trained, so no base is needed to compare them.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib import resources
 from typing import Any
 
 from lora_build.errors import some_of
@@ -19,10 +22,15 @@ from lora_build.planning.inputs import may_be_tied
 _FIRST_NUMBER = re.compile(r".*?\.[^.]*\.(\d+)\.")
 
 
-def config_problems(adapter: Adapter, method: Method) -> list[str]:
+def config_problems(adapter: Adapter, method: Method, model_type: str | None = None) -> list[str]:
     """Return what in a config keeps its adapter from being merged, one line each.
 
     All its patterns are matched with all names here, once: what is asked of them later is remembered.
+
+    Args:
+        adapter: the adapter.
+        method: its method.
+        model_type: the base's, where there is one: it tells what peft targets if the config does not.
     """
     where, data = f"{adapter.source}/{CONFIG_NAME}", adapter.config.data
     if problems := [f"{where}: {problem}" for problem in method.check_config(data)]:
@@ -36,17 +44,34 @@ def config_problems(adapter: Adapter, method: Method) -> list[str]:
             except PatternError as error:
                 problems.append(f"{where}: {key}: {error}")
     try:
-        problems += [f"{adapter.source}: {line}" for line in _untargeted(adapter, modules)]
+        problems += [f"{adapter.source}: {line}" for line in _untargeted(adapter, modules, model_type)]
     except PatternError as error:
         problems.append(f"{where}: target_modules, exclude_modules or layers_pattern: {error}")
     return problems
 
 
-def _untargeted(adapter: Adapter, modules: list[str]) -> Iterator[str]:
+def default_targets(peft_type: str, model_type: str | None) -> str | Sequence[str] | None:
+    """Return the modules that peft adapts in a model of some type where a config names none; None where it knows none.
+
+    Source: `peft/utils/constants.py` TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING and its like.
+    """
+    table = _default_targets()
+    of_method = table.get(peft_type, {})
+    found: str | Sequence[str] | None = (table[of_method] if isinstance(of_method, str) else of_method).get(model_type)
+    return found
+
+
+@cache
+def _default_targets() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(resources.files(__package__).joinpath("default_targets.json").read_text())
+    return found
+
+
+def _untargeted(adapter: Adapter, modules: list[str], model_type: str | None) -> Iterator[str]:
     """Yield a line for each reason for which peft would ignore factors, with their modules."""
-    data, wrapped = adapter.config.data, adapter.parts.wrapped
+    wrapped = adapter.parts.wrapped
     missed: dict[str, list[str]] = {}
-    targets = _Targets(data)
+    targets = Targets(adapter, model_type)
     for module in modules:
         why = targets.why_not(module)
         # out_proj lies inside an attention block that is targeted as a whole
@@ -68,13 +93,19 @@ def _above(module: str) -> Iterator[str]:
         yield module
 
 
-class _Targets:
+class Targets:
     """What a config says of which modules are adapted."""
 
-    def __init__(self, data: Mapping[str, Any]) -> None:
+    def __init__(self, adapter: Adapter, model_type: str | None) -> None:
+        """Take an adapter and the base's model_type, None where that is not known."""
+        data = adapter.config.data
         wanted = data.get("target_modules")
         parameters = [str(target) for target in data.get("target_parameters") or ()]
-        # without names peft takes those that it has for the model's type; all-linear is any Linear
+        self._unnamed = "target_modules does not name them"
+        if wanted is None and (wanted := default_targets(adapter.peft_type, model_type)) is not None:
+            shown = wanted if isinstance(wanted, str) else ", ".join(wanted)
+            self._unnamed = f"target_modules is null, which for a {model_type} means {shown},"
+        # a type that peft does not know may be adapted anywhere; all-linear is any Linear
         self._all = wanted == "all-linear" or (wanted is None and not parameters)
         self._owners = _Names([target.rpartition(".")[0] for target in parameters])
         self._wanted = _Names(wanted)
@@ -93,7 +124,7 @@ class _Targets:
         if self._all:
             return ""
         if module not in self._wanted:
-            return "target_modules does not name them"
+            return self._unnamed
         is_by_end = self._wanted.are_ends and module not in self._wanted.ends
         return "layers_to_transform leaves their layers out" if is_by_end and self._is_other_layer(module) else ""
 

@@ -17,7 +17,7 @@ from lora_build.files.formats.adapter import Adapter, AdapterParts
 from lora_build.files.formats.adapter_config import AdapterConfig
 from lora_build.methods.interface import methods
 from lora_build.planning.targets import config_problems
-from makers import small
+from makers import default_targets, small
 
 MODULES = (
     "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "model.layers.1.mlp.experts.0.up_proj",
@@ -38,12 +38,12 @@ PATTERNS = (
 )  # fmt: skip
 
 
-def problems(*modules: str, **config: Any) -> list[str]:
+def problems(*modules: str, model_type: str | None = None, **config: Any) -> list[str]:
     data = {"peft_type": "LORA", "r": 1, "lora_alpha": 1} | config
     parsed = AdapterConfig.parse(json.dumps(data))
     parts = AdapterParts(factors={module: {} for module in modules})
     adapter = Adapter(name="math", weight=1.0, config=parsed, tensors={}, parts=parts)
-    return config_problems(adapter, methods()["LORA"])
+    return config_problems(adapter, methods()["LORA"], model_type)
 
 
 @settings(max_examples=60, deadline=None)
@@ -80,6 +80,19 @@ def test_parameters_are_targeted_by_their_modules() -> None:
 
     assert problems("model.layers.0.mlp.experts", **config) == []
     assert "target_modules does not name them" in problems("model.layers.0.self_attn.q_proj", **config)[0]
+
+
+def test_without_names_a_config_targets_what_peft_does_for_the_type_of_the_base() -> None:
+    config = {"target_modules": None, "model_type": "llama"}
+
+    assert problems("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj", **config) == []
+    (problem,) = problems("model.layers.0.mlp.up_proj", **config)
+    assert "holds factors of model.layers.0.mlp.up_proj, but target_modules is null, which for a llama means" in problem
+    assert problems("model.layers.0.mlp.up_proj", target_modules=None, model_type="unheard") == []
+
+
+def test_the_targets_of_model_types_are_those_of_the_installed_peft() -> None:
+    assert default_targets.TABLE.read_text() == default_targets.text()
 
 
 def test_the_message_names_modules_reason_and_remedy() -> None:
