@@ -1,7 +1,8 @@
 """What people put into the folder of a build: a README, a signature, scores. It may stay, and a new build keeps it.
 
 Not so what a loader would read in place of the build's own files, or besides them: weights, configs, tokenizers, chat
-templates and code at the top of the folder. A symbolic link may stay, but no check can tell what is behind it.
+templates and code at the top of the folder, the folders that loaders look for by their name, and those that the build
+has files in, since some file of it names these. A symbolic link may stay, but no check can tell what is behind it.
 """
 
 import os
@@ -10,14 +11,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_build.files.formats.side_files import is_tokenizer_file
+
 _READ_BY_LOADERS = re.compile(
     r"""
     [^/]*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|gguf|onnx|npz|index\.json|py|jinja|model|tiktoken|codes|spm)
     | ((adapter|generation|tokenizer|\w*processor|quant\w*|hf_quant|sentence_\w+)_)?config\.json
-    | config_sentence_transformers\.json
-    | (params|modules|normalizer|tekken|added_tokens|special_tokens_map)\.json
+    | (decision|judge|router|cnn|lstm|\w*embedding)_config\.json | decision\.json | calibration\.json
+    | config_sentence_transformers\.json | speaker_embeddings\w*\.json | alphabet\.json | idf\.json
+    | (params|modules|special_tokens_map)\.json
     | [^/]*(tokenizer|vocab|merges|chat_template|processor)[^/]*\.(json|txt|bpe) | dict\..*
-    | (additional_)?chat_templates(/.*)? | [0-9]+_[A-Z][A-Za-z]*(/.*)?
+    | ((additional_)?chat_templates | custom_generate | language_model | \w+_tokenizer | [0-9]+_[A-Z][A-Za-z]*)(/.*)?
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -46,13 +50,18 @@ class Additions:
 def find_additions(root: Path, own: Mapping[str, object] | frozenset[str]) -> Additions:
     """Return what is below a build besides its own files; no link is followed."""
     found = sorted(path for path in _walk(root) if path not in own)
-    read = {name for name in found if _READ_BY_LOADERS.fullmatch(name)}
+    named = {name.partition("/")[0] for name in own if "/" in name}
+    read = {name for name in found if _is_read(name) or name.partition("/")[0] in named}
     links = {name for name in found if (root / name).is_symlink()} - read
     return Additions(
         harmless=tuple(name for name in found if name not in read | links),
         links=tuple(sorted(links)),
         read_by_loaders=tuple(sorted(read)),
     )
+
+
+def _is_read(name: str) -> bool:
+    return bool(_READ_BY_LOADERS.fullmatch(name)) or is_tokenizer_file(name)
 
 
 def _walk(root: Path) -> Iterator[str]:

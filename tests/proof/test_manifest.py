@@ -2,8 +2,10 @@
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lora_build
+from lora_build.proof.additions import find_additions
 from lora_build.proof.canonical_json import canonical_json
 from lora_build.proof.manifest import MANIFEST_NAME, Manifest
 from lora_build.proof.plan_record import PlanRecord
@@ -137,15 +140,53 @@ READ_BY_LOADERS = [
     "model.bin", "more.safetensors", "tf_model.h5", "adapter_config.json", "added_tokens.json", "chat_template.jinja",
     "additional_chat_templates/rag.jinja", "preprocessor_config.json", "spm.model", "modeling_x.py", "modules.json",
     "1_Pooling/config.json", "pytorch_model.bin.index.json", "config_sentence_transformers.json", "vocab.txt",
+    "custom_generate/generate.py", "custom_generate/requirements.txt", "custom_generate/inner/more.py", "emoji.json",
+    "word_shape.json", "alphabet.json", "language_model/attrs.json", "qformer_tokenizer/tokenizer.json",
+    "speaker_embeddings_path.json", "decision.json", "router_config.json", "modelcard.jinja",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", READ_BY_LOADERS)
 def test_an_addition_that_changes_what_is_loaded_is_a_difference(built: Path, name: str) -> None:
-    (built / name).parent.mkdir(exist_ok=True)
+    (built / name).parent.mkdir(exist_ok=True, parents=True)
     (built / name).write_text("x")
 
     assert f"{name}: is not in the manifest" in complaint(built)
+
+
+def test_every_file_that_transformers_has_a_constant_for_is_one_that_loaders_read(tmp_path: Path) -> None:
+    (root,) = importlib.util.find_spec("transformers").submodule_search_locations  # type: ignore[union-attr]
+    texts = [
+        (Path(root) / file).read_text()
+        for file in ("utils/__init__.py", "utils/hub.py", "decision/configuration_utils.py")
+    ]
+    lines = re.findall(r"^[A-Z_, ]+(?:_NAME|_FILE|_DIR) = (.*)$", "\n".join(texts), re.MULTILINE)
+    names = {name for line in lines for name in re.findall(r'"([\w.]+)"', line)} - {
+        "modelcard.json",
+        "transformers_modules",
+    }
+    for name in names:
+        (tmp_path / name).touch()
+
+    assert {"processor_config.json", "chat_template.jinja", "decision.json", "additional_chat_templates"} <= names
+    assert set(find_additions(tmp_path, frozenset()).read_by_loaders) == names
+
+
+@pytest.mark.parametrize("name", ["custom_generate", "language_model", "text_tokenizer"])
+def test_a_folder_that_loaders_look_for_may_be_no_link(built: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "evil").mkdir()
+    (built / name).symlink_to(tmp_path / "evil")
+
+    assert f"{name}: is not in the manifest" in complaint(built)
+
+
+def test_what_is_put_into_a_folder_of_the_build_is_read_as_its_own_files_are(tmp_path: Path) -> None:
+    for name in ("own/config.json", "own/deep/more.txt", "scores/sums.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+
+    found = find_additions(tmp_path, frozenset({"own/config.json"}))
+    assert (found.read_by_loaders, found.harmless) == (("own/deep/more.txt",), ("scores/sums.json",))
 
 
 def test_a_folder_of_templates_that_is_a_link_is_a_difference(built: Path, tmp_path: Path) -> None:
