@@ -439,3 +439,17 @@ def test_a_folder_written_without_its_dot_is_pointed_out(folder: Path) -> None:
     assert "there is a folder models/base here: for it write ./models/base" in refusal(
         folder, base="models/base", root=str(folder)
     )
+
+
+def test_an_adapter_in_the_bases_folder_is_merged_once_it_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    base, own = small.make_base(tmp_path / "base"), small.make_adapter(tmp_path / "own")
+    small.make_adapter(tmp_path / "math")
+    for file in own.iterdir():
+        file.rename(base / file.name)
+    with pytest.raises(lora_build.LoraBuildError, match="move them to a folder of their own and add that to the"):
+        prepare(from_mapping(small.recipe(tmp_path, "math")))
+
+    for file in base.glob("adapter_*"):
+        file.rename(own / file.name)
+    merged = prepare(from_mapping(small.recipe(tmp_path, "math", "own"))).merge_plan
+    assert set(merged.weights) == {"math", "own"}

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_build.errors import SourceError
+from lora_build.files.formats.adapter_config import CONFIG_NAME as ADAPTER_CONFIG_NAME
+from lora_build.files.formats.adapter_config import WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
 from lora_build.files.formats.code_files import code_of, named_code, texts, with_imports
 from lora_build.files.formats.side_files import CODE, is_model_code, is_tokenizer_file, why_left_out
 from lora_build.files.sources import LINKED, NO_FILE, Source, read_whole, sizes
@@ -27,6 +29,7 @@ _DECODER = ("alphabet.json", "language_model")  # pyctcdecode's: who loads the o
 _FOLDER = "a folder that no file of the model names"
 _IN_FOLDER = "in a folder, and no file of the model names it"
 _LFS_POINTER = b"version https://git-lfs"
+_ADAPTER_WEIGHTS = (ADAPTER_WEIGHTS_NAME, "adapter_model.bin")
 _MAX_JSON_BYTES = 4_000_000
 
 
@@ -49,8 +52,10 @@ def look_beside_base(source: Source, used: Collection[str]) -> Beside:
     """Return what becomes of the files of a base other than its config and its weights.
 
     Raises:
-        SourceError: modules.json names a folder outside of the base, or a file that should go along cannot be read.
+        SourceError: modules.json names a folder outside of the base, a file that should go along cannot be read, or an
+            adapter lies beside the weights.
     """
+    _refuse_adapter(source)
     files = {name: size for name, size in sorted(sizes(source).items()) if name not in used}
     folders = sorted(name for name in files if "/" in name)
     modules = _modules(source) if folders or any(name.endswith(".py") for name in files) else {}
@@ -83,6 +88,21 @@ def in_short(reasons: Mapping[str, str], kept: Collection[str] = ()) -> dict[str
             shown = shown.encode("unicode_escape").decode()
         found[shown] = _FOLDER if whole else why
     return dict(sorted(found.items()))
+
+
+def _refuse_adapter(source: Source) -> None:
+    """Raise SourceError for an adapter beside the weights, which transformers applies to them when it loads a folder.
+
+    `find_adapter_config_file` (transformers/utils/peft_utils.py): only where peft is installed.
+    """
+    found = [name for name in _ADAPTER_WEIGHTS if name in source.files]
+    if found and ADAPTER_CONFIG_NAME in source.files:
+        raise SourceError(
+            f"{source.name}: holds an adapter beside its weights ({ADAPTER_CONFIG_NAME}, {', '.join(found)}), which "
+            "transformers applies where peft is installed, so what the model is depends on who loads it; in a copy of "
+            "the base, remove these files if its weights have them merged already, else move them to a folder of their "
+            "own and add that to the recipe's adapters"
+        )
 
 
 def _refuse_lost(source: Source, kept: Collection[str], modules: Mapping[str, str]) -> None:

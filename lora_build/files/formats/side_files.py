@@ -10,7 +10,7 @@ MAX_UNKNOWN_BYTES = 64_000_000
 
 WEIGHTS = "weights in another format"
 OTHER_FRAMEWORK = "weights of another framework"
-ADAPTER = "an adapter, which loaders would apply once more"
+ADAPTER = "a part of an adapter, and none of the model"
 TRAINING = "state of a training run"
 RESULTS = "results that the merged model has not"
 PARAMS = "the config of weights in another format, which servers look for first"

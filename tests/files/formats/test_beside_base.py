@@ -193,3 +193,19 @@ def test_a_pointer_of_git_lfs_is_refused(tmp_path: Path) -> None:
 
 def test_a_name_that_no_terminal_shows_is_left_out_and_said_escaped(tmp_path: Path) -> None:
     assert look(tmp_path, {"a\x1b[31m\nb": ""}).left_out == {"a\\x1b[31m\\nb": "a name that no terminal shows"}
+
+
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_beside_the_weights_makes_a_base_two_models_and_is_refused(tmp_path: Path, weights: str) -> None:
+    with pytest.raises(SourceError, match=rf"an adapter beside its weights \(adapter_config.json, {weights}\)"):
+        look(tmp_path, {"adapter_config.json": {}, weights: "x"})
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "own/adapter_config.json"])
+def test_a_part_of_an_adapter_that_nobody_loads_stays_behind(tmp_path: Path, name: str) -> None:
+    found = look(tmp_path, {name: "x"})
+
+    assert found.kept == ()
+    assert found.left_out in (
+        {name: "a part of an adapter, and none of the model"}, {"own/": "a folder that no file of the model names"},
+    )  # fmt: skip
