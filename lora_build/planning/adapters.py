@@ -1,6 +1,7 @@
 """Which adapters can be merged at all: whether their method and config are known, and what their tensors are."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lora_build.files.formats.adapter import Adapter, AdapterParts
@@ -8,6 +9,9 @@ from lora_build.methods.checks import unmergeable
 from lora_build.methods.interface import Method, methods
 from lora_build.planning.peft_compat import refuse_adapter
 from lora_build.planning.targets import config_problems
+from lora_build.recipe.schema import Recipe
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,3 +57,18 @@ def mergeable_adapters(adapters: Sequence[Adapter], *, model_type: str | None, r
         if not problems:
             found.append(MergeableAdapter(adapter=adapter, method=method))
     return MergeableAdapters(adapters=tuple(found), issues=tuple(issues), notes=tuple(notes))
+
+
+def other_bases(recipe: Recipe, adapters: Sequence[Adapter]) -> Iterator[str]:
+    """Yield which adapters say that they were trained on another model of the Hub than the recipe's base.
+
+    Where one of the two is a folder, or has no name, nobody can tell.
+    """
+    base = recipe.base.source
+    for adapter in adapters:
+        trained = adapter.config.data.get("base_model_name_or_path") or ""
+        if all(map(_HUB_NAME.fullmatch, (base, trained))) and base.casefold() != trained.casefold():
+            yield (
+                f"{adapter.source} was trained on {trained}, as its base_model_name_or_path says, and the base is "
+                f"{base}: make sure that these are the same weights"
+            )

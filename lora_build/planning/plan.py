@@ -18,6 +18,7 @@ from lora_build.files.formats.json_object import PatchedJson
 from lora_build.files.formats.safetensors import format_index
 from lora_build.files.identity import BASE, SourceName
 from lora_build.methods.combine.interface import combinations
+from lora_build.planning.adapters import other_bases
 from lora_build.planning.beside import SideFiles, what_goes_along
 from lora_build.planning.completeness import completeness
 from lora_build.planning.inputs import Inputs
@@ -45,7 +46,7 @@ class MergePlan:
         left_out: by source the files that do not go along, with the reason.
         skipped: what lies in a source and is no part of a model; on another machine other things may.
         notes: what a user should know, one line each: choices made for him, the same on every machine.
-        remarks: the same of what the transformers of this machine say; no manifest has them.
+        remarks: the same of what no manifest has: what the transformers of this machine say, and names of sources.
         has_exact_dtypes: whether its dtypes are the same with any version of transformers.
     """
 
@@ -140,7 +141,7 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
         left_out=beside.left_out,
         skipped={BASE: base.skipped},
         notes=tuple(dict.fromkeys((*planned.notes, *found.notes, *base.notes, *tokenizer.notes))),
-        remarks=(*found.remarks, *planned.remarks),
+        remarks=(*found.remarks, *planned.remarks, *other_bases(recipe, inputs.adapters)),
         has_exact_dtypes=planned.has_exact_dtypes,
     )
 

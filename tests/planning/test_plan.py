@@ -15,6 +15,8 @@ import lora_build
 from lora_build.files.identity import FileRecord
 from lora_build.pipeline import prepare
 from lora_build.planning.operations import Merge
+from lora_build.planning.plan import make_plan
+from lora_build.planning.resolve import resolve
 from lora_build.proof.plan_record import record_plan
 from lora_build.recipe.validate import from_mapping
 from makers import small
@@ -453,3 +455,29 @@ def test_an_adapter_in_the_bases_folder_is_merged_once_it_has_a_folder_of_its_ow
         file.rename(own / file.name)
     merged = prepare(from_mapping(small.recipe(tmp_path, "math", "own"))).merge_plan
     assert set(merged.weights) == {"math", "own"}
+
+
+@pytest.mark.parametrize(
+    ("base", "trained", "differ"),
+    [
+        ("acme/one", "acme/two", True),
+        ("acme/one", "Acme/One", False),
+        ("./one", "acme/two", False),
+        ("acme/one", "/models/one", False),
+        ("acme/one", "./out/one", False),
+        ("acme/one", "one", False),
+        ("acme/one", None, False),
+    ],
+)
+def test_an_adapter_that_names_another_model_of_the_hub_is_said(
+    tmp_path: Path, base: str, trained: str | None, differ: bool
+) -> None:
+    small.make_base(tmp_path / "base")
+    small.make_adapter(tmp_path / "math", base_model_name_or_path=trained)
+    found = resolve(from_mapping(small.recipe(tmp_path))).inputs
+    other = from_mapping({"base": base, "adapters": {"math": "./math"}})
+
+    said = "adapters.math was trained on acme/two, as its base_model_name_or_path says, and the base is acme/one: "
+    assert [remark.startswith(said) for remark in make_plan(other, found).remarks if "trained on" in remark] == (
+        [True] if differ else []
+    )
