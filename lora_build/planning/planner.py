@@ -21,6 +21,7 @@ from lora_build.planning.layout import Layout, first_layout
 from lora_build.planning.operations import Merge, Operation, taken
 from lora_build.planning.peft_compat import check_whole
 from lora_build.planning.placement import Placements, cut
+from lora_build.planning.promises import promises
 from lora_build.planning.updates import add_updates
 from lora_build.planning.whole_tensors import WholeTensors, bring_whole_tensors
 from lora_build.recipe.schema import Numerics, Recipe
@@ -73,6 +74,7 @@ def _plan(recipe: Recipe, inputs: Inputs, *, cuts_ties: bool) -> TensorPlan | No
     updates = add_updates(whole, adapters=found.adapters, recipe=recipe, digests=inputs.digests)
     if updates.must_cut:
         return None
+    promised = promises(whole.layout, found.adapters, inputs.facts)
     vocabulary = _vocabulary(whole)
     names = _in_file_order(whole.layout)
     dtypes = output_dtypes(recipe, whole.layout, names, inputs.facts)
@@ -84,11 +86,13 @@ def _plan(recipe: Recipe, inputs: Inputs, *, cuts_ties: bool) -> TensorPlan | No
         regrown=whole.regrown,
         has_exact_dtypes=dtypes.is_exact,
         issues=(
-            *first.issues, *found.issues, *whole.issues, *updates.issues, *vocabulary.issues,
+            *first.issues, *found.issues, *promised.issues, *whole.issues, *updates.issues, *vocabulary.issues,
             *conflicts(updates.placements.updates, whole.owners), *dtypes.issues,
             *(_parts_for_peft(operations) if repeats_peft else ()),
         ),
-        notes=(*first.notes, *found.notes, *whole.notes, *updates.notes, *vocabulary.notes, *dtypes.notes),
+        notes=(
+            *first.notes, *found.notes, *promised.notes, *whole.notes, *updates.notes, *vocabulary.notes, *dtypes.notes,
+        ),
         remarks=dtypes.remarks,
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ keys are of the model as it was in memory when it was trained, so no base is nee
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -113,6 +113,20 @@ class Targets:
         self._saved = tuple(data.get("modules_to_save") or ())
         self._layers = _Layers(data) if data.get("layers_to_transform") not in (None, []) else None
 
+    @property
+    def are_all(self) -> bool:
+        """Whether every Linear is adapted, whatever its name."""
+        return self._all
+
+    def look_at(self, modules: Iterable[str]) -> None:
+        """Match all patterns with modules at once, in the time that there is for all of them.
+
+        Raises:
+            PatternError: it takes longer.
+        """
+        for names in (self._wanted, self._excluded):
+            names.look_at(modules)
+
     def why_not(self, module: str) -> str:
         """Return why a module is not adapted, an empty text if it is."""
         if module in self._owners:
@@ -139,6 +153,11 @@ class _Names:
         self.are_ends = not isinstance(written, str)
         self.ends = frozenset(written or ()) if self.are_ends else frozenset[str]()
         self._pattern = Patterns([written]) if isinstance(written, str) and written != "all-linear" else None
+
+    def look_at(self, modules: Iterable[str]) -> None:
+        """Match the pattern with all of them at once."""
+        if self._pattern is not None:
+            self._pattern.first_of(modules)
 
     def __contains__(self, module: str) -> bool:
         if self._pattern is not None:
