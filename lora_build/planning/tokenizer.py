@@ -151,7 +151,7 @@ def _misfits(name: SourceName, own: Tokenizer, base: Tokenizer, inputs: Inputs, 
             "tokenizer: base"
         )
     for file, digest in own.code.items():
-        if file in inputs.base.side_files and base.code.get(file, digest) != digest:
+        if file in inputs.base.side_files and base.code[file] != digest:
             yield f"{name}/{file}: is another than the base's, whose code may need that; make the two the same"
 
 

@@ -396,6 +396,24 @@ def test_the_code_of_a_tokenizer_goes_with_it(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("of_tokenizer", [False, True], ids=["the model's", "the tokenizer's"])
+def test_the_code_of_a_tokenizer_never_takes_the_place_of_other_code_of_the_base(
+    tmp_path: Path, of_tokenizer: bool
+) -> None:
+    base = make_base(tmp_path, **({} if of_tokenizer else {"auto_map": {"AutoConfig": "own.Config"}}))
+    folder = make_adapter(tmp_path)
+    for where in (folder, base) if of_tokenizer else (folder,):
+        config = json.loads((where / "tokenizer_config.json").read_text())
+        config["auto_map"] = {"AutoTokenizer": ["own.Own", None]}
+        (where / "tokenizer_config.json").write_text(json.dumps(config))
+    for where in (folder, base):
+        (where / "own.py").write_text("x = 1\n")
+    assert plan(tmp_path).side_files["own.py"] == "adapters.x"
+    (folder / "own.py").write_text("x = 2\n")
+
+    assert "adapters.x/own.py: is another than the base's, whose code may need that" in refusal(tmp_path)
+
+
 def test_files_that_some_file_systems_take_for_one_are_refused(tmp_path: Path) -> None:
     base = make_base(tmp_path)
     small.make_adapter(tmp_path / "x")

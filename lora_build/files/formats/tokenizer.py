@@ -6,7 +6,7 @@ of one (its tokens are in a format that is not read here, or it comes as code) i
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lora_build.errors import SourceError
@@ -34,7 +34,8 @@ class Tokenizer:
 
     Attributes:
         files: its files, with the SHA-256 of each.
-        code: the files of its own code, with the SHA-256 of each.
+        code: the files of its own code, with the SHA-256 of each; of the base, those of its model too that an adapter's
+            tokenizer has by the same name.
         tokens: the id of each token, without a vocabulary of those that it adds; None where nothing here reads them.
         special: the tokens that it has a name for or calls special.
         eos: the token that ends a text, None where it names none.
@@ -78,7 +79,10 @@ def read_tokenizers(sources: Mapping[SourceName, Source], *, trains_rows: bool =
     digests = {name: {file: Digest.sha256(text) for file, text in data.items()} for name, data in texts.items()}
     if not trains_rows and all(found == digests[BASE] for found in digests.values()):
         return {name: Tokenizer(files=found) for name, found in digests.items()}
-    return {name: _parse(sources[name], texts[name], digests[name]) for name in names}
+    found = {name: _parse(sources[name], texts[name], digests[name]) for name in names}
+    base = sources[BASE]
+    twins = sorted({file for own in found.values() for file in own.code.keys() & base.files.keys()})
+    return found | {BASE: replace(found[BASE], code={name: Digest.sha256(read_whole(base, name)) for name in twins})}
 
 
 def _parse(source: Source, data: Mapping[str, bytes], digests: Mapping[str, Digest]) -> Tokenizer:
