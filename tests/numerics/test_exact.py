@@ -17,7 +17,7 @@ from torch import Tensor
 from judges import exact_numpy
 from lora_build.methods.combine.interface import combinations, merger
 from lora_build.methods.interface import PlacedUpdate, Update
-from lora_build.numerics.exact import LowRankSum, all_finite, known_answer, round_once, self_test
+from lora_build.numerics.exact import LowRankSum, all_finite, known_answer, round_once, self_test, tree_sum
 
 SIXTEEN_BIT = [torch.bfloat16, torch.float16]
 HERE = Path(__file__).parent.parent
@@ -124,6 +124,16 @@ def test_transposed_storage_gives_the_transposed_bits() -> None:
     for dtype in (*SIXTEEN_BIT, torch.float32):
         straight = merge(W, (B, A), dtype=dtype)
         assert torch.equal(merge(W.T.contiguous(), (B, A), dtype=dtype, transposed=True).T, straight)
+
+
+def test_a_sum_by_halves_adds_what_lies_half_the_length_apart() -> None:
+    x = torch.tensor([[1.0, 2.0**-53, -1.0, 2.0**-53, 3.0], [2.0**53, 1.0, -(2.0**53), 1.0, 0.0]], dtype=torch.float64)
+    halves = [(row[0] + row[3] + row[2]) + (row[1] + row[4]) for row in x]  # in that order alone
+
+    assert torch.equal(tree_sum(x), torch.stack(halves))
+    for count in range(1, 20):
+        assert float(tree_sum(torch.arange(count, dtype=torch.float64))) == count * (count - 1) / 2
+    assert tree_sum(torch.ones(2, 3, 7)).shape == (2, 3)
 
 
 def test_not_a_number_has_one_representation() -> None:

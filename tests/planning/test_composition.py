@@ -19,8 +19,12 @@ from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import SourceName
 from lora_build.methods.interface import AdaptedModule, PlacedUpdate, Update, methods
 from lora_build.planning.placement import cut
+from lora_build.planning.resolve import resolve
+from lora_build.recipe.validate import from_mapping
 from makers import layers, small
+from makers.zoo import Adapter, Base, Zoo
 
+LAYER_0 = "base_model.model.model.layers.0"
 Q0 = "model.layers.0.self_attn.q_proj.weight"
 
 
@@ -403,3 +407,47 @@ def test_copies_of_a_tied_pair_keep_the_tie_only_if_they_are_alike(tmp_path: Pat
     torch.testing.assert_close(merged["model.embed_tokens.weight"].double(), expected, rtol=1e-6, atol=1e-6)
     assert ("lm_head.weight" in merged) != alike
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] == alike
+
+
+def test_only_matrices_that_may_share_a_weight_are_digested_as_their_transposes_too(tmp_path: Path) -> None:
+    small.make_base(tmp_path / "base", tie_word_embeddings=True)
+    small.make_adapter(tmp_path / "math", ensure_weight_tying=True, modules_to_save=["norm"], use_dora=True)
+    added = {"lm_head.lora_A.weight": (2, 6), "lm_head.lora_magnitude_vector": (9,), "model.norm.weight": (2, 3)}
+    small.edit(tmp_path / "math", **{f"base_model.model.{name}": torch.ones(shape) for name, shape in added.items()})
+
+    digests = resolve(from_mapping(small.recipe(tmp_path)), for_planning=False).inputs.digests
+
+    names = ("lm_head.lora_A.weight", "lm_head.lora_A.weight.T", "lm_head.lora_magnitude_vector", "model.norm.weight")
+    assert digests.keys() == {("math", f"base_model.model.{name}") for name in names}
+
+
+def test_with_tied_embeddings_peft_an_update_goes_to_all_that_share_its_tensor_and_is_noted(tmp_path: Path) -> None:
+    small.make_base(tmp_path / "base", tie_word_embeddings=True, vocab_size=9)
+    small.edit(tmp_path / "base", **{"model.embed_tokens.weight": small.values(3, 9, 6)})
+    small.make_adapter(tmp_path / "math", target_modules=["lm_head", "q_proj"])
+    factors = {"A": torch.ones(2, 6), "B": torch.ones(9, 2)}
+    small.edit(tmp_path / "math", **{f"base_model.model.lm_head.lora_{n}.weight": t for n, t in factors.items()})
+
+    plan = lora_build.plan(small.recipe(tmp_path, tied_embeddings="peft")).merge_plan
+
+    assert {op.name: op.verb for op in plan.operations if "q_proj" not in op.name} == {
+        "model.embed_tokens.weight": "merge", "model.norm.weight": "copy",
+    }  # fmt: skip
+    assert plan.notes == (
+        "lm_head.weight is tied: its update goes into model.embed_tokens.weight and so into all that share it "
+        "(tied_embeddings: peft)",
+    )
+
+
+def test_a_whole_stack_of_experts_goes_into_the_tensors_that_each_of_them_has_on_disk(zoo: Zoo, tmp_path: Path) -> None:
+    base = Base(arch="mixtral")
+    adapter = zoo.adapter(base, Adapter(targets=("q_proj",), options=(("modules_to_save", ["experts"]),)))
+    recipe = {"base": str(zoo.base(base)), "adapters": {"x": str(adapter)}, "output": {"dir": str(tmp_path / "out")}}
+
+    built = lora_build.build(recipe)
+
+    down = load_file(adapter / "adapter_model.safetensors")[f"{LAYER_0}.mlp.experts.down_proj"]
+    merged = load_file(built.dir / "model.safetensors")
+    (prefix,) = {name.partition("experts.")[0] for name in merged if "layers.0." in name and ".experts." in name}
+    assert torch.equal(torch.stack([merged[f"{prefix}experts.{i}.w2.weight"] for i in range(len(down))]), down)
+    assert {t.operation for t in built.manifest.tensors if ".experts." in t.name} <= {"replace", "merge"}

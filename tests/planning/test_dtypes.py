@@ -16,6 +16,7 @@ from lora_build.errors import PlanError, RecipeError
 from lora_build.models import keep_float32
 from lora_build.proof.manifest import read_manifest
 from makers import small
+from makers.zoo import Adapter, Base, Zoo
 
 BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"
 
@@ -118,6 +119,27 @@ def test_patterns_do_not_go_with_the_bits_of_peft(tmp_path: Path) -> None:
         lora_build.plan(small.recipe(project(tmp_path), dtype={"*": "float16"}, numerics="peft"))
 
 
+@pytest.mark.parametrize(("dtype", "num_noted"), [("float16", 1), ("float32", 0)])
+def test_with_the_bits_of_peft_it_is_noted_what_is_wider_than_was_asked_for(
+    dtype: str, num_noted: int, zoo: Zoo, tmp_path: Path
+) -> None:
+    base = Base(arch="t5")
+    recipe = {"base": str(zoo.base(base)), "adapters": {"math": str(zoo.adapter(base, Adapter()))}, "numerics": "peft"}
+
+    plan = lora_build.plan(recipe | {"dtype": dtype, "output": {"dir": str(tmp_path / "out")}}).merge_plan
+
+    assert len([note for note in plan.notes if ".wo.weight becomes F32, as transformers keeps it" in note]) == num_noted
+    assert {op.dtype for op in plan.operations if op.name.endswith(".wo.weight")} == {"F32"}
+
+
+@pytest.mark.parametrize("numerics", ["exact", "peft"])
+def test_a_base_of_8_bit_codes_is_not_converted(numerics: str, tmp_path: Path) -> None:
+    small.edit(project(tmp_path) / "base", **{"model.other": torch.ones(4).to(torch.float8_e4m3fn)})
+
+    with pytest.raises(PlanError, match=r"base: model\.other is F8_E4M3; such a base cannot be converted"):
+        lora_build.plan(small.recipe(tmp_path, numerics=numerics, dtype="bfloat16"))
+
+
 def test_a_mapping_in_a_file_is_composed_and_inherited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project(tmp_path)
     (tmp_path / "recipes").mkdir()
@@ -150,3 +172,13 @@ def test_a_model_that_the_table_lacks_is_asked_of_transformers(monkeypatch: pyte
 
     assert (tensors[f"{wo}.weight"].dtype, tensors[f"{q}.weight"].dtype) == (torch.float32, torch.float16)
     assert read_manifest(tmp_path / "out").reproducibility == "environment"
+
+
+def test_of_a_model_that_nobody_knows_it_is_said_that_transformers_does_not(tmp_path: Path) -> None:
+    small.make_base(tmp_path / "base", architectures=["Unheard"], model_type="unheard")
+    small.make_adapter(tmp_path / "math")
+
+    (remark,) = [
+        r for r in lora_build.plan(small.recipe(tmp_path, dtype="float16")).merge_plan.remarks if "16 bits" in r
+    ]
+    assert remark.startswith("which tensors 16 bits are too few for is not known: transformers has no architecture")

@@ -224,6 +224,14 @@ def test_other_methods_are_described_and_not_measured(tmp_path: Path, capsys: py
     assert "norm      not computed for IA3" in run(capsys, str(path))[1]
 
 
+def test_what_an_adapter_shares_among_its_modules_is_no_parameter_that_it_changes(zoo: Zoo) -> None:
+    found = lora_build.inspect(zoo.adapter(LLAMA, Adapter(method="Vera", targets=("q_proj",))), zoo.base(LLAMA))
+
+    assert len(found.shared) == 2
+    assert found.fit is not None
+    assert [touched.adapted for touched in found.fit.touched] == [(f"{a.module}.weight",) for a in found.adapted]
+
+
 # --- what is wrong with it ----------------------------------------------------------------------------------
 
 

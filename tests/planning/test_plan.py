@@ -20,7 +20,7 @@ from lora_build.planning.resolve import resolve
 from lora_build.proof.plan_record import record_plan
 from lora_build.recipe.validate import from_mapping
 from makers import small
-from makers.zoo import Base, Zoo
+from makers.zoo import Adapter, Base, Zoo
 
 
 @pytest.fixture
@@ -143,16 +143,39 @@ def test_all_issues_come_at_once(folder: Path) -> None:
     assert all(f"adapters.{name}" in message for name in ("math", "dora", "third"))
 
 
+def test_what_is_wrong_with_an_adapter_is_said_beside_one_that_cannot_be_merged_at_all(folder: Path) -> None:
+    small.make_adapter(folder / "prefix", peft_type="PREFIX_TUNING")
+    small.make_adapter(folder / "dora", use_dora=True)
+
+    message = refusal(folder, "prefix", "dora")
+    assert "peft_type PREFIX_TUNING cannot be merged" in message
+    assert "has no lora_magnitude_vector" in message
+
+
 def test_all_inputs_that_cannot_be_opened_come_at_once(folder: Path) -> None:
     message = refusal(folder, "nowhere", "neither", base=str(folder / "absent"))
 
     assert message.count("does not exist") == 3
+    assert message.startswith("3 inputs cannot be read:")
 
 
 def test_a_build_that_would_equal_the_base_is_refused(folder: Path) -> None:
     adapters = {"math": {"source": str(folder / "math"), "weight": 0}}
 
     assert "the output would equal the base" in refusal(folder, adapters=adapters)
+
+
+@pytest.mark.parametrize("dtype", ["keep", "float16"])
+def test_a_build_of_tensors_that_only_training_needed_is_refused(folder: Path, dtype: str) -> None:
+    small.edit(
+        folder / "math", **dict.fromkeys(("0.self_attn.q_proj.lora_A.weight", "0.self_attn.q_proj.lora_B.weight"))
+    )
+    small.edit(
+        folder / "math", **dict.fromkeys(("1.self_attn.q_proj.lora_A.weight", "1.self_attn.q_proj.lora_B.weight"))
+    )
+    small.edit(folder / "math", **{f"base_model.model.{small.MODULES[0]}.lora_velora_embed": torch.ones(2)})
+
+    assert "the adapters change nothing: the output would equal the base" in refusal(folder, dtype=dtype)
 
 
 def test_two_adapters_that_replace_one_parameter_are_refused(folder: Path) -> None:
@@ -389,6 +412,46 @@ def test_many_issues_of_one_adapter_are_shown_in_part_and_kept_in_full(folder: P
     assert len(caught.value.issues) == 9
     assert "(9 issues)" in str(caught.value)
     assert str(caught.value).endswith("adapters.math: and 5 more like these")
+
+
+def test_an_index_is_written_where_there_are_several_weight_files(folder: Path) -> None:
+    whole = lora_build.plan(small.recipe(folder)).merge_plan
+    small.edit(folder / "base", **{"model.large": torch.ones(1000)})
+    cut = lora_build.plan(small.recipe(folder, output={"dir": str(folder / "out"), "max_shard_size": "1KB"})).merge_plan
+
+    assert (whole.index, [*whole.texts]) == (None, ["config.json"])
+    weight_map = json.loads(cut.texts["model.safetensors.index.json"])["weight_map"]
+    assert weight_map == {op.name: shard.file for shard in cut.shards for op in shard.operations}
+    assert len(set(weight_map.values())) == 2
+
+
+def test_a_plan_records_each_option_under_the_name_that_manifests_have(folder: Path) -> None:
+    def recorded(**more: object) -> dict[str, object]:
+        return dict(lora_build.plan(small.recipe(folder, **more)).merge_plan.options.recorded)
+
+    assert recorded() == {
+        "combine": "linear", "dtype": "keep", "max_shard_size": "keep", "numerics": "exact-1", "safe_merge": True, "tied": "untie",
+    }  # fmt: skip
+    assert recorded(numerics="peft")["numerics"] == "peft-0.21"
+    assert recorded(output={"dir": str(folder / "out"), "max_shard_size": "1KB"})["max_shard_size"] == 1000
+    assert "kept_dtypes" in recorded(dtype="float16")
+
+
+def test_a_head_that_the_base_lacks_is_added_and_takes_the_place_of_the_old_one(zoo: Zoo, tmp_path: Path) -> None:
+    base = Base(arch="llama")
+    adapter = zoo.adapter(base, Adapter(model="classifier", options=(("task_type", "SEQ_CLS"),)))
+    recipe = small.recipe(tmp_path) | {"base": str(zoo.base(base)), "adapters": {"x": str(adapter)}}
+
+    plan = lora_build.plan(recipe).merge_plan
+
+    verbs = {op.name: op.verb for op in plan.operations}
+    assert verbs["score.weight"] == "replace"
+    assert "lm_head.weight" not in verbs
+    assert plan.config.data["architectures"] == ["LlamaForSequenceClassification"]
+    assert [note for note in plan.notes if "the adapter makes a" in note] == [
+        "the adapter makes a LlamaForSequenceClassification of the base's LlamaForCausalLM: score.weight added, "
+        "lm_head.weight left out"
+    ]
 
 
 def test_a_git_lfs_pointer_is_recognised(folder: Path) -> None:
