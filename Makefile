@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test test-long fuzz lint format bench bench-8b clean
+.PHONY: help demo test test-long mutants fuzz lint format bench bench-8b clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -23,6 +23,9 @@ test: $(VENV)/dev.stamp lint ## lint, and all tests but the long ones
 # one file alone: .venv/bin/python -m pytest tests/planning/test_plan.py
 test-long: $(VENV)/dev.stamp ## the tests that `make test` leaves out
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist load -m long
+
+mutants: $(VENV)/dev.stamp ## put four hundred small faults into the code and see that tests find them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist load -m long tests/mutants
 
 # atheris has wheels for CPython 3.11 to 3.13 on x86-64
 fuzz: $(VENV)/dev.stamp ## ten minutes of bytes at every parser, and of random builds

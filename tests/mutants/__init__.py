@@ -1,0 +1,1 @@
+"""Small faults in the package, and whether tests find them."""
