@@ -82,6 +82,7 @@ def run(asked: Asked, words: Namespace) -> int:
 
         return sweep.run(asked, overrides)
     if several:
+        check_overrides(overrides)  # a line is proposed that is right but for that
         each = proposed(words.typed, more=("-m",))
         raise RecipeError(f"{next(iter(several))}: has several values; to build each: {each}; a list is written [a,b]")
     if of_a_sweep := [text for text in overrides if text.lstrip("+~").startswith("hydra")]:
