@@ -5,7 +5,7 @@ planning reads the record of the answer.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from lora_build.files.formats.adapter_config import AdapterConfig
 from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.models.architecture import Architecture, read_architecture, read_ties
-from lora_build.models.facts import Facts
+from lora_build.models.facts import Facts, Ties
 from lora_build.models.tied_weights import same_parameter
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -126,8 +126,25 @@ def head_of(config: ModelConfig, trained_as: tuple[str | None, str | None], repl
         notes=(
             f"the adapter makes a {wanted} of the base's {old}: {', '.join(added)} added, {_list(dropped)} left out",
         ),
-        problems=(f"a {wanted} needs {_list(tuple(missing))}, which neither base nor adapter has",) if missing else (),
+        problems=(_lacks(wanted, missing, config, dropped),) if missing else (),
     )
+
+
+def _lacks(wanted: str, missing: Sequence[str], config: ModelConfig, dropped: Sequence[str]) -> str:
+    """Return what a model needs and does not get, and whether the base has it under the name of a head that goes."""
+    try:
+        ties = read_ties(config)
+    except SourceError:  # a base of a class that transformers does not have
+        ties = Ties({}, {})
+    kin = {member for name in missing for member in ties.group(name)} - set(missing)
+    shared = [name for name in dropped if any(same_parameter(name, member) for member in kin)]
+    needs = f"a {wanted} needs {_list(tuple(missing))}, which "
+    if shared:
+        return (
+            f"{needs}the base's files hold as {shared[0]} alone, tied to it: write the base once more with "
+            "transformers' save_pretrained, which names it so that both models find it"
+        )
+    return f"{needs}neither base nor adapter has"
 
 
 def _labels(count: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor
 
 import lora_build
+from lora_build.errors import PlanError
 from makers import small
 
 LLAMA: dict[str, Any] = {
@@ -106,3 +107,15 @@ def test_a_head_with_values_of_its_own_in_the_files_is_not_tied_whatever_config_
     if name == "llama" and ties == "untie":  # who goes by config.json alone reads the same model
         said["tie_word_embeddings"] = False
     assert says == said
+
+
+def test_a_classifier_of_a_base_that_stores_its_head_alone_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    base(tmp_path, *TIED["llama"][:2])
+    adapter(tmp_path, "score", whole=True)
+    path = tmp_path / "math" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"task_type": "SEQ_CLS"}))
+    score = {"base_model.model.score.weight": small.values(5, 2, 8, dtype=torch.float32)}
+    save_file(score, tmp_path / "math" / "adapter_model.safetensors")
+
+    with pytest.raises(PlanError, match=r"which the base's files hold as lm_head.weight alone, tied to it: write the"):
+        lora_build.plan(small.recipe(tmp_path))
