@@ -6,13 +6,14 @@ Opens sources and reads headers and configs; of weights only what `digests_of` h
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from lora_build.errors import LoraBuildError, PlanError, SourceError, did_you_mean
 from lora_build.files.formats.adapter import Adapter, open_adapter
 from lora_build.files.formats.checkpoint import Checkpoint, open_checkpoint, read_generation_config
+from lora_build.files.formats.modules import NO_MODULES, compare_modules
 from lora_build.files.formats.tokenizer import read_tokenizers
 from lora_build.files.identity import BASE, SourceName
 from lora_build.files.sources import Source
@@ -65,10 +66,12 @@ def resolve(recipe: Recipe, *, for_planning: bool = True) -> Resolved:
     for name, spec in selected(recipe).items():
 
         def read(source: Source, spec: AdapterSpec = spec) -> Adapter:
-            packing = spec.expert_packing.value
-            return open_adapter(
-                source, rules=key_rules, weight=spec.weight, expert_packing=packing, ignore_files=spec.ignore_files
-            )
+            modules = NO_MODULES if base is None else compare_modules(source, sources[BASE], base.side_files)
+            opened = open_adapter(
+                source, rules=key_rules, expert_packing=spec.expert_packing.value, ignore_files=spec.ignore_files,
+                modules=modules,
+            )  # fmt: skip
+            return replace(opened, weight=spec.weight)
 
         adapters.append(attempt(SourceName.of_adapter(name), spec, read))
     if failures:

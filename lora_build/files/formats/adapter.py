@@ -14,6 +14,7 @@ from lora_build.errors import SourceError
 from lora_build.files.formats.adapter_config import CONFIG_NAME, WEIGHTS_NAME, AdapterConfig
 from lora_build.files.formats.beside_adapter import look_beside
 from lora_build.files.formats.json_object import MAX_CONFIG_BYTES, decode_json
+from lora_build.files.formats.modules import NO_MODULES, AdapterModules
 from lora_build.files.formats.safetensors import TensorInfo, read_tensors
 from lora_build.files.formats.side_files import is_tokenizer_file, why_left_out
 from lora_build.files.identity import SourceName
@@ -85,7 +86,7 @@ class Adapter:
     """
 
     name: str
-    weight: float
+    weight: float = 1.0
     config: AdapterConfig
     tensors: Mapping[str, TensorInfo]
     parts: AdapterParts
@@ -108,18 +109,18 @@ def open_adapter(
     source: Source,
     *,
     rules: Callable[[str], KeyRules | None],
-    weight: float = 1.0,
     expert_packing: str = "peft",
     ignore_files: Collection[str] = (),
+    modules: AdapterModules = NO_MODULES,
 ) -> Adapter:
     """Return the adapter that a source's files hold.
 
     Args:
         source: its files.
         rules: gives those of a peft_type's keys; None where nobody knows it.
-        weight: the adapter's in the recipe.
         expert_packing: how it packs stacks of experts, `peft` or `unsloth`.
         ignore_files: patterns of files with weights of their own that are left aside.
+        modules: its modules of sentence-transformers beside the base's.
 
     Raises:
         SourceError: no PEFT adapter is there, or a file is not what it should be.
@@ -129,22 +130,21 @@ def open_adapter(
     tensors = {t.name: t for t in read_tensors(source.read, where, WEIGHTS_NAME, files[WEIGHTS_NAME])}
     _refuse_empty(tensors.values(), f"{where}/{WEIGHTS_NAME}")
     known = rules(config.peft_type)
-    beside = look_beside(files, where=where, ignore_files=ignore_files)
+    beside = look_beside(files, where=where, ignore_files=ignore_files, modules=modules)
     parts = AdapterParts() if known is None else _sort(where, tensors, known)
     parts.problems[:0] = beside.problems
     return Adapter(
         name=where.adapter_name,
-        weight=weight,
         config=config,
         tensors=tensors,
         parts=parts,
         expert_packing=expert_packing,
         others={
-            name: "ignore_files says so" if name in beside.ignored else _why_unused(name, size)
+            name: "ignore_files says so" if name in beside.ignored else _why_unused(name, size, modules)
             for name, size in files.items()
             if name not in (CONFIG_NAME, WEIGHTS_NAME)
         },
-        notes=beside.notes,
+        notes=(*beside.notes, *modules.notes),
     )
 
 
@@ -166,8 +166,10 @@ def read_adapter_config(source: Source) -> AdapterConfig:
     return AdapterConfig.parse(text, f"{where}/{CONFIG_NAME}")
 
 
-def _why_unused(name: str, size_bytes: int) -> str:
+def _why_unused(name: str, size_bytes: int, modules: AdapterModules) -> str:
     """Return why a file beside an adapter's own two stays behind."""
+    if name in modules.files | modules.same:
+        return "a module's, of which the base's go along" if name in modules.others else "the same as the base's"
     if name.rpartition("/")[2].lower() == "readme.md":
         return "the adapter's model card"
     if name.startswith("adapter_model."):

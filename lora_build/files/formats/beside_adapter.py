@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 
 from lora_build.errors import some_of
 from lora_build.files.formats.adapter_config import CONFIG_NAME, WEIGHTS_NAME
+from lora_build.files.formats.modules import MODULES_NAME, NO_MODULES, AdapterModules
 
 _PICKLED = "adapter_model.bin"
 _WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|pkl|pickle|npz|h5|msgpack)", re.IGNORECASE)
@@ -60,18 +61,25 @@ class FilesBeside:
         return tuple(line for is_so, line in lines if is_so)
 
 
-def look_beside(names: Iterable[str], *, where: str, ignore_files: Collection[str] = ()) -> FilesBeside:
+def look_beside(
+    names: Iterable[str],
+    *,
+    where: str,
+    ignore_files: Collection[str] = (),
+    modules: AdapterModules = NO_MODULES,
+) -> FilesBeside:
     """Return what lies beside an adapter, of all files in its folder.
 
     Args:
         names: all files, those of folders with their path.
         where: what messages call the adapter.
         ignore_files: patterns of names (`value_head.*`, `towers/*`) that a recipe leaves aside.
+        modules: those of sentence-transformers beside the base's; weights that the base has too lose nothing.
     """
     names = frozenset(names)
     found = sorted(names - {CONFIG_NAME, WEIGHTS_NAME})
     folders = {folder for name in found for folder in _folders_above(name)[-1:] if _is_whole(folder, names)}
-    weights = [name for name in found if _WEIGHTS.fullmatch(name) and name != _PICKLED]
+    weights = [name for name in found if _WEIGHTS.fullmatch(name) and name != _PICKLED and name not in modules.same]
     of_training = {name: None for name in weights if _OF_TRAINING.fullmatch(name)}
     above = {folder for name in weights for folder in _folders_above(name)}
     of_others = sorted(f for f in folders if not _OF_TRAINING.fullmatch(f) and f in above)
@@ -84,7 +92,7 @@ def look_beside(names: Iterable[str], *, where: str, ignore_files: Collection[st
         ignored=tuple(ignored),
         is_twice=_PICKLED in found,
         unmatched=tuple(p for p in ignore_files if not any(fnmatchcase(name, p) for name in found)),
-        problems=tuple(_problems(where, [n for n in own if n not in ignored], ignore_files)),
+        problems=tuple(_problems(where, [n for n in own if n not in ignored], ignore_files, modules)),
     )
 
 
@@ -100,11 +108,17 @@ def _folders_above(name: str) -> list[str]:
     return [name[: at + 1] for at, letter in enumerate(name) if letter == "/"]
 
 
-def _problems(where: str, weights: list[str], ignore_files: Collection[str]) -> Iterable[str]:
-    if weights:
+def _problems(where: str, weights: list[str], ignore_files: Collection[str], modules: AdapterModules) -> Iterable[str]:
+    if others := [name for name in weights if name not in modules.weights]:
         yield (
-            f"{where}: {some_of(weights, 6)} may hold weights that were trained with it (a projector, a head, "
-            f"embeddings), and only {WEIGHTS_NAME} is merged; save them into the base first, or list them in "
+            f"{where}: {some_of(others, 6)} may hold weights that were trained with it (a projector, a head, "
+            f"embeddings), and only {WEIGHTS_NAME} is merged; list them in {where}.ignore_files to build without, or "
+            "once they are saved into the base"
+        )
+    if others := [name for name in weights if name in modules.weights]:
+        yield (
+            f"{where}: {some_of(others, 6)} of its modules is not the base's, and only {WEIGHTS_NAME} is merged; copy "
+            f"{MODULES_NAME} and the folders that it names into a copy of the base to build with them, or list them in "
             f"{where}.ignore_files to build without"
         )
     for pattern in ignore_files:

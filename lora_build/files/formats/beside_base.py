@@ -9,20 +9,18 @@ Files at its root go along unless there is a reason against them. Of its folders
 and what transformers looks for by its name: chat templates, further tokenizers of a processor, a generate of its own.
 """
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from lora_build.errors import SourceError
 from lora_build.files.formats.adapter_config import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from lora_build.files.formats.adapter_config import WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
 from lora_build.files.formats.code_files import code_of, named_code, texts, with_imports
+from lora_build.files.formats.modules import parse_small, read_modules
 from lora_build.files.formats.side_files import CODE, is_model_code, is_tokenizer_file, why_left_out
 from lora_build.files.sources import LINKED, NO_FILE, Source, read_whole, sizes
 
-_MODULES_NAME = "modules.json"
 _GENERATE = "custom_generate/generate.py"
 _BY_NAME = re.compile(r"(additional_)?chat_templates/[\w.\-]+\.jinja|custom_generate/requirements\.txt")
 _DECODER = ("alphabet.json", "language_model")  # pyctcdecode's: who loads the one looks for the other beside it
@@ -30,7 +28,6 @@ _FOLDER = "a folder that no file of the model names"
 _IN_FOLDER = "in a folder, and no file of the model names it"
 _LFS_POINTER = b"version https://git-lfs"
 _ADAPTER_WEIGHTS = (ADAPTER_WEIGHTS_NAME, "adapter_model.bin")
-_MAX_JSON_BYTES = 4_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +55,7 @@ def look_beside_base(source: Source, used: Collection[str]) -> Beside:
     _refuse_adapter(source)
     files = {name: size for name, size in sorted(sizes(source).items()) if name not in used}
     folders = sorted(name for name in files if "/" in name)
-    modules = _modules(source) if folders or any(name.endswith(".py") for name in files) else {}
+    modules = read_modules(source) if folders or any(name.endswith(".py") for name in files) else {}
     code = _code(source, files, modules)
     named = code | _named(source, folders, modules)
     reasons: dict[str, str] = {}
@@ -80,13 +77,15 @@ def in_short(reasons: Mapping[str, str], kept: Collection[str] = ()) -> dict[str
     """Return files left out by name, a folder of which nothing is kept as one, names as a terminal may show them."""
     alive = {name.partition("/")[0] for name in kept}
     found: dict[str, str] = {}
+    inside: dict[str, set[str]] = {}
     for name, why in reasons.items():
-        top, inside, _ = name.partition("/")
-        whole = inside and top not in alive
+        top, slash, _ = name.partition("/")
+        whole = slash and top not in alive
         shown = f"{top}/" if whole else name
         if not shown.isprintable():
             shown = shown.encode("unicode_escape").decode()
-        found[shown] = _FOLDER if whole else why
+        inside.setdefault(shown, set()).add(_FOLDER if whole and why == _IN_FOLDER else why)
+        found[shown] = ", ".join(sorted(inside[shown]))
     return dict(sorted(found.items()))
 
 
@@ -122,27 +121,12 @@ def _refuse_lost(source: Source, kept: Collection[str], modules: Mapping[str, st
         )
 
 
-def _modules(source: Source) -> dict[str, str]:
-    """Return the modules of sentence-transformers: their folders, `` for the root, and their classes."""
-    found = {}
-    for entry in _parse(source, _MODULES_NAME, list):
-        if isinstance(entry, dict) and isinstance(path := entry.get("path"), str):
-            parts = [part for part in path.split("/") if part not in ("", ".")]
-            if path.startswith("/") or ".." in parts or not path.replace("\\", "\0").isprintable():
-                raise SourceError(
-                    f"{source.name}/{_MODULES_NAME}: names the folder {path!r}, expected one below the base; "
-                    "correct it, or take another copy of the model"
-                )
-            found["/".join(parts)] = str(entry.get("type"))
-    return found
-
-
 def _code(source: Source, files: Mapping[str, int], modules: Mapping[str, str]) -> frozenset[str]:
     """Return the files of code that any config or module names, and what they import."""
     if not any(name.endswith(".py") for name in files):
         return frozenset()
     configs = [name for name in sizes(source) if "/" not in name and re.fullmatch(r".*config.*\.json", name)]
-    named = {file for name in sorted(configs) for file in named_code(dict(_parse(source, name, dict)))}
+    named = {file for name in sorted(configs) for file in named_code(dict(parse_small(source, name, dict)))}
     return with_imports(source, named | {file for kind in modules.values() for file in code_of(kind)} | {_GENERATE})
 
 
@@ -159,7 +143,7 @@ def _named(source: Source, folders: Collection[str], modules: Mapping[str, str])
     if others:
         for name in sorted(sizes(source)):
             if name.endswith(".json") and "/" not in name and not is_tokenizer_file(name):
-                named |= others.intersection(texts(_parse(source, name, dict)))
+                named |= others.intersection(texts(parse_small(source, name, dict)))
     return frozenset(named)
 
 
@@ -169,14 +153,3 @@ def _is_weights_of_module(name: str, files: Collection[str], modules: Mapping[st
         return False
     folder, _, last = name.rpartition("/")
     return last != "pytorch_model.bin" or f"{folder}/model.safetensors" not in files
-
-
-def _parse(source: Source, name: str, kind: type) -> Any:
-    """Return the JSON of a small file; an empty one of this kind where it is another, or is none."""
-    if not 0 < sizes(source).get(name, 0) <= _MAX_JSON_BYTES:
-        return kind()
-    try:
-        found = json.loads(read_whole(source, name))
-    except (ValueError, RecursionError):
-        return kind()
-    return found if isinstance(found, kind) else kind()

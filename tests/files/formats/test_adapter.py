@@ -22,7 +22,7 @@ def opened(folder: Path, *keys: str, **config: object) -> Adapter:
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"} | config))
     save_file({key: torch.full((1,), i) for i, key in enumerate(keys)}, folder / "adapter_model.safetensors")
     rules = {"LORA": KeyRules(leaves=("lora_A.weight", "lora_B.weight"), shared_leaves=("pool",), ignored=("ranknum",))}
-    return open_adapter(open_local(SourceName.of_adapter("math"), "math", folder), rules=rules.get, weight=0.5)
+    return open_adapter(open_local(SourceName.of_adapter("math"), "math", folder), rules=rules.get)
 
 
 def test_every_tensor_is_sorted_once(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_every_tensor_is_sorted_once(tmp_path: Path) -> None:
     parts, tensors = adapter.parts, adapter.tensors
     path = MODULE.removeprefix("base_model.model.")
 
-    assert (adapter.name, adapter.source, adapter.weight) == ("math", "adapters.math", 0.5)
+    assert (adapter.name, adapter.source, adapter.weight) == ("math", "adapters.math", 1.0)
     assert parts.factors == {path: {"lora_A.weight": tensors[keys["A"]]}} | {
         f"{path}.base_layer": {"lora_B.weight": tensors[keys["B"]]}
     }
