@@ -24,7 +24,6 @@ LEVELS = {
     "avx2": ["-mavx2", "-mfma"],
     "plain": [],
 }
-SHA = {"x86_64": ["-msha", "-msse4.1"], "aarch64": ["-march=armv8-a+crypto"]}
 
 
 def compile_library(root: Path, to: Path, compiler: list[str], machine: str = platform.machine()) -> None:
@@ -36,7 +35,7 @@ def compile_library(root: Path, to: Path, compiler: list[str], machine: str = pl
     """
     levels = LEVELS if machine == "x86_64" else {"plain": []}
     parts = [("merge.cpp", [f"-DLEVEL={level}", *flags]) for level, flags in levels.items()]
-    parts += [("sha256.cpp", SHA.get(machine, [])), ("cpu.cpp", [f'-DSOURCES="{_digest_of_sources(root)}"'])]
+    parts += [("cpu.cpp", [f'-DSOURCES="{_digest_of_sources(root)}"'])]
     with tempfile.TemporaryDirectory() as scratch:
         objects = [str(Path(scratch, f"{k}.o")) for k in range(len(parts))]
         for target, (name, flags) in zip(objects, parts, strict=True):

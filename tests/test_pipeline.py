@@ -389,7 +389,7 @@ def test_an_error_leaves_files_open_for_as_long_as_another_thread_syncs_them(
     assert listing(tmp_path) == ["base", "math"]
 
 
-@pytest.mark.parametrize("stage", ["hash input", "hash output", "write", "sync"])
+@pytest.mark.parametrize("stage", ["hash input", "hash output", "hash tensors", "write", "sync"])
 def test_an_error_in_any_queue_ends_the_build_and_leaves_nothing_behind(
     folder: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
@@ -637,6 +637,7 @@ def test_timings_say_where_the_time_of_a_build_went(folder: Path) -> None:
         "merge",
         "hash input",
         "hash output",
+        "hash tensors",
         "sync",
     ):
         assert re.search(rf"\b{stage} \d+\.\d\d", "\n".join(first)), stage

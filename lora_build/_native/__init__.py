@@ -1,4 +1,4 @@
-"""The compiled loops: merging, converting, and SHA-256 of two messages at once. Installation compiles them.
+"""The compiled loops: merging and converting. Installation compiles them.
 
 `merge.cpp` is there once for each of several instruction sets. It gives the same bits with each of them, and the bits
 that `numerics.exact` gives without it; only the time differs. Calls leave the interpreter's lock to other threads.
@@ -66,32 +66,6 @@ class Job(ctypes.Structure):
         ("right_bits", _SIZE),
         ("found", _ADDRESS),
     )
-
-
-class Message(ctypes.Structure):
-    """A message that SHA-256 is being taken of.
-
-    Attributes:
-        h: of its whole blocks of 64 bytes; before the first, as FIPS 180-4 says.
-        num_bytes: its length so far.
-        rest: the bytes that came after the last whole block.
-    """
-
-    _fields_ = (("h", ctypes.c_uint32 * 8), ("num_bytes", ctypes.c_uint64), ("rest", ctypes.c_uint8 * 64))
-
-
-class Sha256Loops(NamedTuple):
-    """SHA-256 by a processor's own instructions.
-
-    Attributes:
-        update: appends n bytes to a message: (message, bytes, n).
-        update_both: to two different messages: (message, message, bytes, n).
-        digest: puts a message's digest into 32 bytes: (message, out).
-    """
-
-    update: Any
-    update_both: Any
-    digest: Any
 
 
 class Loops(NamedTuple):
@@ -168,21 +142,3 @@ def loops(level: str) -> Loops:
         convert=function("convert", _INT, _INT, _ADDRESS, _ADDRESS, _SIZE),
         convert_doubles=function("convert_doubles", _INT, _ADDRESS, _ADDRESS, _SIZE),
     )
-
-
-@cache
-def sha256() -> Sha256Loops | None:
-    """Return the loops of SHA-256; None where nothing is compiled, or the processor has no instructions for it."""
-    found = library()
-    if found is None or not found.has_sha():
-        return None
-    message = ctypes.POINTER(Message)
-    signatures = {
-        "update": (message, _ADDRESS, ctypes.c_size_t),
-        "update_both": (message, message, _ADDRESS, ctypes.c_size_t),
-        "digest": (message, _ADDRESS),
-    }
-    for name, arguments in signatures.items():
-        function = getattr(found, f"sha256_{name}")
-        function.argtypes, function.restype = arguments, None
-    return Sha256Loops(*(getattr(found, f"sha256_{name}") for name in signatures))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # what the stages of a build wait for, by the names that the engine gives them
 _STAGES = {
-    "cores": ("read", "hash input", "load", "load torch", "prepare", "merge", "gather", "hash output"),
+    "cores": ("read", "hash input", "load", "load torch", "prepare", "merge", "gather", "hash output", "hash tensors"),
     "disk": ("write", "sync"),
     "idle": ("wait for load", "wait for merge", "wait for queues"),
 }

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 
+from blake3 import blake3
+
 from lora_build.engine.backends.choice import Backends, offers_for
 from lora_build.engine.blocks import Block
 from lora_build.engine.making import Maker
@@ -20,8 +22,7 @@ from lora_build.errors import MergeError
 from lora_build.files.buffers import Buffers
 from lora_build.files.executor import Executor, Future, SerialQueue, StageTimer, num_cores
 from lora_build.files.hashing.hashed_file import CHUNK_BYTES
-from lora_build.files.hashing.sha256 import Sha256
-from lora_build.files.identity import Digest, FileKey, FileRecord, SourceName
+from lora_build.files.identity import Digest, FileKey, FileRecord, Hash, SourceName
 from lora_build.files.sources import Source
 from lora_build.files.targets import Target
 from lora_build.files.targets.file_writer import FileQueues, FileWriter
@@ -45,14 +46,14 @@ class Executed:
 
     Attributes:
         files: the weight files written.
-        tensors: the file and the SHA-256 of each output tensor, by name.
+        tensors: the BLAKE3 of each output tensor, by name.
         inputs: the weight files read, by (source, name).
         survival: what rounding left of each merged tensor.
         seconds: how long each stage took, summed over its threads, and how long this thread waited for them.
     """
 
     files: tuple[FileRecord, ...]
-    tensors: Mapping[str, tuple[str, Digest]]
+    tensors: Mapping[str, Digest]
     inputs: Mapping[FileKey, FileRecord]
     survival: tuple[TensorSurvival, ...]
     seconds: Mapping[str, float]
@@ -85,6 +86,7 @@ def execute(
         run = _Run(
             plan=plan, inputs=inputs, maker=maker, target=target, progress=progress, timer=timer, opened=files,
             executor=executor, hash_output=executor.serial_queue("hash output", urgent=True),
+            hash_tensors=executor.serial_queue("hash tensors", urgent=True),
             write_files=executor.disk_queue("write"), sync=executor.disk_queue("sync"),
         )  # fmt: skip
         for shard in plan.shards:
@@ -130,41 +132,41 @@ class _Run:
     opened: ExitStack
     executor: Executor
     hash_output: SerialQueue
+    hash_tensors: SerialQueue
     write_files: SerialQueue
     sync: SerialQueue
     files: list[FileRecord] = field(default_factory=list)
-    tensors: dict[str, tuple[str, Digest]] = field(default_factory=dict)
+    tensors: dict[str, Digest] = field(default_factory=dict)
     survival: list[TensorSurvival] = field(default_factory=list)
 
     def write_shard(self, shard: Shard) -> None:
         """Write one file; its last bytes may still be hashed and synced when this returns."""
-        file = self.opened.enter_context(
-            self.target.open(
-                shard.file, shard.num_bytes, FileQueues(hashing=self.hash_output, writing=self.write_files)
-            )
-        )
+        queues = FileQueues(
+            hashing=self.hash_output, hashing_parts=self.hash_tensors, writing=self.write_files
+        )  # fmt: skip
+        file = self.opened.enter_context(self.target.open(shard.file, shard.num_bytes, queues))
         self._put(shard.header, file)
         digests = {
             name: self._write(group, file)
             for name, group in groupby(self._results(shard, file), key=lambda result: result[0].name)
         }
-        self.hash_output.submit(partial(self._enter, shard.file, digests))
+        self.hash_tensors.submit(partial(self._enter, digests))
         self.sync.submit(lambda: self.files.append(file.close()))
 
     def finish(self) -> None:
         """Wait for what is still being hashed and synced."""
         with self.timer.time("wait for queues"):
-            for queue in (self.hash_output, self.write_files, self.sync):
+            for queue in (self.hash_output, self.hash_tensors, self.write_files, self.sync):
                 queue.drain()
 
-    def _put(self, data: bytes | bytearray | memoryview, file: FileWriter, digest: Sha256 | None = None) -> None:
+    def _put(self, data: bytes | bytearray | memoryview, file: FileWriter, digest: Hash | None = None) -> None:
         with self.timer.time("gather"):
             file.write(data, digest)
         self.progress(len(data))
 
-    def _write(self, results: Iterator[tuple[Operation, Block]], file: FileWriter) -> Sha256:
+    def _write(self, results: Iterator[tuple[Operation, Block]], file: FileWriter) -> Hash:
         """Write the blocks of one tensor and return what will have its digest."""
-        digest, blocks, operation = Sha256(), [], None
+        digest, blocks, operation = blake3(), [], None
         for operation, block in results:
             if block.not_finite is not None:
                 raise MergeError(explain(operation, block, self.inputs.factor))
@@ -175,8 +177,8 @@ class _Run:
             self.survival.append(_survival(operation, blocks))
         return digest
 
-    def _enter(self, file: str, digests: Mapping[str, Sha256]) -> None:
-        self.tensors.update({name: (file, Digest.of_hash(digest)) for name, digest in digests.items()})
+    def _enter(self, digests: Mapping[str, Hash]) -> None:
+        self.tensors.update({name: Digest.of_blake3(digest) for name, digest in digests.items()})
 
     def _results(self, shard: Shard, file: FileWriter) -> Iterator[tuple[Operation, Block]]:
         """Yield the blocks of a shard in order, while the executor works on the next ones.

@@ -5,7 +5,9 @@ Names and digests are text, and stay it: they go into JSON, messages and diction
 
 import hashlib
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+from blake3 import blake3
 
 _ADAPTERS = "adapters."
 
@@ -50,7 +52,10 @@ class TensorKey(NamedTuple):
 
 
 class Hash(Protocol):
-    """A SHA-256 that is being taken: hashlib's, or that of our loops."""
+    """A digest that is being taken, of an algorithm that is known from elsewhere."""
+
+    def update(self, data: bytes | bytearray | memoryview, /) -> Any:
+        """Append bytes."""
 
     def hexdigest(self) -> str:
         """Return the digest of the bytes so far, in hexadecimal."""
@@ -59,7 +64,8 @@ class Hash(Protocol):
 class Digest(str):
     """The digest of some bytes, its algorithm in front.
 
-    `sha256:<64 hex>`, or `git-sha1:<40 hex>`: git's blob id, which the Hub gives for small files.
+    `sha256:<64 hex>`; `blake3:<64 hex>`, which tensors have, three to five times as fast; or
+    `git-sha1:<40 hex>`: git's blob id, which the Hub gives for small files.
     """
 
     __slots__ = ()
@@ -80,13 +86,23 @@ class Digest(str):
         return cls(f"sha256:{text}")
 
     @classmethod
+    def blake3(cls, data: bytes | bytearray | memoryview) -> "Digest":
+        """Return the BLAKE3 of bytes."""
+        return cls.of_blake3(blake3(data))
+
+    @classmethod
+    def of_blake3(cls, found: Hash) -> "Digest":
+        """Return the BLAKE3 of the bytes that a hash has seen so far."""
+        return cls(f"blake3:{found.hexdigest()}")
+
+    @classmethod
     def of_git(cls, blob_id: str) -> "Digest":
         """Return git's SHA-1 of a file, from the id of its blob."""
         return cls(f"git-sha1:{blob_id}")
 
     @property
     def algorithm(self) -> str:
-        """`sha256` or `git-sha1`."""
+        """`sha256`, `blake3` or `git-sha1`."""
         return self.partition(":")[0]
 
     @property

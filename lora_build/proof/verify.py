@@ -3,17 +3,19 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from blake3 import blake3
+
 from lora_build.errors import RecipeError, SourceError, VerificationError, some_of
 from lora_build.files.executor import Executor, StageTimer, num_cores
 from lora_build.files.formats.safetensors import TensorInfo, read_tensors
 from lora_build.files.hashing.hashed_file import HashedFile
-from lora_build.files.identity import Digest, FileRecord, SourceName
+from lora_build.files.identity import Digest, FileRecord, Hash, SourceName
 from lora_build.proof import provenance
 from lora_build.proof.additions import find_additions
 from lora_build.proof.manifest import (
@@ -308,7 +310,7 @@ def _check_tensors(
     there = read_tensors(lambda _, start, end: file.read(start, end), _HERE, expected.path, expected.size_bytes)
     wanted = {t.name: t for t in tensors}
     problems = [f"{expected.path}: tensor {n} is missing" for n in sorted(wanted.keys() - {t.name for t in there})]
-    for tensor, digest in _digests(file, there, count):
+    for tensor, running in _hashes(file, there, {t.name: t.digest for t in tensors}, count):
         record = wanted.get(tensor.name)
         if record is None:
             problems.append(f"{expected.path}: tensor {tensor.name} is not in the manifest")
@@ -316,26 +318,31 @@ def _check_tensors(
             problems.append(
                 f"{expected.path}: tensor {tensor.name} is {tensor.dtype} {list(tensor.shape)}, not as built"
             )
-        elif digest != record.sha256:
+        elif running.hexdigest() != record.digest.hex:
             problems.append(f"{expected.path}: tensor {tensor.name} has other bytes")
     return problems
 
 
-def _digests(
-    file: HashedFile, tensors: Sequence[TensorInfo], count: Callable[[int], None]
-) -> Iterator[tuple[TensorInfo, Digest]]:
-    """Yield each tensor with its digest, in the order of their data, which `read_tensors` leaves no gaps in.
+def _hashes(
+    file: HashedFile,
+    tensors: Sequence[TensorInfo],
+    expected: Mapping[str, Digest],
+    count: Callable[[int], None],
+) -> Iterator[tuple[TensorInfo, Hash]]:
+    """Yield each tensor with its hash, in the order of their data, which `read_tensors` leaves no gaps in.
 
-    The file is read in chunks of one size, however small its tensors are.
+    It is of the algorithm of the digest that is expected. The file is read in chunks of one size, however small its
+    tensors are.
     """
     chunks = file.chunks(tensors[0].start, tensors[-1].end) if tensors else iter(())
     left = memoryview(b"")
     for tensor in tensors:
-        running, missing = hashlib.sha256(), tensor.num_bytes
+        old = tensor.name in expected and expected[tensor.name].algorithm == "sha256"
+        running, missing = hashlib.sha256() if old else blake3(), tensor.num_bytes
         while missing:
             if not left:
                 left = memoryview(next(chunks))
                 count(len(left))
             running.update(left[:missing])
             left, missing = left[missing:], missing - len(left[:missing])
-        yield tensor, Digest.of_hash(running)
+        yield tensor, running

@@ -122,17 +122,17 @@ def compare_with_wrapper(manifest: Manifest, inputs: BuildInputs) -> WrapperRepo
     names = {record.name for record in held}
     return WrapperReport(
         num_tensors=len(held),
-        mismatched_tensors=tuple(r.name for r in held if _digest(live.read(r.name)) != r.sha256),
+        mismatched_tensors=tuple(r.name for r in held if _digest(live.read(r.name), r.digest) != r.digest),
         not_held=tuple(record.name for record in manifest.tensors if record.name not in names),
     )
 
 
-def _digest(tensor: "Tensor") -> Digest:
-    """Return the SHA-256 of a tensor's bytes as they are in a file."""
+def _digest(tensor: "Tensor", like: Digest) -> Digest:
+    """Return the digest of a tensor's bytes as they are in a file, of the algorithm of another one."""
     import torch
 
     values: Any = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
-    return Digest.sha256(values.data)
+    return Digest.sha256(values.data) if like.algorithm == "sha256" else Digest.blake3(values.data)
 
 
 def _base_as_stored(inputs: BuildInputs) -> Any:

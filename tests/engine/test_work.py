@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from blake3 import blake3
 from safetensors.torch import save_file
 
 import lora_build
@@ -30,7 +31,6 @@ from lora_build.engine import making
 from lora_build.engine.backends import compiled
 from lora_build.files.buffers import Buffers
 from lora_build.files.hashing import hashed_file, remembered
-from lora_build.files.hashing import sha256 as hashing
 from lora_build.files.sources import local
 from lora_build.files.targets import directory, file_writer
 from lora_build.numerics import exact_compiled
@@ -102,20 +102,18 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
 
     monkeypatch.setattr(hashlib, "sha256", Hash)
 
-    class Digest(hashing.Sha256):
+    class Blake3:
+        def __init__(self) -> None:
+            self._real = blake3()
+
         def update(self, data: Any) -> None:
-            super().update(data)
-            done.hashed["alone"] += len(data)
+            self._real.update(data)
+            done.hashed["tensors"] += len(data)
 
-    def update_both(one: Any, other: Any, data: Any) -> None:
-        alone = done.hashed["alone"]
-        hashing.update_both(one, other, data)
-        done.hashed["alone"] = alone  # where the processor cannot take both at once
-        done.hashed["both"] += len(data)
+        def hexdigest(self) -> str:
+            return self._real.hexdigest()
 
-    for module in (engine, file_writer):
-        monkeypatch.setattr(module, "Sha256", Digest)
-    monkeypatch.setattr(file_writer, "update_both", update_both)
+    monkeypatch.setattr(engine, "blake3", Blake3)
 
     class Sum(FusedSum):
         def __init__(self, pairs: Any, *formats: str, transposed: bool) -> None:
@@ -245,9 +243,9 @@ def test_every_byte_is_read_once_hashed_once_written_once_and_every_element_merg
     assert only_weights(work.written) == staged(outputs)
     sidecars = [path for path in (tmp_path / "out").iterdir() if path.suffix != ".safetensors"]
     tensor_bytes = sum(prod(shape) * 2 for shape, _ in shapes(3).values())
-    assert work.hashed["both"] == tensor_bytes
-    beside = sum(outputs.values()) - tensor_bytes + sum(path.stat().st_size for path in sidecars)
-    assert work.hashed["alone"] == beside
+    assert work.hashed["tensors"] == tensor_bytes
+    whole = sum(outputs.values()) + sum(path.stat().st_size for path in sidecars)
+    assert work.hashed["FileWriter.__init__"] == whole
     # an adapter beside another is measured on the first block: the one alone, the other alone
     per_block = BLOCK // 2 // COLUMNS * COLUMNS
     assert work.elements == {"merged": 3 * (ROWS * COLUMNS + 4 * per_block), "converted": 9_000}

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -10,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from blake3 import blake3
 
 from lora_build.errors import StorageError
 from lora_build.files.buffers import Buffers
 from lora_build.files.executor import AHEAD, Executor, SerialQueue, StageTimer
-from lora_build.files.hashing.sha256 import Sha256
 from lora_build.files.identity import Digest, FileRecord
 from lora_build.files.targets.file_writer import BLOCK_BYTES, FileQueues, FileWriter, _set_direct
 
@@ -47,7 +46,7 @@ SPARE = 5_000
 @pytest.mark.parametrize("size", [*SIZES, BLOCK_BYTES + SPARE])
 @pytest.mark.parametrize("row_bytes", [1, 4096, SPARE, SPARE + 1, 600_007, BLOCK_BYTES + SPARE + 1])
 def test_rows_that_are_made_in_their_place_are_the_file(tmp_path: Path, size: int, row_bytes: int) -> None:
-    data, made, digest = DATA[:size], [], Sha256()
+    data, made, digest = DATA[:size], [], blake3()
     with (
         Executor(2, StageTimer()) as executor,
         FileWriter(
@@ -55,7 +54,11 @@ def test_rows_that_are_made_in_their_place_are_the_file(tmp_path: Path, size: in
             "out",
             size,
             Buffers(BLOCK_BYTES + SPARE),
-            FileQueues(hashing=executor.serial_queue("hash"), writing=executor.disk_queue("write")),
+            FileQueues(
+                hashing=executor.serial_queue("hash"),
+                hashing_parts=executor.serial_queue("hash parts"),
+                writing=executor.disk_queue("write"),
+            ),
         ) as file,
     ):
         head = min(size, 107)
@@ -74,7 +77,25 @@ def test_rows_that_are_made_in_their_place_are_the_file(tmp_path: Path, size: in
 
     assert (tmp_path / "out").read_bytes() == data
     assert record.sha256 == Digest.sha256(data)
-    assert digest.hexdigest() == hashlib.sha256(data[head:]).hexdigest()
+    assert digest.hexdigest() == blake3(data[head:]).hexdigest()
+
+
+def test_a_file_and_the_tensors_in_it_have_the_digests_of_what_was_written(tmp_path: Path) -> None:
+    sizes = [100, 0, 1, 2 * BLOCK_BYTES, 5, BLOCK_BYTES - 107, 3, 70_000]
+    data, tensors, at = DATA[: 11 + sum(sizes)], [], 11
+    with FileWriter(tmp_path, "out", len(data), Buffers(BLOCK_BYTES)) as file:
+        file.write(data[:11])
+        for size in sizes:
+            digest, piece = blake3(), bytearray(data[at : at + size])
+            file.write(piece, digest)
+            piece[:] = bytes(size)
+            tensors.append((digest, data[at : at + size]))
+            at += size
+        record = file.close()
+
+    assert (tmp_path / "out").read_bytes() == data
+    assert record.sha256 == Digest.sha256(data)
+    assert all(digest.hexdigest() == blake3(part).hexdigest() for digest, part in tensors)
 
 
 def test_what_is_made_elsewhere_fills_the_place_that_it_was_to_be_made_in(tmp_path: Path) -> None:

@@ -313,8 +313,11 @@ def test_the_example_is_the_manifest_that_a_build_writes_today(built: Path, upda
     assert canonical_json(json.loads(shown)) + b"\n" == data
 
 
-OPTIONAL = {"plan.options.reproducibility"}
+OPTIONAL = {"plan.options.reproducibility", "plan.changes", "tensors[].source"} | {
+    f"tensors[].segments[].updates[].{key}" for key in ("transposed", "expert", "rows", "ordered", "options")
+}
 OPAQUE = (
+    "tensors[].segments[].updates[].factors",
     "predicate.buildDefinition.externalParameters.recipe",
     "predicate.runDetails.builder.version",
 )
@@ -330,7 +333,7 @@ def test_every_field_is_documented_and_every_documented_field_is_there(built: Pa
 
 def run_snippet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     (code,) = blocks("manifest.md", "python")
-    assert len(code.splitlines()) == 6
+    assert len(code.splitlines()) == 8
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {}
     exec(compile(code, "manifest.md", "exec"), names)
@@ -340,7 +343,7 @@ def run_snippet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
 def test_the_python_of_the_manifest_s_page_recomputes_the_digests(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = run_snippet(built, monkeypatch)
     manifest = read_manifest(built)
-    assert names["digest"](names["m"]["plan"]) == manifest.build_key
+    assert names["digest"](names["m"]["plan"] | {"tensors": names["done"]}) == manifest.build_key
     assert names["m"]["output_digest"] == manifest.output_digest
     assert names["m"]["weights_digest"] == manifest.weights_digest
 
@@ -351,7 +354,7 @@ def test_the_python_of_the_manifest_s_page_finds_an_edit(
 ) -> None:
     document = json.loads((built / MANIFEST_NAME).read_bytes())
     edited = document[field] if field == "plan" else document[field][0]
-    edited["base" if field == "plan" else "sha256"] = "other"
+    edited[{"plan": "base", "files": "sha256", "tensors": "blake3"}[field]] = "other"
     (built / MANIFEST_NAME).write_bytes(canonical_json(document))
     with pytest.raises(AssertionError):
         run_snippet(built, monkeypatch)
@@ -359,8 +362,12 @@ def test_the_python_of_the_manifest_s_page_finds_an_edit(
 
 def test_a_manifest_and_provenance_made_anew_are_told_by_the_hash_alone(built: Path) -> None:
     before = lora_build.verify(built).manifest_hash
-    data = (built / MANIFEST_NAME).read_bytes()
-    (built / MANIFEST_NAME).write_bytes(data.replace(b'"operation":"copy"', b'"operation":"convert"'))
+    manifest = read_manifest(built)
+    tensors = tuple(
+        dataclasses.replace(t, operation="convert") if t.operation == "copy" else t for t in manifest.plan.tensors
+    )
+    made_up = dataclasses.replace(manifest, plan=dataclasses.replace(manifest.plan, tensors=tensors))
+    (built / MANIFEST_NAME).write_bytes(made_up.to_bytes())
     (built / PROVENANCE_NAME).unlink()
     assert lora_build.verify(built).manifest_hash != before
     with pytest.raises(lora_build.VerificationError, match="expected " + before):

@@ -24,7 +24,8 @@ from makers.recipes import LONG, SHORT
 from makers.schemas import FOLDER, SCHEMAS, hold
 
 ROOT = Path(__file__).parent.parent.parent
-OPEN = {"options", "config_changes", "config", "recipe", "checks"}  # what recipes, bases and adapters may say
+OPEN = {"options", "config_changes", "config", "recipe", "checks", "additionalProperties"}
+"""What recipes, bases and adapters may say."""
 
 
 @pytest.fixture
@@ -52,19 +53,17 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
 
 def test_there_is_a_schema_for_each_format_and_each_names_its_version() -> None:
     kinds = (
-        "build composed error event init inspection manifest plan points provenance recipe recipes survival "
-        "verification version"
+        "build composed error event init inspection manifest manifest-v1 plan points provenance recipe recipes "
+        "survival verification version"
     )
     assert sorted(SCHEMAS) == kinds.split()
     for kind, schema in SCHEMAS.items():
         Draft202012Validator.check_schema(schema)
-        assert schema["$id"] == f"https://lora-build.dev/schemas/{kind}-v1.json"
-        if kind not in (
-            "error",
-            "provenance",
-            "recipe",
-        ):  # provenance has in-toto's, and its buildType; people write recipes
-            assert schema["properties"]["schema"] == {"const": f"lora-build/{kind}/v1"}
+        name, version = kind.removesuffix("-v1"), 2 if kind == "manifest" else 1
+        assert schema["$id"] == f"https://lora-build.dev/schemas/{name}-v{version}.json"
+        # provenance has in-toto's, and its buildType; people write recipes
+        if kind not in ("error", "provenance", "recipe"):
+            assert schema["properties"]["schema"] == {"const": f"lora-build/{name}/v{version}"}
 
 
 def objects(schema: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -194,6 +193,12 @@ def test_what_a_build_leaves_holds_to_its_schemas(project: Path, printed: Any) -
             hold(json.loads((project / folder / name).read_text()), kind)
 
 
+def test_the_manifests_of_older_releases_hold_to_the_schemas_of_their_time() -> None:
+    for manifest in (Path(__file__).parent.parent / "golden/releases").rglob(MANIFEST_NAME):
+        document = json.loads(manifest.read_text())
+        hold(document, "manifest" if document["schema"].endswith("v2") else "manifest-v1")
+
+
 def test_what_commands_print_holds_to_their_schemas(project: Path, printed: Any) -> None:
     hold(printed("plan", "recipe=two"), "plan")
     hold(printed("recipe=prod"), "build")
@@ -230,7 +235,7 @@ def test_the_reports_of_the_checks_hold_to_their_schema(tmp_path: Path, printed:
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
-        (MANIFEST_NAME, "lora-build/manifest/v1", "lora-build/manifest/v2"),
+        (MANIFEST_NAME, "lora-build/manifest/v2", "lora-build/manifest/v3"),
         (PROVENANCE_NAME, "lora-build.dev/merge/v1", "lora-build.dev/merge/v2"),
         (SURVIVAL_NAME, "lora-build/survival/v1", "lora-build/survival/v2"),
     ],

@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import lora_build
 from lora_build.proof.additions import find_additions
 from lora_build.proof.canonical_json import canonical_json
 from lora_build.proof.manifest import MANIFEST_NAME, Manifest
 from lora_build.proof.plan_record import PlanRecord
+from lora_build.proof.planned_tensor import PlannedTensor
 from makers import small
 
 
@@ -45,11 +49,15 @@ def test_the_manifest_hash_is_what_sha256sum_prints(built: Path) -> None:
 
 
 def test_the_record_of_a_plan_is_read_back_as_it_was(built: Path) -> None:
-    text = json.loads((built / MANIFEST_NAME).read_text())["plan"]
-    record = PlanRecord.from_json(text)
+    document = json.loads((built / MANIFEST_NAME).read_text())
+    record = PlanRecord.from_json(document["plan"], map(PlannedTensor.from_json, document["tensors"]))
 
-    assert record == PlanRecord.from_json(record.to_json())
-    assert record.to_json() == text
+    assert record == PlanRecord.from_json(record.to_json(), record.tensors)
+    assert record.to_json() == document["plan"]
+    assert [
+        {**planned.to_json(), "blake3": t["blake3"]}
+        for planned, t in zip(record.tensors, document["tensors"], strict=True)
+    ] == document["tensors"]
     assert [adapter.weight for adapter in record.adapters] == [1.0]
 
 
@@ -74,17 +82,22 @@ def test_a_field_of_another_type_is_no_manifest(built: Path, change: Callable[[A
 def test_every_digest_can_be_computed_by_hand(built: Path) -> None:
     document = json.loads((built / MANIFEST_NAME).read_text())
 
-    def digest(value: object) -> str:
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+    def text(value: object) -> bytes:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
-    assert document["build_key"] == digest(document["plan"])
+    def digest(value: object) -> str:
+        return "sha256:" + hashlib.sha256(text(value)).hexdigest()
+
+    done = [{key: value for key, value in tensor.items() if key != "blake3"} for tensor in document["tensors"]]
+    assert document["build_key"] == digest(document["plan"] | {"tensors": done})
     assert document["output_digest"] == digest([[f["path"], f["size"], f["sha256"]] for f in document["files"]])
-    assert document["weights_digest"] == digest(
-        [[t["name"], t["dtype"], t["shape"], t["sha256"]] for t in document["tensors"]]
-    )
+    weights = text([[t["name"], t["dtype"], t["shape"], t["blake3"]] for t in document["tensors"]])
+    assert document["weights_digest"] == f"blake3:{blake3(weights).hexdigest()}"
     for file in document["files"]:
         assert file["sha256"] == "sha256:" + hashlib.sha256((built / file["path"]).read_bytes()).hexdigest()
+    for tensor in document["tensors"]:
+        stored = load_file(built / tensor["file"])[tensor["name"]]
+        assert tensor["blake3"] == f"blake3:{blake3(stored.view(-1).view(torch.uint8).numpy()).hexdigest()}"
 
 
 def test_the_manifest_holds_no_path_time_or_float(built: Path) -> None:
@@ -199,11 +212,11 @@ def test_a_folder_of_templates_that_is_a_link_is_a_difference(built: Path, tmp_p
 @pytest.mark.parametrize("file", ["nowhere.safetensors", "../base/model.safetensors"])
 def test_a_manifest_made_up_to_check_nothing_is_refused(built: Path, file: str) -> None:
     manifest = Manifest.from_bytes((built / MANIFEST_NAME).read_bytes())
-    tensors = tuple(dataclasses.replace(t, file=file) for t in manifest.tensors)
-    files = manifest.files
+    tensors = tuple(dataclasses.replace(t, file=file) for t in manifest.plan.tensors)
+    plan, files = dataclasses.replace(manifest.plan, tensors=tensors), manifest.files
     if file.startswith(".."):
         files = (*files, dataclasses.replace(files[0], path=file))
-    (built / MANIFEST_NAME).write_bytes(dataclasses.replace(manifest, tensors=tensors, files=files).to_bytes())
+    (built / MANIFEST_NAME).write_bytes(dataclasses.replace(manifest, plan=plan, files=files).to_bytes())
 
     assert "files outside of the build, or tensors of files that it does not list" in complaint(built)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 import lora_build
 from lora_build.cli.main import main
@@ -51,10 +52,12 @@ def forge(folder: Path, change: Callable[[Any], object]) -> None:
     m = json.loads((folder / MANIFEST_NAME).read_bytes())
     change(m)
     try:
-        m["build_key"] = digest(m["plan"])
+        done = [{key: value for key, value in tensor.items() if key != "blake3"} for tensor in m["tensors"]]
+        m["build_key"] = digest(m["plan"] | {"tensors": done})
         m["output_digest"] = digest([[f["path"], f["size"], f["sha256"]] for f in m["files"]])
-        m["weights_digest"] = digest([[t["name"], t["dtype"], t["shape"], t["sha256"]] for t in m["tensors"]])
-    except (TypeError, KeyError):
+        weights = canonical_json([[t["name"], t["dtype"], t["shape"], t["blake3"]] for t in m["tensors"]])
+        m["weights_digest"] = f"blake3:{blake3(weights).hexdigest()}"
+    except (TypeError, KeyError, AttributeError):
         pass
     data = json.dumps(m, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
     (folder / MANIFEST_NAME).write_bytes(data)
@@ -100,13 +103,32 @@ def paths(value: Any, *way: Any) -> Any:
         yield way
 
 
+def merged(document: Any) -> Any:
+    return next(tensor for tensor in document["tensors"] if tensor["operation"] == "merge")
+
+
+def copied(document: Any) -> Any:
+    return next(tensor for tensor in document["tensors"] if tensor["operation"] == "copy")
+
+
+def factors(document: Any) -> Any:
+    return merged(document)["segments"][0]["updates"][0]["factors"]
+
+
 FORGERIES: dict[str, tuple[Callable[[Any], object], str]] = {
     "a reproducibility that does not follow": (lambda m: m.update(reproducibility="environment"), "was edited"),
     "a reproducibility that is none": (lambda m: (m.update(reproducibility="x\x1b[31m"), m["plan"]["options"].update(reproducibility="x\x1b[31m")), "a reproducibility that is none"),
-    "a merge without adapters": (lambda m: m["tensors"][0].update(operation="merge", adapters=[]), "no build is like that"),
-    "a copy by an adapter": (lambda m: m["tensors"][0].update(operation="copy", adapters=[0]), "no build is like that"),
+    "a merge without adapters": (lambda m: copied(m).update(operation="merge"), "no build is like that"),
+    "a copy by an adapter": (lambda m: merged(m).update(operation="copy"), "no build is like that"),
+    "a copy of an adapter's tensor": (lambda m: copied(m).update(source={"adapter": 0, "file": "x", "name": "y"}), "no build is like that"),
+    "rows that end before they begin": (lambda m: merged(m)["segments"][0].update(rows=[5, 5]), "no build is like that"),
+    "rows that are there twice": (lambda m: merged(m)["segments"].append(merged(m)["segments"][0]), "no build is like that"),
+    "a factor of an adapter that is not there": (lambda m: factors(m).update(A={"adapter": 7, "file": "x", "name": "y"}), "no build is like that"),
+    "a factor that is a number": (lambda m: factors(m).update(A=5), "5 is not an object"),
+    "a scale that is NaN": (lambda m: merged(m)["segments"][0]["updates"][0].update(scale="nan"), "is not finite"),
+    "an update with a field too many": (lambda m: merged(m)["segments"][0]["updates"][0].update(x=1), "'x' is no field"),
     "an operation that is none": (lambda m: m["tensors"][0].update(operation="paint"), "no build is like that"),
-    "an adapter that is not there": (lambda m: m["tensors"][0].update(adapters=[7]), "no build is like that"),
+    "an adapter that is not there": (lambda m: merged(m)["segments"][0]["updates"][0].update(adapter=7), "no build is like that"),
     "a tensor in another file": (lambda m: m["tensors"][0].update(file="config.json"), "config.json"),
     "no tensors": (lambda m: m.update(tensors=[]), "a weight file without its tensors"),
     "a file left out": (lambda m: m["files"].pop(), "is not in the manifest"),
@@ -166,8 +188,8 @@ CRAFTED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a key twice": (text_of('{"build_key"', '{"build_key":"x","build_key"'), "holds a key twice"),
     "spaces": (text_of('{"build_key"', '{ "build_key"'), "was edited"),
     "30 million lists": (lambda f: f.write_bytes(b"[" + b"[]," * 15_000_000 + b"[]]"), "more than 4000000 values"),
-    "a newer format": (text_of("manifest/v1", "manifest/v2"), "was made by a newer lora-build"),
-    "another format": (text_of("lora-build/manifest/v1", "croissant"), "its format is 'croissant', expected"),
+    "a newer format": (text_of("manifest/v2", "manifest/v3"), "was made by a newer lora-build"),
+    "another format": (text_of("lora-build/manifest/v2", "croissant"), "its format is 'croissant', expected"),
 }  # fmt: skip
 
 
@@ -268,7 +290,7 @@ def forge_everything(folder: Path) -> None:
             file["sha256"] = "sha256:" + hashlib.sha256((folder / file["path"]).read_bytes()).hexdigest()
         for tensor in m["tensors"]:
             first, end = header[tensor["name"]]["data_offsets"]
-            tensor["sha256"] = "sha256:" + hashlib.sha256(data[start + first : start + end]).hexdigest()
+            tensor["blake3"] = f"blake3:{blake3(bytes(data[start + first : start + end])).hexdigest()}"
 
     forge(folder, change)
 

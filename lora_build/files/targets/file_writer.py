@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import stat
 from collections import deque
@@ -21,8 +22,7 @@ from lora_build.errors import StorageError
 from lora_build.files.buffers import Buffers
 from lora_build.files.executor import Future, SerialQueue
 from lora_build.files.hashing.remembered import remember
-from lora_build.files.hashing.sha256 import Sha256, update_both
-from lora_build.files.identity import Digest, FileRecord
+from lora_build.files.identity import Digest, FileRecord, Hash
 from lora_build.files.targets.disk import LIBC, disk_errors
 
 BLOCK_BYTES = 15 << 17
@@ -48,6 +48,7 @@ class FileQueues:
     """Where a file is hashed and written, beside who makes it; without a queue that is done before a write returns."""
 
     hashing: SerialQueue | None = None
+    hashing_parts: SerialQueue | None = None
     writing: SerialQueue | None = None
 
 
@@ -82,12 +83,12 @@ class FileWriter:
         self._size = size_bytes
         self._buffers = buffers
         self._queues = queues
-        self._hash = Sha256()
+        self._hash = hashlib.sha256()
         self._blocks: deque[_Block] = deque()  # not whole yet
         self._places: deque[memoryview | None] = deque()  # not written yet; None is no part of a block
         self._placed = 0  # up to where there are places
         self._written = 0
-        self._parts: list[tuple[memoryview, Sha256 | None]] = []  # of the first block, and who else is given them
+        self._parts: list[tuple[memoryview, Hash]] = []  # of the first block that have a digest of their own
         self._begun: list[Future[None]] = []
         with disk_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +142,7 @@ class FileWriter:
         memory = self._buffers.take(self._buffers.size_bytes)
         self._blocks.append(_Block(start, min(BLOCK_BYTES, self._size - start), memory))
 
-    def write(self, data: bytes | bytearray | memoryview, digest: Sha256 | None = None) -> None:
+    def write(self, data: bytes | bytearray | memoryview, digest: Hash | None = None) -> None:
         """Append bytes.
 
         Args:
@@ -163,7 +164,8 @@ class FileWriter:
             place = block.memory[at : at + len(part)]
             if not in_place:
                 place[:] = part
-            self._parts.append((place, digest))
+            if digest is not None:
+                self._parts.append((place, digest))
             self._written += len(part)
             view, in_place = view[len(part) :], False  # what runs over a block's end is copied to the next one
             if at + len(part) == block.size:
@@ -172,15 +174,11 @@ class FileWriter:
 
     def _finish_block(self) -> None:
         block, parts, self._parts = self._blocks.popleft(), self._parts, []
-        self._do(partial(self._update, parts), self._queues.hashing)
-        self._do(partial(self._put, block.memory[: block.size], block.start), self._queues.writing)
-
-    def _update(self, parts: list[tuple[memoryview, Sha256 | None]]) -> None:
-        for part, digest in parts:
-            if digest:
-                update_both(self._hash, digest, part)
-            else:
-                self._hash.update(part)
+        whole = block.memory[: block.size]
+        self._do(partial(self._hash.update, whole), self._queues.hashing)
+        if parts:
+            self._do(partial(_update, parts), self._queues.hashing_parts)
+        self._do(partial(self._put, whole, block.start), self._queues.writing)
 
     def _do(self, call: Callable[[], None], queue: SerialQueue | None) -> None:
         self._begun = [begun for begun in self._begun if not begun.is_done or begun.error]
@@ -222,6 +220,11 @@ class FileWriter:
     def _refuse_unless(self, right: bool, found: str) -> None:
         if not right:
             raise StorageError(f"{self._path}: {found} bytes than the {self._size} announced; this is a bug")
+
+
+def _update(parts: list[tuple[memoryview, Hash]]) -> None:
+    for part, digest in parts:
+        digest.update(part)
 
 
 def _reserve(fd: int, size_bytes: int) -> None:
