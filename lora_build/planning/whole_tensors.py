@@ -185,8 +185,18 @@ class _Bringing:
         else:
             self._issues.append(
                 f"{adapter.source}: '{tensor.name}' is {list(tensor.shape)}, the base's {parameter.name} is "
-                f"{list(parameter.shape)}; was it trained on another base?"
+                f"{list(parameter.shape)}; {self._why_misfit(parameter.shape, tensor.shape)}"
             )
+
+    def _why_misfit(self, there: tuple[int, ...], brought: tuple[int, ...]) -> str:
+        """Return the cause of a shape that is not the parameter's: a classifier of other labels, or another base."""
+        labels = self._layout.config.num_labels
+        if not brought or (len(brought), brought[1:], labels) != (len(there), there[1:], there[0]):
+            return "was it trained on another base?"
+        return (
+            f"it was trained with {brought[0]} labels, and the base has {labels}: load the base by from_pretrained(..."
+            f", num_labels={brought[0]}, ignore_mismatched_sizes=True), save it by save_pretrained, and build on that"
+        )
 
     def _put_part(self, adapter: Adapter, parameter: Parameter, part: Part, tensor: TensorInfo) -> None:
         disk = self._sources[part.name]

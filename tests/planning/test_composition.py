@@ -451,3 +451,34 @@ def test_a_whole_stack_of_experts_goes_into_the_tensors_that_each_of_them_has_on
     (prefix,) = {name.partition("experts.")[0] for name in merged if "layers.0." in name and ".experts." in name}
     assert torch.equal(torch.stack([merged[f"{prefix}experts.{i}.w2.weight"] for i in range(len(down))]), down)
     assert {t.operation for t in built.manifest.tensors if ".experts." in t.name} <= {"replace", "merge"}
+
+
+@pytest.mark.parametrize(
+    ("says", "labels"),
+    [
+        ({"id2label": {str(i): f"L{i}" for i in range(4)}}, 4),
+        ({"num_labels": 4}, 4),
+        ({}, 2),
+    ],
+)
+@pytest.mark.parametrize("task", ["SEQ_CLS", None])
+def test_a_classifier_of_other_labels_is_refused_until_the_base_has_as_many(
+    tmp_path: Path, says: dict[str, Any], labels: int, task: str | None
+) -> None:
+    base = small.make_base(tmp_path / "base", architectures=["LlamaForSequenceClassification"], **says)
+    weights = load_file(base / "model.safetensors")
+    save_file(weights | {"score.weight": torch.zeros(labels, 6)}, base / "model.safetensors", {"format": "pt"})
+    folder = small.make_adapter(tmp_path / "math", modules_to_save=["score"], task_type=task)
+    small.edit(folder, **{"base_model.model.score.weight": torch.ones(3, 6)})
+    with pytest.raises(lora_build.LoraBuildError) as caught:
+        lora_build.build(small.recipe(tmp_path))
+    assert (
+        f"is [3, 6], the base's score.weight is [{labels}, 6]; it was trained with 3 labels, and the base has {labels}: "
+        "load the base by from_pretrained(..., num_labels=3, ignore_mismatched_sizes=True), save it by save_pretrained"
+    ) in str(caught.value)
+
+    save_file(weights | {"score.weight": torch.zeros(3, 6)}, base / "model.safetensors", {"format": "pt"})
+    text = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(text | {"id2label": {str(i): f"L{i}" for i in range(3)}}))
+    built = lora_build.build(small.recipe(tmp_path))
+    assert torch.equal(load_file(built.dir / "model.safetensors")["score.weight"], torch.ones(3, 6))

@@ -110,6 +110,12 @@ class ModelConfig:
         found = self.data.get("vocab_size", self.nested.get("text_config", {}).get("vocab_size"))
         return found if isinstance(found, int) else None
 
+    @property
+    def num_labels(self) -> int:
+        """The number of labels of a classifier: two where nothing says, as in transformers/configuration_utils.py."""
+        names, count = self.data.get("id2label"), self.data.get("num_labels")
+        return len(names) if isinstance(names, dict) and names else count if isinstance(count, int) else 2
+
     @cached_property
     def vocab_sizes(self) -> frozenset[int]:
         """The numbers of tokens of all its parts, each of which may have an embedding."""
