@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lora_build.cli import work
 from lora_build.cli.arguments import Once, OneOf, Parser
-from lora_build.cli.hints import bare_word, proposed
+from lora_build.cli.hints import bare_word, is_key, proposed
 from lora_build.cli.lines import Said
 from lora_build.cli.output import print_json, say
 from lora_build.cli.work import Asked
@@ -106,7 +106,7 @@ def _overrides(asked: Namespace) -> list[str]:
     for word in asked.words:
         if "=" in word or word.startswith("~"):
             found.append(word)
-        elif asked.typed.is_named and word not in VERBS and _is_name(word):
+        elif asked.typed.is_named and word not in VERBS and _is_name(word) and not is_key(word):
             found.append(f"recipe={word}")
         else:
             raise RecipeError(bare_word(asked.typed, word))

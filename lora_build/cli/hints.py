@@ -69,6 +69,8 @@ _OPTIONS: Mapping[str, _Meant] = {  # of build and plan
     **dict.fromkeys(("--set", "--override", "-s", "-D", "-O"), _Meant(words=("{}",))),
     **dict.fromkeys(("--sweep", "--multi-run"), _Meant(words=("-m",))),
     "--timings": _Meant(words=("--timings",), verb="build"),
+    "--no-progressbar": _Meant(words=("--no-progress",)),
+    "--no-progress": _Meant(),  # of plan, which has none
 }
 _OF_VERBS: Mapping[str, Mapping[str, _Meant]] = {
     "verify": dict.fromkeys(("--hash", "--sha256", "--manifest"), _Meant(words=("--expect={}",))),
@@ -76,7 +78,8 @@ _OF_VERBS: Mapping[str, Mapping[str, _Meant]] = {
 }
 _ANYWHERE = {
     **dict.fromkeys(("-v", "--verbose", "--debug"), _Meant()),
-    **dict.fromkeys(("--format=json", "--output=json"), _Meant(words=("--json",))),
+    "--format": _Meant(words=("--{}",)),
+    "--silent": _Meant(words=("--quiet",)),
 }
 
 
@@ -137,7 +140,7 @@ class _Line:
                     (self.options if text.startswith("-") else self.words).append(text.replace("{}", given))
             else:
                 return False
-        return True
+        return "--VALUE" not in self.options
 
     def read_words(self) -> None:
         """Put KEY=VALUE for words alone, where the verb takes such."""
@@ -147,7 +150,7 @@ class _Line:
             following = words[0] if words else ""
             if "=" in word or word.startswith("~"):
                 self.words.append(word)
-            elif _is_key(word) and following and "=" not in following:
+            elif is_key(word) and following and "=" not in following:
                 self.words.append(f"{word}={words.pop(0)}")
             elif not self._read_verb(word):
                 self.words.append(f"recipe={self._recipe(word)}")
@@ -158,7 +161,7 @@ class _Line:
         of_recipes = self.parser.verb in _OF_RECIPES
         tables = (_OPTIONS if of_recipes else {}, _OF_VERBS.get(self.parser.verb, {}), _ANYWHERE)
         found = next((table[known] for table in tables for known in (option, name) if known in table), None)
-        if found is None and of_recipes and _is_key(key := name.lstrip("-").replace("-", "_")):
+        if found is None and of_recipes and is_key(key := name.lstrip("-").replace("-", "_")):
             return _Meant(words=(f"{key}={{}}",))
         return found
 
@@ -193,7 +196,8 @@ class _Line:
         return file.stem
 
 
-def _is_key(word: str) -> bool:
+def is_key(word: str) -> bool:
+    """Whether a word begins as what `=` follows does."""
     return word.partition(".")[0] in {*RESERVED, *Recipe.__dataclass_fields__} - {"hydra", "composed"}
 
 

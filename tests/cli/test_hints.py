@@ -1,0 +1,242 @@
+"""Every hint leads somewhere: what a message tells people to type is typed, and works.
+
+HABITS are lines that people bring along from other tools. HINTS are all messages of the package that name a command or
+an option, as they stand in its source: a new one is missed here until it has a line that gets it, and one that does
+what it says.
+"""
+
+import ast
+import functools
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lora_build
+from lora_build.cli import main as app
+from lora_build.proof.manifest import read_manifest
+from makers import small
+
+PACKAGE = Path(lora_build.__file__).parent
+HABITS = {
+    "prod": "lora-build recipe=prod",
+    "prod dtype=float16": "lora-build recipe=prod dtype=float16",
+    "recipes/prod.yaml": "lora-build recipe=prod",
+    "./recipes/prod.yaml": "lora-build recipe=prod",
+    "plan recipes/prod.yaml": "lora-build plan recipe=prod",
+    "recipe prod": "lora-build recipe=prod",
+    "plan recipe prod dtype float16": "lora-build plan recipe=prod dtype=float16",
+    "elsewhere/other.yaml": "LORA_BUILD_RECIPES=elsewhere lora-build recipe=other",
+    "pln prod": "lora-build plan recipe=prod",
+    "recipe=prod plan": "lora-build plan recipe=prod",
+    "run prod": "lora-build recipe=prod",
+    "make recipe=prod": "lora-build recipe=prod",
+    "preview prod": "lora-build plan recipe=prod",
+    "ls": "lora-build list",
+    "recipes": "lora-build list",
+    "info ./math": "lora-build inspect ./math",
+    "./math": "lora-build inspect ./math",
+    "builds/prod": "lora-build verify builds/prod",
+    "recipe=prod --dry-run": "lora-build plan recipe=prod",
+    "plan prod -n": "lora-build plan recipe=prod",
+    "recipe=prod --force": "lora-build recipe=prod output.if_exists=overwrite --replace",
+    "recipe=prod -f --json": "lora-build recipe=prod output.if_exists=overwrite --replace --json",
+    "recipe=prod --output new": "lora-build recipe=prod output.dir=new",
+    "recipe=prod -o=new": "lora-build recipe=prod output.dir=new",
+    "-r prod": "lora-build recipe=prod",
+    "--recipe prod --dtype float16": "lora-build recipe=prod dtype=float16",
+    "--config=prod --adapters.math.weight=0.5": "lora-build recipe=prod adapters.math.weight=0.5",
+    "recipe=prod --adapter ./math": "lora-build recipe=prod adapters.adapter=./math",
+    "recipe=prod --base ./base": "lora-build recipe=prod base=./base",
+    "recipe=prod --safe-merge true": "lora-build recipe=prod safe_merge=true",
+    "recipe=prod --set dtype=float16": "lora-build recipe=prod dtype=float16",
+    "plan prod --sweep dtype=keep,float16": "lora-build plan recipe=prod dtype=keep,float16 -m",
+    "recipe=prod -v": "lora-build plan recipe=prod",
+    "verify builds/prod -v": "lora-build verify builds/prod",
+    "recipe=prod --silent": "lora-build recipe=prod --quiet",
+    "verify builds/prod --sha256 {hash}": "lora-build verify builds/prod --expect={hash}",
+    "inspect ./math --base-model ./base": "lora-build inspect ./math --base=./base",
+    "list --format json": "lora-build list --json",
+    "plan prod --timings": "lora-build recipe=prod --timings",
+    "plan prod --no-progress": "lora-build plan recipe=prod",
+}
+# how a message stands in the source: what gets it, and what does as it says
+HINTS: dict[str, tuple[str, str]] = {
+    "unknown option '{}'; try: {}": ("prod --dry-run", "plan recipe=prod"),
+    "; try: {}": ("prod", "recipe=prod"),
+    "; lora-build {} --help says which there are": ("verify builds/prod --xyz", "verify --help"),
+    "{}; lora-build {} --help says more": ("verify builds/prod --expect", "verify --help"),
+    "inspect takes an adapter, found '{}'; try: {}": ("inspect recipe=prod", "plan recipe=prod"),
+    "; lora-build inspect ADAPTER [--base BASE], each a folder or org/name[@revision]": (
+        "inspect ./math ./base", "inspect ./math --base ./base"),
+    "verify takes the folders of builds: lora-build verify [--expect HASH] [--strict] [--forward [--prompts FILE] [--seed "
+    "N]] [--wrapper] DIR [DIR ...]": ("verify", "verify --expect {hash} --strict builds/prod"),
+    "{} goes with --forward; {}": ("verify builds/prod --seed 3", "verify --help"),
+    "--expect is the hash of one build, found {} folders; {}": ("verify builds/prod builds/prod --expect {hash}", "verify builds/prod --expect {hash}"),
+    "--expect: expected a manifest_hash, sha256: and {} hex digits, the first {} of them at least, found {}; the build printed it": (
+        "verify builds/prod --expect abc", "recipe=prod"),
+    "this manifest says; that it is yours, --expect HASH proves": ("verify builds/prod", "verify builds/prod --expect {hash}"),
+    "list takes nothing more, found '{}'; try: lora-build list": ("list prod", "list"),
+    "out of memory; lora-build plan says how much a build takes": ("", "plan prod"),
+    " and {} more, which --json lists": ("", "plan prod --json"),
+    "--timings is of one build; a sweep, --cfg and --info have none": ("-m recipe=prod --timings", "recipe=prod --timings"),
+    "-m runs a sweep; it does not go with --cfg or --info": ("-m recipe=prod --cfg job", "recipe=prod --cfg job"),
+    "{} goes with --cfg": ("recipe=prod --resolve", "recipe=prod --cfg job --resolve"),
+    "--json goes with --cfg job, of which it prints the recipe": ("recipe=prod --info --json", "recipe=prod --cfg job --json"),
+    "{}: is of a sweep, of which each point is built; try: {}": (
+        "plan recipe=prod hydra.sweeper.max_batch_size=1", "plan recipe=prod hydra.sweeper.max_batch_size=1 -m"),
+    "which recipe? lora-build recipe=NAME": ("dtype=float16", "recipe=prod"),
+    "{}: cannot be taken out; which one? lora-build {}=NAME": ("recipe=prod ~recipe", "recipe=prod"),
+    "{}: is there {} times, {}; for one after the other write {}={}": ("recipe=prod recipe=two", "plan recipe=prod,two"),
+    "{}: is called {} now, and always has a value: write {}=VALUE": ("recipe=prod ~tied", "recipe=prod tied_embeddings=peft"),
+    "{}: always has a value, and cannot be taken out: write {}=VALUE": ("recipe=prod ~dtype", "recipe=prod dtype=float16"),
+    "{}: is called {} now; write {}={}": ("recipe=prod tied=peft", "recipe=prod tied_embeddings=peft"),
+    "'{}' has several values: -m builds each of them, and a list is written KEY=[a,b]": (
+        "", "plan -m recipe=prod dtype=keep,float16"),  # from Python
+    "; lora-build --help lists them": ("help xyz", "--help"),
+    'for TAB in bash and zsh: eval "$(lora-build -sc install=bash)", with zsh for zsh; in fish: lora-build -sc install=fish | source': (
+        "-sc", "-sc install=bash"),
+    "init takes an adapter, or --from FILE; lora-build init --help says more": ("init", "init --help"),
+    "a file names its base and its adapters itself; give either them or --from FILE": (
+        "init ./math --from elsewhere/mergekit.yaml", "init --from elsewhere/mergekit.yaml --name taken"),
+    "{}: its {} names no base; --base BASE says which one it is": (
+        "init ./math", "init ./math --base ./base --name by-base"),
+    "{}: its {} names the base '{}', which is no folder here; --base BASE says where it is": (
+        "init ./moved", "init ./moved --base ./base --name moved"),
+    "the adapters name several bases ({}); --base BASE says which one it is": (
+        "init ./named ./other", "init ./named ./other --base ./base --name several"),
+    "its name says that it is quantised; --base BASE names the model that it was made of": (
+        "", "init ./math --base ./base --name whole"),  # of a base on the Hub
+    "{}: is there already; --replace replaces it, --name NAME writes another one": (
+        "init ./math --base ./base --name two", "init ./math --base ./base --name third"),
+    "--name: {}, found '{}'": ("init ./math --base ./base --name ../x", "init ./math --base ./base --name x"),
+    "-o DIR: is not there; it says where the checkpoint goes": ("merge ./base ./math", "merge ./base ./math -o merged"),
+    "merge takes a base and at least one adapter, found {}; lora-build merge --help says more": ("merge -o x", "merge --help"),
+    "output.dir: {} holds another build ({}): {}; to replace it add --replace (replace=True), to keep both set name or "
+    "output.dir": ("recipe=two output.dir=builds/taken", "recipe=two output.dir=builds/taken --replace"),
+    "output.dir: {}: {} changed since it was built, which a new build would lose; move it away, or add --replace "
+    "(replace=True)": ("recipe=two output.dir=builds/edited", "recipe=two output.dir=builds/edited --replace"),
+}  # fmt: skip
+# what looks like a hint and is none: names, formats, and what no command line gets
+OTHERS = {
+    "lora-build {}", "lora-build {} [OPTION ...] {}", "lora-build plan recipe={}", "lora-build watch", "lora-build request",
+    "complete -r lora-build; unset -f _lora_build", "compdef -d lora-build; unfunction _lora_build",
+    "complete -e -c lora-build; functions -e __lora_build",
+    "build a recipe; lora-build recipe=NAME is the same",
+    "output.dir: {} holds files that lora-build did not write ({}), and that a loader may read; move them away",
+    "output.dir: {} holds files that lora-build did not write ({}), and the build has files of these names; move them away",
+    "the recipe is for lora-build {}, and this is {}; install one that it is for: pip install 'lora-build{}'",
+    "this machine's arithmetic fails the self-test of exact-1 for {} (found {}, expected {}): its handling of denormal "
+    "numbers is not IEEE 754, or lora_build/_native was compiled wrongly; install lora-build again, with another compiler",
+    "lists a file of lora-build itself", "{} is no field that lora-build {} knows", "# Written by lora-build init{}.",
+}  # fmt: skip
+_LOOKS_LIKE_ONE = re.compile(r"lora-build [a-z{-]|(?<![\w-])-{1,2}[a-z][\w-]*|\btry: |\bwrite \S*=")
+_DECLARES = ("add_argument", "Parser", "parser", "compile", "_affects")
+
+
+def texts(tree: ast.AST) -> Iterator[str]:
+    """Yield the texts of a module as they stand there, `{}` for what is put in; no docstrings, no help of options."""
+    match tree:
+        case ast.Expr(value=ast.Constant()):
+            return
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in _DECLARES:
+            return
+        case ast.JoinedStr(values=values):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in values)
+            values = [part.value for part in values if isinstance(part, ast.FormattedValue)]
+            for part in values:
+                yield from texts(part)
+            return
+        case ast.Constant(value=str(text)):
+            yield text
+    for node in ast.iter_child_nodes(tree):
+        yield from texts(node)
+
+
+def test_no_hint_escapes_the_table() -> None:
+    files = [path for path in PACKAGE.rglob("*.py") if "_native" not in path.parts]
+    found = {
+        text
+        for path in files
+        for text in texts(ast.parse(path.read_text()))
+        if " " in text and "\n" not in text and _LOOKS_LIKE_ONE.search(text)
+    }
+    assert found - OTHERS == HINTS.keys()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("hints")
+    small.make_base(made / "base")
+    for name, config in {
+        "math": {}, "moved": {"base_model_name_or_path": "./gone"}, "named": {"base_model_name_or_path": "base"},
+        "other": {"base_model_name_or_path": "math"},
+    }.items():  # fmt: skip
+        small.make_adapter(made / name, **config)
+    for place, text in {
+        "recipes/prod.yaml": "base: ./base\nadapters: {math: ./math}\n",
+        "recipes/two.yaml": "base: ./base\nadapters: {math: {source: ./math, weight: 0.5}}\n",
+        "elsewhere/other.yaml": "base: ./base\nadapters: {math: ./math}\n",
+        "elsewhere/mergekit.yaml": "merge_method: passthrough\nmodels: [{model: base+math}]\n",
+    }.items():
+        (made / place).parent.mkdir(exist_ok=True)
+        (made / place).write_text(text)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(made)
+        for recipe, place in (("prod", "prod"), ("prod", "taken"), ("two", "edited")):
+            lora_build.build(lora_build.load_recipe(recipe, [f"output.dir=builds/{place}"]))
+    (made / "builds/edited/config.json").write_text("{}")
+    return made
+
+
+@pytest.fixture
+def manifest_hash(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The hash of the build that is there; the working directory is its project's."""
+    monkeypatch.delenv("LORA_BUILD_RECIPES", raising=False)
+    monkeypatch.chdir(folder)
+    return read_manifest(folder / "builds/prod").manifest_hash
+
+
+@functools.cache
+def exit_code(line: str) -> int:
+    """Return what a command line exits with; each is run once."""
+    words = shlex.split(line)
+    with pytest.MonkeyPatch.context() as patched:
+        while "=" in words[0]:
+            name, _, value = words.pop(0).partition("=")
+            patched.setenv(name, value)
+        assert words.pop(0) == "lora-build"
+        return app.main(words)
+
+
+@pytest.mark.parametrize("typed", HABITS)
+def test_a_habit_is_answered_with_the_command_that_does_it(
+    manifest_hash: str, capsys: pytest.CaptureFixture[str], typed: str
+) -> None:
+    meant = HABITS[typed].replace("{hash}", manifest_hash)
+    assert app.main(shlex.split(typed.replace("{hash}", manifest_hash))) == 2
+    assert capsys.readouterr().err.rstrip().endswith(f"; try: {meant}")
+    assert exit_code(meant) == 0
+
+
+@pytest.mark.parametrize("hint", [hint for hint, (typed, _) in HINTS.items() if typed is not None])
+def test_a_hint_is_said_and_what_it_says_works(
+    manifest_hash: str, capsys: pytest.CaptureFixture[str], hint: str
+) -> None:
+    typed, meant = (line.replace("{hash}", manifest_hash) for line in HINTS[hint])
+    if typed:
+        app.main(shlex.split(typed))
+        said = " ".join("".join(capsys.readouterr()).split())
+        assert re.search(re.escape(" ".join(hint.split())).replace(r"\{\}", ".*"), said), said
+        if proposal := re.search(r"(?:try|each): lora-build ([^;]*)", said):
+            assert proposal[1] == meant
+    assert exit_code(f"lora-build {meant}") == 0
+
+
+def test_every_command_that_help_shows_works(manifest_hash: str, capsys: pytest.CaptureFixture[str]) -> None:
+    app.main(["--help"])
+    shown = re.findall(r"^  (lora-build .*?)  ", capsys.readouterr().out, re.MULTILINE)
+    assert len(shown) >= 5
+    assert {line: exit_code(line.replace(" -m", " plan -m")) for line in shown} == dict.fromkeys(shown, 0)
