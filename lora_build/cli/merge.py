@@ -12,7 +12,7 @@ from lora_build.cli.init import adapters_of
 from lora_build.cli.json import built_json
 from lora_build.cli.output import Manner, say
 from lora_build.cli.text import built_lines
-from lora_build.errors import RecipeError
+from lora_build.errors import RecipeError, label
 from lora_build.recipe.schema import Recipe
 from lora_build.recipe.values import NAME
 
@@ -23,7 +23,7 @@ NAME=ADAPTER gives an adapter a name.
 keys:
   KEY=VALUE               any key of a recipe: adapters.math.weight=0.5 tokenizer=base
 
-What is printed first is the recipe: saved as recipes/NAME.yaml, it builds the same bytes.
+What is printed first is the recipe that this is: saved where it says, it builds the same bytes.
 """
 
 
@@ -50,7 +50,7 @@ def run(asked: Namespace) -> int:
     found = one_off(base, adapters_of(adapters), output=asked.output, overrides=keys)
     manner = Manner.of(asked)
     if not manner.as_json and not manner.quiet:
-        sys.stdout.write(f"{found.text}\n")
+        sys.stdout.write(f"# as {label(found.folder / 'NAME.yaml')} this builds the same bytes\n{found.text}\n")
         sys.stdout.flush()
     built = work.build(found.recipe, replace=asked.replace, progressbar=manner.progress)
 

@@ -33,11 +33,13 @@ class OneOff:
 
     Attributes:
         recipe: what it builds.
-        text: what a file of `recipes/` would say to build the same bytes.
+        text: what a file of `folder` would say to build the same bytes.
+        folder: the folder of recipes of this place, whose paths the text has.
     """
 
     recipe: Recipe
     text: str
+    folder: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,9 +106,10 @@ def one_off(
         raise RecipeError(f"output.dir: is {os.fspath(output)} already; leave the key out")
     if "root" in data:
         raise RecipeError("root: paths of a merge begin at the working directory; leave the key out")
-    root = recipes_folder().parent
+    folder = recipes_folder()
+    root = folder.parent
     recipe = from_mapping({**_from(root, data), "root": str(root)}, where="merge")
-    return OneOff(recipe=recipe, text=recipe_text(recipe_keys(recipe)))
+    return OneOff(recipe=recipe, text=recipe_text(recipe_keys(recipe)), folder=folder)
 
 
 def _merged(data: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,7 +101,9 @@ def test_its_inputs_are_found_again_from_anywhere(
     }
 
 
-def test_in_a_project_paths_begin_where_its_recipes_have_theirs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_project_paths_begin_where_its_recipes_have_theirs(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (here / "recipes").mkdir()
     (here / "work").mkdir()
     monkeypatch.chdir(here / "work")
@@ -109,6 +111,10 @@ def test_in_a_project_paths_begin_where_its_recipes_have_theirs(here: Path, monk
     assert merged.recipe == "base: ./base\nadapters:\n  math: ./math\noutput: ./work/out\n"
     save(here, merged.recipe)
     assert lora_build.build(lora_build.load_recipe("saved")).reused
+    assert main(["merge", "../base", "../math", "-o", "out"]) == 0
+    assert capsys.readouterr().out.startswith(
+        f"# as {here}/recipes/NAME.yaml this builds the same bytes\nbase: ./base\n"
+    )
 
 
 def test_a_build_of_a_recipe_is_not_replaced_unless_that_is_asked_for(here: Path) -> None:
