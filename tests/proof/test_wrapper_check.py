@@ -207,11 +207,11 @@ def test_every_reason_is_named_at_once(zoo: Zoo, tmp_path: Path) -> None:
     assert "the adapters change the model's dtype" not in text
 
 
-def test_an_adapter_beside_the_base_s_files_is_not_loaded_with_them(zoo: Zoo, tmp_path: Path) -> None:
-    """As trainers leave them; transformers would put it into the model."""
+def test_the_config_of_an_adapter_beside_the_base_s_files_makes_no_adapter_of_them(zoo: Zoo, tmp_path: Path) -> None:
+    """As trainers leave it; transformers would look for the adapter."""
     base = Base(dtype="bfloat16")
     shutil.copytree(zoo.base(base), tmp_path / "base")
-    shutil.copytree(zoo.adapter(base, Adapter(seed=3)), tmp_path / "base", dirs_exist_ok=True)
+    shutil.copy(zoo.adapter(base, Adapter(seed=3)) / "adapter_config.json", tmp_path / "base")
     mapping = recipe(zoo, base, tmp_path / "out", checks={"wrapper": {}, "forward": {}})
     lora_build.build(mapping | {"base": str(tmp_path / "base")})
 
