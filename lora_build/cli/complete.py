@@ -90,8 +90,17 @@ def _offers(done: list[str], begun: str) -> Iterator[str]:
     elif not (words and parser.takes_value(words[-1])):
         if name is None and not words:
             yield from VERBS
+        if name == "merge" and begun:
+            yield from _of_any_recipe(begun)
         if name in (None, "build", "plan"):
             yield from _of_a_recipe(parser, words, begun, is_named=name is not None)
+
+
+def _of_any_recipe(begun: str) -> Iterator[str]:
+    """Yield the keys that any recipe has."""
+    from lora_build.recipe.completion import offers
+
+    yield from offers(begun, [])
 
 
 def _of_a_recipe(parser: Parser, words: list[str], begun: str, *, is_named: bool) -> Iterator[str]:

@@ -116,7 +116,7 @@ def _overrides(asked: Namespace) -> list[str]:
 def _is_name(word: str) -> bool:
     """Whether a word may be what recipes are called, or some of them: no file, nothing with special characters."""
     is_file = word.endswith((".yaml", ".yml")) or word.startswith(("/", "."))
-    return not is_file and re.fullmatch(r"[\w./,*()-]+", word) is not None
+    return not is_file and word not in ("help", "version") and re.fullmatch(r"[\w./,*()-]+", word) is not None
 
 
 def _flags(words: Namespace) -> list[str]:

@@ -172,6 +172,9 @@ class _Line:
 
     def _read_verb(self, word: str) -> bool:
         """Take a word for a verb where it is one, or nearly one, or the folder of what another verb is for."""
+        if word in ("help", "version") and not _is_recipe(word):
+            self.options.append(f"--{word}")
+            return True
         near = difflib.get_close_matches(word, VERBS, n=1, cutoff=0.7)
         if Path(word, "lora-build.manifest.json").is_file():
             self.verb, self.words = "verify", [*self.words, word]

@@ -32,6 +32,8 @@ HABITS = {
     "pln prod": "lora-build plan recipe=prod",
     "recipe=prod plan": "lora-build plan recipe=prod",
     "run prod": "lora-build recipe=prod",
+    "plan help": "lora-build plan --help",
+    "version": "lora-build --version",
     "make recipe=prod": "lora-build recipe=prod",
     "preview prod": "lora-build plan recipe=prod",
     "ls": "lora-build list",

@@ -497,6 +497,8 @@ def test_info_says_where_a_recipe_comes_from(project, capsys, words):
         ("verify --e", ["--expect"]),
         ("inspect ./x --b", ["--base"]),
         ("list rec", []),
+        ("merge ./ba", []),
+        ("merge ./base ./math dty", ["dtype="]),
     ],
 )  # fmt: skip
 def test_tab_completes(project, monkeypatch, capsys, line, words):

@@ -246,6 +246,23 @@ def test_provenance_says_of_which_file_and_overrides_a_build_is(folder: Path) ->
     assert str(folder) not in text
 
 
+def test_a_build_whose_provenance_has_recipe_in_front_of_keys_is_known_again(folder: Path) -> None:
+    recipes(folder, prod="output: {dir: ./out}\n")
+    recipe = lora_build.load_recipe("prod", ["dtype=float32", "adapters.math.weight=0.5"])
+    lora_build.build(recipe)
+    path = folder / "out/lora-build.provenance.json"
+    statement = json.loads(path.read_text())
+    asked = statement["predicate"]["buildDefinition"]["externalParameters"]
+    assert asked["changing"] == ["adapters.math.weight=0.5", "dtype=float32"]
+    for key in ("overrides", "changing"):
+        asked[key] = [f"recipe.{word}" for word in asked[key]]
+    asked["recipe"]["base"] = 1  # so that the words alone can tell
+    path.write_text(json.dumps(statement))
+    small.edit(folder / "math", lora_B__weight=small.values(77, 8, 2))
+
+    assert lora_build.build(recipe).replaced
+
+
 def test_no_secret_in_a_recipe_reaches_provenance_and_its_build_is_known_again(folder: Path) -> None:
     said = {"name": "with hf_abcDEFgh1234", "description": "see https://me:word@hub.acme/x?token=1, hf_abcDEFgh1234"}
     recipe = small.recipe(folder, **said)
