@@ -8,6 +8,7 @@ Options are taken as they are declared, never shortened; what is none is answere
 
 import argparse
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -139,7 +140,7 @@ class OneOf:
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Keeps lines of descriptions as they are, and the page no wider than people read."""
+    """Keeps lines of descriptions as they are, and the page no wider than the terminal, or than people read."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=100)
+        super().__init__(prog, max_help_position=30, width=min(100, shutil.get_terminal_size((100, 24)).columns))

@@ -20,18 +20,20 @@ from lora_build.errors import LoraBuildError, RecipeError, StorageError, did_you
 _HELP = """\
 lora-build: merged LoRA checkpoints from recipes in git: same recipe, same bytes.
 
-  lora-build recipe=prod                                build recipes/prod.yaml
-  lora-build plan prod                                  what that would do
-  lora-build recipe=prod dtype=bfloat16                 change keys of the recipe
-  lora-build -m recipe=prod dtype=keep,float32          sweep: one build for each value
-  lora-build verify builds/prod                         hold a build to its manifest
+  lora-build recipe=prod                         build recipes/prod.yaml
+  lora-build plan prod                           what that would do
+  lora-build recipe=prod dtype=bfloat16          change keys of the recipe
+  lora-build -m recipe=prod dtype=keep,float32   sweep: one build for each value
+  lora-build verify builds/prod                  hold a build to its manifest
 
 commands:
 """
 _MORE = """
-lora-build COMMAND --help has the options of each; all have --json. lora-build --version prints the version.
-TAB completion: eval "$(lora-build -sc install=bash)", with zsh for zsh; fish: lora-build -sc install=fish | source
-Exit codes: 0 done, 1 build failed, 2 bad recipe or input, 3 verification failed, 4 disk or network, 130 interrupted
+lora-build COMMAND --help has the options of each, lora-build --version the version.
+TAB: eval "$(lora-build -sc install=bash)", with zsh for bash in zsh;
+     in fish: lora-build -sc install=fish | source
+Exit codes: 0 done, 1 build failed, 2 bad recipe or input, 3 verification failed,
+            4 disk or network, 130 interrupted
 """
 _BUG = 70  # EX_SOFTWARE of sysexits.h, as of a point of a sweep
 _GARBAGE_EVERY = 100_000  # new objects; a plan makes millions, and hardly any garbage to look for

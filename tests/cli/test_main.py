@@ -285,7 +285,7 @@ def test_help_names_every_verb_and_begins_with_what_most_people_want(project, ca
     text = capsys.readouterr().out
     assert text.splitlines()[2].startswith("  lora-build recipe=prod  ")
     assert all(f"\n  {verb}  " in text for verb in VERBS)
-    assert max(map(len, text.splitlines())) <= 120
+    assert max(map(len, text.splitlines())) <= 85
     assert app.main(["help"]) == 0
     assert capsys.readouterr().out == text
     assert app.main([]) == 2
@@ -304,7 +304,7 @@ def test_each_verb_has_a_help_of_its_own(project, capsys, name):
 
 
 def test_several_recipes_are_built_one_after_the_other_without_being_asked_for_a_sweep(project, engine, capsys):
-    for words in (["recipe=prod,team/chat"], ["build", "glob(*)"], ["plan", "recipe=prod,team/chat"]):
+    for words in (["build", "glob(*)"], ["plan", "recipe=prod,team/chat"]):
         assert app.main([*words, "--json"]) == 0
         assert [recipe.name for recipe in engine.recipes[-2:]] == ["prod", "team--chat"]
     assert app.main(["recipe=prod,team/chat", "--cfg", "job"]) == 2
