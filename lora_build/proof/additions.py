@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_build.files.formats.side_files import is_tokenizer_file
+from lora_build.files.targets.disk import disk_errors
 
 _READ_BY_LOADERS = re.compile(
     r"""
@@ -49,7 +50,8 @@ class Additions:
 
 def find_additions(root: Path, own: Mapping[str, object] | frozenset[str]) -> Additions:
     """Return what is below a build besides its own files; no link is followed."""
-    found = sorted(path for path in _walk(root) if path not in own)
+    with disk_errors(root):
+        found = sorted(path for path in _walk(root) if path not in own)
     named = {name.partition("/")[0] for name in own if "/" in name}
     read = {name for name in found if _is_read(name) or name.partition("/")[0] in named}
     links = {name for name in found if (root / name).is_symlink()} - read

@@ -1,11 +1,13 @@
 """What lies where a file should: it is said what it is, nobody waits for it, and no link leads out of an input."""
 
 import contextlib
+import errno
 import os
 import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,6 +95,22 @@ def test_all_links_that_leave_their_inputs_are_named(folder: Path) -> None:
     with pytest.raises(SourceError) as refused:
         lora_build.plan(small.recipe(folder))
     assert [issue.partition(":")[0] for issue in refused.value.issues] == ["base/tokenizer.json", "base/vocab.json"]
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "base/1_Pooling").mkdir()
+    real = os.scandir
+
+    def scandir(path: Path) -> Any:
+        if str(path).endswith("1_Pooling"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(SourceError, match=r"^base: .* cannot be read \(Permission denied: .*1_Pooling\)$"):
+        lora_build.plan(small.recipe(folder))
 
 
 def test_links_within_an_input_and_those_of_the_hub_clients_cache_are_followed(folder: Path) -> None:

@@ -5,6 +5,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from lora_build.errors import SourceError
 from lora_build.files.hashing.seen import Seen, refuse_change
@@ -85,13 +86,17 @@ def _walk(source: SourceName, root: Path) -> Iterator[tuple[str, SourceFile | st
 
 def _entries(root: Path) -> Iterator[tuple[str, Path, bool]]:
     """Yield the files below a folder, and the folders that are not entered: hidden, linked or deep ones."""
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=_refuse):  # else what cannot be read were not there
         here = Path(folder).relative_to(root)
         closed = {f for f in folders if len(here.parts) >= _MAX_DEPTH or why_skipped(f) or Path(folder, f).is_symlink()}
         folders[:] = sorted(set(folders) - closed)
         like_files = [f for f in folders if not here.parts and f.endswith((".safetensors", ".json"))]
         yield from (((here / name).as_posix(), Path(folder, name), False) for name in sorted([*names, *like_files]))
         yield from ((f"{(here / f).as_posix()}/", Path(folder, f), True) for f in sorted(closed))
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise error
 
 
 def _size_bytes(path: Path, where: str) -> int:

@@ -135,7 +135,9 @@ def make_staging(target: Path) -> Staging:
 
 def stagings_in(parent: Path, target: Path | None = None) -> Iterator[Staging]:
     """Yield the staging folders in a folder, sorted: those of one target, or all."""
-    for path in sorted(parent.glob(".*.lora-build*.tmp")) if parent.is_dir() else ():
+    with disk_errors(parent):
+        paths = sorted(parent.glob(".*.lora-build*.tmp")) if parent.is_dir() else []
+    for path in paths:
         found = _read_marker(path)
         if found is not None and target in (None, found.target):
             yield found
