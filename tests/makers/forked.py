@@ -1,6 +1,8 @@
 """A command line run in a child that is forked from a process with the imports done: the same code, some 20 ms each.
 
     with started() as server: ...    # server.run(folder, "plan", "recipe=prod") -> Ran
+    server.run_all(folder, [["recipe=a"], ["recipe=b"]])    # at once
+    server.run(folder, "recipe=prod", kill=Kill(after=0.2))    # and it is killed after so many seconds
 
 torch, transformers and the Hub's client are not imported before the fork, so a child needs the time and the memory that
 they cost where it imports them, as a command would.
@@ -9,12 +11,16 @@ they cost where it imports them, as a command would.
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 _HEAVY = ("torch", "transformers", "huggingface_hub", "safetensors")
 
@@ -26,8 +32,17 @@ class Ran:
     code: int
     out: str
     err: str
+    seconds: float
     cpu_seconds: float
     peak_mb: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kill:
+    """When a command is sent a signal, in seconds from its start."""
+
+    after: float
+    signal: int = signal.SIGKILL
 
 
 class Server:
@@ -36,14 +51,39 @@ class Server:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
 
-    def run(self, folder: Path, *words: str, env: Mapping[str, str] | None = None, seconds: float = 30) -> Ran:
+    def run(
+        self,
+        folder: Path,
+        *words: str,
+        env: Mapping[str, str] | None = None,
+        seconds: float = 30,
+        kill: Kill | None = None,
+    ) -> Ran:
         """Return what came of `lora-build WORDS` in a folder."""
+        return self.run_all(folder, [words], env=env, seconds=seconds, kill=kill)[0]
+
+    def run_all(
+        self,
+        folder: Path,
+        commands: Sequence[Sequence[str]],
+        *,
+        env: Mapping[str, str] | None = None,
+        seconds: float = 30,
+        kill: Kill | None = None,
+    ) -> list[Ran]:
+        """Return what came of commands that are begun at once."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        job = {"folder": str(folder), "words": words, "env": dict(env or {}), "seconds": seconds}
+        job = {
+            "folder": str(folder),
+            "commands": commands,
+            "env": dict(env or {}),
+            "seconds": seconds,
+            "kill": kill and asdict(kill),
+        }
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
-        return Ran(**json.loads(self._process.stdout.readline()))
+        return [Ran(**found) for found in json.loads(self._process.stdout.readline())]
 
 
 @contextmanager
@@ -78,33 +118,55 @@ def serve() -> None:
         sys.stdout.flush()
 
 
-def _run(job: Mapping[str, object]) -> Mapping[str, object]:
-    import tempfile
-    import time
+def _run(job: Mapping[str, Any]) -> list[Mapping[str, object]]:
+    children = [_Child(job, words) for words in job["commands"]]
+    while [child for child in children if child.is_running()]:
+        time.sleep(0.002)
+    return [child.result() for child in children]
 
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as peak:
-        child = os.fork()
-        if not child:
-            _child(job, out.fileno(), err.fileno(), peak.fileno())
-        end = time.monotonic() + float(str(job["seconds"]))
-        done, status, used = os.wait4(child, os.WNOHANG)
-        while not done:
-            if time.monotonic() > end:
-                os.kill(child, 9)
-            time.sleep(0.002)
-            done, status, used = os.wait4(child, os.WNOHANG)
-        for file in (out, err, peak):
+
+class _Child:
+    """A command in a process of its own, and the files that it writes to."""
+
+    def __init__(self, job: Mapping[str, Any], words: Sequence[str]) -> None:
+        self._files = [tempfile.TemporaryFile() for _ in range(3)]  # noqa: SIM115  closed with the result
+        self._status, self._seconds, self._cpu_seconds = -1, -1.0, 0.0
+        kill = job["kill"]
+        self._signals = [(kill["after"], kill["signal"])] if kill else []
+        self._signals.append((job["seconds"], signal.SIGKILL))
+        self._begun = time.monotonic()
+        self._pid = os.fork()
+        if not self._pid:
+            _child(job, words, *(file.fileno() for file in self._files))
+
+    def is_running(self) -> bool:
+        """Whether it is; sends it the signals that are due."""
+        age = time.monotonic() - self._begun
+        if self._seconds < 0:
+            done, self._status, used = os.wait4(self._pid, os.WNOHANG)
+            if done:
+                self._seconds, self._cpu_seconds = age, used.ru_utime + used.ru_stime
+            elif self._signals and age > self._signals[0][0]:
+                os.kill(self._pid, self._signals.pop(0)[1])
+        return self._seconds < 0
+
+    def result(self) -> Mapping[str, object]:
+        texts = []
+        for file in self._files:
             file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+            file.close()
         return {
-            "code": os.waitstatus_to_exitcode(status),
-            "out": out.read().decode(errors="replace"),
-            "err": err.read().decode(errors="replace"),
-            "cpu_seconds": round(used.ru_utime + used.ru_stime, 3),
-            "peak_mb": float(peak.read() or 0) / 1000,
+            "code": os.waitstatus_to_exitcode(self._status),
+            "out": texts[0],
+            "err": texts[1],
+            "seconds": round(self._seconds, 3),
+            "cpu_seconds": round(self._cpu_seconds, 3),
+            "peak_mb": float(texts[2] or 0) / 1000,
         }
 
 
-def _child(job: Mapping[str, object], out: int, err: int, peak: int) -> None:
+def _child(job: Mapping[str, Any], words: Sequence[str], out: int, err: int, peak: int) -> None:
     import io
     import resource
     import traceback
@@ -112,8 +174,8 @@ def _child(job: Mapping[str, object], out: int, err: int, peak: int) -> None:
     code = 70
     try:
         resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
-        os.environ.update(dict(job["env"]))  # type: ignore[call-overload]
-        os.chdir(str(job["folder"]))
+        os.environ.update(job["env"])
+        os.chdir(job["folder"])
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(out, 1)
         os.dup2(err, 2)
@@ -122,7 +184,7 @@ def _child(job: Mapping[str, object], out: int, err: int, peak: int) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         from lora_build.cli.main import main
 
-        sys.argv = ["lora-build", *job["words"]]  # type: ignore[misc]
+        sys.argv = ["lora-build", *words]
         code = main()
         sys.stdout.flush()
     except SystemExit as stop:
