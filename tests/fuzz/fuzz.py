@@ -1,10 +1,11 @@
 """Ten minutes of atheris on every parser, and of random builds held to an oracle: `make fuzz`.
 
-    python tests/fuzz/fuzz.py [--seconds 600] [PARSER ...]
+    python tests/fuzz/fuzz.py [--seconds 600] [--update-counts] [PARSER ...]
 
 Each parser is fuzzed in a process of its own, from what lies in `corpus/PARSER`; what finds a new way through the code
 is added there if it is small. `pytest tests/fuzz` replays the corpus. What breaks a law is left as `crash-*` beside it,
-to be replayed for ever once it is mended.
+to be replayed for ever once it is mended. With --update-counts docs/reliability.md says how many inputs a run of all
+parsers gave them, if none broke one.
 """
 
 import argparse
@@ -18,6 +19,9 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+from makers import counts  # noqa: E402
+
 CORPUS = HERE / "corpus"
 MOST_BYTES, MOST_FILES = 3000, 80
 """Of what is kept for a parser."""
@@ -82,6 +86,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parsers", nargs="*", metavar="PARSER")
     parser.add_argument("--seconds", type=int, default=600, help="all together")
+    parser.add_argument("--update-counts", action="store_true", help="write how many into docs/reliability.md")
     asked = parser.parse_args()
     names = asked.parsers or sorted(p.name for p in CORPUS.iterdir())
     broken: list[Path] = []
@@ -95,6 +100,9 @@ def main() -> int:
     for path in broken:
         print(f"broken by {path}")
     print(f"{total:,} inputs in all")
+    if asked.update_counts and not broken and not asked.parsers:
+        counts.record("bytes that a fuzzer gave to the parsers", total, by="tests/fuzz/fuzz.py")
+        counts.write_page()
     return 1 if broken else 0
 
 

@@ -19,8 +19,10 @@ from safetensors.torch import save_file
 
 import lora_build
 from judges.oracle import base_tensors, expected_checkpoint, ulps_off
+from makers.counts import Count, record
 
-COUNT = int(os.environ.get("LORA_BUILD_FUZZ_BUILDS", "12"))
+FEW = 12
+COUNT = int(os.environ.get("LORA_BUILD_FUZZ_BUILDS", FEW))
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -149,15 +151,24 @@ def check(drawn: Drawn, folder: Path) -> None:
     assert lora_build.build(recipe).manifest.manifest_hash == built.manifest.manifest_hash
 
 
-@settings(
-    max_examples=COUNT, derandomize=COUNT == 12, database=None, deadline=None, suppress_health_check=list(HealthCheck)
-)
-@given(builds())
-def test_every_random_build_is_what_the_oracle_says(drawn: Drawn) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda _: None)
+def test_every_random_build_is_what_the_oracle_says(monkeypatch: pytest.MonkeyPatch, count: Count) -> None:
+    num_builds = 0
+
+    @settings(
+        max_examples=COUNT, derandomize=COUNT == FEW, database=None, deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(builds())
+    def build_each(drawn: Drawn) -> None:
+        nonlocal num_builds
         folder = Path(tempfile.mkdtemp(prefix="lora-build-random-"))
         try:
             check(drawn, folder)
         finally:
             shutil.rmtree(folder)
+        num_builds += 1
+
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    build_each()
+    if count.update and COUNT > FEW:
+        record("random builds that an oracle was asked about", num_builds, by=count.test)
