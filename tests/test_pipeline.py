@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import lora_build
@@ -642,3 +643,56 @@ def test_timings_say_where_the_time_of_a_build_went(folder: Path) -> None:
     ):
         assert re.search(rf"\b{stage} \d+\.\d\d", "\n".join(first)), stage
     assert second == ["timings   nothing was read or written"]
+
+
+def base_file(tensors: dict[str, tuple[str, list[int], int]], *, pad: int) -> bytes:
+    """Return the header of a safetensors file: of each tensor the dtype, shape and size; so many spaces follow."""
+    header, at = {}, 0
+    for name, (dtype, shape, num_bytes) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + num_bytes]}
+        at += num_bytes
+    text = json.dumps(header).encode() + b" " * pad
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize("pad", range(3))
+def test_scalars_tensors_of_no_size_and_data_at_odd_places_are_what_they_were(folder: Path, pad: int) -> None:
+    before = {name: tensor.clone() for name, tensor in load_file(folder / "base/model.safetensors").items()}
+    tensors = {name: ("BF16", list(tensor.shape), 2 * tensor.numel()) for name, tensor in before.items()}
+    odd = {"scalar": ("F32", [], 4), "none": ("F16", [0, 7], 0), "byte": ("U8", [1], 1), "nothing": ("BF16", [0], 0)}
+    data = b"\x07" + torch.tensor(2.5).numpy().tobytes() + b"".join(
+        before[name].view(torch.uint8).numpy().tobytes() for name in tensors
+    )  # fmt: skip
+    header = base_file({name: odd[name] for name in ("byte", "none", "scalar", "nothing")} | tensors, pad=pad)
+    (folder / "base/model.safetensors").write_bytes(header + data)
+    whole = lora_build.build(small.recipe(folder))
+
+    after = load_file(folder / "out/model.safetensors")
+    assert after["scalar"].shape == ()
+    assert after["scalar"] == 2.5
+    assert (after["none"].shape, after["nothing"].shape, after["byte"].tolist()) == ((0, 7), (0,), [7])
+    assert after["model.norm.weight"].equal(before["model.norm.weight"])
+    assert lora_build.verify(folder / "out").manifest_hash == whole.manifest.manifest_hash
+
+
+@pytest.mark.long
+def test_a_tensor_that_lies_behind_four_gigabytes_is_merged_where_it_is(folder: Path) -> None:
+    """The file has holes; what is built of it has none."""
+    lora_build.build(small.recipe(folder))
+    expected = load_file(folder / "out/model.safetensors")
+    before = {name: tensor.clone() for name, tensor in load_file(folder / "base/model.safetensors").items()}
+    large = 1 << 32
+    tensors = {"0": ("U8", [large + 3], large + 3)}
+    tensors |= {name: ("BF16", list(tensor.shape), 2 * tensor.numel()) for name, tensor in before.items()}
+    header = base_file(tensors, pad=1)
+    with (folder / "base/model.safetensors").open("wb") as file:
+        file.write(header)
+        file.seek(large + 3, os.SEEK_CUR)
+        for tensor in before.values():
+            file.write(tensor.view(torch.uint8).numpy().tobytes())
+    lora_build.build(small.recipe(folder, output={"dir": str(folder / "large")}))
+
+    with safe_open(folder / "large/model.safetensors", "pt") as found:
+        assert {name: found.get_slice(name).get_shape() for name in ("0",)} == {"0": [large + 3]}
+        assert all(found.get_tensor(name).equal(tensor) for name, tensor in expected.items())
+    lora_build.verify(folder / "large")

@@ -43,6 +43,7 @@ ROWS: dict[str, Bad] = {
     "a circle of links": bad(link("out", "out"), "output.dir"),
     "a device": bad(output("/dev/null"), "output.dir"),
     "a pipe": bad(pipe("out"), "output.dir"),
+    "a place where nobody may write": bad(output("/sys/lora-build"), "/sys", code=4),
     "below a file": bad(output("./precious.txt/out"), "output.dir", "precious.txt is a file"),
     "a name of 300 bytes": bad(output("./" + "o" * 300), "ooo", "no file can be"),
     "a name with NUL": bad(output('"./o\\0ut"'), "output.dir"),
