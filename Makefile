@@ -27,11 +27,11 @@ test-long: $(VENV)/dev.stamp ## the tests that `make test` leaves out
 mutants: $(VENV)/dev.stamp ## put four hundred small faults into the code and see that tests find them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist load -m long tests/mutants
 
-# atheris has wheels for CPython 3.11 to 3.13 on x86-64
+# atheris has wheels for CPython 3.11 to 3.13 on x86-64; COUNTS=--update-counts writes what was tried into the docs
 fuzz: $(VENV)/dev.stamp ## ten minutes of bytes at every parser, and of random builds
 	$(PIP) install --constraint constraints.txt --group fuzz
-	$(BIN)/python tests/fuzz/fuzz.py --seconds 480
-	LORA_BUILD_FUZZ_BUILDS=1000 OMP_NUM_THREADS=1 timeout 600 $(BIN)/python -m pytest -q tests/fuzz/test_random_builds.py
+	$(BIN)/python tests/fuzz/fuzz.py --seconds 480 $(COUNTS)
+	LORA_BUILD_FUZZ_BUILDS=1000 OMP_NUM_THREADS=1 timeout 600 $(BIN)/python -m pytest -q $(COUNTS) tests/fuzz/test_random_builds.py tests/pages/test_reliability.py
 
 lint: $(VENV)/dev.stamp ## ruff, its format, and mypy
 	$(BIN)/ruff check .
