@@ -18,6 +18,7 @@ from lora_build.files.identity import SourceName
 
 MAX_HEADER_BYTES = 16_000_000  # of 60,000 tensors it has about 8
 _MAX_NAME = 1000
+_MAX_ELEMENTS = 1 << 60  # were no side 0
 
 
 Reader = Callable[[str, int, int], bytes | bytearray | memoryview]
@@ -106,6 +107,8 @@ def _tensor_info(source: SourceName, file: str, name: str, entry: Any, data_star
     if len(shape) > 8 or not all(type(n) is int and n >= 0 for n in shape):
         raise refusal(f"shape {shape} is not a list of at most 8 natural numbers")
     needed = math.prod(shape) * num_bytes(dtype)
+    if not needed and math.prod(filter(None, shape)) >= _MAX_ELEMENTS:  # as safetensors may
+        raise refusal(f"shape {str(shape)[:80]} has sides that no tensor has")
     if not 0 <= start <= end or end - start != needed:
         raise refusal(f"{dtype} {shape} takes {needed} bytes, its data_offsets say {start} to {end}")
     return TensorInfo(
