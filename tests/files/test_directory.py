@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -327,6 +328,26 @@ def test_a_replaced_build_with_files_that_are_nowhere_else_is_not_removed_before
 
     assert clear_stagings(out, Toy()) == ()
     assert is_whole(out, "new")
+
+
+@pytest.mark.parametrize("stays", ["weights", "README.md", "link"])
+def test_a_replaced_build_of_which_a_file_cannot_be_removed_is_known_to_the_next_build(
+    out: Path, monkeypatch: pytest.MonkeyPatch, stays: str
+) -> None:
+    real = os.unlink
+
+    def unlink(path: Path, **more: Any) -> None:
+        if Path(path).parts[-2:] == ("gone", stays):
+            raise OSError(errno.EIO, "Input/output error")
+        real(path, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        commit(out, Toy())
+        assert (out.parent / ".out.lora-build.tmp/gone" / MANIFEST).is_file()
+        clear_stagings(out, Toy("new"))
+    assert clear_stagings(out, Toy("new")) == ()
+    assert has_all(out, "new")
 
 
 def test_a_replaced_build_with_files_that_differ_is_kept_and_said(out: Path) -> None:

@@ -96,20 +96,31 @@ def rescue(name: str, old: Path, new: Path) -> None:
 
 
 def remove(folder: Path, contents: Contents) -> None:
-    """Remove what is known to be in a folder, the build's own last file last, and the folder if it then is empty."""
+    """Remove what is known to be in a folder, and the folder if it then is empty.
+
+    The build's own last file goes last, and stays if anything else does: it tells the next build what to remove.
+    """
     if folder.is_symlink():
         raise StorageError(f"{folder}: is a link, which no build is; it is left alone")
     folder.chmod(0o700)  # it may be write-protected, as any folder in it
     for below in sorted(p for p in folder.rglob("*") if p.is_dir() and not p.is_symlink()):
         below.chmod(0o700)
-    for name in (*contents.others, *contents.own):
-        with contextlib.suppress(OSError):
-            give_back([name], folder)
+    stays = [name for name in (*contents.others, *contents.own[:-1]) if not _is_removed(folder, name)]
+    for name in contents.own[-1:] if not stays else ():
+        _is_removed(folder, name)
     for below in sorted((p for p in folder.rglob("*") if p.is_dir() and not p.is_symlink()), reverse=True):
         with contextlib.suppress(OSError):
             below.rmdir()
     with contextlib.suppress(OSError):
         folder.rmdir()
+
+
+def _is_removed(folder: Path, name: str) -> bool:
+    try:
+        give_back([name], folder)
+    except OSError:
+        return False
+    return True
 
 
 def _make_parents(name: str, old: Path, new: Path) -> None:
