@@ -56,9 +56,8 @@ def forge(folder: Path, **changes: torch.Tensor) -> None:
     forged = dataclasses.replace(
         manifest,
         files=tuple(dataclasses.replace(f, **record) if f.path == file.name else f for f in manifest.files),
-        tensors=tuple(
-            dataclasses.replace(t, sha256=Digest.sha256(tensors[t.name].view(-1).view(torch.uint8).numpy().tobytes()))
-            for t in manifest.tensors
+        digests=tuple(
+            Digest.blake3(tensors[t.name].view(-1).view(torch.uint8).numpy().tobytes()) for t in manifest.tensors
         ),
     )
     (folder / MANIFEST_NAME).write_bytes(forged.to_bytes())
