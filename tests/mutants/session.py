@@ -1,4 +1,4 @@
-"""A run of pytest in a fork, up to the first failure, of tests that import the package anew."""
+"""A run of pytest in a fork, of tests that import the package anew."""
 
 import contextlib
 import ctypes
@@ -39,20 +39,27 @@ class Ended:
     output: str
 
 
-def run(files: Sequence[str], plugin: object, *, before: Callable[[Path], None] = lambda _: None) -> Ended:
+def run(
+    files: Sequence[str],
+    plugin: object,
+    *,
+    before: Callable[[Path], None] = lambda _: None,
+    to_the_end: bool = False,
+) -> Ended:
     """Return how the tests of some files went.
 
     Args:
         files: paths, or single tests.
         plugin: of pytest.
         before: is done first in the fork, with an empty folder.
+        to_the_end: whether it goes on after a failure.
     """
     with tempfile.TemporaryDirectory(prefix="lora-build-mutant-", ignore_cleanup_errors=True) as work:
         folder = Path(work)
         sys.stdout.flush()
         child = os.fork()
         if not child:
-            _child(folder, files, plugin, before)
+            _child(folder, [*files, *([] if to_the_end else ["-x"])], plugin, before)
         _, status = os.waitpid(child, 0)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)  # what it has left
@@ -64,7 +71,7 @@ def run(files: Sequence[str], plugin: object, *, before: Callable[[Path], None] 
         )
 
 
-def _child(folder: Path, files: Sequence[str], plugin: object, before: Callable[[Path], None]) -> None:
+def _child(folder: Path, arguments: Sequence[str], plugin: object, before: Callable[[Path], None]) -> None:
     code = 70
     try:
         os.setsid()
@@ -76,7 +83,6 @@ def _child(folder: Path, files: Sequence[str], plugin: object, before: Callable[
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
         before(folder)
         options = [
-            "-x",
             "-q",
             "-n",
             "0",
@@ -86,7 +92,7 @@ def _child(folder: Path, files: Sequence[str], plugin: object, before: Callable[
             "no:cacheprovider",
             f"--basetemp={folder}/tests",
         ]
-        code = pytest.main([*options, *files], plugins=[plugin, _Limits(folder / "last")])
+        code = pytest.main([*options, *arguments], plugins=[plugin, _Limits(folder / "last")])
     except BaseException:  # noqa: BLE001  nothing may go on in a fork
         traceback.print_exc()
     finally:

@@ -41,6 +41,7 @@ def test_a_fault_in_the_code_is_found_by_tests_or_harms_nobody(package: str, cou
     assert done.returncode == 0, done.stderr
     outcomes = json.loads(result.read_text())
     harmless, elsewhere = recorded(package)
+    assert [outcome["test"] for outcome in outcomes if outcome["name"] == "no fault"] == []
     tried = {outcome["name"] for outcome in outcomes}
     survivors = {outcome["name"] for outcome in outcomes if not outcome["killed_by"]}
     assert survivors - harmless.keys() == set(), (

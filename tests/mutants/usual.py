@@ -23,10 +23,18 @@ Lines = dict[str, set[int]]
 
 @dataclass(slots=True, kw_only=True)
 class Usual:
-    """What tests do: by test, its seconds, and the lines that it executes of each file; and what they import."""
+    """What tests do.
+
+    Attributes:
+        seconds: how long each takes.
+        lines: the lines of each file that each executes.
+        failed: those that fail.
+        imported: the modules that they import, but for ours.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
     lines: dict[str, Mapping[str, list[int]]] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
     imported: list[str] = field(default_factory=list)
 
     def tests_of(self, file: str, lines: tuple[int, int] | None) -> list[str]:
@@ -35,7 +43,7 @@ class Usual:
         return [
             test
             for test, of in self.lines.items()
-            if file in of and (wanted is None or any(line in wanted for line in of[file]))
+            if file in of and test not in self.failed and (wanted is None or any(line in wanted for line in of[file]))
         ]
 
 
@@ -68,6 +76,10 @@ class Watching:
                     _add(lines, self._of_fixtures.get(id(fixture), {}))
             self.usual.seconds[item.nodeid] = round(time.perf_counter() - start, 3)
             self.usual.lines[item.nodeid] = {file: sorted(numbers) for file, numbers in sorted(lines.items())}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.usual.failed.append(report.nodeid)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Iterator[Any]:
