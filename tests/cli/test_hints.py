@@ -16,6 +16,7 @@ import pytest
 
 import lora_build
 from lora_build.cli import main as app
+from lora_build.cli.verbs import split_verb
 from lora_build.proof.manifest import read_manifest
 from makers import small
 
@@ -54,7 +55,7 @@ HABITS = {
     "recipe=prod --base ./base": "lora-build recipe=prod base=./base",
     "recipe=prod --safe-merge true": "lora-build recipe=prod safe_merge=true",
     "recipe=prod --set dtype=float16": "lora-build recipe=prod dtype=float16",
-    "plan prod --sweep dtype=keep,float16": "lora-build plan recipe=prod dtype=keep,float16 -m",
+    "recipe=prod --sweep dtype=keep,float32": "lora-build recipe=prod dtype=keep,float32 -m",
     "recipe=prod -v": "lora-build plan recipe=prod",
     "verify builds/prod -v": "lora-build verify builds/prod",
     "recipe=prod --silent": "lora-build recipe=prod --quiet",
@@ -91,12 +92,12 @@ HINTS: dict[str, tuple[str, str]] = {
         "plan recipe=prod hydra.sweeper.max_batch_size=1", "plan recipe=prod hydra.sweeper.max_batch_size=1 -m"),
     "which recipe? lora-build recipe=NAME": ("dtype=float16", "recipe=prod"),
     "{}: cannot be taken out; which one? lora-build {}=NAME": ("recipe=prod ~recipe", "recipe=prod"),
-    "{}: is there {} times, {}; for one after the other write {}={}": ("recipe=prod recipe=two", "plan recipe=prod,two"),
+    "{}: is there {} times, {}; for one after the other write {}={}": ("recipe=prod recipe=two", "recipe=prod,two"),
     "{}: is called {} now, and always has a value: write {}=VALUE": ("recipe=prod ~tied", "recipe=prod tied_embeddings=peft"),
     "{}: always has a value, and cannot be taken out: write {}=VALUE": ("recipe=prod ~dtype", "recipe=prod dtype=float16"),
     "{}: is called {} now; write {}={}": ("recipe=prod tied=peft", "recipe=prod tied_embeddings=peft"),
     "'{}' has several values: -m builds each of them, and a list is written KEY=[a,b]": (
-        "", "plan -m recipe=prod dtype=keep,float16"),  # from Python
+        "", "-m recipe=prod dtype=keep,float32"),  # from Python
     "; lora-build --help lists them": ("help xyz", "--help"),
     'for TAB in bash and zsh: eval "$(lora-build -sc install=bash)", with zsh for zsh; in fish: lora-build -sc install=fish | source': (
         "-sc", "-sc install=bash"),
@@ -201,16 +202,22 @@ def manifest_hash(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return read_manifest(folder / "builds/prod").manifest_hash
 
 
-@functools.cache
 def exit_code(line: str) -> int:
-    """Return what a command line exits with; each is run once."""
+    """Return what a command line exits with, a build's as its plan does; each is run once."""
     words = shlex.split(line)
+    environment = words.pop(0) if words[0] != "lora-build" else ""
+    assert words.pop(0) == "lora-build"
+    name, rest = split_verb(words)
+    is_build = name is None and not {"--help", "--version", "--timings", "--cfg", "-sc"} & {*words}
+    return _exit_code(environment, "plan" if is_build else name, tuple(sorted(rest) if is_build else rest))
+
+
+@functools.cache
+def _exit_code(environment: str, name: str | None, words: tuple[str, ...]) -> int:
     with pytest.MonkeyPatch.context() as patched:
-        while "=" in words[0]:
-            name, _, value = words.pop(0).partition("=")
-            patched.setenv(name, value)
-        assert words.pop(0) == "lora-build"
-        return app.main(words)
+        if environment:
+            patched.setenv(*environment.split("=", 1))
+        return app.main([*([name] if name else []), *words])
 
 
 @pytest.mark.parametrize("typed", HABITS)
@@ -241,4 +248,4 @@ def test_every_command_that_help_shows_works(manifest_hash: str, capsys: pytest.
     app.main(["--help"])
     shown = re.findall(r"^  (lora-build .*?)  ", capsys.readouterr().out, re.MULTILINE)
     assert len(shown) >= 5
-    assert {line: exit_code(line.replace(" -m", " plan -m")) for line in shown} == dict.fromkeys(shown, 0)
+    assert {line: exit_code(line) for line in shown} == dict.fromkeys(shown, 0)
