@@ -91,9 +91,9 @@ def _plan(recipe: Recipe, inputs: Inputs, *, cuts_ties: bool) -> TensorPlan | No
             *(_parts_for_peft(operations) if repeats_peft else ()),
         ),
         notes=(
-            *first.notes, *found.notes, *promised.notes, *whole.notes, *updates.notes, *vocabulary.notes, *dtypes.notes,
+            *first.notes, *found.notes, *whole.notes, *updates.notes, *vocabulary.notes, *dtypes.notes,
         ),
-        remarks=dtypes.remarks,
+        remarks=(*promised.remarks, *dtypes.remarks),
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """What an adapter's config promises and its file lacks: trainers lose tensors (DeepSpeed, FSDP, their own state_dict).
 
 Of a module that was trained whole, of trained tokens and of a task's head peft raises KeyError, and so it is an issue
-here. Factors that are missing it takes for an update of nothing, and warns: a note.
+here. Factors that are missing it takes for an update of nothing, and warns: a remark, since who is to have some only
+transformers tells.
 Source: `peft/utils/save_and_load.py` set_peft_model_state_dict, `peft/utils/other.py` AuxiliaryTrainingWrapper.
 """
 
@@ -34,7 +35,7 @@ class Promises:
     """What is missing that cannot be done without, and what can."""
 
     issues: tuple[str, ...]
-    notes: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 def promises(layout: Layout, adapters: Sequence[MergeableAdapter], facts: Facts | None) -> Promises:
@@ -47,14 +48,14 @@ def promises(layout: Layout, adapters: Sequence[MergeableAdapter], facts: Facts 
     """
     is_known = facts is not None and not facts.problem
     issues: list[str] = []
-    notes: list[str] = []
+    remarks: list[str] = []
     for mergeable in adapters:
         step = _Promised(layout, mergeable, is_known=is_known)
         issues += step.saved()
         issues += step.tokens()
         if is_known and layout.layers is None:
-            notes += step.factors()
-    return Promises(issues=tuple(issues), notes=tuple(notes))
+            remarks += step.factors()
+    return Promises(issues=tuple(issues), remarks=tuple(remarks))
 
 
 class _Promised:
@@ -71,6 +72,8 @@ class _Promised:
         config = self._adapter.config
         own, in_base = _modules(self._adapter.parts.replaced), _modules(self._layout.base.tensors)
         heads, end = _HEADS.get(config.task_type or "", ((), ""))
+        if self._adapter.peft_type == TrainableTokens.peft_type:  # which trains nothing else, whatever the task
+            heads = ()
         if heads and not _has(own, heads):
             classes = self._layout.base.config.architectures
             if _has(in_base, heads) or not any(name.endswith(end) for name in classes):
@@ -105,7 +108,7 @@ class _Promised:
         return self._is_known and self._layout.tied_weights.shared(f"{module}.weight")
 
     def factors(self) -> Iterator[str]:
-        """Yield a note if the config targets modules beside those of the file that it holds no factors for."""
+        """Yield a remark if the config targets modules beside those of the file that it holds no factors for."""
         if self._adapter.peft_type == TrainableTokens.peft_type or self._adapter.parts.wrapped:
             return
         targets = Targets(self._adapter, self._layout.base.config.model_type)

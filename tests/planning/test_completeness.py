@@ -50,7 +50,7 @@ def adapter(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
         tensors[f"base_model.model.{module}.lora_B.weight"] = small.values(number + 50, out, 2, dtype=torch.float32)
     (folder / "math").mkdir()
     save_file(tensors, folder / "math" / "adapter_model.safetensors")
-    targets = {"target_modules": sorted({module.rpartition(".")[2] for module in shapes})}
+    targets = {"target_modules": sorted(shapes)}
     (folder / "math" / "adapter_config.json").write_text(json.dumps(small.ADAPTER_CONFIG | targets))
 
 

@@ -40,8 +40,8 @@ def train(folder: Path, lost: str, *, tied: bool = False, trained: Any = CAUSAL,
 
 
 def notes(recipe: dict[str, Any]) -> list[str]:
-    """Return the notes of its plan on missing factors."""
-    return [note for note in lora_build.plan(recipe).merge_plan.notes if "no factors" in note]
+    """Return what its plan says of missing factors."""
+    return [note for note in lora_build.plan(recipe).merge_plan.remarks if "no factors" in note]
 
 
 @pytest.mark.parametrize(
