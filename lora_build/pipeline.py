@@ -33,6 +33,7 @@ from lora_build.proof.output_dir import (
     refuse_replacing,
     target_of,
 )  # fmt: skip
+from lora_build.proof.plan_record import refuse_too_many_updates
 from lora_build.proof.provenance import BuildRun, root_above
 from lora_build.proof.provenance import to_bytes as provenance_bytes
 from lora_build.proof.survival_report import read_survival
@@ -98,6 +99,7 @@ def prepare(recipe: Recipe, *, replace: bool = False) -> Plan:
     )
     found = Plan(inputs=inputs, merge_plan=make_plan(recipe, resolved.inputs), target=target, replace=replace)
     refuse_links_away(found.merge_plan, resolved.sources)
+    refuse_too_many_updates(found.merge_plan)
     for check in checks_of(recipe):
         check.refuse(inputs, found.merge_plan)
     return dataclasses.replace(found, at_target=foresee(found))

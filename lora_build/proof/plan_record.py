@@ -16,9 +16,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lora_build.errors import PlanError
 from lora_build.files.formats.checkpoint import GENERATION_CONFIG_NAME
 from lora_build.files.formats.config_json import CONFIG_NAME
 from lora_build.files.identity import BASE, Digest, FileKey, FileRecord, SourceName
+from lora_build.planning.operations import Merge
 from lora_build.proof import readback
 from lora_build.proof.canonical_json import canonical_json, without_floats
 from lora_build.proof.planned_tensor import PlannedTensor, planned_tensor
@@ -26,6 +28,9 @@ from lora_build.proof.planned_tensor import PlannedTensor, planned_tensor
 if TYPE_CHECKING:
     from lora_build.planning.plan import MergePlan  # what verifies a build need not know how it is planned
 
+_CERTAINLY_FEW = 60_000  # tensors and updates: some 500 bytes each
+_SHARE = 0.95  # of a manifest that its tensors may have; files and notes have the rest
+_DIGEST_BYTES = len(f',"blake3":"blake3:{"0" * 64}"')
 REPRODUCIBILITY = "reproducibility"  # an option only where it is not `exact`
 
 InputDigests = Mapping[FileKey, FileRecord]
@@ -125,6 +130,33 @@ def record_plan(plan: "MergePlan", inputs: InputDigests) -> PlanRecord:
         changes={file: without_floats(dict(keys)) for file, keys in changes.items() if keys},
         tensors=tuple(sorted(tensors, key=lambda tensor: tensor.name)),
     )
+
+
+def refuse_too_many_updates(plan: "MergePlan") -> None:
+    """Raise PlanError if the manifest of a plan would be larger than one that is read back.
+
+    Of a plan of the usual size nothing is counted.
+    """
+    num_updates = sum(
+        len(segment.updates) for op in plan.operations if isinstance(op, Merge) for segment in op.segments
+    )
+    if len(plan.operations) + num_updates < _CERTAINLY_FEW:
+        return
+    places = {source: place for place, source in enumerate(source for source in plan.input_files if not source.is_base)}
+    size_bytes = num_values = 0
+    for shard in plan.shards:
+        for op in shard.operations:
+            entry = canonical_json(planned_tensor(op, shard.file, places).to_json())
+            size_bytes += len(entry) + _DIGEST_BYTES
+            num_values += readback.num_values(entry) + 2
+    if size_bytes > _SHARE * readback.MOST_BYTES or num_values > _SHARE * readback.MOST_VALUES:
+        issue = (
+            f"{len(plan.operations):,} tensors and {num_updates:,} updates of them make a manifest of "
+            f"{size_bytes / 1e6:,.0f} MB and {num_values:,} values; expected at most "
+            f"{readback.MOST_BYTES / 1e6:,.0f} MB and {readback.MOST_VALUES:,}, lest nothing could verify it: merge "
+            "fewer adapters at once (adapter_names), and the others into that build"
+        )
+        raise PlanError([issue])
 
 
 def adapter_places(plan: "MergePlan", inputs: InputDigests) -> dict[SourceName, int]:

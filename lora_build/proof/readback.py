@@ -17,8 +17,8 @@ from lora_build._version import VERSION
 from lora_build.errors import SourceError, VerificationError
 from lora_build.files.identity import Digest
 
-_MOST_BYTES = 64 << 20  # a manifest of 180,000 tensors that are copied has 50 MB
-_MOST_VALUES = 4_000_000  # the same manifest has 2 million; Python makes some 100 bytes of each
+MOST_BYTES = 64 << 20  # a manifest of 180,000 tensors that are copied has 50 MB
+MOST_VALUES = 4_000_000  # the same manifest has 2 million; Python makes some 100 bytes of each
 _LARGEST = 1 << 63
 
 
@@ -34,9 +34,9 @@ def read_file(path: Path) -> bytes:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
                 raise SourceError(f"{path}: is not a file")
-            if found.st_size > _MOST_BYTES:
-                raise SourceError(f"{path}: has {found.st_size} bytes, expected {_MOST_BYTES} at most")
-            return file.read(_MOST_BYTES + 1)
+            if found.st_size > MOST_BYTES:
+                raise SourceError(f"{path}: has {found.st_size} bytes, expected {MOST_BYTES} at most")
+            return file.read(MOST_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise SourceError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
@@ -48,14 +48,19 @@ def parse_json(data: bytes, *, floats: bool = False) -> Any:
         ValueError: it is none, or holds a key twice, NaN, an infinity, too many values, or floats where there are none.
         RecursionError: it is nested too deeply.
     """
-    if sum(map(data.count, (b",", b"[", b"{"))) > _MOST_VALUES:
-        raise ValueError(f"more than {_MOST_VALUES} values")
+    if num_values(data) > MOST_VALUES:
+        raise ValueError(f"more than {MOST_VALUES} values")
     return json.loads(
         data.decode("utf-8"),
         parse_float=float if floats else _refuse_number,
         parse_constant=_refuse_number,
         object_pairs_hook=_without_twins,
     )
+
+
+def num_values(data: bytes) -> int:
+    """Return how many values JSON text has, or some more."""
+    return sum(map(data.count, (b",", b"[", b"{")))
 
 
 def hold_format(found: Any, known: str, where: str) -> None:

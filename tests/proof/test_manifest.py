@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import lora_build
+from lora_build.proof import plan_record, readback
 from lora_build.proof.additions import find_additions
 from lora_build.proof.canonical_json import canonical_json
 from lora_build.proof.manifest import MANIFEST_NAME, Manifest
@@ -271,3 +272,22 @@ def test_canonical_json_is_read_back_as_it_was(value: object) -> None:
         return
     assert json.loads(data) == value
     assert canonical_json(json.loads(data)) == data
+
+
+@pytest.mark.parametrize("limit", ["MOST_BYTES", "MOST_VALUES"])
+def test_a_manifest_that_would_be_too_large_to_be_read_back_is_refused_by_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    small.make_base(tmp_path / "base", shards=True)
+    small.make_adapter(tmp_path / "math")
+    manifest = lora_build.build(small.recipe(tmp_path)).manifest
+    recipe = small.recipe(tmp_path, output={"dir": str(tmp_path / "other")})
+    text = canonical_json([tensor.to_json() for tensor in manifest.tensors])
+    needed = len(text) - 1 if limit == "MOST_BYTES" else readback.num_values(text)
+    monkeypatch.setattr(plan_record, "_CERTAINLY_FEW", 0)
+
+    monkeypatch.setattr(readback, limit, needed * 1.07)
+    lora_build.plan(recipe)
+    monkeypatch.setattr(readback, limit, needed * 1.03)
+    with pytest.raises(lora_build.PlanError, match="merge fewer adapters at once"):
+        lora_build.plan(recipe)
