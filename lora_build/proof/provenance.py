@@ -59,6 +59,7 @@ class Recorded:
         recipe: the recipe as plain data with today's keys, without `root` and `output.dir`.
         root: where its relative paths begin, seen from the output; None where that is not recorded.
         commits: the commit of each input that is a Hub repository, by `base` and `adapters.<name>`.
+        digests: those of the files that were read, by the same.
     """
 
     file: str | None
@@ -66,6 +67,15 @@ class Recorded:
     recipe: Mapping[str, Any]
     root: str | None
     commits: Mapping[SourceName, str]
+    digests: Mapping[SourceName, frozenset[Digest]]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each adapter that the recipe gives one."""
+        adapters = self.recipe.get("adapters")
+        specs = adapters.items() if isinstance(adapters, Mapping) else ()
+        found = {name: spec.get("weight", 1.0) for name, spec in specs if isinstance(spec, Mapping)}
+        return {name: float(weight) for name, weight in found.items() if isinstance(weight, int | float)}
 
 
 def root_above(root: Path, target: Path) -> str | None:
@@ -87,6 +97,9 @@ def read(data: bytes, where: str) -> Recorded:
             for entry in definition["resolvedDependencies"]
             if (found := re.match(r"hf://[^@]+@([0-9a-f]+)/", entry["uri"]))
         }
+        digests: dict[SourceName, set[Digest]] = {}
+        for entry in definition["resolvedDependencies"]:
+            digests.setdefault(SourceName(entry["name"]), set()).add(Digest.of_hex(entry["digest"]["sha256"]))
         asked = definition["externalParameters"]
         return Recorded(
             file=None if asked.get("file") is None else readback.text(asked["file"]),
@@ -94,6 +107,7 @@ def read(data: bytes, where: str) -> Recorded:
             recipe=with_new_names(asked["recipe"]),
             root=None if (root := definition["internalParameters"].get("root")) is None else readback.text(root),
             commits=commits,
+            digests={source: frozenset(found) for source, found in digests.items()},
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError(f"{where}: is not a provenance file of lora-build ({error!r})") from error

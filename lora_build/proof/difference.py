@@ -1,0 +1,328 @@
+"""What two plans differ in: inputs, options, and the tensors that this affects.
+
+`plan` and `explain` say it of a build and of what its recipe makes today, `diff` of any two builds.
+
+    difference = compare(Side(record=manifest.plan), Side(record=record_plan(plan, inputs), names=("math", "text")))
+    difference.reasons     ("adapters.math changed (ca17.. to 9f2b..), 30 of 48 tensors",)
+
+Adapters go by their names where both sides know them, else by what is in their files. Tensors are held to what is
+planned for them and to the files that they are made of; a file that changed affects all that is read from it, since
+a plan knows no digest of a single tensor.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from lora_build.errors import some_of
+from lora_build.files.formats.adapter import WEIGHTS_NAME
+from lora_build.files.formats.adapter_config import CONFIG_NAME
+from lora_build.files.identity import BASE, Digest, FileKey, FileRecord, SourceName
+from lora_build.proof.plan_record import AdapterRecord, PlanRecord
+from lora_build.proof.planned_tensor import PlannedTensor, TensorRef, UpdateRecord
+
+_OF_MERGES = ("combine", "numerics")  # options that no tensor's plan says, and that change what is merged
+_SHOWN = 4  # digits of a digest in a sentence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One of the two plans.
+
+    Attributes:
+        record: the plan.
+        names: the recipe's name of the adapter at each place of the record; None where nobody knows them.
+        is_first_version: whether a manifest of version 1 tells of it, which has not what is planned for a tensor.
+    """
+
+    record: PlanRecord
+    names: tuple[str, ...] | None = None
+    is_first_version: bool = False
+
+    @property
+    def adapters(self) -> Mapping[SourceName, AdapterRecord]:
+        """Its adapters, by name, or by place as `adapters.0`."""
+        names = self.names or tuple(map(str, range(len(self.record.adapters))))
+        return dict(zip(map(SourceName.of_adapter, names), self.record.adapters, strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileChange:
+    """A file of an input, or of an output, that is another one; None on the side that lacks it."""
+
+    path: str
+    before: FileRecord | None
+    after: FileRecord | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputChange:
+    """An input that is another one.
+
+    Attributes:
+        source: its name in the recipe.
+        kind: added, removed or changed.
+        files: those that differ, of an input that is on both sides.
+        weights: an adapter's weights in the sum, if they differ.
+        tensors: how many output tensors that affects.
+    """
+
+    source: SourceName
+    kind: str
+    files: tuple[FileChange, ...] = ()
+    weights: tuple[float, float] | None = None
+    tensors: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueChange:
+    """A value that is another one: an option of the plan, or a key of a file, as `config.json: vocab_size`."""
+
+    name: str
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """What two plans differ in; nothing where their build_key is one.
+
+    Attributes:
+        inputs: the inputs that differ.
+        options: the options that differ.
+        changes: the keys set in config.json and its like that differ.
+        added: the names of tensors that only the second plan makes.
+        removed: those that only the first one makes.
+        affected: those of both that may have other values, or are of another dtype, shape or file.
+        num_tensors: how many the second plan makes.
+        other_format: whether one of them is only known by a manifest of version 1.
+    """
+
+    inputs: tuple[InputChange, ...] = ()
+    options: tuple[ValueChange, ...] = ()
+    changes: tuple[ValueChange, ...] = ()
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    affected: tuple[str, ...] = ()
+    num_tensors: int = 0
+    other_format: bool = False
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return any(
+            (self.inputs, self.options, self.changes, self.added, self.removed, self.affected, self.other_format)
+        )
+
+    @cached_property
+    def reasons(self) -> tuple[str, ...]:
+        """A line for each input and option that differs; the rest is said only where none of them explains it."""
+        found = [_input_reason(change, self.num_tensors) for change in self.inputs]
+        found += [f"option {o.name}: {_said(o.before)} to {_said(o.after)}" for o in self.options]
+        if not found:
+            found += [f"{c.name}: {_said(c.before)} to {_said(c.after)}" for c in self.changes]
+        if self.other_format and not found:
+            found.append("its manifest is of version 1")
+        if not found and (names := (*self.added, *self.removed, *self.affected)):
+            found.append(f"{some_of(names)} planned in another way")
+        return tuple(found)
+
+
+def compare(before: Side, after: Side) -> Difference:
+    """Return what two plans differ in."""
+    before, after = _matched(before, after)
+    files = {BASE: _files(before.record.base, after.record.base)}
+    inputs = [InputChange(source=BASE, kind="changed", files=files[BASE])] if files[BASE] else []
+    for source in dict.fromkeys((*before.adapters, *after.adapters)):
+        was, now = before.adapters.get(source), after.adapters.get(source)
+        if was is None or now is None:
+            inputs.append(InputChange(source=source, kind="added" if was is None else "removed"))
+        elif was != now:
+            files[source] = _files(was.files, now.files)
+            weights = None if was.weight == now.weight else (was.weight, now.weight)
+            inputs.append(InputChange(source=source, kind="changed", files=files[source], weights=weights))
+    options = _values(before.record.options, after.record.options)
+    changed = {FileKey(source, file.path) for source, found in files.items() for file in found}
+    tensors = _Tensors(before, after, changed, {option.name for option in options})
+    return Difference(
+        inputs=tuple(dataclasses.replace(change, tensors=tensors.affected_by(change.source)) for change in inputs),
+        options=options,
+        changes=_values(_flat(before.record.changes), _flat(after.record.changes))
+        if before.is_first_version is after.is_first_version
+        else (),
+        added=tuple(name for name in tensors.after if name not in tensors.before),
+        removed=tuple(name for name in tensors.before if name not in tensors.after),
+        affected=tensors.affected,
+        num_tensors=len(tensors.after),
+        other_format=before.is_first_version is not after.is_first_version,
+    )
+
+
+class _Tensors:
+    """The tensors of two plans beside each other, and which of them an input's change affects."""
+
+    def __init__(self, before: Side, after: Side, changed: set[FileKey], options: set[str]) -> None:
+        self.before = {tensor.name: tensor for tensor in before.record.tensors}
+        self.after = {tensor.name: tensor for tensor in after.record.tensors}
+        self._sides, self._changed = (before, after), changed
+        self._weighed = {
+            source
+            for source, was in before.adapters.items()
+            if (now := after.adapters.get(source)) is None or now.weight != was.weight
+        } | {source for source in after.adapters if source not in before.adapters}
+        self.affected = tuple(name for name in self.before if name in self.after and self._is_affected(name, options))
+
+    def affected_by(self, source: SourceName) -> int:
+        """Return how many tensors a change of an input affects: those of both plans, and of the second alone."""
+        names = {
+            name
+            for side, tensors in enumerate((self.before, self.after))
+            for name, tensor in tensors.items()
+            if name in self.after
+            and any(self._is_of_change(key, source) for key in _read_by(tensor, self._sides[side]))
+        }
+        return len(names)
+
+    def _is_affected(self, name: str, options: set[str]) -> bool:
+        was, now = self.before[name], self.after[name]
+        if not options.isdisjoint(_OF_MERGES) and now.operation == "merge":
+            return True
+        return self._is_other(was, now) or self._reads_change(was, 0) or self._reads_change(now, 1)
+
+    def _is_other(self, was: PlannedTensor, now: PlannedTensor) -> bool:
+        """Whether what is planned for a tensor differs, adapters by name."""
+        if any(side.is_first_version for side in self._sides):
+            return (was.dtype, was.shape, was.operation) != (now.dtype, now.shape, now.operation)
+        return _by_name(was, self._sides[0]) != _by_name(now, self._sides[1])
+
+    def _reads_change(self, tensor: PlannedTensor, side: int) -> bool:
+        return any(key in self._changed or key.source in self._weighed for key in _read_by(tensor, self._sides[side]))
+
+    def _is_of_change(self, key: FileKey, source: SourceName) -> bool:
+        return key.source == source and (key in self._changed or source in self._weighed)
+
+
+def _read_by(tensor: PlannedTensor, side: Side) -> set[FileKey]:
+    """Return the files that a tensor is made of; the base's config.json and its like are none."""
+    names = list(side.adapters)
+    found = {FileKey(names[place], WEIGHTS_NAME) for place in tensor.adapters}
+    for update in (update for segment in tensor.segments for update in segment.updates):
+        found |= {FileKey(_owner(factor, names), factor.file) for factor in update.factors.values()}
+        found.add(FileKey(names[update.adapter], CONFIG_NAME))
+    source = tensor.source
+    if source is None:
+        found.add(FileKey(BASE, tensor.file))
+    else:
+        found.add(FileKey(_owner(source, names), source.file))
+    return found
+
+
+def _by_name(tensor: PlannedTensor, side: Side) -> tuple[object, ...]:
+    """Return what is planned for a tensor with its adapters by name: places differ where another adapter comes."""
+    names = list(side.adapters)
+
+    def of_update(update: UpdateRecord) -> tuple[Any, ...]:
+        factors = sorted((role, factor.file, factor.name) for role, factor in update.factors.items())
+        return names[update.adapter], update.method, update.scale, factors, repr(sorted(update.more.items()))
+
+    segments = []
+    for segment in tensor.segments:
+        updates = [of_update(update) for update in segment.updates]
+        in_order = any(update.more.get("ordered") for update in segment.updates)
+        segments.append((segment.start, segment.stop, updates if in_order else sorted(updates)))
+    source = tensor.source
+    begins = None if source is None else (_owner(source, names), source.file, source.name)
+    return tensor.dtype, tensor.shape, tensor.file, tensor.operation, begins, segments
+
+
+def _owner(tensor: TensorRef, names: Sequence[SourceName]) -> SourceName:
+    return BASE if tensor.adapter is None else names[tensor.adapter]
+
+
+def _matched(before: Side, after: Side) -> tuple[Side, Side]:
+    """Return two sides with names for all adapters, the same for what is the same adapter as far as one can tell."""
+    if before.names is not None and after.names is not None:
+        return before, after
+    if before.names is None and after.names is None:
+        before = dataclasses.replace(before, names=tuple(map(str, range(len(before.record.adapters)))))
+    known, blind = (before, after) if after.names is None else (after, before)
+    assert known.names is not None
+    left = list(zip(known.names, known.record.adapters, strict=True))
+    found: dict[int, str] = {}
+    for alike in (_are_equal, _have_equal_files, _share_a_file):
+        for place, adapter in enumerate(blind.record.adapters):
+            match = next((pair for pair in left if place not in found and alike(pair[1], adapter)), None)
+            if match is not None:
+                found[place] = match[0]
+                left.remove(match)
+    taken = set(known.names)
+    free = (str(number) for number in range(len(taken) + len(blind.record.adapters)) if str(number) not in taken)
+    names = tuple(found.get(place) or next(free) for place in range(len(blind.record.adapters)))
+    named = dataclasses.replace(blind, names=names)
+    return (before, named) if blind is after else (named, after)
+
+
+def _are_equal(one: AdapterRecord, other: AdapterRecord) -> bool:
+    return one == other
+
+
+def _have_equal_files(one: AdapterRecord, other: AdapterRecord) -> bool:
+    return one.files == other.files
+
+
+def _share_a_file(one: AdapterRecord, other: AdapterRecord) -> bool:
+    return not set(one.files).isdisjoint(other.files)
+
+
+def _files(before: Sequence[FileRecord], after: Sequence[FileRecord]) -> tuple[FileChange, ...]:
+    was, now = ({file.path: file for file in files} for files in (before, after))
+    return tuple(
+        FileChange(path=path, before=was.get(path), after=now.get(path))
+        for path in sorted(was.keys() | now.keys())
+        if was.get(path) != now.get(path)
+    )
+
+
+def _values(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[ValueChange, ...]:
+    return tuple(
+        ValueChange(name=name, before=before.get(name), after=after.get(name))
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    )
+
+
+def _flat(changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {f"{file}: {key}": value for file, keys in changes.items() for key, value in keys.items()}
+
+
+def _input_reason(change: InputChange, num_tensors: int) -> str:
+    what: list[str] = []
+    if change.kind != "changed":
+        what.append(f"{change.source} {change.kind}")
+    if change.weights is not None:
+        what.append(f"{change.source} weight {change.weights[0]:g} to {change.weights[1]:g}")
+    if change.files:
+        what.append(_files_reason(change))
+    of = f", {change.tensors} of {num_tensors} tensors" if change.tensors or not change.source.is_base else ""
+    return f"{' and '.join(what)}{of}"
+
+
+def _files_reason(change: InputChange) -> str:
+    """Return which files of an input changed; the weights alone are the adapter itself."""
+    first, *more = change.files
+    if not more:
+        where = change.source if first.path == WEIGHTS_NAME else f"{change.source}/{first.path}"
+        if first.before is not None and first.after is not None:
+            return f"{where} changed ({short(first.before.sha256)} to {short(first.after.sha256)})"
+        return f"{where} {'added' if first.before is None else 'removed'}"
+    return f"{change.source} changed ({some_of([file.path for file in change.files])})"
+
+
+def short(digest: Digest) -> str:
+    """Return the first digits of a digest: `ca17..`."""
+    return f"{digest.hex[:_SHOWN]}.."
+
+
+def _said(value: Any) -> str:
+    return "none" if value is None else "mixed" if isinstance(value, Mapping) else str(value)
