@@ -126,7 +126,7 @@ def split_reference(role: str, written: str | os.PathLike[str]) -> tuple[str, st
         return text, None
     if text and (path.is_dir() or not isinstance(written, str)):
         return f"./{text}", None
-    if role == "adapter" and re.fullmatch(r"[\w.-]+", text):
+    if role in ("adapter", "build") and re.fullmatch(r"[\w.-]+", text):
         near = did_you_mean(text, (p.name for p in sorted(Path().iterdir()) if p.is_dir()))
         raise SourceError(f"{role}: there is no folder '{text}' here, and a Hub repository is org/name{near}")
     raise_problems(role, check_adapter({"source": text}))

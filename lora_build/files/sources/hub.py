@@ -105,7 +105,7 @@ def open_hub(source: SourceName, repo: str, revision: str | None) -> HubSource:
     xet: Mapping[str, str] = {}
     with _hub_errors(source, repo, revision):
         commit = _commit(source, repo, revision)
-        listed = _list_cached(repo, commit) if _offline() else None
+        listed = _list_cached(repo, commit) if is_offline() else None
         if listed is None:
             listed, xet = list_files(source, f"{_repository_url(repo)}/tree/{commit}?recursive=true&expand=false")
     reasons = {name: next(filter(None, map(why_skipped, name.split("/"))), None) for name in sorted(listed)}
@@ -122,7 +122,7 @@ def _commit(source: SourceName, repo: str, revision: str | None) -> str:
     validate_repo_id(repo)
     if revision is not None and COMMIT.fullmatch(revision):
         return revision
-    if _offline():
+    if is_offline():
         found = str(HfApi().resolve_revision(repo, revision=revision, local_files_only=True).resolved)
     else:
         at = f"/revision/{quote(revision, safe='')}" if revision is not None else ""
@@ -130,7 +130,7 @@ def _commit(source: SourceName, repo: str, revision: str | None) -> str:
         found = str(info.get("sha")) if isinstance(info, dict) else ""
     if not COMMIT.fullmatch(found):
         raise SourceError(f"{source}: {repo} is at commit {found[:60]!r} by its host; expected 40 hexadecimal digits")
-    if not _offline() and is_plain(named := revision or "main"):
+    if not is_offline() and is_plain(named := revision or "main"):
         remember_revision(repo, named, found)
     return found
 
@@ -166,7 +166,8 @@ def _list_cached(repo: str, commit: str) -> dict[str, SourceFile] | None:
     return found or None
 
 
-def _offline() -> bool:
+def is_offline() -> bool:
+    """Whether nothing is to be asked of a Hub."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
@@ -220,7 +221,7 @@ def _explain(source: str, repo: str, revision: str | None, error: Exception) -> 
             f"{source}: {repo} is not on {host(constants.ENDPOINT)}, or it is private: check the name; "
             f"if it is private, {login}; for a folder write ./{repo}"
         ) from error
-    if _offline():
+    if is_offline():
         raise SourceError(
             f"{source}: {repo} is not in the cache and HF_HUB_OFFLINE is set; unset it to fetch"
         ) from error
