@@ -36,6 +36,8 @@ Exit codes: 0 done, 1 build failed, 2 bad recipe or input, 3 verification failed
             4 disk or network, 130 interrupted
 """
 _BUG = 70  # EX_SOFTWARE of sysexits.h, as of a point of a sweep
+_LACKS = ("failed to map segment", "annot allocate memory", "an't allocate memory", "can't start new thread")
+"""What libraries say, by other errors than MemoryError, where the system gives them no more."""
 _GARBAGE_EVERY = 100_000  # new objects; a plan makes millions, and hardly any garbage to look for
 
 
@@ -90,6 +92,11 @@ def _said(error: Exception) -> tuple[Sequence[str], int]:
             known = StorageError(f"{_text(error.filename) or 'output'}: {error.strerror or error}")
         case MemoryError():
             known = StorageError("out of memory; lora-build plan says how much a build takes")
+        case ImportError() | RuntimeError() if lack := next((text for text in _LACKS if text in str(error)), None):
+            known = StorageError(
+                f"out of memory, or beyond what this process may have ({lack}); ulimit -a shows its limits, lora-build "
+                "plan how much a build takes"
+            )
         case _:
             what = f"{type(error).__name__}: {error}".removesuffix(": ")
             bug = LoraBuildError(f"unexpected {what}; a bug of lora-build, which HYDRA_FULL_ERROR=1 shows the place of")

@@ -14,6 +14,7 @@ from typing import Any
 
 from lora_build.errors import SourceError
 from lora_build.files.formats.config_json import ModelConfig
+from lora_build.files.sources.hub_environment import refuse_client
 from lora_build.models.conversion import Conversion, Memory
 from lora_build.models.facts import Ties
 
@@ -261,6 +262,7 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def _explained(config: ModelConfig, problem: str, where: str = "base/config.json") -> Iterator[None]:
     """Turn what a config or a class in transformers raises into one SourceError."""
+    refuse_client()
     from huggingface_hub.errors import StrictDataclassError
 
     try:

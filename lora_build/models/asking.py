@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +24,7 @@ import lora_build
 from lora_build.files.formats.adapter import Adapter
 from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.hashing.remembered import place_of, recall_text, remember_text
+from lora_build.files.sources.hub_environment import READ_AT_IMPORT
 from lora_build.models.facts import Facts
 from lora_build.models.heads import Head, Shapes
 from lora_build.models.keep_float32 import TABLE_ID
@@ -106,8 +108,17 @@ def _answer(question: Mapping[str, Any], parse: Callable[[str], _Record]) -> tup
     except ValueError:
         found = None, f"transformers gave no answer: {text}"
         text = json.dumps({_NO_ANSWER: found[1]})
-    remember_text(_KIND, key, text)
+    if _lasts(found[0]):
+        remember_text(_KIND, key, text)
     return *found, again if recall_text(_KIND, key) == text else ""
+
+
+def _lasts(found: object) -> bool:
+    """Whether an answer will be the same next time: one that failed may have, for what its process was not given."""
+    limits = {resource.getrlimit(limit)[0] for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA)}
+    facts = found.facts if isinstance(found, Head) else found
+    failed = found is None or (isinstance(facts, Facts) and facts.may_change)
+    return not failed or limits == {resource.RLIM_INFINITY}
 
 
 def _read(text: str, parse: Callable[[str], _Record]) -> tuple[_Record | None, str]:
@@ -129,10 +140,11 @@ def _ask_child(question: str) -> str:
     """Return the answer of another process, or why there is none."""
     root = str(Path(lora_build.__file__).parent.parent)
     program = f"import sys; sys.path.append({root!r}); from lora_build.models.ask import main; main()"
+    others = {name: value for name, value in os.environ.items() if name not in READ_AT_IMPORT}
     with subprocess.Popen(
         [sys.executable, "-P", "-c", program],  # -P: nothing is imported from the working directory
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "CUDA_VISIBLE_DEVICES": ""},
+        env={**others, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "CUDA_VISIBLE_DEVICES": ""},
     ) as child:  # fmt: skip
         try:
             out, err = child.communicate(question.encode(), timeout=_SECONDS)

@@ -92,9 +92,9 @@ def resolve(recipe: Recipe, *, for_planning: bool = True) -> Resolved:
 
 def _together(failures: list[LoraBuildError]) -> LoraBuildError:
     """Return one error for all failures, of their own kind where they share it."""
-    if len(failures) == 1:
-        return failures[0]
     messages = [str(failure) for failure in failures]
+    if len(set(messages)) == 1:  # one, or what none of them is the cause of, such as the environment
+        return failures[0]
     kinds = {type(failure) for failure in failures}
     return (
         kinds.pop()((f"{len(messages)} inputs cannot be read:", *messages), issues=messages)

@@ -235,7 +235,7 @@ def test_transformers_is_asked_once_in_another_process(tmp_path: Path, zoo: Zoo)
     base = Base(arch="jamba")
     folders = [zoo.base(base), zoo.adapter(base, Adapter(experts=True))]  # its stacks are not written down
     (tmp_path / "torch.py").write_text("raise SystemExit('imported from the working directory')")
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "HF_HUB_DOWNLOAD_TIMEOUT": "not a number"}
 
     command = [sys.executable, "-P", "-c", ASKED_ONCE, *map(str, folders)]
     subprocess.run(command, check=True, cwd=tmp_path, env=environment)
@@ -270,6 +270,21 @@ def test_a_process_that_does_not_answer_is_a_note_and_is_not_asked_again(
     before, _, path = notes[0][0].partition("to ask again, remove ")
     assert before.endswith(told)
     Path(path).unlink()
+    assert lora_build.plan(small.recipe(tmp_path)).merge_plan.remarks == ()
+    assert len(asked) == 1
+
+
+def test_a_process_that_got_too_little_memory_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: list[str]
+) -> None:
+    llama(tmp_path)
+    limits = SimpleNamespace(RLIM_INFINITY=-1, RLIMIT_AS=1, RLIMIT_DATA=2, getrlimit=lambda limit: (1 << 29, -1))
+    with monkeypatch.context() as patch:
+        patch.setattr(asking, "resource", limits)
+        patch.setattr(asking, "_ask_child", lambda question: "its process ended with 1 MemoryError")
+        (note,) = lora_build.plan(small.recipe(tmp_path)).merge_plan.remarks
+
+    assert note.endswith("transformers gave no answer: its process ended with 1 MemoryError")
     assert lora_build.plan(small.recipe(tmp_path)).merge_plan.remarks == ()
     assert len(asked) == 1
 

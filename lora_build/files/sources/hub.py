@@ -1,5 +1,6 @@
 """A model repository on the Hub as a source, at one commit."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from lora_build.files.identity import Digest, SourceName
 from lora_build.files.opening import refuse_link_away
 from lora_build.files.sources import SourceFile, why_skipped
 from lora_build.files.sources.hub_cache import Remote, Xet, fetch, remember_revision, snapshot_path
+from lora_build.files.sources.hub_environment import refuse_client
 from lora_build.files.sources.hub_listing import COMMIT, is_plain, list_files
 from lora_build.files.sources.hub_requests import host, receive, receive_json, transport_error
 from lora_build.files.sources.local import read_range
@@ -101,7 +103,9 @@ def open_hub(source: SourceName, repo: str, revision: str | None) -> HubSource:
     Raises:
         SourceError: no such repository or revision, no permission, or offline and not in the cache.
         StorageError: the network failed.
+        RecipeError: the environment says of the Hub what its client cannot use.
     """
+    refuse_client()
     xet: Mapping[str, str] = {}
     with _hub_errors(source, repo, revision):
         commit = _commit(source, repo, revision)
@@ -228,6 +232,18 @@ def _explain(source: str, repo: str, revision: str | None, error: Exception) -> 
     if is_a(errors.HFValidationError):
         raise SourceError(f"{source}: '{repo}' is not a repository name; for a folder write ./{repo}") from error
     if isinstance(error, OSError) and error.errno is not None:
-        raise StorageError(f"{source}: fetching {repo} failed: {error.strerror} ({error.filename})") from error
+        raise StorageError(f"{source}: fetching {repo} failed: {error.strerror}{_where_from(error)}") from error
     reason = (str(error) or type(error).__name__).splitlines()[0]
     raise StorageError(f"{source}: fetching {repo} from {host(constants.ENDPOINT)} failed: {reason}") from error
+
+
+def _where_from(error: OSError) -> str:
+    """Return the end of a message about a file: its name, and what decides where the cache is if it is there."""
+    from huggingface_hub import constants
+
+    if not isinstance(error.filename, str | bytes):
+        return ""
+    path, cache = Path(os.fsdecode(error.filename)), Path(constants.HF_HUB_CACHE).expanduser().absolute()
+    is_cache = path.is_relative_to(cache) or cache.is_relative_to(path)
+    hint = "; HF_HOME says where the cache is: set it to a folder that can be written" if is_cache else ""
+    return f" ({path}){hint}"

@@ -19,7 +19,8 @@ from datetime import datetime
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from lora_build.errors import SourceError, StorageError
+from lora_build.errors import RecipeError, SourceError, StorageError
+from lora_build.files.sources.hub_environment import proxy_of, refuse_connection, refuse_headers
 
 ATTEMPTS = 4  # in a row that bring less than a megabyte
 FIRST_WAIT_SECONDS = 1.0  # before the second attempt; twice as long before each further one
@@ -63,7 +64,7 @@ class _Patience:
         if self.attempts == ATTEMPTS or is_late or seconds > _LONGEST_WAIT_SECONDS:
             tried = f" after {self.attempts} attempts" if self.attempts > 1 else ""
             asked = f", to be asked again after {seconds:,.0f} seconds" if seconds > _LONGEST_WAIT_SECONDS else ""
-            reason = f"fetching from {host(self.url)} failed{tried}: {failure}{asked}"
+            reason = f"fetching from {host(self.url)}{proxy_of(self.url)} failed{tried}: {failure}{asked}"
             raise StorageError(f"{self.where}: {reason}; run again later") from failure
         time.sleep(seconds)
         self.began += seconds
@@ -112,9 +113,11 @@ def receive_json(where: str, url: str, *, most_bytes: int) -> tuple[Any, Any]:
                         raise _AgainError(
                             f"{len(data)} bytes of JSON in {6 * timeout_seconds():.0f} seconds are too few"
                         )
-            return json.loads(data), answer
         except _AgainError as failure:
             patience.wait(failure)
+            continue
+        try:
+            return json.loads(data), answer
         except (ValueError, RecursionError) as error:
             raise SourceError(f"{where}: {host(url)} answers with what is not JSON; is HF_ENDPOINT a Hub?") from error
 
@@ -138,11 +141,12 @@ def transport_error() -> type[Exception]:
 def _answer(url: str, headers: Mapping[str, str]) -> Iterator[Any]:
     """Yield the answer to a request, its body unread; another host, asked in its place, gets no credentials."""
     from huggingface_hub import errors
-    from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
     def send() -> Any:
+        refuse_connection()
         session = get_session()
-        sent = {**build_hf_headers(), "Accept-Encoding": "identity", **headers}  # which may ask for something itself
+        sent = {**_headers(), "Accept-Encoding": "identity", **headers}  # which may ask for something itself
         request = session.build_request("GET", url, headers=sent, timeout=timeout_seconds())
         return session.send(request, stream=True, follow_redirects=True)
 
@@ -157,6 +161,22 @@ def _answer(url: str, headers: Mapping[str, str]) -> Iterator[Any]:
         raise
     except transport_error() as error:
         raise _AgainError(str(error) or type(error).__name__) from error
+
+
+def _headers() -> dict[str, str]:
+    """Return the client's headers, the user's token among them."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    try:
+        found: dict[str, str] = build_hf_headers()
+    except OSError as error:
+        raise RecipeError(
+            f"{error.filename or constants.HF_TOKEN_PATH}: the Hub's token cannot be read: {error.strerror or error}; "
+            "HF_HOME or HF_TOKEN_PATH says where it is: expected a file, or none"
+        ) from error
+    refuse_headers(found, constants.HF_TOKEN_PATH)
+    return found
 
 
 def _in_time(send: Callable[[], Any]) -> Any:
