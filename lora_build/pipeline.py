@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_build.engine.backends.choice import missing_loops
 from lora_build.engine.estimate import merge_bytes, runtime_bytes
-from lora_build.errors import RecipeError, VerificationError, some_of
+from lora_build.errors import LoraBuildError, PlanError, RecipeError, VerificationError, some_of
 from lora_build.files.identity import BASE, FileKey, FileRecord
 from lora_build.files.sources import read_hashed
 from lora_build.files.targets.directory import DirectoryTarget
@@ -19,7 +19,7 @@ from lora_build.files.targets.staging import clear_stagings
 from lora_build.numerics.survival import to_bytes as survival_bytes
 from lora_build.planning.plan import MergePlan, make_plan
 from lora_build.planning.resolve import resolve
-from lora_build.proof.builds import Build, BuildInputs, Plan
+from lora_build.proof.builds import Action, Build, BuildInputs, Plan
 from lora_build.proof.checks import checks_of, have_passed, remember_passed, run_checks
 from lora_build.proof.foresight import foresee
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, Manifest, make_manifest
@@ -34,6 +34,7 @@ from lora_build.proof.output_dir import (
     target_of,
 )  # fmt: skip
 from lora_build.proof.plan_record import refuse_too_many_updates
+from lora_build.proof.planned_base import open_planned
 from lora_build.proof.provenance import BuildRun, root_above
 from lora_build.proof.provenance import to_bytes as provenance_bytes
 from lora_build.proof.survival_report import read_survival
@@ -91,18 +92,43 @@ def prepare(recipe: Recipe, *, replace: bool = False) -> Plan:
     Raises:
         LoraBuildError: the recipe, an input, or how they fit together; every issue at once.
     """
+    return _prepare(recipe, replace=replace, heirs=())
+
+
+def _prepare(recipe: Recipe, *, replace: bool, heirs: tuple[str, ...]) -> Plan:
+    """Return the plan of a recipe on which others stand."""
     target = target_of(recipe)
-    resolved = resolve(recipe)
+    below = _prepare_base(recipe, heirs) if recipe.base.is_recipe else None
+    resolved = resolve(recipe, base_source=None if below is None else open_planned(recipe, below))
     refuse_overlap(target, resolved.sources)
     inputs = BuildInputs(
         recipe=recipe, sources=resolved.sources, base=resolved.inputs.base, facts=resolved.inputs.facts
     )
-    found = Plan(inputs=inputs, merge_plan=make_plan(recipe, resolved.inputs), target=target, replace=replace)
+    merge_plan = make_plan(recipe, resolved.inputs)
+    found = Plan(inputs=inputs, merge_plan=merge_plan, target=target, replace=replace, below=below)
     refuse_links_away(found.merge_plan, resolved.sources)
     refuse_too_many_updates(found.merge_plan)
     for check in checks_of(recipe):
         check.refuse(inputs, found.merge_plan)
     return dataclasses.replace(found, at_target=foresee(found))
+
+
+def _prepare_base(recipe: Recipe, heirs: tuple[str, ...]) -> Plan:
+    """Return the plan of the recipe whose build is the base of another one."""
+    from lora_build.recipe.compose import load_recipe  # Hydra, which a recipe from Python does without
+
+    name = str(recipe.base.recipe)
+    if name in heirs:
+        raise RecipeError(f"base.recipe: {' stands on '.join([*heirs, name])}; a recipe cannot be its own base")
+    try:
+        return _prepare(load_recipe(name), replace=False, heirs=(*heirs, name))
+    except LoraBuildError as error:
+        if error.lines[0].startswith("base.recipe: "):
+            raise
+        kind = RecipeError if isinstance(error, PlanError) else type(error)  # which has a title of its own
+        where = f"base.recipe: {name}: "
+        lines = (where + error.lines[0], *error.lines[1:])
+        raise kind(lines, issues=[where + issue for issue in error.issues]) from error
 
 
 def run(plan: Plan, *, progress: Callable[[int], None] | None = None, replan: bool = False) -> Build:
@@ -118,12 +144,16 @@ def run(plan: Plan, *, progress: Callable[[int], None] | None = None, replan: bo
             promised ones or not those that were planned with, or a merged value is not finite. The target is then as
             it was.
     """
+    base = None
+    if plan.below is not None and plan.below.at_target.action is not Action.reuse:
+        base = run(plan.below, progress=progress, replan=True)
+        plan = prepare(plan.recipe, replace=plan.replace)  # on what is there now
     with lock(plan.target) as waited:
+        notes: tuple[str, ...] = ()
         if waited and replan:
             plan, notes = _plan_anew(plan)
-            built = _run(plan, progress)
-            return dataclasses.replace(built, notes=(*notes, *built.notes))
-        return _run(plan, progress)
+        built = _run(plan, progress)
+    return dataclasses.replace(built, notes=(*notes, *built.notes), base=base)
 
 
 def _plan_anew(plan: Plan) -> tuple[Plan, tuple[str, ...]]:

@@ -44,7 +44,14 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             {"path": shard.file, "size": shard.num_bytes, "tensors": [_tensor_json(op) for op in shard.operations]}
             for shard in merge_plan.shards
         ],
+        **({} if plan.below is None else {"below": _below_json(plan.below)}),
     }
+
+
+def _below_json(plan: Plan) -> dict[str, Any]:
+    """Return what is said of the recipe that another one stands on."""
+    below = {} if plan.below is None else {"below": _below_json(plan.below)}
+    return {"name": plan.recipe.name, "target": str(plan.target), "action": plan.at_target.action.value, **below}
 
 
 def built_json(built: Build) -> dict[str, Any]:
@@ -64,6 +71,7 @@ def built_json(built: Build) -> dict[str, Any]:
         "notes": [*built.remarks, *built.choices],
         "left_out": _left_out_json(built.left_out),
         "seconds": {stage: round(seconds, 3) for stage, seconds in sorted(built.seconds.items())},
+        **({} if built.base is None else {"base": built_json(built.base)}),
     }
 
 

@@ -40,7 +40,7 @@ def plan_lines(plan: Plan) -> list[Line]:
         if counts[k]
     ]
     lines = [
-        Line("base", plan.sources[BASE].uri),
+        Line("base", plan.sources[BASE].uri + _below(plan)),
         *(
             Line(
                 "adapter",
@@ -64,6 +64,19 @@ def plan_lines(plan: Plan) -> list[Line]:
         found = {**merge_plan.left_out.get(source, {}), **merge_plan.skipped.get(source, {})}
         lines += left_out_lines(source, found)
     return lines + [Line("note", note) for note in (*merge_plan.remarks, *merge_plan.notes, *plan.at_target.notes)]
+
+
+def _below(plan: Plan) -> str:
+    """Return which recipe the base is the build of, and whether that is there."""
+    if plan.below is None:
+        return ""
+    said = {
+        Action.create: "built first",
+        Action.replace: "built anew first",
+        Action.reuse: "up to date",
+        Action.replace_or_reuse: "built first unless up to date",
+    }
+    return f", of recipe {plan.recipe.base.recipe}, {said[plan.below.at_target.action]}"
 
 
 def _action(there: AtTarget) -> str:
@@ -106,6 +119,9 @@ def built_lines(built: Build) -> list[Line]:
         )
         for a in by_adapter(built.survival)
     ]
+    if built.base is not None:
+        done = "was up to date" if built.base.reused else "was built first"
+        lines.append(Line("base", f"{label(built.base.dir)} {done}: {built.base.manifest.manifest_hash}"))
     if built.reused:
         lines.append(Line("up to date", label(built.dir)))
     else:

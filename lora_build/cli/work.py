@@ -42,5 +42,5 @@ def build(recipe: "Recipe", *, replace: bool, progressbar: bool) -> "Build":
 
     plan = pipeline.prepare(recipe, replace=replace)
     with progress("write", enabled=progressbar) as advance:
-        tell = (lambda count: advance(count, plan.num_bytes_written)) if advance else None
+        tell = (lambda count: advance(count, plan.num_bytes_of_all)) if advance else None
         return pipeline.run(plan, progress=tell, replan=True)

@@ -64,7 +64,7 @@ def other_bases(recipe: Recipe, adapters: Sequence[Adapter]) -> Iterator[str]:
 
     Where one of the two is a folder, or has no name, nobody can tell.
     """
-    base = recipe.base.source
+    base = recipe.base.source or ""
     for adapter in adapters:
         trained = adapter.config.data.get("base_model_name_or_path") or ""
         if all(map(_HUB_NAME.fullmatch, (base, trained))) and base.casefold() != trained.casefold():

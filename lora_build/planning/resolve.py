@@ -38,13 +38,14 @@ class Resolved:
     sources: Mapping[SourceName, Source]
 
 
-def resolve(recipe: Recipe, *, for_planning: bool = True) -> Resolved:
+def resolve(recipe: Recipe, *, for_planning: bool = True, base_source: Source | None = None) -> Resolved:
     """Return a recipe's inputs as they are today.
 
     Args:
         recipe: names them.
         for_planning: whether they are to be planned with: then transformers says what the base is, and tokenizers are
             compared.
+        base_source: the base of a recipe that stands on another recipe's build.
 
     Raises:
         PlanError: several of them cannot be opened; names each.
@@ -55,7 +56,8 @@ def resolve(recipe: Recipe, *, for_planning: bool = True) -> Resolved:
 
     def attempt(role: SourceName, spec: BaseSpec | AdapterSpec, read: Callable[[Source], _Opened]) -> _Opened | None:
         try:
-            sources[role] = source = open_source(recipe, role, spec)
+            given = base_source if role.is_base else None
+            sources[role] = source = given or open_source(recipe, role, spec)
             return read(source)
         except LoraBuildError as error:
             failures.append(error)
@@ -105,6 +107,7 @@ def _together(failures: list[LoraBuildError]) -> LoraBuildError:
 
 def open_source(recipe: Recipe, role: SourceName, spec: BaseSpec | AdapterSpec) -> Source:
     """Return where an input comes from: a directory, or a Hub repository at a commit."""
+    assert spec.source is not None, "a recipe's build as a base is opened by who has built it"
     if is_local(spec.source):
         return open_local(role, spec.source, resolve_path(recipe, spec.source))
     try:

@@ -72,6 +72,7 @@ class Plan:
         merge_plan: what will happen to every tensor.
         target: where the output goes.
         replace: whether it may replace a build of another recipe, or one that was changed.
+        below: the plan of the recipe whose build is the base; None where the base is no recipe's.
         at_target: what was at the target when it was planned, and will be done there.
     """
 
@@ -79,6 +80,7 @@ class Plan:
     merge_plan: MergePlan
     target: Path
     replace: bool = False
+    below: "Plan | None" = None
     at_target: AtTarget = AtTarget()
 
     @property
@@ -98,6 +100,13 @@ class Plan:
         copied = (self.sources[role].files[name].size_bytes for name, role in plan.side_files.items())
         return plan.num_bytes + sum(map(len, plan.texts.values())) + sum(copied)
 
+    @property
+    def num_bytes_of_all(self) -> int:
+        """The bytes that a build writes with those of the recipes below it that are not up to date."""
+        below = self.below
+        more = 0 if below is None or below.at_target.action is Action.reuse else below.num_bytes_of_all
+        return self.num_bytes_written + more
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
@@ -115,6 +124,7 @@ class Build:
         left_out: by source the files that did not go along, with the reason; as `choices`.
         replaced: the manifest_hash of the build that was there and is not any more.
         kept: what people had put there, and is there still.
+        base: the build of the recipe that it stands on, where that was not up to date and was made first.
     """
 
     dir: Path
@@ -128,8 +138,10 @@ class Build:
     left_out: Mapping[SourceName, Mapping[str, str]] = field(default_factory=dict)
     replaced: Digest | None = None
     kept: tuple[str, ...] = ()
+    base: "Build | None" = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What its user should know, one line each, beside the choices that the manifest notes."""
-        return (*self.notes, *warnings(self.survival))
+        below = () if self.base is None else tuple(f"base: {warning}" for warning in self.base.warnings)
+        return (*below, *self.notes, *warnings(self.survival))

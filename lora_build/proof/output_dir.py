@@ -22,6 +22,7 @@ from lora_build.proof.manifest import (
 )  # fmt: skip
 from lora_build.proof.occupant import BuildThere, changed_files
 from lora_build.proof.plan_record import record_plan
+from lora_build.proof.planned_base import PlannedSource
 from lora_build.proof.provenance import Recorded, read
 from lora_build.recipe.identity import effective
 from lora_build.recipe.schema import IfExists, Recipe, resolve_path
@@ -81,7 +82,7 @@ def _problems(target: Path) -> Iterator[str]:
 def refuse_overlap(target: Path, sources: Mapping[SourceName, Source]) -> None:
     """Raise RecipeError if a build would lie in an input, or an input in it."""
     for role, source in sources.items():
-        if isinstance(source, LocalSource):
+        if isinstance(source, LocalSource | PlannedSource):
             root = source.root.resolve()
             if root == target or root in target.parents or target in root.parents:
                 raise RecipeError(f"output.dir: {target} overlaps {role} ({root}); choose a directory outside it")

@@ -19,6 +19,7 @@ from typing import Any
 
 from lora_build._version import VERSION
 from lora_build.errors import SourceError
+from lora_build.files.formats.config_json import CONFIG_NAME
 from lora_build.files.identity import BASE, Digest, SourceName
 from lora_build.proof import readback
 from lora_build.proof.builds import BuildInputs
@@ -60,6 +61,7 @@ class Recorded:
         root: where its relative paths begin, seen from the output; None where that is not recorded.
         commits: the commit of each input that is a Hub repository, by `base` and `adapters.<name>`.
         digests: those of the files that were read, by the same.
+        base: where the base lay, as its source would say it.
     """
 
     file: str | None
@@ -68,6 +70,7 @@ class Recorded:
     root: str | None
     commits: Mapping[SourceName, str]
     digests: Mapping[SourceName, frozenset[Digest]]
+    base: str
 
     @property
     def weights(self) -> dict[str, float]:
@@ -100,6 +103,8 @@ def read(data: bytes, where: str) -> Recorded:
         digests: dict[SourceName, set[Digest]] = {}
         for entry in definition["resolvedDependencies"]:
             digests.setdefault(SourceName(entry["name"]), set()).add(Digest.of_hex(entry["digest"]["sha256"]))
+        of_base = (e["uri"] for e in definition["resolvedDependencies"] if e["name"] == BASE)
+        config = next((uri for uri in of_base if uri.endswith(f"/{CONFIG_NAME}")), "")
         asked = definition["externalParameters"]
         return Recorded(
             file=None if asked.get("file") is None else readback.text(asked["file"]),
@@ -108,6 +113,7 @@ def read(data: bytes, where: str) -> Recorded:
             root=None if (root := definition["internalParameters"].get("root")) is None else readback.text(root),
             commits=commits,
             digests={source: frozenset(found) for source, found in digests.items()},
+            base=config.removesuffix(f"/{CONFIG_NAME}"),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError(f"{where}: is not a provenance file of lora-build ({error!r})") from error

@@ -52,6 +52,8 @@ def reopen(directory: Path, manifest: Manifest) -> BuildInputs:
 def _recipe(directory: Path, recorded: Recorded) -> Recipe:
     """Return the recipe of a build, with the folder that its relative paths begin at and with fixed revisions."""
     data = dict(recorded.recipe)
+    if isinstance(base := data.get("base"), Mapping) and base.get("recipe") is not None:
+        data["base"] = {"source": recorded.base}  # where the build of that recipe lay: which one, its digests say
     try:
         for role, commit in recorded.commits.items():
             part = data["base"] if role.is_base else data["adapters"][role.adapter_name]
@@ -89,7 +91,7 @@ def _dtype(recorded: Any) -> DType | dict[str, DType]:
 
 
 def _is_there(recipe: Recipe) -> bool:
-    sources = [recipe.base.source, *(spec.source for spec in selected(recipe).values())]
+    sources = [recipe.base.source or "", *(spec.source for spec in selected(recipe).values())]
     return all(resolve_path(recipe, source).is_dir() for source in sources if is_local(source))
 
 

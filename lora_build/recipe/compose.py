@@ -28,6 +28,7 @@ from lora_build.recipe.keys import raise_problems
 from lora_build.recipe.overrides import check_axes, check_overrides, composed_of
 from lora_build.recipe.schema import OutputSpec, Recipe
 from lora_build.recipe.short_overrides import words_for_hydra
+from lora_build.recipe.shorthand import only_base
 from lora_build.recipe.validate import from_mapping
 
 _VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}
@@ -97,8 +98,19 @@ def to_recipe(config: DictConfig, name: str, overrides: Sequence[str]) -> Recipe
     data: Any = OmegaConf.to_container(config.recipe, resolve=False, enum_to_str=True)
     if any(folder.shipped and folder.path.parent == Path(data["root"]) for folder in recipe_files.folders()):
         data["output"]["dir"] = str(Path.cwd() / Path(data["output"]["dir"]).expanduser())  # not where it is installed
+    data["base"] = _as_overridden(data["base"], overrides)
     recipe = from_mapping(data, where=f"recipe '{data['name']}'")
     return dataclasses.replace(recipe, composed=composed_of(name, overrides))
+
+
+def _as_overridden(base: Any, overrides: Sequence[str]) -> Any:
+    """Return a base of which a command line may say the source where its file names a recipe, or the other way."""
+    keys = [word.lstrip("+").partition("=")[0].removeprefix("recipe.") for word in words_for_hydra(overrides)]
+    last = next((key for key in reversed(keys) if key in ("base", "base.source", "base.recipe")), None)
+    if last is None or not isinstance(base, dict):
+        return base
+    dropped = ("source", "revision") if last == "base.recipe" else ("recipe",)
+    return only_base({key: value for key, value in base.items() if key not in dropped})
 
 
 def in_folder_of_its_own(recipe: Recipe, config: DictConfig) -> Recipe:

@@ -21,7 +21,7 @@ from lora_build.recipe.renamed import answer
 from lora_build.recipe.requires import unmet
 from lora_build.recipe.schema import MISSING, AdapterSpec, Recipe
 from lora_build.recipe.shorthand import SHORT, names_of
-from lora_build.recipe.values import NAME, REPOSITORY, is_local, parse_size, parse_source
+from lora_build.recipe.values import NAME, RECIPE, REPOSITORY, is_local, parse_size, parse_source
 
 _MAX_REFERENCES = 1_000
 _MAX_PROBLEMS = 100  # more of them say no more, and finding near names takes time
@@ -242,6 +242,8 @@ def _check_text(value: str, path: str) -> Iterator[str]:
             _check_source(value)
         elif key == "max_shard_size":
             parse_size(value)
+        elif path == "base.recipe" and not re.fullmatch(RECIPE, value, re.ASCII):
+            yield _expected(path, "a recipe's name, such as prod or team/chat", value)
         elif path == "name" and (not value.strip(".") or "/" in value):
             yield _expected(path, "a file's name, without /", value)
         elif path == "combine.method" and (meant := guesses.meant_value(path, value)) is not None:

@@ -88,10 +88,22 @@ _REVISION = "Branch, tag or commit of a Hub repository; null is its main branch.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseSpec:
-    """The base model: a local path (starts with `/`, `./`, `../` or `~`) or a Hub repository."""
+    """The base model: a local path (starts with `/`, `./`, `../` or `~`), a Hub repository, or a recipe's build."""
 
-    source: str = field(default=MISSING, metadata=_affects("bytes", _SOURCE))
+    source: str | None = field(default=MISSING, metadata=_affects("bytes", _SOURCE))
     revision: str | None = field(default=None, metadata=_affects("bytes", _REVISION))
+    recipe: str | None = field(
+        default=None,
+        metadata=_affects(
+            "bytes",
+            "A recipe whose build is the base, in place of a source, see [recipes on recipes](#recipes-on-recipes).",
+        ),
+    )
+
+    @property
+    def is_recipe(self) -> bool:
+        """Whether it is the build of another recipe."""
+        return self.recipe is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

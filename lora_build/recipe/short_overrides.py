@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 
-from lora_build.recipe.shorthand import expand
+from lora_build.recipe.shorthand import expand_values
 from lora_build.recipe.values import flatten, is_local
 from lora_build.recipe.words import for_hydra
 
@@ -43,7 +43,7 @@ def expand_override(text: str) -> list[str]:
     if values is None or not all(_is_taken(path, value) for value in values):
         return [text]
     given = [_below(path, value) for value in values]
-    meant = [expand(data) for data in given]
+    meant = [expand_values(data) for data in given]
     if meant == given:
         return [text]
     sign = text[: len(text) - len(text.lstrip("+"))]

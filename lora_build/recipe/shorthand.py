@@ -9,6 +9,7 @@
     combine: linear                   combine: {method: linear}
     output: ./merged                  output: {dir: ./merged}
     max_shard_size: 5000000000        max_shard_size: 5GB
+    base: {recipe: sft}               base: {recipe: sft, source: null, revision: null}
 
 A source alone says all of where it is, so an heir's `base: org/y` does not have the revision of the `org/x` that it
 inherits. Each file is written out as it is read, before files are merged: mappings merge key by key, a text would take
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_build.errors import RecipeError
+from lora_build.recipe.schema import MISSING
 from lora_build.recipe.values import parse_source, size_text
 
 SHORT = {"base": "source", "adapters.NAME": "source", "combine": "method", "output": "dir"}
@@ -32,6 +34,14 @@ def expand(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
     What is wrong in it stays as it is, for a check to find.
     """
+    data = expand_values(mapping)
+    if isinstance(base := data.get("base"), Mapping):
+        data["base"] = only_base(base)
+    return data
+
+
+def expand_values(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same of values that are laid over others key by key, as those of a command line are."""
     data = dict(mapping)
     for key in ("combine", "output"):
         if isinstance(text := data.get(key), str):
@@ -55,6 +65,14 @@ def expand_source(spec: Any) -> Any:
     if revision is None or spec.get("revision") not in (None, revision):
         return spec
     return {**spec, "source": source, "revision": revision}
+
+
+def only_base(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a base is so that a recipe takes the place of an inherited source, and a source that of a recipe."""
+    if spec.get("recipe") is not None:
+        given = {key: value for key, value in spec.items() if value != MISSING}
+        return {"source": None, "revision": None, **given}
+    return {**spec, "recipe": None} if "source" in spec else dict(spec)
 
 
 def names_of(adapters: list[Any]) -> list[str]:

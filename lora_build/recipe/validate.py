@@ -107,6 +107,7 @@ def _typed(declared: Any, value: Any) -> Any:
 
 def _check_whole(data: Mapping[str, Any]) -> Iterator[str]:
     adapters, chosen = data["adapters"], data["adapter_names"]
+    yield from _check_base(data["base"])
     yield from (f"{path}: not set" for path, value in flatten(data).items() if value == MISSING)
     if not adapters:
         yield "adapters: none given; write adapters: {NAME: SOURCE}"
@@ -115,7 +116,7 @@ def _check_whole(data: Mapping[str, Any]) -> Iterator[str]:
         if name not in with_source:
             yield f"adapters.{name}: adapter '{name}' has no source{did_you_mean(name, with_source)}"
     for path, spec in {"base": data["base"], **{f"adapters.{n}": s for n, s in adapters.items()}}.items():
-        if spec.get("revision") is not None and is_local(spec.get("source", "")):
+        if spec.get("revision") is not None and is_local(spec.get("source") or ""):
             yield f"{path}.revision: a local folder has no revision; leave it out or set it to null"
     if chosen == []:
         yield "adapter_names: the list is empty; null means all adapters"
@@ -132,6 +133,16 @@ def _check_whole(data: Mapping[str, Any]) -> Iterator[str]:
         yield "adapters: every adapter has weight 0, so the output would equal the base"
     if Path(data["output"]["dir"]).name in ("", "..", "~"):
         yield f"output.dir: expected a folder of its own, found '{data['output']['dir']}'"
+
+
+def _check_base(base: Mapping[str, Any]) -> Iterator[str]:
+    if (recipe := base.get("recipe")) is None:
+        if base.get("source") is None:
+            yield "base.source: not set"
+    elif (source := base.get("source")) is not None:
+        yield f"base.recipe: '{recipe}', and base.source is '{source}'; write one of them"
+    elif base.get("revision") is not None:
+        yield "base.revision: the build of a recipe has no revision; leave it out or set it to null"
 
 
 def _check_tokenizer(wanted: str | None, adapters: Mapping[str, Any]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any
 from lora_build.errors import RecipeError
 
 NAME = r"[A-Za-z_][\w-]*"  # of an adapter
+RECIPE = r"[\w-][\w.-]*(/[\w-][\w.-]*)*"  # of a file below recipes/
 REPOSITORY = r"[\w.-]+(/[\w.-]+)?"  # of the Hub
 SIZE = r"(\d{1,18}(?:\.\d{1,18})?) ?([KMGTkmgt])([Ii]?)[Bb]"
 _DECIMAL, _BINARY = 1000, 1024

@@ -17,7 +17,9 @@ def recipe_keys(recipe: Recipe) -> dict[str, Any]:
     The law: `from_mapping({**recipe_keys(x), "name": x.name, "root": x.root}) == x`.
     """
     found = {key: value for key, value in _said(recipe).items() if key not in _OF_ITS_FILE}
-    if "base" in found:
+    if recipe.base.is_recipe:
+        found["base"] = {"recipe": recipe.base.recipe}
+    elif "base" in found:
         found["base"] = _short(found["base"], "source")
     found["adapters"] = {name: _short(_said(spec), "source") for name, spec in recipe.adapters.items()}
     for key in ("combine", "output"):
