@@ -21,7 +21,7 @@ from lora_build.planning.plan import MergePlan, make_plan
 from lora_build.planning.resolve import resolve
 from lora_build.proof.builds import Action, Build, BuildInputs, Plan
 from lora_build.proof.checks import checks_of, have_passed, remember_passed, run_checks
-from lora_build.proof.foresight import foresee
+from lora_build.proof.foresight import Replaced, foresee
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, Manifest, make_manifest
 from lora_build.proof.occupant import Builds
 from lora_build.proof.output_dir import (
@@ -70,7 +70,8 @@ def build(recipe: Recipe | Mapping[str, Any], *, replace: bool = False) -> Build
     """
     built = run(prepare(_checked(recipe, "build"), replace=replace), replan=True)
     if built.replaced:
-        log.warning("%s: %s replaces %s", built.dir, built.manifest.manifest_hash, built.replaced)
+        why = "; ".join(built.reasons)
+        log.warning("%s: %s replaces %s: %s", built.dir, built.manifest.manifest_hash, built.replaced, why)
     for warning in built.warnings:
         log.warning(warning)
     return built
@@ -180,13 +181,15 @@ def _run(plan: Plan, progress: Callable[[int], None] | None) -> Build:
     else:
         if there is not None:
             refuse_replacing(plan, there)
+        before = None if there is None else Replaced.of(there)
         refuse_lack_of_space(plan.target, plan.num_bytes_written)
         _fetch(plan, quiet=progress is None)
         with DirectoryTarget(plan.target, there, _made_of(plan)) as target:
             built = _build(plan, target, progress or (lambda _: None))
-        if there is not None:
+        if there is not None and before is not None:
             hash_there, kept = there.manifest.manifest_hash, there.additions.names
-            built = dataclasses.replace(built, replaced=hash_there, kept=kept)
+            reasons = before.reasons(plan.recipe, built.manifest)
+            built = dataclasses.replace(built, replaced=hash_there, reasons=reasons, kept=kept)
     return dataclasses.replace(built, notes=(*cleared, *built.notes))
 
 

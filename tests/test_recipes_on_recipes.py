@@ -128,3 +128,18 @@ def test_points_of_a_sweep_stand_on_one_build(project: Path, capsys: pytest.Capt
     points = json.loads(capsys.readouterr().out)["points"]
     assert [point["exit_code"] for point in points] == [0, 0]
     assert sorted(path.name for path in (project / "builds").iterdir() if not path.name.startswith("."))[-1] == "sft"
+
+
+def test_what_is_above_is_perhaps_up_to_date_while_the_one_below_is_not(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora_build.build(lora_build.load_recipe("dpo"))
+    shutil.rmtree(project / "builds/sft")
+
+    there = lora_build.plan(lora_build.load_recipe("dpo")).at_target
+    assert (there.action, there.unread) == (Action.replace_or_reuse, ("base/model.safetensors",))
+    assert main(["plan", "dpo", "--quiet", "--exit-code"]) == 10
+    line = "perhaps up to date builds/dpo: recipe sft is built first, whose values tell\n"
+    assert capsys.readouterr().out == line
+    assert main(["recipe=dpo", "--quiet"]) == 0
+    assert capsys.readouterr().out.startswith("up to date builds/dpo")

@@ -3,6 +3,7 @@
 One recipe is worked on after Hydra has ended; the points of a sweep as Hydra hands them out (`sweep.py`).
 """
 
+import functools
 import re
 from argparse import Namespace
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from lora_build.errors import RecipeError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from lora_build.proof.builds import Plan
 
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _MORE = """\
@@ -76,7 +79,7 @@ def run(asked: Asked, words: Namespace) -> int:
     if flags and many:
         raise RecipeError("-m runs a sweep; it does not go with --cfg or --info")
     if many or flags:
-        asked.refuse_timings()
+        asked.refuse_of_one(of_sweep=many)
     if many:
         from lora_build.cli import sweep
 
@@ -93,8 +96,7 @@ def run(asked: Asked, words: Namespace) -> int:
     if flags:
         return _print_config(words, overrides) if asked.manner.as_json else _inspect(flags, overrides)
     config = compose_command(overrides)
-    _run_single(asked, config, config.hydra.runtime.choices["recipe"], overrides)
-    return 0
+    return _run_single(asked, config, config.hydra.runtime.choices["recipe"], overrides)
 
 
 def _overrides(asked: Namespace) -> list[str]:
@@ -155,19 +157,34 @@ def _inspect(flags: list[str], overrides: list[str]) -> int:
     return 0
 
 
-def _run_single(asked: Asked, config: "DictConfig", name: str, overrides: Sequence[str]) -> None:
+def _run_single(asked: Asked, config: "DictConfig", name: str, overrides: Sequence[str]) -> int:
+    """Plan or build a recipe, say it, and return the exit code."""
     from lora_build import pipeline
     from lora_build.cli import json, text
     from lora_build.recipe.compose import in_folder_of_its_own, to_recipe
 
     recipe = in_folder_of_its_own(to_recipe(config, name, overrides), config)
     if asked.command == "plan":
-        plan = pipeline.prepare(recipe, replace=asked.replace)
-        say(lambda: text.plan_lines(plan), asked.manner, result=lambda: json.plan_json(plan), final=("target",))
-        return
+        return _say_plan(asked, pipeline.prepare(recipe, replace=asked.replace))
     built = work.build(recipe, replace=asked.replace, progressbar=config.progressbar and asked.manner.progress)
 
     def lines() -> list[Said]:
         return [*text.built_lines(built), *(text.timing_lines(built) if asked.timings else [])]
 
     say(lines, asked.manner, result=lambda: json.built_json(built), final=work.FINAL)
+    return 0
+
+
+def _say_plan(asked: Asked, plan: "Plan") -> int:
+    """Say what a build would do, and return the exit code."""
+    from lora_build.cli import json, text
+
+    def lines() -> list[Said]:
+        if asked.manner.quiet:  # the first line says it too
+            return [text.outcome_line(plan)]
+        first, *rest = text.plan_lines(plan)
+        return [first, *([text.tensor_table(plan)] if asked.tensors else []), *rest]
+
+    result = functools.partial(json.plan_json, plan, tensors=asked.tensors)
+    say(lines, asked.manner, result=result, final=tuple(text.ACTIONS.values()))
+    return work.WORK if asked.exit_code and plan.at_target.is_work else 0

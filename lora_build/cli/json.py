@@ -20,19 +20,24 @@ if TYPE_CHECKING:
     from lora_build.proof.verify import Verification
 
 
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """Return the plan for machines: every output tensor with what happens to it."""
-    merge_plan = plan.merge_plan
-    return {
-        "schema": "lora-build/plan/v1",
+def plan_json(plan: Plan, *, tensors: bool = False) -> dict[str, Any]:
+    """Return the plan for machines; if that is asked for, with every output tensor and what happens to it."""
+    merge_plan, touched = plan.merge_plan, plan.merge_plan.num_touched
+    summary = {verb: {"tensors": number, "bytes": volume} for verb, (number, volume) in merge_plan.volumes.items()}
+    found = {
+        "schema": "lora-build/plan/v2",
         "name": plan.recipe.name,
         "target": str(plan.target),
         "action": plan.at_target.action.value,
+        "reasons": list(plan.at_target.reasons),
+        "unread": list(plan.at_target.unread),
+        "build_key": plan.at_target.build_key,
         "there": plan.at_target.manifest_hash,
         "kept": list(plan.at_target.kept),
         "options": dict(merge_plan.options.recorded),
         "sources": {role: source.uri for role, source in plan.sources.items()},
-        "adapters": {name: {"weight": weight} for name, weight in merge_plan.weights.items()},
+        "adapters": {name: {"weight": weight, "tensors": touched[name]} for name, weight in merge_plan.weights.items()},
+        "summary": summary,
         "bytes_to_write": plan.num_bytes_written,
         "disk_free_bytes": free_bytes(plan.target),
         "memory_bytes": memory_bytes(plan),
@@ -41,11 +46,13 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "left_out": [*_left_out_json(merge_plan.left_out), *_left_out_json(merge_plan.skipped)],
         "notes": [*merge_plan.remarks, *merge_plan.notes, *plan.at_target.notes],
         "files": [
-            {"path": shard.file, "size": shard.num_bytes, "tensors": [_tensor_json(op) for op in shard.operations]}
+            {"path": shard.file, "size": shard.num_bytes, "tensors": len(shard.operations)}
             for shard in merge_plan.shards
         ],
         **({} if plan.below is None else {"below": _below_json(plan.below)}),
     }
+    listed = [_tensor_json(op, shard.file) for shard in merge_plan.shards for op in shard.operations] if tensors else []
+    return found | ({"tensors": listed} if tensors else {})
 
 
 def _below_json(plan: Plan) -> dict[str, Any]:
@@ -62,6 +69,7 @@ def built_json(built: Build) -> dict[str, Any]:
         "dir": str(built.dir),
         "up_to_date": built.reused,
         "replaced": built.replaced,
+        "reasons": list(built.reasons),
         "kept": list(built.kept),
         "manifest_hash": manifest.manifest_hash,
         "build_key": manifest.build_key,
@@ -114,8 +122,10 @@ def _left_out_json(found: Mapping[SourceName, Mapping[str, str]]) -> list[dict[s
     ]
 
 
-def _tensor_json(op: Operation) -> dict[str, Any]:
-    entry: dict[str, Any] = {"name": op.name, "operation": op.verb, "dtype": op.dtype, "shape": list(op.source.shape)}
+def _tensor_json(op: Operation, file: str) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "name": op.name, "file": file, "operation": op.verb, "dtype": op.dtype, "shape": list(op.source.shape),
+    }  # fmt: skip
     match op:
         case Merge():
             entry["updates"] = [

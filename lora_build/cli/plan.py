@@ -10,7 +10,8 @@ from lora_build.cli.work import Asked
 def parser() -> Parser:
     """Return the parser of `plan`."""
     made = composed.parser("plan", about="Say what a build of a recipe would do. Reads only headers, writes nothing.")
-    made.set_defaults(timings=False)
+    made.add_argument("--exit-code", action="store_true", help="exit with 10 where there is something to build")
+    made.add_argument("--tensors", action="store_true", help="list every output tensor and what happens to it")
     return made
 
 

@@ -4,18 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora_build.cli.lines import Column, Kind, Line, Said, Table
-from lora_build.cli.text import count, size
+from lora_build.cli.text import ACTIONS, count, size
 from lora_build.errors import label
 from lora_build.proof.builds import Action
 from lora_build.sweep.points import Point
 
 _NONE = "-"
-_ACTIONS = {
-    Action.create: "to be created",
-    Action.replace: "to be replaced",
-    Action.reuse: "up to date",
-    Action.replace_or_reuse: "perhaps up to date",  # a build reads the inputs to know
-}
 
 
 def summary_lines(points: Sequence[Point]) -> list[Said]:
@@ -54,7 +48,7 @@ def _outcome(point: Point) -> str:
     if point.exit_code:
         return f"failed ({point.exit_code})"
     if point.plan is not None:
-        return _ACTIONS[Action(point.plan["action"])]
+        return ACTIONS[Action(point.plan["action"])]
     return "up to date" if point.reused else "built"
 
 

@@ -17,6 +17,7 @@ from lora_build.cli import work
 from lora_build.cli.output import events, hush, log_to_stderr, say, tell_events
 from lora_build.cli.work import Asked
 from lora_build.errors import RecipeError, StorageError
+from lora_build.proof.builds import Action
 from lora_build.sweep.points import Point, exit_code, gather, run_point
 from lora_build.terminal import escaped
 
@@ -49,7 +50,12 @@ def run(asked: Asked, overrides: list[str]) -> int:
                 say(lambda: summary_lines(points), asked.manner, result=lambda: result, final=("", "failed"))
     if not points:
         raise RecipeError(("the sweep has no points", *known_names("recipe")))
-    return exit_code(points)
+    code = exit_code(points)
+    return work.WORK if not code and asked.exit_code and any(map(_is_work, points)) else code
+
+
+def _is_work(point: Point) -> bool:
+    return point.plan is not None and Action(point.plan["action"]) is not Action.reuse
 
 
 def _run_points(
@@ -134,7 +140,9 @@ def _run_point(asked: Asked, recipe: "Recipe", point: Point, *, progressbar: boo
     from lora_build.cli import json
 
     if asked.command == "plan":
-        return replace(point, plan=json.plan_json(pipeline.prepare(recipe, replace=asked.replace)))
+        return replace(
+            point, plan=json.plan_json(pipeline.prepare(recipe, replace=asked.replace), tensors=asked.tensors)
+        )
     built = work.build(recipe, replace=asked.replace, progressbar=progressbar)
     digest, warnings = built.manifest.manifest_hash, tuple(built.warnings)
     return replace(point, manifest_hash=digest, reused=built.reused, replaced=built.replaced, warnings=warnings)

@@ -1,8 +1,7 @@
 """What is said of a plan, a build and a verification: a few lines each, with units. How that looks, look.py says."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any
 
 from lora_build.cli.lines import Column, Kind, Line, Said, Table
 from lora_build.errors import label, some_of
@@ -10,7 +9,7 @@ from lora_build.files.identity import BASE, SourceName
 from lora_build.files.targets.disk import free_bytes
 from lora_build.numerics.survival import by_adapter, describe_norm
 from lora_build.pipeline import memory_bytes
-from lora_build.proof.builds import Action, AtTarget, Build, Plan
+from lora_build.proof.builds import Action, Build, Plan
 
 if TYPE_CHECKING:
     from lora_build.proof.forward.report import ForwardReport
@@ -23,23 +22,26 @@ _STAGES = {
     "disk": ("write", "sync"),
     "idle": ("wait for load", "wait for merge", "wait for queues"),
 }
+_DONE = {"copy": "copied", "convert": "converted", "replace": "replaced", "merge": "merged"}
 _SHOWN_FILES = 3
+_SHOWN_REASONS = 4
+ACTIONS = {
+    Action.create: "create",
+    Action.replace: "replace",
+    Action.reuse: "up to date",
+    Action.replace_or_reuse: "perhaps up to date",
+}
+"""What a build will do, in a word."""
 
 
 def plan_lines(plan: Plan) -> list[Line]:
     """Return the plan in a few lines."""
-    merge_plan, operations = plan.merge_plan, plan.merge_plan.operations
-    counts = Counter(op.verb for op in operations)
-    touched = Counter(name for op in operations for name in op.adapters)
-    volumes: Counter[str] = Counter()
-    for op in operations:
-        volumes[op.verb] += op.num_bytes
-    parts = [
-        f"{counts[k]} {verb} ({size(volumes[k])})"
-        for k, verb in (("copy", "copied"), ("convert", "converted"), ("replace", "replaced"), ("merge", "merged"))
-        if counts[k]
-    ]
+    merge_plan, touched = plan.merge_plan, plan.merge_plan.num_touched
+    volumes = [(verb, *found) for verb, found in merge_plan.volumes.items() if found[0]]
+    parts = [f"{number} {_DONE[verb]} ({size(volume)})" for verb, number, volume in volumes]
+    outcome = outcome_line(plan)
     lines = [
+        outcome,
         Line("base", plan.sources[BASE].uri + _below(plan)),
         *(
             Line(
@@ -49,21 +51,23 @@ def plan_lines(plan: Plan) -> list[Line]:
             )
             for name, weight in merge_plan.weights.items()
         ),
-        Line("tensors", f"{len(operations)}: {', '.join(parts)}"),
+        Line("tensors", f"{len(merge_plan.operations)}: {', '.join(parts)}"),
         Line(
             "files",
             f"{count(len(merge_plan.shards), 'weight file')}, config.json, {count(len(merge_plan.side_files), 'more')}",
         ),
         Line("disk", f"{size(plan.num_bytes_written)} to write, {size(free_bytes(plan.target))} free"),
         Line("memory", f"about {size(memory_bytes(plan))}"),
-        Line("target", f"{label(plan.target)}, {_action(plan.at_target)}"),
     ]
     if merge_plan.config.changes:
         lines.append(Line("config", changes_text(merge_plan.config.changes)))
     for source in merge_plan.input_files:
         found = {**merge_plan.left_out.get(source, {}), **merge_plan.skipped.get(source, {})}
         lines += left_out_lines(source, found)
-    return lines + [Line("note", note) for note in (*merge_plan.remarks, *merge_plan.notes, *plan.at_target.notes)]
+    lines += [Line("note", note) for note in (*merge_plan.remarks, *merge_plan.notes, *plan.at_target.notes)]
+    there, build_key = plan.at_target.manifest_hash, plan.at_target.build_key
+    lines += [] if there is None else [Line("there", there)]
+    return [*lines, *([] if build_key is None else [Line("build_key", build_key)]), outcome]
 
 
 def _below(plan: Plan) -> str:
@@ -79,18 +83,35 @@ def _below(plan: Plan) -> str:
     return f", of recipe {plan.recipe.base.recipe}, {said[plan.below.at_target.action]}"
 
 
-def _action(there: AtTarget) -> str:
-    match there.action:
-        case Action.create:
-            return "to be created"
-        case Action.replace:
-            return f"replaces {there.manifest_hash}"
-        case Action.reuse:
-            return f"up to date: {there.manifest_hash}"
-        case Action.replace_or_reuse:
-            return f"replaces {there.manifest_hash}, if that is not up to date: the build reads the inputs to know"
-        case _:
-            assert_never(there.action)
+def outcome_line(plan: Plan) -> Line:
+    """Return what a build will do, and why, in a line."""
+    there = plan.at_target
+    word, why = ACTIONS[there.action], reasons_text(plan)
+    return Line(word, f"{label(plan.target)}: {why}" if why else label(plan.target))
+
+
+def reasons_text(plan: Plan) -> str:
+    """Return why a build that is there is not up to date, or what would tell; nothing where it is."""
+    there = plan.at_target
+    if there.unread and plan.below is not None and plan.below.at_target.is_work:
+        return f"recipe {plan.recipe.base.recipe} is built first, whose values tell"
+    if there.unread:
+        what = "them" if there.unread[1:] else "it"
+        return f"no digest of {some_of(there.unread)} is remembered; a build reads {what} to know"
+    return "; ".join(first(there.reasons, _SHOWN_REASONS))
+
+
+def tensor_table(plan: Plan) -> Table:
+    """Return what happens to each tensor of the output, a row each."""
+    operations = plan.merge_plan.operations
+    columns = [
+        Column(head="tensor", cells=[op.name for op in operations]),
+        Column(head="dtype", cells=[op.dtype for op in operations]),
+        Column(head="shape", cells=["x".join(map(str, op.source.shape)) for op in operations]),
+        Column(head="operation", cells=[op.verb for op in operations]),
+        Column(head="adapters", cells=[", ".join(op.adapters) for op in operations]),
+    ]
+    return Table(word="tensors", columns=columns)
 
 
 def left_out_lines(source: str, reasons: Mapping[str, str]) -> list[Line]:
@@ -129,6 +150,7 @@ def built_lines(built: Build) -> list[Line]:
         lines.append(Line("built", label(built.dir), f"{size(whole)} in {seconds_text(built.seconds['whole'])}"))
     if built.replaced:
         lines.append(Line("replaced", f"{built.replaced} by {manifest.manifest_hash}"))
+        lines += [Line("since", reason) for reason in first(built.reasons, _SHOWN_REASONS)]
     if built.kept:
         lines.append(Line("kept", some_of(built.kept)))
     for source, found in built.left_out.items():

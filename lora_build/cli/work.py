@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lora_build.recipe.schema import Recipe
 
 
+WORK = 10  # the exit code of `--exit-code` where there is something to do
 FINAL = ("built", "up to date", "replaced", "manifest", "timings")  # what is said of a build however quiet it is to be
 
 
@@ -23,16 +24,25 @@ class Asked:
     manner: Manner
     timings: bool = False
     replace: bool = False
+    exit_code: bool = False
+    tensors: bool = False
 
     @classmethod
     def of(cls, command: str, asked: Namespace) -> "Asked":
         """Return what a verb's parser has read."""
-        return cls(command=command, manner=Manner.of(asked), timings=asked.timings, replace=asked.replace)
+        options = {name: getattr(asked, name, False) for name in ("timings", "replace", "exit_code", "tensors")}
+        return cls(command=command, manner=Manner.of(asked), **options)
 
-    def refuse_timings(self) -> None:
-        """Raise RecipeError if the time of one build is asked for where there is none."""
+    def refuse_of_one(self, *, of_sweep: bool) -> None:
+        """Raise RecipeError if something is asked for that a sweep has not, or that `--cfg` and `--info` have not."""
         if self.timings:
             raise RecipeError("--timings is of one build; a sweep, --cfg and --info have none")
+        if self.tensors and not (of_sweep and self.manner.as_json):
+            raise RecipeError(
+                "--tensors lists those of one plan; a sweep has them in --json, --cfg and --info have none"
+            )
+        if self.exit_code and not of_sweep:
+            raise RecipeError("--exit-code is of a plan; --cfg and --info have none")
 
 
 def build(recipe: "Recipe", *, replace: bool, progressbar: bool) -> "Build":

@@ -4,6 +4,7 @@ Closed world: every adapter tensor is consumed once, every output tensor is a co
 converted, replaced or merged. Whatever does not fit is an issue; all issues are raised together.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +23,7 @@ from lora_build.planning.adapters import other_bases
 from lora_build.planning.beside import SideFiles, what_goes_along
 from lora_build.planning.completeness import completeness
 from lora_build.planning.inputs import Inputs
-from lora_build.planning.operations import Convert, Copy, Merge, Operation
+from lora_build.planning.operations import Convert, Copy, Merge, Operation, Replace
 from lora_build.planning.options import PlanOptions
 from lora_build.planning.planner import plan_tensors
 from lora_build.planning.shards import Shard, lay_out
@@ -85,6 +86,20 @@ class MergePlan:
         texts = {MODEL_CONFIG_NAME: self.config.to_bytes()}
         texts |= {INDEX_NAME: self.index} if self.index is not None else {}
         return texts | ({GENERATION_CONFIG_NAME: self.generation.to_bytes()} if self.generation is not None else {})
+
+    @property
+    def volumes(self) -> Mapping[str, tuple[int, int]]:
+        """How many tensors are copied, converted, replaced and merged, and the bytes that they have in the output."""
+        found = dict.fromkeys((Copy.verb, Convert.verb, Replace.verb, Merge.verb), (0, 0))
+        for op in self.operations:
+            num_tensors, num_bytes = found[op.verb]
+            found[op.verb] = (num_tensors + 1, num_bytes + op.num_bytes)
+        return found
+
+    @property
+    def num_touched(self) -> Mapping[str, int]:
+        """How many tensors of the output each adapter has a part in."""
+        return Counter(name for op in self.operations for name in op.adapters)
 
     @property
     def num_bytes(self) -> int:

@@ -11,6 +11,7 @@ from lora_build.files.sources import Source
 from lora_build.models.facts import Facts
 from lora_build.numerics.survival import TensorSurvival, warnings
 from lora_build.planning.plan import MergePlan
+from lora_build.proof.difference import Difference
 from lora_build.proof.manifest import Manifest
 from lora_build.recipe.schema import Recipe
 
@@ -53,14 +54,28 @@ class AtTarget:
     Attributes:
         action: what it will do.
         manifest_hash: of the build that is there.
+        build_key: of the build that is planned; None where the digest of an input is not known.
+        reasons: why it replaces what is there, a line each.
+        unread: the files whose digest is not known, where what is there may be up to date: only a build, which reads
+            them, can tell.
+        difference: between what is there and what is planned, where that is why.
         kept: what people have put there, and a new build keeps.
         notes: what its user should know.
     """
 
     action: Action = Action.create
     manifest_hash: Digest | None = None
+    build_key: Digest | None = None
+    reasons: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    difference: Difference | None = field(default=None, repr=False)
     kept: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_work(self) -> bool:
+        """Whether there is something to do, or nobody knows before a build has read its inputs."""
+        return self.action is not Action.reuse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +138,7 @@ class Build:
         choices: the choices that were made for its user, which the manifest notes in other names for adapters.
         left_out: by source the files that did not go along, with the reason; as `choices`.
         replaced: the manifest_hash of the build that was there and is not any more.
+        reasons: why that was replaced, a line each.
         kept: what people had put there, and is there still.
         base: the build of the recipe that it stands on, where that was not up to date and was made first.
     """
@@ -137,6 +153,7 @@ class Build:
     choices: tuple[str, ...] = ()
     left_out: Mapping[SourceName, Mapping[str, str]] = field(default_factory=dict)
     replaced: Digest | None = None
+    reasons: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     base: "Build | None" = None
 

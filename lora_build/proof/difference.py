@@ -25,6 +25,7 @@ from lora_build.proof.planned_tensor import PlannedTensor, TensorRef, UpdateReco
 
 _OF_MERGES = ("combine", "numerics")  # options that no tensor's plan says, and that change what is merged
 _SHOWN = 4  # digits of a digest in a sentence
+UNKNOWN = Digest("unknown:")  # of a file that is another one, by its size, and has not been read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,9 +315,15 @@ def _files_reason(change: InputChange) -> str:
     if not more:
         where = change.source if first.path == WEIGHTS_NAME else f"{change.source}/{first.path}"
         if first.before is not None and first.after is not None:
-            return f"{where} changed ({short(first.before.sha256)} to {short(first.after.sha256)})"
+            return f"{where} changed ({_how(first.before, first.after)})"
         return f"{where} {'added' if first.before is None else 'removed'}"
     return f"{change.source} changed ({some_of([file.path for file in change.files])})"
+
+
+def _how(before: FileRecord, after: FileRecord) -> str:
+    if UNKNOWN in (before.sha256, after.sha256):
+        return f"{before.size_bytes} to {after.size_bytes} bytes"
+    return f"{short(before.sha256)} to {short(after.sha256)}"
 
 
 def short(digest: Digest) -> str:

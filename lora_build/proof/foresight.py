@@ -1,24 +1,23 @@
-"""What a build will do at its target, told before it is done: create, replace or use again what is there."""
+"""What a build will do at its target, told before it is done, and why: create, replace or use again what is there."""
 
-import os
+from dataclasses import dataclass
+from pathlib import Path
 
 from lora_build.errors import some_of
-from lora_build.files.hashing.remembered import recall
-from lora_build.files.identity import Digest, FileKey, FileRecord
-from lora_build.files.sources import Source, digest
-from lora_build.files.sources.local import LocalSource
+from lora_build.files.identity import FileRecord
 from lora_build.files.targets.disk import disk_errors, is_on_overlay
 from lora_build.files.targets.lock import is_locked, refuse_what_is_no_lock
 from lora_build.files.targets.moves import refuse_immovable
 from lora_build.files.targets.staging import size_bytes, stagings_in
 from lora_build.proof.builds import Action, AtTarget, Plan
+from lora_build.proof.difference import Difference, Side, compare
+from lora_build.proof.known_digests import KnownDigests, known_digests, known_file_digest
 from lora_build.proof.manifest import Manifest
-from lora_build.proof.occupant import changed_files
-from lora_build.proof.output_dir import find_build, refuse_lack_of_space, refuse_replacing
+from lora_build.proof.occupant import BuildThere
+from lora_build.proof.output_dir import find_build, recorded_in, refuse_lack_of_space, refuse_replacing
 from lora_build.proof.plan_record import record_plan
-from lora_build.recipe.schema import IfExists
-
-_SMALL_BYTES = 16 << 20  # what a plan reads whole to know its digest
+from lora_build.proof.sides import side_of_build, side_of_plan
+from lora_build.recipe.schema import IfExists, Recipe
 
 
 def foresee(plan: Plan) -> AtTarget:
@@ -32,57 +31,111 @@ def foresee(plan: Plan) -> AtTarget:
         refuse_what_is_no_lock(plan.target)
     there = find_build(plan)
     notes = tuple(_left_over(plan))
+    inputs = known_digests(plan)
+    build_key = None if inputs.unknown else record_plan(plan.merge_plan, inputs.known).build_key
     if there is None:
         refuse_lack_of_space(plan.target, plan.num_bytes_written)
-        return AtTarget(notes=notes)
-    same = _is_same(plan, there.manifest)
-    if same is not True:
+        return AtTarget(build_key=build_key, notes=notes)
+    found = _compare(plan, there, inputs)
+    if found.action is not Action.reuse:
         refuse_lack_of_space(plan.target, plan.num_bytes_written)
-    if same is False:
+    if found.action is Action.replace:
         refuse_replacing(plan, there)
         if is_on_overlay(plan.target):
             refuse_immovable(plan.target)
-    action = {True: Action.reuse, False: Action.replace, None: Action.replace_or_reuse}[same]
     kept = there.additions.names
-    if kept and action is not Action.reuse:
+    if kept and found.action is not Action.reuse:
         notes = (*notes, f"what people have put into {plan.target.name} is kept: {some_of(kept)}")
-    return AtTarget(action=action, manifest_hash=there.manifest.manifest_hash, kept=kept, notes=notes)
+    return AtTarget(
+        action=found.action, manifest_hash=there.manifest.manifest_hash, build_key=build_key, kept=kept, notes=notes,
+        reasons=found.reasons, unread=found.unread, difference=found.difference,
+    )  # fmt: skip
 
 
-def _is_same(plan: Plan, there: Manifest) -> bool | None:
-    """Whether the build that is there is what a plan builds; None where only reading all inputs can tell."""
-    if plan.recipe.output.if_exists is IfExists.overwrite:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Compared:
+    """What holding a build to a plan has shown; see `AtTarget`."""
+
+    action: Action
+    reasons: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    difference: Difference | None = None
+
+
+def _compare(plan: Plan, there: BuildThere, inputs: KnownDigests) -> _Compared:
+    """Return whether the build that is there is what a plan makes, and why not."""
+    manifest = there.manifest
+    before = side_of_build(manifest, recorded_in(there.target))
+    after = side_of_plan(plan, inputs.taken_for(before))
+    unread = [f"{key.source}/{key.name}" for key in inputs.unknown]
+    difference = Difference() if after.record.build_key == manifest.build_key else compare(before, after)
+    files = look_at_files(there.target, manifest)
+    if reasons := why_replaced(plan.recipe, difference, files.changed):
+        return _Compared(action=Action.replace, reasons=reasons, difference=difference or None)
+    if unread := [*unread, *(f"{there.target.name}/{name}" for name in files.unread)]:
+        return _Compared(action=Action.replace_or_reuse, unread=tuple(unread))
+    return _Compared(action=Action.reuse)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replaced:
+    """A build that another takes the place of, as it was before that."""
+
+    target: Path
+    side: Side
+    changed: tuple[str, ...]
+
+    @classmethod
+    def of(cls, there: BuildThere) -> "Replaced":
+        """Return the build of a folder."""
+        side = side_of_build(there.manifest, recorded_in(there.target))
+        return cls(target=there.target, side=side, changed=look_at_files(there.target, there.manifest).changed)
+
+    def reasons(self, recipe: Recipe, manifest: Manifest) -> tuple[str, ...]:
+        """Return why it was replaced by the build of a recipe that is there now; see `why_replaced`."""
+        now = side_of_build(manifest, recorded_in(self.target))
+        return why_replaced(recipe, compare(self.side, now), self.changed)
+
+
+def why_replaced(recipe: Recipe, difference: Difference, changed: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return why a build is replaced, a line each; nothing where nothing is known that asks for it.
+
+    Args:
+        recipe: what is built.
+        difference: between the build and what is built.
+        changed: the build's files that are not as they were built.
+    """
+    reasons = list(difference.reasons)
+    if changed:
+        reasons.append(f"files of the build changed or missing: {some_of(changed)}")
+    if not reasons and recipe.output.if_exists is IfExists.overwrite:
+        reasons.append("if_exists: overwrite")
+    return tuple(reasons)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesThere:
+    """The files of a build that are not as they were built, and those of which only reading them all can tell."""
+
+    changed: tuple[str, ...]
+    unread: tuple[str, ...]
+
+
+def look_at_files(target: Path, manifest: Manifest) -> FilesThere:
+    """Return which files of a build are not as they were built, without reading what is large."""
+    found = {file.path: _is_as_built(target / file.path, file) for file in manifest.files}
+    return FilesThere(
+        changed=tuple(name for name, same in found.items() if same is False),
+        unread=tuple(name for name, same in found.items() if same is None),
+    )
+
+
+def _is_as_built(path: Path, file: FileRecord) -> bool | None:
+    """Whether a file is as it was built; None where only reading it all can tell."""
+    if not path.is_file() or path.stat().st_size != file.size_bytes:
         return False
-    inputs = {}
-    for role, names in plan.merge_plan.input_files.items():
-        source = plan.sources[role]
-        for name in names:
-            known = _known_digest(source, name)
-            if known is None:
-                return None
-            size = source.files[name].size_bytes
-            inputs[FileKey(role, name)] = FileRecord(path=name, size_bytes=size, sha256=known)
-    if record_plan(plan.merge_plan, inputs).build_key != there.build_key:
-        return False
-    paths = {plan.target / file.path: file.size_bytes for file in there.files}
-    whole = all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
-    return whole and not changed_files(plan.target, there)
-
-
-def _known_digest(source: Source, name: str) -> Digest | None:
-    """Return the digest of an input that is promised, small or remembered."""
-    file = source.files[name]
-    if file.promised is not None:
-        return None if file.promised.is_git else file.promised
-    if not isinstance(source, LocalSource):
-        return None
-    if file.size_bytes <= _SMALL_BYTES:
-        return digest(source, name)
-    fd = os.open(source.path(name), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return recall(fd)
-    finally:
-        os.close(fd)
+    known = known_file_digest(path, file.path, file.size_bytes)
+    return None if known is None else known == file.sha256
 
 
 def _left_over(plan: Plan) -> list[str]:

@@ -162,7 +162,7 @@ def refuse_replacing(plan: Plan, there: BuildThere) -> None:
     if plan.replace:
         return
     issues = []
-    if whose := _another_recipe(plan.recipe, _recorded(there.target)):
+    if whose := _another_recipe(plan.recipe, recorded_in(there.target)):
         issues.append(
             f"output.dir: {there.target} holds another build ({there.manifest.manifest_hash[:19]}): {whose}; to "
             "replace it add --replace (replace=True), to keep both set name or output.dir"
@@ -176,7 +176,7 @@ def refuse_replacing(plan: Plan, there: BuildThere) -> None:
         raise RecipeError(issues, issues=issues)
 
 
-def _recorded(target: Path) -> Recorded | None:
+def recorded_in(target: Path) -> Recorded | None:
     """Return what provenance says of a build; None where there is none that can be read."""
     try:
         return read((target / PROVENANCE_NAME).read_bytes(), str(target / PROVENANCE_NAME))

@@ -85,6 +85,9 @@ HINTS: dict[str, tuple[str, str]] = {
     "out of memory; lora-build plan says how much a build takes": ("", "plan prod"),
     " and {} more, which --json lists": ("", "plan prod --json"),
     "--timings is of one build; a sweep, --cfg and --info have none": ("-m recipe=prod --timings", "recipe=prod --timings"),
+    "--tensors lists those of one plan; a sweep has them in --json, --cfg and --info have none": (
+        "plan -m recipe=prod --tensors", "plan -m recipe=prod --tensors --json"),
+    "--exit-code is of a plan; --cfg and --info have none": ("plan recipe=prod --exit-code --cfg job", "plan recipe=prod --cfg job"),
     "-m runs a sweep; it does not go with --cfg or --info": ("-m recipe=prod --cfg job", "recipe=prod --cfg job"),
     "{} goes with --cfg": ("recipe=prod --resolve", "recipe=prod --cfg job --resolve"),
     "--json goes with --cfg job, of which it prints the recipe": ("recipe=prod --info --json", "recipe=prod --cfg job --json"),

@@ -82,7 +82,7 @@ def engine(monkeypatch):
     monkeypatch.setattr(verify, "verify_bytes", verify_bytes)
     monkeypatch.setattr(progress, "progress", bar)
     monkeypatch.setattr(text, "plan_lines", lambda plan: [f"PLAN {plan.recipe.name}"])
-    monkeypatch.setattr(to_json, "plan_json", lambda plan: {"plan": plan.recipe.name})
+    monkeypatch.setattr(to_json, "plan_json", lambda plan, tensors: {"plan": plan.recipe.name})
     monkeypatch.setattr(text, "built_lines", lambda built: [f"BUILT {built.dir}"])
     monkeypatch.setattr(text, "timing_lines", lambda built: ["TIMED"])
     monkeypatch.setattr(to_json, "built_json", lambda built: {"dir": str(built.dir)})
@@ -489,7 +489,7 @@ def test_info_says_where_a_recipe_comes_from(project, capsys, words):
         ("recipe=nope dty", ["dtype="]),
         ("recipe=prod base.source=./", []),
         ("recipe=prod --t", ["--timings"]),
-        ("plan recipe=prod --t", []),
+        ("plan recipe=prod --t", ["--tensors"]),
         ("plan prod --cfg ", ["job", "hydra", "all"]),
         ("plan prod --cfg=", ["--cfg=job", "--cfg=hydra", "--cfg=all"]),
         ("plan prod --package ", []),

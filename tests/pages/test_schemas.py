@@ -59,7 +59,7 @@ def test_there_is_a_schema_for_each_format_and_each_names_its_version() -> None:
     assert sorted(SCHEMAS) == kinds.split()
     for kind, schema in SCHEMAS.items():
         Draft202012Validator.check_schema(schema)
-        name, version = kind.removesuffix("-v1"), 2 if kind == "manifest" else 1
+        name, version = kind.removesuffix("-v1"), 2 if kind in ("manifest", "plan") else 1
         assert schema["$id"] == f"https://lora-build.dev/schemas/{name}-v{version}.json"
         # provenance has in-toto's, and its buildType; people write recipes
         if kind not in ("error", "provenance", "recipe"):
@@ -201,8 +201,12 @@ def test_the_manifests_of_older_releases_hold_to_the_schemas_of_their_time() -> 
 
 def test_what_commands_print_holds_to_their_schemas(project: Path, printed: Any) -> None:
     hold(printed("plan", "recipe=two"), "plan")
+    hold(printed("plan", "recipe=two", "--tensors"), "plan")
     hold(printed("recipe=prod"), "build")
     hold(printed("plan", "recipe=prod"), "plan")
+    small.edit(project / "math", lora_B__weight=small.values(77, 8, 2) * 2)
+    hold(printed("plan", "recipe=prod", "--tensors"), "plan")
+    hold(printed("recipe=prod"), "build")
     (project / "out/README.md").write_text("x")
     hold(printed("verify", "out", "base"), "verification")
     (project / "out" / PROVENANCE_NAME).unlink()

@@ -330,7 +330,64 @@ def test_the_space_of_what_an_ended_build_left_counts_as_free(folder: Path, monk
 
 def test_whether_a_build_is_up_to_date_is_not_guessed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(folder)
-    monkeypatch.setattr("lora_build.proof.foresight._SMALL_BYTES", 0)
-    monkeypatch.setattr("lora_build.proof.foresight.recall", lambda _: None)
+    forget_digests(monkeypatch)
 
-    assert plan(folder).at_target.action is Action.replace_or_reuse
+    there = plan(folder).at_target
+    assert there.action is Action.replace_or_reuse
+    weights = {"base/model.safetensors", "adapters.math/adapter_model.safetensors", "out/model.safetensors"}
+    assert weights <= set(there.unread)
+    assert there.build_key is None
+    assert there.is_work
+
+
+def forget_digests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a plan know no digest of weights, as of a base of some gigabytes that was never read."""
+    monkeypatch.setattr("lora_build.proof.known_digests._SMALL_BYTES", 0)
+    monkeypatch.setattr("lora_build.proof.known_digests.recall", lambda _: None)
+
+
+def test_what_differs_whatever_an_unread_file_holds_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(folder)
+    forget_digests(monkeypatch)
+
+    there = plan(folder, dtype="float32").at_target
+    assert (there.action, there.reasons, there.unread) == (Action.replace, ("option dtype: keep to float32",), ())
+    weights = folder / "math/adapter_model.safetensors"
+    was = weights.stat().st_size
+    small.edit(folder / "math", lora_B__weight=small.values(77, 8, 2).double())
+    said = f"adapters.math changed ({was} to {weights.stat().st_size} bytes), 2 of 3 tensors"
+    assert plan(folder).at_target.reasons == (said,)
+    (folder / "out/lora-build.provenance.json").unlink()  # so that nobody knows the build's adapter by name
+    assert lora_build.plan(small.recipe(folder, output={"dir": "out"}), replace=True).at_target.reasons == (said,)
+
+
+def test_a_weight_of_the_build_that_was_damaged_is_a_reason(folder: Path) -> None:
+    build(folder)
+    weights = folder / "out/model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+
+    there = plan(folder).at_target
+    assert (there.action, there.reasons) == (
+        Action.replace, ("files of the build changed or missing: model.safetensors",)
+    )  # fmt: skip
+    built = build(folder)
+    assert (bool(built.replaced), built.reasons) == (True, there.reasons)
+    weights.unlink()
+    assert plan(folder).at_target.reasons == there.reasons
+
+
+def test_a_build_that_is_overwritten_says_that_this_was_asked_for(folder: Path) -> None:
+    build(folder)
+    said = ("if_exists: overwrite",)
+    made = small.recipe(folder, output={"dir": str(folder / "out"), "if_exists": "overwrite"})
+    assert lora_build.plan(made).at_target.reasons == said
+    assert lora_build.build(made).reasons == said
+    assert lora_build.plan(made | {"dtype": "float32"}).at_target.reasons == ("option dtype: keep to float32",)
+
+
+def test_the_build_key_of_a_plan_is_that_of_its_build(folder: Path) -> None:
+    planned = plan(folder).at_target.build_key
+    assert build(folder).manifest.build_key == planned
+    assert plan(folder).at_target.build_key == planned

@@ -47,7 +47,7 @@ def project(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pipeline, "prepare", prepare)
     monkeypatch.setattr(pipeline, "run", run)
-    monkeypatch.setattr(to_json, "plan_json", lambda plan: {"action": "create", "bytes_to_write": 2_000})
+    monkeypatch.setattr(to_json, "plan_json", lambda plan, tensors: {"action": "create", "bytes_to_write": 2_000})
     handlers = list(logging.getLogger().handlers)
     yield SimpleNamespace(path=tmp_path, builds=builds)
     logging.getLogger().handlers = handlers
@@ -163,7 +163,7 @@ def test_plan_sweeps_too(project, capsys):
     assert app.main(["plan", "-m", "recipe=demo"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "1 point, 0 failed: recipe=demo"
-    assert lines[2].startswith("#0  to be created  2 kB      builds/demo-math+text-")
+    assert lines[2].startswith("#0  create  2 kB      builds/demo-math+text-")
 
 
 def test_a_sweep_in_a_file_needs_no_flag(project, capsys):

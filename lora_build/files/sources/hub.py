@@ -51,14 +51,17 @@ class HubSource:
 
     def data(self, name: str, start: int, end: int) -> bytes:
         """Return the bytes [start, end) of a file: from the cache, else only this range of a weight file."""
-        is_there = snapshot_path(self.repo, self.commit, name).exists()
-        if not is_there and name.endswith(".safetensors") and not name.startswith("adapter_"):
+        if not self.is_here(name) and name.endswith(".safetensors") and not name.startswith("adapter_"):
             return self._read_range(name, start, end)
         path, file = self.path(name), self.files[name]
         data = read_range(path, self._where(name), start, end, file.size_bytes)
         if (start, end) == (0, file.size_bytes):
             check(self._where(name), data, file.promised, path)
         return data
+
+    def is_here(self, name: str) -> bool:
+        """Whether the whole file is in the Hub client's cache."""
+        return snapshot_path(self.repo, self.commit, name).exists()
 
     def path(self, name: str, *, quiet: bool = True) -> Path:
         """Return the file in the Hub client's cache, fetching it first if need be."""
