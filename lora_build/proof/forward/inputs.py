@@ -4,7 +4,7 @@ A model that takes pixels or sound gets noise of the shape that its config names
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from lora_build.errors import RecipeError, SourceError
 from lora_build.files.formats.config_json import ModelConfig
-from lora_build.models.architecture import quiet
+from lora_build.proof.forward.apart import ApartError
+from lora_build.proof.forward.tokenizers import NoTokenizerError, read_texts
 
 LENGTHS = (5, 11, 17, 26)
 _DECODER_LENGTH = 7
@@ -111,10 +112,8 @@ class _Maker:
     def from_text(self, folder: Path, texts: tuple[str, ...]) -> Iterator[Question]:
         if self.main != "input_ids":
             raise SourceError(f"prompts: {type(self.model).__name__} takes {self.main} and no text; leave them out")
-        tokenizer = _tokenizer(folder)
-        for number, text in enumerate(texts, 1):
-            with quiet():
-                ids = torch.tensor([tokenizer(text)["input_ids"]], dtype=torch.int64)
+        for number, (text, found) in enumerate(zip(texts, _ids_of(folder, texts), strict=True), 1):
+            ids = torch.tensor([found], dtype=torch.int64)
             if not 1 <= ids.shape[1] <= self._longest():
                 raise RecipeError(
                     f"prompts: prompt {number} has {ids.shape[1]} tokens, the model takes 1 to {self._longest()}"
@@ -171,12 +170,10 @@ class _Maker:
         return torch.randn(shape, generator=self.generator)
 
 
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
+def _ids_of(folder: Path, texts: Sequence[str]) -> Sequence[list[int]]:
     try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise SourceError(f"prompts: {folder.name} has no tokenizer that transformers can load: {reason}") from error
+        return read_texts(folder, texts).ids
+    except NoTokenizerError as error:
+        raise SourceError(f"prompts: {folder.name} has no tokenizer that transformers can load: {error}") from error
+    except ApartError as error:
+        raise SourceError(f"prompts: the tokenizer of {folder.name} cannot read them: {error}") from error

@@ -6,7 +6,8 @@ loaded and have to agree on fixed texts: ids, what these decode to, special toke
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lora_build.files.identity import BASE
 from lora_build.files.sources import Source, digest
 from lora_build.models.architecture import FAULTS, quiet
 from lora_build.proof.builds import BuildInputs
+from lora_build.proof.forward.apart import ApartError, done_apart
 from lora_build.proof.manifest import Manifest
 
 TEXTS = (
@@ -44,8 +46,8 @@ def compare_tokenizers(directory: Path, manifest: Manifest, inputs: BuildInputs)
     names = [name for name in source.files if is_tokenizer_file(name)]
     if not names and not mine:
         return "there is no tokenizer to compare"
-    theirs, why_not_theirs = _load(directory, source, names)
-    ours, why_not_ours = _load(directory, None, ())
+    theirs, why_not_theirs = _read(directory, source, names, role)
+    ours, why_not_ours = _read(directory, None, (), "the build")
     if theirs is None and ours is None:
         return f"transformers loads neither the tokenizer of {role} nor the build's: {why_not_ours}"
     if theirs is None or ours is None:
@@ -61,13 +63,64 @@ def compare_tokenizers(directory: Path, manifest: Manifest, inputs: BuildInputs)
     return ""
 
 
-def _load(directory: Path, source: Source | None, names: Sequence[str]) -> tuple[Any, str]:
-    """Return the tokenizer of a source's files, or of a build, or None and why transformers does not load it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a tokenizer makes of texts.
+
+    Attributes:
+        num_tokens: how many it has.
+        special_tokens: by what they are for.
+        ids: of each text.
+        decoded: what these are as text again.
+        chat_template: as it is written; it is not run, since it is a program.
+    """
+
+    num_tokens: int
+    special_tokens: Mapping[str, Any]
+    ids: list[list[int]]
+    decoded: list[str]
+    chat_template: Any
+
+
+class NoTokenizerError(Exception):
+    """transformers does not load a tokenizer, or it does not read a text."""
+
+
+def read_texts(folder: Path, texts: Sequence[str]) -> Reading:
+    """Return what the tokenizer in a folder makes of texts; it is asked in a process of its own.
+
+    Raises:
+        NoTokenizerError: transformers does not load it, or it does not read a text.
+        ApartError: it takes too much time or memory, or ends its process.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # once, for all forks
+
+    def read() -> dict[str, Any]:
+        try:
+            found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            ids = [found(text)["input_ids"] for text in texts]
+        except FAULTS as error:
+            return {"why": (str(error) or type(error).__name__).splitlines()[0]}
+        special = {name: str(token) for name, token in found.special_tokens_map.items()}
+        template, decoded = found.chat_template, [found.decode(of) for of in ids]
+        return {
+            "num_tokens": len(found), "special_tokens": special, "ids": ids, "decoded": decoded,
+            "chat_template": template,
+        }  # fmt: skip
+
+    assert PreTrainedTokenizerFast is not None
+    with quiet():
+        answer = done_apart(read)
+    if "why" in answer:
+        raise NoTokenizerError(answer["why"])
+    return Reading(**answer)
+
+
+def _read(directory: Path, source: Source | None, names: Sequence[str], whose: str) -> tuple[Reading | None, str]:
+    """Return what the tokenizer of a source's files, or of a build, makes of texts, or None and why it is not loaded.
 
     A source's files lie beside the build's config.json, by which transformers tells what kind they are of.
     """
-    from transformers import AutoTokenizer
-
     with tempfile.TemporaryDirectory(prefix="lora-build-") as scratch:
         folder = directory
         if source is not None:
@@ -77,24 +130,27 @@ def _load(directory: Path, source: Source | None, names: Sequence[str]) -> tuple
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).symlink_to(source.path(name).resolve())
         try:
-            with quiet():
-                return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False), ""
-        except FAULTS as error:
-            return None, (str(error) or type(error).__name__).splitlines()[0]
+            return read_texts(folder, TEXTS), ""
+        except NoTokenizerError as error:
+            return None, str(error)
+        except ApartError as error:
+            raise VerificationError(
+                f"{directory}: the tokenizer of {whose} cannot read a few lines of text: {error}; look at its files "
+                "before you use it"
+            ) from error
 
 
-def _differences(theirs: Any, ours: Any) -> Iterator[str]:
-    if len(theirs) != len(ours):
-        yield f"{len(ours)} tokens in place of {len(theirs)}"
-    if (a := theirs.special_tokens_map) != (b := ours.special_tokens_map):
-        yield f"special tokens {b} in place of {a}"
-    for text in TEXTS:
-        ids = theirs(text)["input_ids"]
-        if (found := ours(text)["input_ids"]) != ids:
+def _differences(theirs: Reading, ours: Reading) -> Iterator[str]:
+    if theirs.num_tokens != ours.num_tokens:
+        yield f"{ours.num_tokens} tokens in place of {theirs.num_tokens}"
+    if theirs.special_tokens != ours.special_tokens:
+        yield f"special tokens {ours.special_tokens} in place of {theirs.special_tokens}"
+    for text, ids, found, back, other in zip(TEXTS, theirs.ids, ours.ids, theirs.decoded, ours.decoded, strict=True):
+        if found != ids:
             yield f"{text!r} has ids {found[:8]} in place of {ids[:8]}"
             break
-        if (found := ours.decode(ids)) != (wanted := theirs.decode(ids)):
-            yield f"{ids[:8]} is {found!r} in place of {wanted!r}"
+        if other != back:
+            yield f"{ids[:8]} is {other!r} in place of {back!r}"
             break
-    if theirs.chat_template != ours.chat_template:  # not run: it is a program
+    if theirs.chat_template != ours.chat_template:
         yield "it has another chat template"

@@ -1,15 +1,21 @@
 """The tokenizer of a build reads and writes as that of what it was made of, or the check says how not."""
 
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 import lora_build
-from lora_build.errors import VerificationError
+from lora_build.errors import SourceError, VerificationError
+from lora_build.proof.forward import apart
+from lora_build.proof.forward.apart import ApartError, done_apart
+from lora_build.proof.forward.inputs import Prompts, questions
 from lora_build.proof.forward.tokenizers import compare_tokenizers
 from lora_build.proof.manifest import read_manifest
 from lora_build.proof.reopen import reopen
@@ -79,3 +85,41 @@ def test_a_tokenizer_that_nobody_loads_is_a_note(tmp_path: Path) -> None:
 
     (tmp_path / "base" / "tokenizer.json").unlink()
     assert compare(Path(lora_build.build(small.recipe(tmp_path)).dir)) == "there is no tokenizer to compare"
+
+
+def test_a_tokenizer_that_swells_what_it_reads_is_refused_and_ends_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = build(tmp_path)
+    rule = {"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}
+    edit_json(out / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": [rule] * 40})
+    monkeypatch.setattr(apart, "MEMORY_BYTES", 64 << 20)
+
+    with pytest.raises(
+        VerificationError, match="the tokenizer of the build cannot read a few lines of text: it ended "
+    ):
+        compare(out)
+    with pytest.raises(
+        SourceError, match=r"prompts: the tokenizer of out cannot read them: it ended its process \(SIG"
+    ):
+        questions(
+            SimpleNamespace(config=LlamaConfig(), main_input_name="input_ids", forward=len),
+            out,
+            Prompts(texts=("eel",)),
+        )
+
+
+def test_work_apart_is_bounded_and_says_how_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert done_apart(lambda: {"a": [1, None]}) == {"a": [1, None]}
+    with pytest.raises(ApartError, match=r"^KeyError: 'x'$"):
+        done_apart(lambda: {}["x"])
+    with pytest.raises(ApartError, match="SIGABRT"):
+        done_apart(os.abort)
+    monkeypatch.setattr(apart, "_MAX_ANSWER_BYTES", 1 << 20)
+    with pytest.raises(ApartError, match="answers with over 1 MiB"):
+        done_apart(lambda: "x" * (2 << 20))
+    monkeypatch.setattr(apart, "SECONDS", 0.1)
+    with pytest.raises(ApartError, match=r"longer than 0\.1 seconds"):
+        done_apart(lambda: time.sleep(60))
+    with pytest.raises(ChildProcessError):  # none is left
+        os.waitpid(-1, os.WNOHANG)
