@@ -12,6 +12,7 @@ from lora_build.dtypes import FLOATS, named
 from lora_build.models.facts import Facts
 from lora_build.models.keep_float32 import kept_by_table, matching
 from lora_build.planning.layout import Layout
+from lora_build.planning.operations import Operation
 from lora_build.planning.peft_compat import dtypes_in_peft
 from lora_build.recipe.schema import ALL, DType, Numerics, Recipe
 
@@ -61,6 +62,21 @@ def output_dtypes(recipe: Recipe, layout: Layout, names: Sequence[str], facts: F
         notes=(f"{saved[0]} stays {stored[saved[0]]}: {saving}",) if saved else (),
         remarks=(kept.remark,) if kept.remark else (),
     )
+
+
+def config_dtype(recipe: Recipe, operations: Sequence[Operation]) -> DType:
+    """Return the dtype that config.json is to say, `keep` where that of the base stays.
+
+    It is what all are asked for; patterns that leave all floats in one dtype ask for it too: transformers loads all
+    tensors in what config.json says.
+    """
+    if not isinstance(recipe.dtype, Mapping) or ALL in recipe.dtype:
+        return recipe.dtype[ALL] if isinstance(recipe.dtype, Mapping) else recipe.dtype
+    floats = [op for op in operations if op.dtype in FLOATS]
+    dtypes = {op.dtype for op in floats}
+    known = [dtype for dtype in DType if named(dtype.value) in dtypes]
+    is_changed = any(op.dtype != op.source.dtype for op in floats)
+    return known[0] if len(dtypes) == len(known) == 1 and is_changed else DType.keep
 
 
 def _wanted(

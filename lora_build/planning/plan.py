@@ -22,13 +22,14 @@ from lora_build.methods.combine.interface import combinations
 from lora_build.planning.adapters import other_bases
 from lora_build.planning.beside import SideFiles, what_goes_along
 from lora_build.planning.completeness import completeness
+from lora_build.planning.dtypes import config_dtype
 from lora_build.planning.inputs import Inputs
 from lora_build.planning.operations import Convert, Copy, Merge, Operation, Replace
 from lora_build.planning.options import PlanOptions
 from lora_build.planning.planner import plan_tensors
 from lora_build.planning.shards import Shard, lay_out
 from lora_build.planning.tokenizer import choose_tokenizer
-from lora_build.recipe.schema import ALL, DType, Numerics, Recipe
+from lora_build.recipe.schema import DType, Numerics, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +140,7 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
     if issues := [*issues, *tokenizer.issues, *beside.issues]:
         raise PlanError(dict.fromkeys(issues))
     config = config.with_changes(tokenizer.config_changes) if tokenizer.config_changes else config
-    dtype = recipe.dtype.get(ALL, DType.keep) if isinstance(recipe.dtype, Mapping) else recipe.dtype
-    if dtype is not DType.keep:
+    if (dtype := config_dtype(recipe, planned.operations)) is not DType.keep:
         config = config.with_changes(config.dtype_changes(dtype.value))
     base, options = inputs.base, PlanOptions.of(recipe)
     return MergePlan(

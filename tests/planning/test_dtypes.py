@@ -88,6 +88,27 @@ def test_the_pattern_with_the_most_characters_decides(tmp_path: Path) -> None:
     assert lora_build.build(small.recipe(tmp_path, dtype=wanted)).reused
 
 
+@pytest.mark.parametrize(
+    ("dtype", "said"),
+    [
+        ({"model.*": "float32"}, "float32"),
+        ({"model.*": "float32", "model.norm.weight": "keep"}, "bfloat16"),
+        ({"model.*": "bfloat16"}, "bfloat16"),
+        ({"*.norm.weight": "keep"}, "bfloat16"),
+    ],
+)
+def test_config_json_follows_patterns_that_leave_all_floats_in_one_dtype(
+    dtype: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    small.make_base(tmp_path / "base")
+    small.make_adapter(tmp_path / "math")
+
+    tensors = built(tmp_path, dtype=dtype)
+
+    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == said
+    assert len({tensor.dtype for tensor in tensors.values()}) == 1 or "keep" in dtype.values()
+
+
 def test_a_pattern_that_nothing_is_called_by_is_an_error_that_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"called '\*\.nrom\.weight'; nearest in the base: model\.norm\.weight"):
         lora_build.plan(small.recipe(project(tmp_path), dtype={"*.nrom.weight": "float32"}))
