@@ -9,6 +9,7 @@ import re
 MAX_UNKNOWN_BYTES = 64_000_000
 
 WEIGHTS = "weights in another format"
+UNNAMED = "safetensors that no index names"
 OTHER_FRAMEWORK = "weights of another framework"
 ADAPTER = "a part of an adapter, and none of the model"
 TRAINING = "state of a training run"
@@ -91,7 +92,7 @@ def why_left_out(name: str, size_bytes: int, *, weights: bool = False) -> str | 
     if _OTHER_FRAMEWORK.fullmatch(last):
         return OTHER_FRAMEWORK
     if _WEIGHTS.fullmatch(last):
-        return WEIGHTS
+        return UNNAMED if last.lower().endswith(".safetensors") else WEIGHTS
     return LARGE if size_bytes > MAX_UNKNOWN_BYTES else None
 
 

@@ -53,6 +53,18 @@ def test_the_modules_of_an_embedding_model_go_along_with_their_own_weights(tmp_p
     assert found.notes == ()
 
 
+def test_a_shard_that_no_index_names_stays_behind_for_that_reason(tmp_path: Path) -> None:
+    found = look(
+        tmp_path, {"model-00003-of-00003.safetensors": "x", "consolidated.safetensors": "x", "model.gguf": "x"}
+    )
+
+    assert found.left_out == {
+        "consolidated.safetensors": "safetensors that no index names",
+        "model-00003-of-00003.safetensors": "safetensors that no index names",
+        "model.gguf": "weights in another format",
+    }
+
+
 def test_pickled_weights_of_a_module_go_along_where_it_has_no_others_and_a_note_says_so(tmp_path: Path) -> None:
     found = look(tmp_path, {"modules.json": modules("", "2_Dense"), "2_Dense/pytorch_model.bin": "x"})
 
