@@ -28,6 +28,7 @@ from lora_build.errors import (
 __version__ = VERSION
 
 if TYPE_CHECKING:
+    from lora_build.keeping.listing import ListedBuild, builds
     from lora_build.pipeline import build, plan
     from lora_build.planning.inspection.inspecting import inspect
     from lora_build.planning.inspection.result import Inspection
@@ -43,10 +44,10 @@ if TYPE_CHECKING:
     from lora_build.wrapper.model import LoraModel
 
 __all__ = [
-    "Build", "ForwardReport", "Inspection", "LoraBuildError", "LoraModel", "Manifest", "MergeError", "Merged",
-    "NewRecipe", "Plan", "PlanError", "Recipe", "RecipeError", "SourceError", "StorageError", "Verification",
-    "VerificationError", "WrapperReport", "__version__", "build", "init", "inspect", "load_recipe", "merge", "plan",
-    "verify",
+    "Build", "ForwardReport", "Inspection", "ListedBuild", "LoraBuildError", "LoraModel", "Manifest", "MergeError",
+    "Merged", "NewRecipe", "Plan", "PlanError", "Recipe", "RecipeError", "SourceError", "StorageError", "Verification",
+    "VerificationError", "WrapperReport", "__version__", "build", "builds", "init", "inspect", "load_recipe", "merge",
+    "plan", "verify",
 ]  # fmt: skip
 
 _HOMES = {
@@ -66,6 +67,8 @@ _HOMES = {
     "WrapperReport": "proof.wrapper_check",
     "init": "start.init",
     "NewRecipe": "start.init",
+    "builds": "keeping.listing",
+    "ListedBuild": "keeping.listing",
     "merge": "start.merge",
     "Merged": "start.merge",
 }

@@ -27,7 +27,7 @@ FLOORS = (
     ("scores",),
     ("pipeline",),
     ("pages",),
-    ("start", "sweep"),
+    ("keeping", "start", "sweep"),
     ("cli",),
     ("__main__",),
 )

@@ -17,6 +17,7 @@ VERBS = {
     "inspect": "say what an adapter is, and whether it fits a base",
     "verify": "check every byte of a build against its manifest",
     "list": "list the recipes",
+    "builds": "list the builds, and which of them are what their recipes make today",
 }
 """What `lora-build --help` says of each verb, in its order."""
 _VALUED = "--log-format"  # the one option of every verb that the next word is the value of

@@ -1,5 +1,6 @@
 """What a build will do at its target, told before it is done, and why: create, replace or use again what is there."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def _compare(plan: Plan, there: BuildThere, inputs: KnownDigests) -> _Compared:
     after = side_of_plan(plan, inputs.taken_for(before))
     unread = [f"{key.source}/{key.name}" for key in inputs.unknown]
     difference = Difference() if after.record.build_key == manifest.build_key else compare(before, after)
-    files = look_at_files(there.target, manifest)
+    files = look_at_files(there.target, manifest.files)
     if reasons := why_replaced(plan.recipe, difference, files.changed):
         return _Compared(action=Action.replace, reasons=reasons, difference=difference or None)
     if unread := [*unread, *(f"{there.target.name}/{name}" for name in files.unread)]:
@@ -89,7 +90,7 @@ class Replaced:
     def of(cls, there: BuildThere) -> "Replaced":
         """Return the build of a folder."""
         side = side_of_build(there.manifest, recorded_in(there.target))
-        return cls(target=there.target, side=side, changed=look_at_files(there.target, there.manifest).changed)
+        return cls(target=there.target, side=side, changed=look_at_files(there.target, there.manifest.files).changed)
 
     def reasons(self, recipe: Recipe, manifest: Manifest) -> tuple[str, ...]:
         """Return why it was replaced by the build of a recipe that is there now; see `why_replaced`."""
@@ -121,9 +122,9 @@ class FilesThere:
     unread: tuple[str, ...]
 
 
-def look_at_files(target: Path, manifest: Manifest) -> FilesThere:
+def look_at_files(target: Path, files: Iterable[FileRecord]) -> FilesThere:
     """Return which files of a build are not as they were built, without reading what is large."""
-    found = {file.path: _is_as_built(target / file.path, file) for file in manifest.files}
+    found = {file.path: _is_as_built(target / file.path, file) for file in files}
     return FilesThere(
         changed=tuple(name for name, same in found.items() if same is False),
         unread=tuple(name for name, same in found.items() if same is None),

@@ -104,6 +104,12 @@ HINTS: dict[str, tuple[str, str]] = {
     "; lora-build --help lists them": ("help xyz", "--help"),
     'for TAB in bash and zsh: eval "$(lora-build -sc install=bash)", with zsh for zsh; in fish: lora-build -sc install=fish | source': (
         "-sc", "-sc install=bash"),
+    "there are no such builds; lora-build builds lists all": ("builds --recipe nope", "builds"),
+    "--hash: expected 4 to 64 hexadecimal digits of a manifest_hash, found '{}'": ("builds --hash x", "builds --hash {hash}"),
+    "{} not read since put there: lora-build verify {} does": ("", "verify builds/prod"),  # of what is large
+    "{} is {} on the Hub, which is not asked: lora-build plan recipe={} does": ("", "plan recipe=prod"),
+    "it has inputs on the Hub, which is not asked: lora-build plan recipe={} does": ("", "plan recipe=prod"),
+    "{} may be another one: lora-build plan recipe={} tells": ("", "plan recipe=prod"),
     "init takes an adapter, or --from FILE; lora-build init --help says more": ("init", "init --help"),
     "a file names its base and its adapters itself; give either them or --from FILE": (
         "init ./math --from elsewhere/mergekit.yaml", "init --from elsewhere/mergekit.yaml --name taken"),

@@ -94,11 +94,12 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_there_are_eight_pages() -> None:
+def test_there_are_nine_pages() -> None:
     names = [
         "adding-a-method.md",
         "contributing.md",
         "how-it-works.md",
+        "keeping.md",
         "manifest.md",
         "performance.md",
         "recipe.md",

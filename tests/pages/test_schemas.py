@@ -53,7 +53,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
 
 def test_there_is_a_schema_for_each_format_and_each_names_its_version() -> None:
     kinds = (
-        "build composed error event init inspection manifest manifest-v1 plan points provenance recipe recipes "
+        "build builds composed error event init inspection manifest manifest-v1 plan points provenance recipe recipes "
         "survival verification version"
     )
     assert sorted(SCHEMAS) == kinds.split()
@@ -218,6 +218,7 @@ def test_what_commands_print_holds_to_their_schemas(project: Path, printed: Any)
     hold(printed("list"), "recipes")
     hold(printed("init", "./math", "--base", "./base"), "init")
     hold(printed("merge", "./base", "./math", "-o", "merged"), "build")
+    hold(printed("builds", ".", "out"), "builds")
     hold(printed("--version"), "version")
     hold(printed("recipe=two", "--cfg", "job"), "composed")
     hold(printed("recipe=nope"), "error")
