@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from lora_build.planning.inspection.inspecting import inspect
     from lora_build.planning.inspection.result import Inspection
     from lora_build.proof.builds import Build, Plan
+    from lora_build.proof.comparing.result import BuildDiff
+    from lora_build.proof.diff import diff
     from lora_build.proof.forward.report import ForwardReport
     from lora_build.proof.manifest import Manifest
     from lora_build.proof.verify import Verification, verify
@@ -44,10 +46,10 @@ if TYPE_CHECKING:
     from lora_build.wrapper.model import LoraModel
 
 __all__ = [
-    "Build", "ForwardReport", "Inspection", "ListedBuild", "LoraBuildError", "LoraModel", "Manifest", "MergeError",
-    "Merged", "NewRecipe", "Plan", "PlanError", "Recipe", "RecipeError", "SourceError", "StorageError", "Verification",
-    "VerificationError", "WrapperReport", "__version__", "build", "builds", "init", "inspect", "load_recipe", "merge",
-    "plan", "verify",
+    "Build", "BuildDiff", "ForwardReport", "Inspection", "ListedBuild", "LoraBuildError", "LoraModel", "Manifest",
+    "MergeError", "Merged", "NewRecipe", "Plan", "PlanError", "Recipe", "RecipeError", "SourceError", "StorageError",
+    "Verification", "VerificationError", "WrapperReport", "__version__", "build", "builds", "diff", "init", "inspect",
+    "load_recipe", "merge", "plan", "verify",
 ]  # fmt: skip
 
 _HOMES = {
@@ -55,6 +57,8 @@ _HOMES = {
     "plan": "pipeline",
     "Build": "proof.builds",
     "Plan": "proof.builds",
+    "diff": "proof.diff",
+    "BuildDiff": "proof.comparing.result",
     "load_recipe": "recipe.compose",
     "verify": "proof.verify",
     "Manifest": "proof.manifest",

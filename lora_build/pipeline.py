@@ -96,8 +96,22 @@ def prepare(recipe: Recipe, *, replace: bool = False) -> Plan:
     return _prepare(recipe, replace=replace, heirs=())
 
 
+def survey(recipe: Recipe) -> Plan:
+    """Return the same without a look at what is at the target: for who compares a plan and builds nothing.
+
+    Raises:
+        LoraBuildError: the recipe, an input, or how they fit together; every issue at once.
+    """
+    return _survey(recipe, replace=False, heirs=())
+
+
 def _prepare(recipe: Recipe, *, replace: bool, heirs: tuple[str, ...]) -> Plan:
     """Return the plan of a recipe on which others stand."""
+    found = _survey(recipe, replace=replace, heirs=heirs)
+    return dataclasses.replace(found, at_target=foresee(found))
+
+
+def _survey(recipe: Recipe, *, replace: bool, heirs: tuple[str, ...]) -> Plan:
     target = target_of(recipe)
     below = _prepare_base(recipe, heirs) if recipe.base.is_recipe else None
     resolved = resolve(recipe, base_source=None if below is None else open_planned(recipe, below))
@@ -111,7 +125,7 @@ def _prepare(recipe: Recipe, *, replace: bool, heirs: tuple[str, ...]) -> Plan:
     refuse_too_many_updates(found.merge_plan)
     for check in checks_of(recipe):
         check.refuse(inputs, found.merge_plan)
-    return dataclasses.replace(found, at_target=foresee(found))
+    return found
 
 
 def _prepare_base(recipe: Recipe, heirs: tuple[str, ...]) -> Plan:

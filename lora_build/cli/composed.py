@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from lora_build.proof.builds import Plan
+    from lora_build.recipe.schema import Recipe
 
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _MORE = """\
@@ -113,6 +114,22 @@ def _overrides(asked: Namespace) -> list[str]:
         else:
             raise RecipeError(bare_word(asked.typed, word))
     return words_for_hydra(found)
+
+
+def one_recipe(words: Sequence[str], verb: str) -> "Recipe":
+    """Return the one recipe that `recipe=NAME` and keys behind it make, for a verb that takes no sweep."""
+    from lora_build.recipe.compose import compose_command, in_folder_of_its_own, to_recipe
+    from lora_build.recipe.overrides import check_overrides, swept
+    from lora_build.recipe.short_overrides import words_for_hydra
+
+    overrides = words_for_hydra(words)
+    if several := swept(overrides):
+        raise RecipeError(f"{next(iter(several))}: has several values, and {verb} takes one recipe; a list is [a,b]")
+    if of_sweep := [text for text in overrides if text.lstrip("+~").startswith(("hydra", "sweep="))]:
+        raise RecipeError(f"{of_sweep[0]}: is of a sweep, and {verb} takes one recipe; name a point by its folder")
+    check_overrides(overrides)
+    config = compose_command(overrides)
+    return in_folder_of_its_own(to_recipe(config, config.hydra.runtime.choices["recipe"], overrides), config)
 
 
 def _is_name(word: str) -> bool:

@@ -16,6 +16,7 @@ from lora_build.proof.builds import Build, Plan
 
 if TYPE_CHECKING:
     from lora_build.planning.inspection.result import Inspection
+    from lora_build.proof.comparing.result import BuildDiff
     from lora_build.proof.forward.report import ForwardReport
     from lora_build.proof.verify import Verification
 
@@ -112,6 +113,40 @@ def inspection_json(found: "Inspection") -> dict[str, Any]:
         "untrained": list(found.untrained),
         "ok": found.is_ok,
     }
+
+
+def diff_json(found: "BuildDiff") -> dict[str, Any]:
+    """Return what two builds differ in for machines, with every tensor that differs."""
+    plans = found.plans
+    made_of = None if plans is None else {
+        "inputs": [dataclasses.asdict(change) for change in plans.inputs],
+        "options": [dataclasses.asdict(change) for change in plans.options],
+        "changes": [dataclasses.asdict(change) for change in plans.changes],
+    }  # fmt: skip
+    return {
+        "schema": "lora-build/diff/v1",
+        "equal": found.is_equal,
+        "different": found.is_different,
+        "before": dataclasses.asdict(found.before),
+        "after": dataclasses.asdict(found.after),
+        "reasons": [] if plans is None else [*plans.input_reasons, *plans.option_reasons],
+        "made_of": made_of,
+        "manifests": list(found.manifests),
+        "keys": [dataclasses.asdict(key) for key in found.keys],
+        "tokenizer": None if found.tokenizer is None else dataclasses.asdict(found.tokenizer),
+        "files": [dataclasses.asdict(file) for file in found.files],
+        "groups": [
+            {
+                "pattern": group.pattern, "kind": group.kind, "tensors": len(group.names), "of": group.num_alike,
+                "layers": group.layers, "what": group.what,
+            }
+            for group in found.groups
+        ],
+        "tensors": [dataclasses.asdict(tensor) for tensor in found.tensors],
+        "layers": None if found.layers is None else [dataclasses.asdict(layer) for layer in found.layers],
+        "weights": None if found.weights is None else [dataclasses.asdict(tensor) for tensor in found.weights],
+        "notes": list(found.notes),
+    }  # fmt: skip
 
 
 def _left_out_json(found: Mapping[SourceName, Mapping[str, str]]) -> list[dict[str, str]]:

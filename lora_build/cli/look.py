@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 _GOOD, _BAD, _WARNING, _NOTE, _HEAD, _ASIDE = "bold green", "bold red", "bold yellow", "bold cyan", "bold", "dim"
 _STYLES = {
-    **dict.fromkeys(("built", "ok", "up to date", "create", "wrote"), _GOOD),
+    **dict.fromkeys(("built", "ok", "up to date", "create", "wrote", "equal"), _GOOD),
     **dict.fromkeys(("error", "failed", "problem", "too far"), _BAD),
     **dict.fromkeys(("warning", "replaced", "replace", "perhaps up to date", "untrained", "not taken"), _WARNING),
+    **dict.fromkeys(("different", "not known"), _WARNING),
     "note": _NOTE,
     "same as": _ASIDE,
 }

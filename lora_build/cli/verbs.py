@@ -16,6 +16,7 @@ VERBS = {
     "merge": "merge adapters into a base without a recipe's file",
     "inspect": "say what an adapter is, and whether it fits a base",
     "verify": "check every byte of a build against its manifest",
+    "diff": "say what two builds differ in, or a recipe and its build",
     "list": "list the recipes",
     "builds": "list the builds, and which of them are what their recipes make today",
 }

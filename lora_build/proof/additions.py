@@ -7,7 +7,7 @@ has files in, since some file of it names these. A symbolic link may stay, but n
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,12 +52,20 @@ def find_additions(root: Path, own: Mapping[str, object] | frozenset[str]) -> Ad
     """Return what is below a build besides its own files; no link is followed."""
     with disk_errors(root):
         found = sorted(path for path in _walk(root) if path not in own)
+        links = {name for name in found if (root / name).is_symlink()}
+    return sort_additions(found, own, links)
+
+
+def sort_additions(
+    names: Iterable[str], own: Mapping[str, object] | frozenset[str], links: Set[str] = frozenset()
+) -> Additions:
+    """Return what lies beside a build's own files by what it is, given its names, and which of them are links."""
+    found = sorted(names)
     named = {name.partition("/")[0] for name in own if "/" in name}
     read = {name for name in found if _is_read(name) or name.partition("/")[0] in named}
-    links = {name for name in found if (root / name).is_symlink()} - read
     return Additions(
-        harmless=tuple(name for name in found if name not in read | links),
-        links=tuple(sorted(links)),
+        harmless=tuple(name for name in found if name not in read and name not in links),
+        links=tuple(name for name in found if name in links and name not in read),
         read_by_loaders=tuple(sorted(read)),
     )
 

@@ -12,20 +12,19 @@ a plan knows no digest of a single tensor.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from lora_build.errors import some_of
 from lora_build.files.formats.adapter import WEIGHTS_NAME
-from lora_build.files.formats.adapter_config import CONFIG_NAME
 from lora_build.files.identity import BASE, Digest, FileKey, FileRecord, SourceName
+from lora_build.proof.affected import AffectedTensors
 from lora_build.proof.plan_record import AdapterRecord, PlanRecord
-from lora_build.proof.planned_tensor import PlannedTensor, TensorRef, UpdateRecord
 
-_OF_MERGES = ("combine", "numerics")  # options that no tensor's plan says, and that change what is merged
 _SHOWN = 4  # digits of a digest in a sentence
 UNKNOWN = Digest("unknown:")  # of a file that is another one, by its size, and has not been read
+_COMMIT = 7  # of a commit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +34,13 @@ class Side:
     Attributes:
         record: the plan.
         names: the recipe's name of the adapter at each place of the record; None where nobody knows them.
+        commits: the commit of each input that is a Hub repository, where provenance or a plan says it.
         is_first_version: whether a manifest of version 1 tells of it, which has not what is planned for a tensor.
     """
 
     record: PlanRecord
     names: tuple[str, ...] | None = None
+    commits: Mapping[SourceName, str] = field(default_factory=dict)
     is_first_version: bool = False
 
     @property
@@ -67,6 +68,7 @@ class InputChange:
         kind: added, removed or changed.
         files: those that differ, of an input that is on both sides.
         weights: an adapter's weights in the sum, if they differ.
+        commits: of a Hub repository whose files differ, before and after, if they differ; None of a folder.
         tensors: how many output tensors that affects.
     """
 
@@ -74,6 +76,7 @@ class InputChange:
     kind: str
     files: tuple[FileChange, ...] = ()
     weights: tuple[float, float] | None = None
+    commits: tuple[str | None, str | None] | None = None
     tensors: int = 0
 
 
@@ -119,22 +122,40 @@ class Difference:
     @cached_property
     def reasons(self) -> tuple[str, ...]:
         """A line for each input and option that differs; the rest is said only where none of them explains it."""
-        found = [_input_reason(change, self.num_tensors) for change in self.inputs]
-        found += [f"option {o.name}: {_said(o.before)} to {_said(o.after)}" for o in self.options]
+        found = [*self.input_reasons, *(f"option {text}" for text in self.option_reasons)]
         if not found:
-            found += [f"{c.name}: {_said(c.before)} to {_said(c.after)}" for c in self.changes]
+            found += self.change_reasons
         if self.other_format and not found:
             found.append("its manifest is of version 1")
         if not found and (names := (*self.added, *self.removed, *self.affected)):
             found.append(f"{some_of(names)} planned in another way")
         return tuple(found)
 
+    @property
+    def input_reasons(self) -> tuple[str, ...]:
+        """A line for each input that differs."""
+        return tuple(_input_reason(change, self.num_tensors) for change in self.inputs)
+
+    @property
+    def option_reasons(self) -> tuple[str, ...]:
+        """A line for each option that differs."""
+        return tuple(f"{option.name}: {_said(option.before)} to {_said(option.after)}" for option in self.options)
+
+    @property
+    def change_reasons(self) -> tuple[str, ...]:
+        """A line for each key set in config.json and its like that differs."""
+        return tuple(f"{change.name}: {_said(change.before)} to {_said(change.after)}" for change in self.changes)
+
 
 def compare(before: Side, after: Side) -> Difference:
     """Return what two plans differ in."""
-    before, after = _matched(before, after)
+    before, after = matched(before, after)
     files = {BASE: _files(before.record.base, after.record.base)}
-    inputs = [InputChange(source=BASE, kind="changed", files=files[BASE])] if files[BASE] else []
+    commits = {source: (before.commits.get(source), after.commits.get(source)) for source in (BASE, *after.adapters)}
+    commits = {source: both for source, both in commits.items() if both[0] != both[1]}
+    inputs = []
+    if files[BASE]:
+        inputs.append(InputChange(source=BASE, kind="changed", files=files[BASE], commits=commits.get(BASE)))
     for source in dict.fromkeys((*before.adapters, *after.adapters)):
         was, now = before.adapters.get(source), after.adapters.get(source)
         if was is None or now is None:
@@ -142,10 +163,11 @@ def compare(before: Side, after: Side) -> Difference:
         elif was != now:
             files[source] = _files(was.files, now.files)
             weights = None if was.weight == now.weight else (was.weight, now.weight)
-            inputs.append(InputChange(source=source, kind="changed", files=files[source], weights=weights))
+            at = commits.get(source) if files[source] else None
+            inputs.append(InputChange(source=source, kind="changed", files=files[source], weights=weights, commits=at))
     options = _values(before.record.options, after.record.options)
     changed = {FileKey(source, file.path) for source, found in files.items() for file in found}
-    tensors = _Tensors(before, after, changed, {option.name for option in options})
+    tensors = AffectedTensors(before, after, changed, {option.name for option in options})
     return Difference(
         inputs=tuple(dataclasses.replace(change, tensors=tensors.affected_by(change.source)) for change in inputs),
         options=options,
@@ -160,88 +182,7 @@ def compare(before: Side, after: Side) -> Difference:
     )
 
 
-class _Tensors:
-    """The tensors of two plans beside each other, and which of them an input's change affects."""
-
-    def __init__(self, before: Side, after: Side, changed: set[FileKey], options: set[str]) -> None:
-        self.before = {tensor.name: tensor for tensor in before.record.tensors}
-        self.after = {tensor.name: tensor for tensor in after.record.tensors}
-        self._sides, self._changed = (before, after), changed
-        self._weighed = {
-            source
-            for source, was in before.adapters.items()
-            if (now := after.adapters.get(source)) is None or now.weight != was.weight
-        } | {source for source in after.adapters if source not in before.adapters}
-        self.affected = tuple(name for name in self.before if name in self.after and self._is_affected(name, options))
-
-    def affected_by(self, source: SourceName) -> int:
-        """Return how many tensors a change of an input affects: those of both plans, and of the second alone."""
-        names = {
-            name
-            for side, tensors in enumerate((self.before, self.after))
-            for name, tensor in tensors.items()
-            if name in self.after
-            and any(self._is_of_change(key, source) for key in _read_by(tensor, self._sides[side]))
-        }
-        return len(names)
-
-    def _is_affected(self, name: str, options: set[str]) -> bool:
-        was, now = self.before[name], self.after[name]
-        if not options.isdisjoint(_OF_MERGES) and now.operation == "merge":
-            return True
-        return self._is_other(was, now) or self._reads_change(was, 0) or self._reads_change(now, 1)
-
-    def _is_other(self, was: PlannedTensor, now: PlannedTensor) -> bool:
-        """Whether what is planned for a tensor differs, adapters by name."""
-        if any(side.is_first_version for side in self._sides):
-            return (was.dtype, was.shape, was.operation) != (now.dtype, now.shape, now.operation)
-        return _by_name(was, self._sides[0]) != _by_name(now, self._sides[1])
-
-    def _reads_change(self, tensor: PlannedTensor, side: int) -> bool:
-        return any(key in self._changed or key.source in self._weighed for key in _read_by(tensor, self._sides[side]))
-
-    def _is_of_change(self, key: FileKey, source: SourceName) -> bool:
-        return key.source == source and (key in self._changed or source in self._weighed)
-
-
-def _read_by(tensor: PlannedTensor, side: Side) -> set[FileKey]:
-    """Return the files that a tensor is made of; the base's config.json and its like are none."""
-    names = list(side.adapters)
-    found = {FileKey(names[place], WEIGHTS_NAME) for place in tensor.adapters}
-    for update in (update for segment in tensor.segments for update in segment.updates):
-        found |= {FileKey(_owner(factor, names), factor.file) for factor in update.factors.values()}
-        found.add(FileKey(names[update.adapter], CONFIG_NAME))
-    source = tensor.source
-    if source is None:
-        found.add(FileKey(BASE, tensor.file))
-    else:
-        found.add(FileKey(_owner(source, names), source.file))
-    return found
-
-
-def _by_name(tensor: PlannedTensor, side: Side) -> tuple[object, ...]:
-    """Return what is planned for a tensor with its adapters by name: places differ where another adapter comes."""
-    names = list(side.adapters)
-
-    def of_update(update: UpdateRecord) -> tuple[Any, ...]:
-        factors = sorted((role, factor.file, factor.name) for role, factor in update.factors.items())
-        return names[update.adapter], update.method, update.scale, factors, repr(sorted(update.more.items()))
-
-    segments = []
-    for segment in tensor.segments:
-        updates = [of_update(update) for update in segment.updates]
-        in_order = any(update.more.get("ordered") for update in segment.updates)
-        segments.append((segment.start, segment.stop, updates if in_order else sorted(updates)))
-    source = tensor.source
-    begins = None if source is None else (_owner(source, names), source.file, source.name)
-    return tensor.dtype, tensor.shape, tensor.file, tensor.operation, begins, segments
-
-
-def _owner(tensor: TensorRef, names: Sequence[SourceName]) -> SourceName:
-    return BASE if tensor.adapter is None else names[tensor.adapter]
-
-
-def _matched(before: Side, after: Side) -> tuple[Side, Side]:
+def matched(before: Side, after: Side) -> tuple[Side, Side]:
     """Return two sides with names for all adapters, the same for what is the same adapter as far as one can tell."""
     if before.names is not None and after.names is not None:
         return before, after
@@ -304,7 +245,7 @@ def _input_reason(change: InputChange, num_tensors: int) -> str:
     if change.weights is not None:
         what.append(f"{change.source} weight {change.weights[0]:g} to {change.weights[1]:g}")
     if change.files:
-        what.append(_files_reason(change))
+        what.append(_files_reason(change) + (_commits_reason(*change.commits) if change.commits else ""))
     of = f", {change.tensors} of {num_tensors} tensors" if change.tensors or not change.source.is_base else ""
     return f"{' and '.join(what)}{of}"
 
@@ -324,6 +265,11 @@ def _how(before: FileRecord, after: FileRecord) -> str:
     if UNKNOWN in (before.sha256, after.sha256):
         return f"{before.size_bytes} to {after.size_bytes} bytes"
     return f"{short(before.sha256)} to {short(after.sha256)}"
+
+
+def _commits_reason(before: str | None, after: str | None) -> str:
+    was, now = (f"commit {commit[:_COMMIT]}" if commit else "a folder" for commit in (before, after))
+    return f" ({was} to {now})"
 
 
 def short(digest: Digest) -> str:

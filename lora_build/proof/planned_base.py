@@ -29,7 +29,12 @@ def open_planned(recipe: Recipe, below: Plan) -> Source:
     written = _as_written(recipe, below.target)
     if below.at_target.action is Action.reuse:
         return open_local(BASE, written, below.target)
-    return PlannedSource(uri=written, plan=below, files=_files(below))
+    return planned_source(below, written)
+
+
+def planned_source(plan: Plan, uri: str, name: SourceName = BASE) -> "PlannedSource":
+    """Return what a plan makes, before it is made; of weights only headers can be read."""
+    return PlannedSource(uri=uri, plan=plan, files=_files(plan), name=name)
 
 
 def _as_written(recipe: Recipe, target: Path) -> str:

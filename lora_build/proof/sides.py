@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from lora_build.files.identity import Digest, SourceName
+from lora_build.files.sources.hub import HubSource
 from lora_build.proof.builds import Plan
 from lora_build.proof.difference import Side
 from lora_build.proof.manifest import Manifest
@@ -18,14 +19,17 @@ def side_of_build(manifest: Manifest, recorded: Recorded | None) -> Side:
         recorded: what its provenance says; None where it has none that can be read.
     """
     names = None if recorded is None else _names(manifest.plan, recorded.digests, recorded.weights)
-    return Side(record=manifest.plan, names=names, is_first_version=manifest.operations is not None)
+    commits = {} if recorded is None else recorded.commits
+    is_first = manifest.operations is not None
+    return Side(record=manifest.plan, names=names, commits=commits, is_first_version=is_first)
 
 
 def side_of_plan(plan: Plan, inputs: InputDigests) -> Side:
     """Return what a plan makes of inputs of these digests."""
     places = adapter_places(plan.merge_plan, inputs)
     names = tuple(source.adapter_name for source in sorted(places, key=places.__getitem__))
-    return Side(record=record_plan(plan.merge_plan, inputs), names=names)
+    commits = {source: opened.commit for source, opened in plan.sources.items() if isinstance(opened, HubSource)}
+    return Side(record=record_plan(plan.merge_plan, inputs), names=names, commits=commits)
 
 
 def _names(

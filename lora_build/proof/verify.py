@@ -310,7 +310,7 @@ def _check_tensors(
     there = read_tensors(lambda _, start, end: file.read(start, end), _HERE, expected.path, expected.size_bytes)
     wanted = {t.name: t for t in tensors}
     problems = [f"{expected.path}: tensor {n} is missing" for n in sorted(wanted.keys() - {t.name for t in there})]
-    for tensor, running in _hashes(file, there, {t.name: t.digest for t in tensors}, count):
+    for tensor, running in tensor_hashes(file, there, {t.name: t.digest for t in tensors}, count):
         record = wanted.get(tensor.name)
         if record is None:
             problems.append(f"{expected.path}: tensor {tensor.name} is not in the manifest")
@@ -323,7 +323,7 @@ def _check_tensors(
     return problems
 
 
-def _hashes(
+def tensor_hashes(
     file: HashedFile,
     tensors: Sequence[TensorInfo],
     expected: Mapping[str, Digest],

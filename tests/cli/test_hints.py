@@ -130,6 +130,20 @@ HINTS: dict[str, tuple[str, str]] = {
     "output.dir": ("recipe=two output.dir=builds/taken", "recipe=two output.dir=builds/taken --replace"),
     "output.dir: {}: {} changed since it was built, which a new build would lose; move it away, or add --replace "
     "(replace=True)": ("recipe=two output.dir=builds/edited", "recipe=two output.dir=builds/edited --replace"),
+    "--markdown and --json are two forms of one answer; take one": (
+        "diff builds/prod builds/prod --json --markdown", "diff builds/prod builds/prod --markdown"),
+    "lora-build diff [--weights] A B, or lora-build diff recipe=NAME [KEY=VALUE ...] [B]": (
+        "diff builds/prod", "diff --weights builds/prod builds/prod"),
+    "; to read every byte: lora-build verify {}": ("diff builds/prod builds/prod", "verify builds/prod"),
+    "'{}' is the name of a recipe, which is written so: lora-build diff recipe={}": (
+        "diff prod builds/prod", "diff recipe=prod"),
+    # of what takes more than the small builds of this test
+    "and {} more; --json has them": ("", "diff builds/prod builds/prod --json"),
+    "and {} of {} more; --json has them": ("", "diff builds/prod builds/prod --json"),
+    "the bytes are not on this machine; --weights (weights=True) fetches them": (
+        "", "diff builds/prod builds/prod --weights"),
+    "{}/{}: its bytes have {}, its manifest says {}; which tensors differ says: lora-build verify {}": (
+        "", "verify builds/prod"),
 }  # fmt: skip
 # what looks like a hint and is none: names, formats, and what no command line gets
 OTHERS = {

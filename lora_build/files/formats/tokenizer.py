@@ -85,6 +85,18 @@ def read_tokenizers(sources: Mapping[SourceName, Source], *, trains_rows: bool =
     return found | {BASE: replace(found[BASE], code={name: Digest.sha256(read_whole(base, name)) for name in twins})}
 
 
+def read_tokenizer(source: Source) -> Tokenizer:
+    """Return the tokenizer of one source, whichever of its files there are.
+
+    Raises:
+        SourceError: a file of it is not what its name says.
+    """
+    names = sorted(filter(is_tokenizer_file, source.files))
+    _refuse_long(source, names)
+    texts = {name: read_whole(source, name) for name in names}
+    return _parse(source, texts, {name: Digest.sha256(text) for name, text in texts.items()})
+
+
 def _parse(source: Source, data: Mapping[str, bytes], digests: Mapping[str, Digest]) -> Tokenizer:
     for name, text in data.items():
         if text.startswith(_LFS_POINTER):
