@@ -10,9 +10,9 @@ from typing import Any
 
 from lora_build.engine.backends.choice import missing_loops
 from lora_build.engine.estimate import merge_bytes, runtime_bytes
+from lora_build.engine.small_files import fetch, write_small_files
 from lora_build.errors import LoraBuildError, PlanError, RecipeError, VerificationError, some_of
-from lora_build.files.identity import BASE, FileKey, FileRecord
-from lora_build.files.sources import read_hashed
+from lora_build.files.identity import BASE
 from lora_build.files.targets.directory import DirectoryTarget
 from lora_build.files.targets.lock import lock
 from lora_build.files.targets.staging import clear_stagings
@@ -114,7 +114,7 @@ def _prepare(recipe: Recipe, *, replace: bool, heirs: tuple[str, ...]) -> Plan:
 def _survey(recipe: Recipe, *, replace: bool, heirs: tuple[str, ...]) -> Plan:
     target = target_of(recipe)
     below = _prepare_base(recipe, heirs) if recipe.base.is_recipe else None
-    resolved = resolve(recipe, base_source=None if below is None else open_planned(recipe, below))
+    resolved = resolve(recipe, given=None if below is None else {BASE: open_planned(recipe, below)})
     refuse_overlap(target, resolved.sources)
     inputs = BuildInputs(
         recipe=recipe, sources=resolved.sources, base=resolved.inputs.base, facts=resolved.inputs.facts
@@ -197,7 +197,7 @@ def _run(plan: Plan, progress: Callable[[int], None] | None) -> Build:
             refuse_replacing(plan, there)
         before = None if there is None else Replaced.of(there)
         refuse_lack_of_space(plan.target, plan.num_bytes_written)
-        _fetch(plan, quiet=progress is None)
+        fetch(plan.merge_plan, plan.sources, quiet=progress is None)
         with DirectoryTarget(plan.target, there, _made_of(plan)) as target:
             built = _build(plan, target, progress or (lambda _: None))
         if there is not None and before is not None:
@@ -226,13 +226,6 @@ def _reuse(plan: Plan, there: Manifest) -> Build:
     )  # fmt: skip
 
 
-def _fetch(plan: Plan, *, quiet: bool) -> None:
-    """Have every input on this machine before a byte is written."""
-    for role, names in plan.merge_plan.input_files.items():
-        for name in names:
-            plan.sources[role].path(name, quiet=quiet)
-
-
 def _made_of(plan: Plan) -> dict[str, list[Path]]:
     """Return the inputs that each file of the output is made of, by its name; of the weights, all weights."""
     inputs, copied = plan.merge_plan.input_files, plan.merge_plan.side_files
@@ -253,7 +246,7 @@ def _build(plan: Plan, target: DirectoryTarget, progress: Callable[[int], None])
 
     started, clock = datetime.now(UTC), time.perf_counter()
     merge_plan, sources = plan.merge_plan, plan.sources
-    files, small = _write_small_files(plan, target, progress)
+    files, small = write_small_files(merge_plan, sources, target, progress)
     done = execute(merge_plan, sources, target, progress)
     inputs = {**small, **done.inputs}
     manifest = make_manifest(merge_plan, inputs=inputs, files=(*files, *done.files), tensors=done.tensors)
@@ -268,27 +261,6 @@ def _build(plan: Plan, target: DirectoryTarget, progress: Callable[[int], None])
         seconds={**done.seconds, "whole": time.perf_counter() - clock}, notes=_notes(merge_plan),
         remarks=merge_plan.remarks, choices=merge_plan.notes, left_out=merge_plan.left_out,
     )  # fmt: skip
-
-
-def _write_small_files(
-    plan: Plan, target: DirectoryTarget, progress: Callable[[int], None]
-) -> tuple[list[FileRecord], dict[FileKey, FileRecord]]:
-    """Write config.json, the index, and what goes along; return these files, and what they were made of."""
-    merge_plan, files, inputs = plan.merge_plan, [], {}
-    for name, data in merge_plan.texts.items():
-        files.append(target.write(name, data))
-        progress(len(data))
-    for role, names in merge_plan.input_files.items():
-        for name in names:
-            is_copied = merge_plan.side_files.get(name) == role
-            if name.endswith(".safetensors") and not is_copied:
-                continue
-            data, digest = read_hashed(plan.sources[role], name)  # once: what is recorded is what is copied
-            inputs[FileKey(role, name)] = FileRecord(path=name, size_bytes=len(data), sha256=digest)
-            if is_copied:
-                files.append(target.write(name, data))
-                progress(len(data))
-    return files, inputs
 
 
 def _notes(plan: MergePlan) -> tuple[str, ...]:

@@ -88,6 +88,7 @@ def verification_json(found: "Verification") -> dict[str, Any]:
     """Return what was verified for machines, with the reports of the checks that were asked for."""
     data = dataclasses.asdict(found)
     reports = {
+        "rebuild": found.rebuild and dataclasses.asdict(found.rebuild) | {"ok": found.rebuild.is_ok},
         "forward": found.forward and forward_json(found.forward),
         "wrapper": found.wrapper and dataclasses.asdict(found.wrapper) | {"ok": found.wrapper.is_ok},
     }

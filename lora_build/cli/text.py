@@ -13,6 +13,7 @@ from lora_build.proof.builds import Action, Build, Plan
 
 if TYPE_CHECKING:
     from lora_build.proof.forward.report import ForwardReport
+    from lora_build.proof.rebuild import RebuildReport
     from lora_build.proof.verify import Verification
     from lora_build.proof.wrapper_check import WrapperReport
 
@@ -181,13 +182,25 @@ def verification_lines(folder: str, found: "Verification") -> list[Said]:
     lines: list[Said] = [outcome, Line("manifest", found.manifest_hash)]
     if found.additions:
         lines.append(Line("more", f"{count(len(found.additions), 'file')}: {some_of(found.additions)}"))
+    lines += [_rebuilt_line(found.rebuild)] if found.rebuild else []
     lines += forward_lines(found.forward) if found.forward else []
     lines += wrapper_lines(found.wrapper) if found.wrapper else []
     if not found.problems:
-        whole = "every file and tensor is as "
-        whole += "it says" if found.expected else "this manifest says; that it is yours, --expect HASH proves"
+        whole = f"every file and tensor is as {'it' if found.expected else 'this manifest'} says"
+        whole += ", and as base and adapters give it" if found.rebuild else ""
+        whole += "" if found.expected else "; that it is yours, --expect HASH proves"
         lines.append(Line("proven", f"the manifest is the expected one, and {whole}" if found.expected else whole))
-    return lines + [Line("note", note) for note in found.notes]
+    notes = (*found.notes, *(found.rebuild.notes if found.rebuild else ()))
+    return lines + [Line("note", note) for note in notes]
+
+
+def _rebuilt_line(report: "RebuildReport") -> Line:
+    """Return what came of a rebuild."""
+    counts = f"{count(report.num_files, 'file')}, {count(report.num_tensors, 'tensor')}"
+    if not report.is_ok:
+        return Line("rebuilt", f"{counts}: {count(len(report.differences), 'difference')}")
+    same = ", the same manifest" if report.same_manifest else ""
+    return Line("rebuilt", f"{counts}: the same bytes{same}")
 
 
 def forward_lines(report: "ForwardReport") -> list[Said]:

@@ -2,7 +2,6 @@
 
 import re
 from argparse import ArgumentTypeError, Namespace
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,23 +13,12 @@ from lora_build.errors import LoraBuildError, RecipeError, StorageError, Verific
 
 if TYPE_CHECKING:
     from lora_build.proof.verify import Verification
+    from lora_build.proof.wanted import Wanted
 
 _USAGE = (
-    "verify takes the folders of builds: "
-    "lora-build verify [--expect HASH] [--strict] [--forward [--prompts FILE] [--seed N]] [--wrapper] DIR [DIR ...]"
+    "verify takes the folders of builds: lora-build verify [--expect HASH] [--strict] [--rebuild] "
+    "[--forward [--prompts FILE] [--seed N]] [--wrapper] [--root DIR] [--base PATH] [--adapter NAME=PATH] DIR [DIR ...]"
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What builds are held to beside their manifests; the arguments of `verify` from Python."""
-
-    expect: str | None = None
-    strict: bool = False
-    forward: bool = False
-    wrapper: bool = False
-    prompts: str | None = None
-    seed: int = 0
 
 
 def parser() -> Parser:
@@ -44,10 +32,19 @@ def parser() -> Parser:
         "--expect", action=Once, metavar="HASH", help="the manifest's hash is this, or begins so (no proof)"
     )
     made.add_argument("--strict", action="store_true", help="refuse files that people have added, such as a README")
+    made.add_argument(
+        "--rebuild", action="store_true", help="a rebuild from base and adapters is the same, byte for byte"
+    )
     made.add_argument("--forward", action="store_true", help="the model answers as base and adapters do")
     made.add_argument("--prompts", action=Once, metavar="FILE", help="on the prompts of a file, one a line")
     made.add_argument("--seed", action=Once, type=_seed, metavar="N", help="on the prompts that a seed gives (0)")
     made.add_argument("--wrapper", action="store_true", help="LoraModel merges base and adapters to the same bytes")
+    places = made.add_argument_group("where inputs are now, of --rebuild, --forward and --wrapper")
+    places.add_argument("--root", action=Once, metavar="DIR", help="the folder that the recipe's paths begin at")
+    places.add_argument("--base", action=Once, metavar="PATH", help="the base: a folder, or org/name[@revision]")
+    places.add_argument(
+        "--adapter", action="append", type=_adapter, default=[], metavar="NAME=PATH", help="an adapter, likewise"
+    )
     made.add_argument("--no-progress", action="store_true", help="do not say how far it has come")
     return made
 
@@ -55,24 +52,21 @@ def parser() -> Parser:
 def run(asked: Namespace) -> int:
     """Verify each folder, whatever comes of the others, and return the exit code of the first that failed."""
     wanted = _wanted(asked)
-    manner = Manner.of(asked)
-    results = [_verify(folder, wanted, manner) for folder in asked.words]
+    results = [_verify(folder, wanted, asked) for folder in asked.words]
     if asked.as_json:
         print_json({"schema": "lora-build/verification/v1", "builds": results})
     return next((result["exit_code"] for result in results if result["exit_code"]), 0)
 
 
-def _verify(folder: str, wanted: Wanted, manner: Manner) -> dict[str, Any]:
+def _verify(folder: str, wanted: "Wanted", asked: Namespace) -> dict[str, Any]:
     """Return what came of a folder for machines, after saying it to people."""
     from lora_build.cli import json, text
     from lora_build.cli.progress import progress
     from lora_build.proof import verify
 
+    manner = Manner.of(asked)
     result: dict[str, Any] = {"dir": folder, "exit_code": 0}
     lines: list[Said] = []
-    options = {
-        key: value for key, value in asdict(wanted).items() if key not in ("expect", "strict")
-    }  # what inputs are held to
     complaint: tuple[str, ...] = ()
 
     def note(found: "Verification") -> None:
@@ -81,10 +75,11 @@ def _verify(folder: str, wanted: Wanted, manner: Manner) -> dict[str, Any]:
 
     try:
         with progress("verify", enabled=manner.progress) as advance:
-            found = verify.verify_bytes(Path(folder), expect=wanted.expect, strict=wanted.strict, progress=advance)
+            found = verify.verify_bytes(Path(folder), expect=asked.expect, strict=asked.strict, progress=advance)
         note(found)  # said also where a check then cannot be made
-        if (wanted.forward or wanted.wrapper) and not found.doubts:  # which may be of where its inputs are
-            found = verify.hold_to_inputs(Path(folder), found, **options)
+        if wanted and not found.doubts:  # which may be of where its inputs are
+            with progress("rebuild", enabled=manner.progress and wanted.rebuild) as advance:
+                found = verify.hold_to_inputs(Path(folder), found, wanted, progress=advance)
             note(found)
         if found.problems:
             raise VerificationError([f"{folder}: {problem}" for problem in found.problems])
@@ -99,8 +94,10 @@ def _verify(folder: str, wanted: Wanted, manner: Manner) -> dict[str, Any]:
     return result
 
 
-def _wanted(asked: Namespace) -> Wanted:
-    """Return what the folders of a command line are to be held to."""
+def _wanted(asked: Namespace) -> "Wanted":
+    """Return what the folders of a command line are to be held to beside their manifests."""
+    from lora_build.proof.wanted import Places, Wanted
+
     if not asked.words:
         raise RecipeError(_USAGE)
     if word := next((word for word in asked.words if word.startswith(("recipe=", "sweep="))), None):
@@ -109,12 +106,26 @@ def _wanted(asked: Namespace) -> Wanted:
     of_forward = {"--prompts": asked.prompts, "--seed": asked.seed}
     if not asked.forward and (given := [name for name, value in of_forward.items() if value is not None]):
         raise RecipeError(f"{given[0]} goes with --forward; {_USAGE}")
+    of_inputs = {"--root": asked.root, "--base": asked.base, "--adapter": asked.adapter or None}
+    given = [name for name, value in of_inputs.items() if value is not None]
+    if given and not (asked.rebuild or asked.forward or asked.wrapper):
+        raise RecipeError(f"{given[0]} goes with --rebuild, --forward or --wrapper; {_USAGE}")
     if asked.expect and len(asked.words) > 1:
         raise RecipeError(f"--expect is the hash of one build, found {len(asked.words)} folders; {_USAGE}")
+    names = [name for name, _ in asked.adapter]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise RecipeError(f"--adapter: '{twice}' is there {names.count(twice)} times")
     return Wanted(
-        expect=asked.expect, strict=asked.strict, forward=asked.forward, wrapper=asked.wrapper, prompts=asked.prompts,
-        seed=asked.seed or 0,
+        rebuild=asked.rebuild, forward=asked.forward, wrapper=asked.wrapper, prompts=asked.prompts,
+        seed=asked.seed or 0, places=Places(root=asked.root, base=asked.base, adapters=dict(asked.adapter)),
     )  # fmt: skip
+
+
+def _adapter(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise ArgumentTypeError(f"expected NAME=PATH, such as math=./loras/math, found '{text}'")
+    return name, path
 
 
 def _seed(text: str) -> int:

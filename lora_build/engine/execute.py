@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 
-from blake3 import blake3
-
 from lora_build.engine.backends.choice import Backends, offers_for
 from lora_build.engine.blocks import Block
 from lora_build.engine.making import Maker
@@ -22,9 +20,9 @@ from lora_build.errors import MergeError
 from lora_build.files.buffers import Buffers
 from lora_build.files.executor import Executor, Future, SerialQueue, StageTimer, num_cores
 from lora_build.files.hashing.hashed_file import CHUNK_BYTES
-from lora_build.files.identity import Digest, FileKey, FileRecord, Hash, SourceName
+from lora_build.files.identity import Digest, FileKey, FileRecord, Hash, SourceName, new_hash
 from lora_build.files.sources import Source
-from lora_build.files.targets import Target
+from lora_build.files.targets import Files
 from lora_build.files.targets.file_writer import FileQueues, FileWriter
 from lora_build.interrupts import held
 from lora_build.numerics.measure import share_of, total
@@ -46,7 +44,7 @@ class Executed:
 
     Attributes:
         files: the weight files written.
-        tensors: the BLAKE3 of each output tensor, by name.
+        tensors: the digest of each output tensor, by name.
         inputs: the weight files read, by (source, name).
         survival: what rounding left of each merged tensor.
         seconds: how long each stage took, summed over its threads, and how long this thread waited for them.
@@ -62,8 +60,10 @@ class Executed:
 def execute(
     plan: MergePlan,
     sources: Mapping[SourceName, Source],
-    target: Target,
+    target: Files,
     progress: Progress,
+    *,
+    algorithm: str = "blake3",
 ) -> Executed:
     """Write the plan's weight files, each tensor once, and say what was written and read.
 
@@ -72,6 +72,7 @@ def execute(
         sources: where its inputs are.
         target: where its output goes.
         progress: is told of bytes written.
+        algorithm: of the digests of tensors: `blake3`, or `sha256`, which manifests of version 1 have.
 
     Raises:
         MergeError: `safe_merge` found a value that is not finite, or this machine's arithmetic fails the self-test.
@@ -85,7 +86,7 @@ def execute(
         maker = _maker(plan, inputs, executor, timer, stack)
         run = _Run(
             plan=plan, inputs=inputs, maker=maker, target=target, progress=progress, timer=timer, opened=files,
-            executor=executor, hash_output=executor.serial_queue("hash output", urgent=True),
+            algorithm=algorithm, executor=executor, hash_output=executor.serial_queue("hash output", urgent=True),
             hash_tensors=executor.serial_queue("hash tensors", urgent=True),
             write_files=executor.disk_queue("write"), sync=executor.disk_queue("sync"),
         )  # fmt: skip
@@ -126,8 +127,9 @@ class _Run:
     plan: MergePlan
     inputs: InputFiles
     maker: Maker
-    target: Target
+    target: Files
     progress: Progress
+    algorithm: str
     timer: StageTimer
     opened: ExitStack
     executor: Executor
@@ -166,7 +168,7 @@ class _Run:
 
     def _write(self, results: Iterator[tuple[Operation, Block]], file: FileWriter) -> Hash:
         """Write the blocks of one tensor and return what will have its digest."""
-        digest, blocks, operation = blake3(), [], None
+        digest, blocks, operation = new_hash(self.algorithm), [], None
         for operation, block in results:
             if block.not_finite is not None:
                 raise MergeError(explain(operation, block, self.inputs.factor))
@@ -178,7 +180,7 @@ class _Run:
         return digest
 
     def _enter(self, digests: Mapping[str, Hash]) -> None:
-        self.tensors.update({name: Digest.of_blake3(digest) for name, digest in digests.items()})
+        self.tensors.update({name: Digest.of(self.algorithm, digest) for name, digest in digests.items()})
 
     def _results(self, shard: Shard, file: FileWriter) -> Iterator[tuple[Operation, Block]]:
         """Yield the blocks of a shard in order, while the executor works on the next ones.

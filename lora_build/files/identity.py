@@ -61,6 +61,11 @@ class Hash(Protocol):
         """Return the digest of the bytes so far, in hexadecimal."""
 
 
+def new_hash(algorithm: str) -> Hash:
+    """Return the hash of no bytes yet, `sha256` or `blake3`."""
+    return blake3() if algorithm == "blake3" else hashlib.new(algorithm)
+
+
 class Digest(str):
     """The digest of some bytes, its algorithm in front.
 
@@ -88,12 +93,12 @@ class Digest(str):
     @classmethod
     def blake3(cls, data: bytes | bytearray | memoryview) -> "Digest":
         """Return the BLAKE3 of bytes."""
-        return cls.of_blake3(blake3(data))
+        return cls.of("blake3", blake3(data))
 
     @classmethod
-    def of_blake3(cls, found: Hash) -> "Digest":
-        """Return the BLAKE3 of the bytes that a hash has seen so far."""
-        return cls(f"blake3:{found.hexdigest()}")
+    def of(cls, algorithm: str, found: Hash) -> "Digest":
+        """Return the digest of the bytes that a hash of an algorithm has seen so far."""
+        return cls(f"{algorithm}:{found.hexdigest()}")
 
     @classmethod
     def of_git(cls, blob_id: str) -> "Digest":

@@ -38,14 +38,14 @@ class Resolved:
     sources: Mapping[SourceName, Source]
 
 
-def resolve(recipe: Recipe, *, for_planning: bool = True, base_source: Source | None = None) -> Resolved:
+def resolve(recipe: Recipe, *, for_planning: bool = True, given: Mapping[SourceName, Source] | None = None) -> Resolved:
     """Return a recipe's inputs as they are today.
 
     Args:
         recipe: names them.
         for_planning: whether they are to be planned with: then transformers says what the base is, and tokenizers are
             compared.
-        base_source: the base of a recipe that stands on another recipe's build.
+        given: the sources that are open already.
 
     Raises:
         PlanError: several of them cannot be opened; names each.
@@ -56,8 +56,7 @@ def resolve(recipe: Recipe, *, for_planning: bool = True, base_source: Source | 
 
     def attempt(role: SourceName, spec: BaseSpec | AdapterSpec, read: Callable[[Source], _Opened]) -> _Opened | None:
         try:
-            given = base_source if role.is_base else None
-            sources[role] = source = given or open_source(recipe, role, spec)
+            sources[role] = source = (given or {}).get(role) or open_source(recipe, role, spec)
             return read(source)
         except LoraBuildError as error:
             failures.append(error)
@@ -77,7 +76,7 @@ def resolve(recipe: Recipe, *, for_planning: bool = True, base_source: Source | 
 
         adapters.append(attempt(SourceName.of_adapter(name), spec, read))
     if failures:
-        raise _together(failures)
+        raise together(failures)
     opened = tuple(adapter for adapter in adapters if adapter is not None)
     assert base is not None
     answers = ask_for_plan(recipe, base, opened) if for_planning else Answers()
@@ -92,7 +91,7 @@ def resolve(recipe: Recipe, *, for_planning: bool = True, base_source: Source | 
     return Resolved(inputs=inputs, sources=sources)
 
 
-def _together(failures: list[LoraBuildError]) -> LoraBuildError:
+def together(failures: list[LoraBuildError]) -> LoraBuildError:
     """Return one error for all failures, of their own kind where they share it."""
     messages = [str(failure) for failure in failures]
     if len(set(messages)) == 1:  # one, or what none of them is the cause of, such as the environment

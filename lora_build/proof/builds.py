@@ -111,9 +111,7 @@ class Plan:
     @property
     def num_bytes_written(self) -> int:
         """The bytes of all files that a build writes, but lora-build's own."""
-        plan = self.merge_plan
-        copied = (self.sources[role].files[name].size_bytes for name, role in plan.side_files.items())
-        return plan.num_bytes + sum(map(len, plan.texts.values())) + sum(copied)
+        return num_bytes_written(self.merge_plan, self.sources)
 
     @property
     def num_bytes_of_all(self) -> int:
@@ -121,6 +119,12 @@ class Plan:
         below = self.below
         more = 0 if below is None or below.at_target.action is Action.reuse else below.num_bytes_of_all
         return self.num_bytes_written + more
+
+
+def num_bytes_written(plan: MergePlan, sources: Mapping[SourceName, Source]) -> int:
+    """Return the bytes of all files that a build writes, but lora-build's own."""
+    copied = (sources[role].files[name].size_bytes for name, role in plan.side_files.items())
+    return plan.num_bytes + sum(map(len, plan.texts.values())) + sum(copied)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -125,6 +125,11 @@ class Manifest:
         return str(self.plan.options.get(REPRODUCIBILITY, "exact"))
 
     @property
+    def tensor_algorithm(self) -> str:
+        """The algorithm of the digests of tensors."""
+        return "blake3" if self.operations is None else "sha256"
+
+    @property
     def build_key(self) -> Digest:
         """The digest of what the build was made of; known before it."""
         return self.plan.build_key if self.operations is None else first_version.build_key(self)
@@ -138,7 +143,7 @@ class Manifest:
     def weights_digest(self) -> Digest:
         """The digest of the tensors, whatever files they are in."""
         rows = canonical_json([[t.name, t.dtype, list(t.shape), t.digest] for t in self.tensors])
-        return Digest.blake3(rows) if self.operations is None else Digest.sha256(rows)
+        return Digest.blake3(rows) if self.tensor_algorithm == "blake3" else Digest.sha256(rows)
 
     @property
     def manifest_hash(self) -> Digest:

@@ -62,6 +62,7 @@ class Recorded:
         commits: the commit of each input that is a Hub repository, by `base` and `adapters.<name>`.
         digests: those of the files that were read, by the same.
         base: where the base lay, as its source would say it.
+        versions: of lora-build, Python and the libraries that built it, by their names.
     """
 
     file: str | None
@@ -71,6 +72,7 @@ class Recorded:
     commits: Mapping[SourceName, str]
     digests: Mapping[SourceName, frozenset[Digest]]
     base: str
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -94,7 +96,8 @@ def read(data: bytes, where: str) -> Recorded:
         SourceError: it is none of lora-build's.
     """
     try:
-        definition = readback.parse_json(data, floats=True)["predicate"]["buildDefinition"]
+        predicate = readback.parse_json(data, floats=True)["predicate"]
+        definition = predicate["buildDefinition"]
         commits = {
             SourceName(entry["name"]): found[1]
             for entry in definition["resolvedDependencies"]
@@ -114,6 +117,7 @@ def read(data: bytes, where: str) -> Recorded:
             commits=commits,
             digests={source: frozenset(found) for source, found in digests.items()},
             base=config.removesuffix(f"/{CONFIG_NAME}"),
+            versions={k: readback.text(v) for k, v in predicate["runDetails"]["builder"].get("version", {}).items()},
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError(f"{where}: is not a provenance file of lora-build ({error!r})") from error
@@ -178,7 +182,7 @@ def to_bytes(inputs: BuildInputs, *, digests: InputDigests, manifest: Manifest, 
                 ],
             },
             "runDetails": {
-                "builder": {"id": "https://lora-build.dev/cli", "version": _versions()},
+                "builder": {"id": "https://lora-build.dev/cli", "version": versions()},
                 "metadata": {
                     "invocationId": str(uuid.uuid4()),
                     "startedOn": run.started.isoformat(timespec="seconds"),
@@ -219,7 +223,8 @@ def _composed(recipe: Recipe) -> dict[str, Any]:
     return {"file": found.file, "overrides": list(found.overrides), "changing": list(found.changing)}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of lora-build, Python and the libraries here."""
     import importlib.metadata  # which a plan would wait for
 
     packages = {name: importlib.metadata.version(name) for name in _PACKAGES}

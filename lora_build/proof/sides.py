@@ -18,7 +18,7 @@ def side_of_build(manifest: Manifest, recorded: Recorded | None) -> Side:
         manifest: of the build.
         recorded: what its provenance says; None where it has none that can be read.
     """
-    names = None if recorded is None else _names(manifest.plan, recorded.digests, recorded.weights)
+    names = None if recorded is None else adapter_names(manifest.plan, recorded.digests, recorded.weights)
     commits = {} if recorded is None else recorded.commits
     is_first = manifest.operations is not None
     return Side(record=manifest.plan, names=names, commits=commits, is_first_version=is_first)
@@ -32,7 +32,7 @@ def side_of_plan(plan: Plan, inputs: InputDigests) -> Side:
     return Side(record=record_plan(plan.merge_plan, inputs), names=names, commits=commits)
 
 
-def _names(
+def adapter_names(
     record: PlanRecord, digests: Mapping[SourceName, frozenset[Digest]], weights: Mapping[str, float]
 ) -> tuple[str, ...] | None:
     """Return the names of a record's adapters, from the files that were read for each; None where that is unclear.

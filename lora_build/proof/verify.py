@@ -1,41 +1,34 @@
 """Verifying: every byte of a build is held to its manifest and, if asked, what it is to its base and adapters."""
 
-import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blake3 import blake3
-
 from lora_build.errors import RecipeError, SourceError, VerificationError, some_of
-from lora_build.files.executor import Executor, StageTimer, num_cores
-from lora_build.files.formats.safetensors import TensorInfo, read_tensors
-from lora_build.files.hashing.hashed_file import HashedFile
-from lora_build.files.identity import Digest, FileRecord, Hash, SourceName
+from lora_build.files.identity import Digest
 from lora_build.proof import provenance
 from lora_build.proof.additions import find_additions
+from lora_build.proof.file_check import check_files, size_bytes
 from lora_build.proof.manifest import (
     PROVENANCE_NAME,
     SURVIVAL_NAME,
     Manifest,
-    TensorRecord,
     own_files,
     read_manifest,
 )
 from lora_build.proof.readback import read_file
 from lora_build.proof.survival_report import read_survival, why_unread
+from lora_build.proof.wanted import Places, Wanted
 
 if TYPE_CHECKING:
     from lora_build.proof.forward.report import ForwardReport
+    from lora_build.proof.rebuild import RebuildReport
     from lora_build.proof.wrapper_check import WrapperReport
 
 _MOST_SHOWN = 20
-_MOST_THREADS = 32  # each with a file, some 20 MB of which wait for their hash
-_HERE = SourceName(".")
 _LEAST_DIGITS, _ALL_DIGITS = 12, 64  # of a hash
 
 
@@ -53,6 +46,7 @@ class Verification:
             where nobody said which it should be, or only how its hash begins.
         notes: what its user should know.
         doubts: what the files beside the manifest say that cannot be so by it.
+        rebuild: how a rebuild from its sources compares with the manifest; None where that was not asked.
         forward: how the build answers beside its base and adapters; None where that was not asked.
         wrapper: how its tensors compare with a merge in memory; None where that was not asked.
     """
@@ -65,6 +59,7 @@ class Verification:
     expected: bool | None = None
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    rebuild: "RebuildReport | None" = None
     forward: "ForwardReport | None" = None
     wrapper: "WrapperReport | None" = None
 
@@ -72,7 +67,7 @@ class Verification:
     def problems(self) -> tuple[str, ...]:
         """What was found wrong, a sentence each; bytes that differ are raised and not reported."""
         reports = (report.problem for report in (self.forward, self.wrapper) if report and report.problem)
-        return (*self.doubts, *reports)
+        return (*self.doubts, *(self.rebuild.problems if self.rebuild else ()), *reports)
 
 
 def verify(
@@ -80,14 +75,19 @@ def verify(
     *,
     expect: str | None = None,
     strict: bool = False,
+    rebuild: bool = False,
     forward: bool = False,
     wrapper: bool = False,
     prompts: Path | str | None = None,
     seed: int = 0,
+    root: Path | str | None = None,
+    base: Path | str | None = None,
+    adapters: Mapping[str, Path | str] | None = None,
 ) -> Verification:
     """Read every byte of a build again and hold it to its manifest; if asked, hold it to its base and adapters as well.
 
-    Base and adapters are found by lora-build.provenance.json and held to the manifest's digests.
+    Base and adapters are found by lora-build.provenance.json, or where `root`, `base` and `adapters` say, and held to
+    the manifest's digests.
 
     Args:
         directory: the build.
@@ -95,18 +95,27 @@ def verify(
             whole, manifest and all, is as good as any. Its first 12 digits or more tell builds from each other, and
             prove as little: that somebody finds a manifest with the same ones takes no more than time.
         strict: whether a file that lora-build did not write is refused; else one that no loader reads is only named.
+        rebuild: whether to build it once more from its sources, of which only digests are kept, and to compare all of
+            it: each file, each tensor, and what is planned.
         forward: whether to run it beside its base with the adapters unmerged.
         wrapper: whether to compare its tensors with a merge in memory.
         prompts: what `forward` asks: a UTF-8 text file, one prompt a line; None makes token ids, pixels or sound.
         seed: what to make them from.
+        root: where relative paths of its recipe begin now.
+        base: where its base is now, a folder or `org/name[@revision]`.
+        adapters: where adapters are now, by their names, likewise.
 
     Raises:
-        VerificationError: something differs: bytes, an input, the answers or the merged tensors; names each of them.
+        VerificationError: something differs: bytes, an input, the rebuild, the answers or merged tensors; names each.
         SourceError: there is no manifest, an input is missing, or the build cannot be held to its inputs.
     """
+    wanted = Wanted(
+        rebuild=rebuild, forward=forward, wrapper=wrapper, prompts=prompts, seed=seed,
+        places=Places.of(root=root, base=base, adapters=adapters),
+    )  # fmt: skip
     found = verify_bytes(directory, expect=expect, strict=strict)
-    if (forward or wrapper or prompts is not None) and not found.doubts:  # which may be of where its inputs are
-        found = hold_to_inputs(directory, found, forward=forward, wrapper=wrapper, prompts=prompts, seed=seed)
+    if wanted and not found.doubts:  # which may be of where its inputs are
+        found = hold_to_inputs(directory, found, wanted)
     if found.problems:
         issues = [f"{directory}: {problem}" for problem in found.problems]
         raise VerificationError(issues, issues=issues)
@@ -114,29 +123,32 @@ def verify(
 
 
 def hold_to_inputs(
-    directory: Path | str,
-    found: Verification,
-    *,
-    forward: bool = False,
-    wrapper: bool = False,
-    prompts: Path | str | None = None,
-    seed: int = 0,
+    directory: Path | str, found: Verification, wanted: Wanted, *, progress: Callable[[int, int], None] | None = None
 ) -> Verification:
-    """Return what was verified with the reports of further checks, passed or not; `verify` says what they are."""
-    if prompts is not None and not forward:
-        raise RecipeError("prompts are what forward=True asks; leave them out, or ask for it")
+    """Return what was verified with the reports of further checks, passed or not; `verify` says what they are.
+
+    `progress` is told how many more bytes a rebuild has made, and how many all are.
+    """
+    from lora_build.proof.reopen import find_inputs, read_provenance, reopen
+
     root = Path(directory)
     manifest = read_manifest(root)
-    from lora_build.proof.reopen import reopen
+    if wanted.rebuild:
+        from lora_build.proof.rebuild import rebuild
 
-    inputs = reopen(root, manifest)
-    if forward:
+        its_inputs = find_inputs(read_provenance(root), manifest, where=str(root), folder=root, places=wanted.places)
+        found = replace(found, rebuild=rebuild(its_inputs, manifest, progress=progress))
+    if not (wanted.forward or wanted.wrapper):
+        return found
+    inputs = reopen(root, manifest, wanted.places)
+    if wanted.forward:
         from lora_build.proof.forward.compare import compare_forward
         from lora_build.proof.forward.inputs import Prompts, read_prompts
 
-        asked = Prompts(seed=seed) if prompts is None else read_prompts(Path(prompts), seed)
-        found = replace(found, forward=compare_forward(root, manifest, inputs, asked))
-    if wrapper:
+        path, seed = wanted.prompts, wanted.seed
+        prompts = Prompts(seed=seed) if path is None else read_prompts(Path(path), seed)
+        found = replace(found, forward=compare_forward(root, manifest, inputs, prompts))
+    if wanted.wrapper:
         from lora_build.proof.wrapper_check import compare_with_wrapper, refuse_wrapper
 
         refuse_wrapper(root, inputs)
@@ -169,7 +181,7 @@ def verify_bytes(
             f"{root}: its manifest is {manifest.manifest_hash}, expected sha256:{wanted}: it is another build, or was "
             "edited; build it again from its recipe, or fetch it anew"
         )
-    problems = _check_files(root, manifest, progress or (lambda count, total_bytes: None))
+    problems = check_files(root, manifest, progress or (lambda count, total_bytes: None))
     additions = find_additions(root, own_files(manifest))
     refused = additions.names if strict else sorted((*additions.links, *additions.read_by_loaders))
     problems += [f"{name}: is not in the manifest" for name in refused]
@@ -181,33 +193,12 @@ def verify_bytes(
         manifest_hash=manifest.manifest_hash,
         num_files=len(manifest.files),
         num_tensors=len(manifest.tensors),
-        num_bytes=_size(manifest),
+        num_bytes=size_bytes(manifest),
         additions=additions.names,
         expected=True if wanted and _is_whole(wanted) else None,
         notes=(*_told_by_digits(wanted), *_remarks(root, manifest)),
         doubts=tuple(_doubts(root, manifest)),
     )
-
-
-def _check_files(root: Path, manifest: Manifest, progress: Callable[[int, int], None]) -> list[str]:
-    """Return what differs in the files of a manifest, in its order."""
-    by_file: dict[str, list[TensorRecord]] = {}
-    for tensor in manifest.tensors:
-        by_file.setdefault(tensor.file, []).append(tensor)
-    total_bytes = _size(manifest)
-    found = {file.path: _misfit(root, file) for file in manifest.files}
-    # the largest first, lest it be hashed alone when all others are done
-    there = sorted(manifest.files, key=lambda file: file.size_bytes, reverse=True)
-    there = [file for file in there if not found[file.path]]
-    with Executor(num_cores(_MOST_THREADS), StageTimer()) as executor:
-        check = partial(_check_file, root, executor=executor, tell=lambda count: progress(count, total_bytes))
-        asked = {file.path: executor.submit(partial(check, file, by_file.get(file.path, []))) for file in there}
-        found |= {path: executor.wait_for(answer) for path, answer in asked.items()}
-    return [problem for file in manifest.files for problem in found[file.path]]
-
-
-def _size(manifest: Manifest) -> int:
-    return sum(file.size_bytes for file in manifest.files)
 
 
 def _expected_digits(text: str) -> str:
@@ -262,87 +253,3 @@ def _doubts(root: Path, manifest: Manifest) -> Iterator[str]:
             yield why_unread(root)
         elif {report.name for report in survival} - {tensor.name for tensor in manifest.tensors}:
             yield f"{SURVIVAL_NAME}: names tensors that the manifest does not have"
-
-
-def _misfit(root: Path, expected: FileRecord) -> list[str]:
-    """Return what is wrong with a file before a byte of it is read."""
-    path = root / expected.path
-    if not path.is_file():
-        return [f"{expected.path}: {'is not a file' if os.path.lexists(path) else 'is missing'}"]
-    if path.stat().st_size != expected.size_bytes:
-        return [f"{expected.path}: has {path.stat().st_size} bytes, expected {expected.size_bytes}"]
-    return []
-
-
-def _check_file(
-    root: Path,
-    expected: FileRecord,
-    tensors: Sequence[TensorRecord],
-    *,
-    executor: Executor,
-    tell: Callable[[int], None],
-) -> list[str]:
-    """Return what differs in the bytes of one file, its tensors named where they can be told apart."""
-    path, problems, told = root / expected.path, list[str](), 0
-
-    def count(num_bytes: int) -> None:
-        nonlocal told
-        told += num_bytes
-        tell(num_bytes)
-
-    queue = executor.serial_queue("hash") if tensors else None  # beside the hashes of tensors
-    with HashedFile(path, str(path), queue=queue) as file:
-        if tensors:
-            try:
-                problems = _check_tensors(file, expected, tensors, count)
-            except SourceError as error:
-                problems = [str(error)]
-        found = file.finish()
-    tell(expected.size_bytes - told)
-    if found != expected.sha256 and not problems:
-        problems = [f"{expected.path}: its bytes have {found}, expected {expected.sha256}"]
-    return problems
-
-
-def _check_tensors(
-    file: HashedFile, expected: FileRecord, tensors: Sequence[TensorRecord], count: Callable[[int], None]
-) -> list[str]:
-    there = read_tensors(lambda _, start, end: file.read(start, end), _HERE, expected.path, expected.size_bytes)
-    wanted = {t.name: t for t in tensors}
-    problems = [f"{expected.path}: tensor {n} is missing" for n in sorted(wanted.keys() - {t.name for t in there})]
-    for tensor, running in tensor_hashes(file, there, {t.name: t.digest for t in tensors}, count):
-        record = wanted.get(tensor.name)
-        if record is None:
-            problems.append(f"{expected.path}: tensor {tensor.name} is not in the manifest")
-        elif (tensor.dtype, tensor.shape) != (record.dtype, record.shape):
-            problems.append(
-                f"{expected.path}: tensor {tensor.name} is {tensor.dtype} {list(tensor.shape)}, not as built"
-            )
-        elif running.hexdigest() != record.digest.hex:
-            problems.append(f"{expected.path}: tensor {tensor.name} has other bytes")
-    return problems
-
-
-def tensor_hashes(
-    file: HashedFile,
-    tensors: Sequence[TensorInfo],
-    expected: Mapping[str, Digest],
-    count: Callable[[int], None],
-) -> Iterator[tuple[TensorInfo, Hash]]:
-    """Yield each tensor with its hash, in the order of their data, which `read_tensors` leaves no gaps in.
-
-    It is of the algorithm of the digest that is expected. The file is read in chunks of one size, however small its
-    tensors are.
-    """
-    chunks = file.chunks(tensors[0].start, tensors[-1].end) if tensors else iter(())
-    left = memoryview(b"")
-    for tensor in tensors:
-        old = tensor.name in expected and expected[tensor.name].algorithm == "sha256"
-        running, missing = hashlib.sha256() if old else blake3(), tensor.num_bytes
-        while missing:
-            if not left:
-                left = memoryview(next(chunks))
-                count(len(left))
-            running.update(left[:missing])
-            left, missing = left[missing:], missing - len(left[:missing])
-        yield tensor, running

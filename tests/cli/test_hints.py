@@ -74,13 +74,26 @@ HINTS: dict[str, tuple[str, str]] = {
     "inspect takes an adapter, found '{}'; try: {}": ("inspect recipe=prod", "plan recipe=prod"),
     "; lora-build inspect ADAPTER [--base BASE], each a folder or org/name[@revision]": (
         "inspect ./math ./base", "inspect ./math --base ./base"),
-    "verify takes the folders of builds: lora-build verify [--expect HASH] [--strict] [--forward [--prompts FILE] [--seed "
-    "N]] [--wrapper] DIR [DIR ...]": ("verify", "verify --expect {hash} --strict builds/prod"),
+    "verify takes the folders of builds: lora-build verify [--expect HASH] [--strict] [--rebuild] [--forward [--prompts "
+    "FILE] [--seed N]] [--wrapper] [--root DIR] [--base PATH] [--adapter NAME=PATH] DIR [DIR ...]": (
+        "verify", "verify --expect {hash} --strict --rebuild builds/prod"),
+    "{} goes with --rebuild, --forward or --wrapper; {}": (
+        "verify builds/prod --root .", "verify builds/prod --root . --rebuild"),
+    "--base PATH": ("verify builds/lost --rebuild", "verify builds/lost --rebuild --base found/away --adapter math=found/far"),
+    "--adapter {}=PATH": (
+        "verify builds/lost --rebuild", "verify builds/lost --rebuild --base found/away --adapter math=found/far"),
+    ", or --root DIR where {} begins": ("verify builds/lost --rebuild", "verify builds/lost --rebuild --root found"),
+    "--adapter: {}{}": (
+        "verify builds/prod --rebuild --adapter mth=./math", "verify builds/prod --rebuild --adapter math=./math"),
+    "--adapter: '{}' is there {} times": (
+        "verify builds/prod --rebuild --adapter math=a --adapter math=b", "verify builds/prod --rebuild --adapter math=./math"),
+    "--root: {} is not a folder (looked at {})": (
+        "verify builds/prod --rebuild --root nowhere", "verify builds/prod --rebuild --root ."),
     "{} goes with --forward; {}": ("verify builds/prod --seed 3", "verify --help"),
     "--expect is the hash of one build, found {} folders; {}": ("verify builds/prod builds/prod --expect {hash}", "verify builds/prod --expect {hash}"),
     "--expect: expected a manifest_hash, sha256: and {} hex digits, the first {} of them at least, found {}; the build printed it": (
         "verify builds/prod --expect abc", "recipe=prod"),
-    "this manifest says; that it is yours, --expect HASH proves": ("verify builds/prod", "verify builds/prod --expect {hash}"),
+    "; that it is yours, --expect HASH proves": ("verify builds/prod", "verify builds/prod --expect {hash}"),
     "list takes nothing more, found '{}'; try: lora-build list": ("list prod", "list"),
     "out of memory; lora-build plan says how much a build takes": ("", "plan prod"),
     " and {} more, which --json lists": ("", "plan prod --json"),
@@ -156,10 +169,11 @@ OTHERS = {
     "the recipe is for lora-build {}, and this is {}; install one that it is for: pip install 'lora-build{}'",
     "this machine's arithmetic fails the self-test of exact-1 for {} (found {}, expected {}): its handling of denormal "
     "numbers is not IEEE 754, or lora_build/_native was compiled wrongly; install lora-build again, with another compiler",
-    "lists a file of lora-build itself", "{} is no field that lora-build {} knows", "# Written by lora-build init{}.",
+    "lists a file of lora-build itself", "--adapter {}",
+    "it was built by lora-build {}, and this is {}: CHANGELOG.md says where bytes changed", "{} is no field that lora-build {} knows", "# Written by lora-build init{}.",
 }  # fmt: skip
 _LOOKS_LIKE_ONE = re.compile(r"lora-build [a-z{-]|(?<![\w-])-{1,2}[a-z][\w-]*|\btry: |\bwrite \S*=")
-_DECLARES = ("add_argument", "Parser", "parser", "compile", "_affects")
+_DECLARES = ("add_argument", "add_argument_group", "Parser", "parser", "compile", "_affects")
 
 
 def texts(tree: ast.AST) -> Iterator[str]:
@@ -213,6 +227,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patched.chdir(made)
         for recipe, place in (("prod", "prod"), ("prod", "taken"), ("two", "edited")):
             lora_build.build(lora_build.load_recipe(recipe, [f"output.dir=builds/{place}"]))
+        small.make_base(made / "lost/away")
+        small.make_adapter(made / "lost/far")
+        lost = {"root": str(made / "lost"), "base": "./away", "adapters": {"math": "./far"}}
+        (made / "builds").mkdir(exist_ok=True)
+        lora_build.build(lost | {"output": {"dir": str(made / "builds/lost")}})
+    (made / "lost").rename(made / "found")
     (made / "builds/edited/config.json").write_text("{}")
     return made
 

@@ -102,6 +102,7 @@ def test_there_are_nine_pages() -> None:
         "keeping.md",
         "manifest.md",
         "performance.md",
+        "proving.md",
         "recipe.md",
         "reliability.md",
         "supported.md",

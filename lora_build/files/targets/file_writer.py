@@ -63,7 +63,7 @@ class FileWriter:
 
     def __init__(
         self,
-        root: Path,
+        root: Path | None,
         name: str,
         size_bytes: int,
         buffers: Buffers,
@@ -72,14 +72,14 @@ class FileWriter:
         """Create the file and reserve its space.
 
         Args:
-            root: the folder that `name` is relative to.
+            root: the folder that `name` is relative to; None has it hashed alone, and nothing is written.
             name: the file's name.
             size_bytes: how much will be written.
             buffers: memory of `BLOCK_BYTES`, and some more for what runs over a block's end.
             queues: where it is hashed and written.
         """
         self._name = name
-        self._path = root / name
+        self._path = Path(name) if root is None else root / name
         self._size = size_bytes
         self._buffers = buffers
         self._queues = queues
@@ -90,6 +90,12 @@ class FileWriter:
         self._written = 0
         self._parts: list[tuple[memoryview, Hash]] = []  # of the first block that have a digest of their own
         self._begun: list[Future[None]] = []
+        self._fd = -1
+        if root is not None:
+            self._create()
+
+    def _create(self) -> None:
+        size_bytes = self._size
         with disk_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
@@ -178,7 +184,8 @@ class FileWriter:
         self._do(partial(self._hash.update, whole), self._queues.hashing)
         if parts:
             self._do(partial(_update, parts), self._queues.hashing_parts)
-        self._do(partial(self._put, whole, block.start), self._queues.writing)
+        if self._fd >= 0:
+            self._do(partial(self._put, whole, block.start), self._queues.writing)
 
     def _do(self, call: Callable[[], None], queue: SerialQueue | None) -> None:
         self._begun = [begun for begun in self._begun if not begun.is_done or begun.error]
@@ -211,10 +218,11 @@ class FileWriter:
         for begun in self._begun:
             begun.result()
         found = Digest.of_hash(self._hash)
-        with disk_errors(self._path):
-            os.fsync(self._fd)
-            remember(self._fd, found)  # so that the next build can tell at once that the file is as it was written
-            self._close()
+        if self._fd >= 0:
+            with disk_errors(self._path):
+                os.fsync(self._fd)
+                remember(self._fd, found)  # so that the next build can tell at once that the file is as it was written
+                self._close()
         return FileRecord(path=self._name, size_bytes=self._size, sha256=found)
 
     def _refuse_unless(self, right: bool, found: str) -> None:

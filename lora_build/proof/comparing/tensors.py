@@ -14,7 +14,7 @@ from lora_build.files.sources import digest, open_hashed
 from lora_build.proof.comparing.compared import Compared, read_header
 from lora_build.proof.comparing.result import FileDifference, FileFact, Kind, TensorDifference, pattern_of
 from lora_build.proof.difference import Difference
-from lora_build.proof.verify import tensor_hashes
+from lora_build.proof.file_check import tensor_hashes
 
 Advance = Callable[[int, int], None]
 """Is told how many more bytes have been read, and how many there are in all."""
