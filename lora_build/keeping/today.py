@@ -160,7 +160,7 @@ def _by_plan(folder: Path, record: BuildRecord, recipe: Recipe) -> Verdict:
     base = _planned_base(recipe) if recipe.base.is_recipe else None
     if isinstance(base, Verdict):
         return base
-    resolved = resolve(recipe, base_source=base)
+    resolved = resolve(recipe, given=None if base is None else {BASE: base})
     of_build = BuildInputs(
         recipe=recipe, sources=resolved.sources, base=resolved.inputs.base, facts=resolved.inputs.facts
     )
