@@ -8,6 +8,7 @@
     lora_build.verify("./merged")
     lora_build.merge("./base", "./math", output="./merged").build.manifest
     lora_build.init("acme/math-lora")
+    lora_build.lock("prod_math")
 
 Nothing is printed; what there is to say is logged below the logger `lora_build`.
 """
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from lora_build.pipeline import build, plan
     from lora_build.planning.inspection.inspecting import inspect
     from lora_build.planning.inspection.result import Inspection
+    from lora_build.planning.locking import Locking, lock
     from lora_build.proof.builds import Build, Plan
     from lora_build.proof.comparing.result import BuildDiff
     from lora_build.proof.diff import diff
@@ -46,10 +48,10 @@ if TYPE_CHECKING:
     from lora_build.wrapper.model import LoraModel
 
 __all__ = [
-    "Build", "BuildDiff", "ForwardReport", "Inspection", "ListedBuild", "LoraBuildError", "LoraModel", "Manifest",
-    "MergeError", "Merged", "NewRecipe", "Plan", "PlanError", "Recipe", "RecipeError", "SourceError", "StorageError",
-    "Verification", "VerificationError", "WrapperReport", "__version__", "build", "builds", "diff", "init", "inspect",
-    "load_recipe", "merge", "plan", "verify",
+    "Build", "BuildDiff", "ForwardReport", "Inspection", "ListedBuild", "Locking", "LoraBuildError", "LoraModel",
+    "Manifest", "MergeError", "Merged", "NewRecipe", "Plan", "PlanError", "Recipe", "RecipeError", "SourceError",
+    "StorageError", "Verification", "VerificationError", "WrapperReport", "__version__", "build", "builds", "diff",
+    "init", "inspect", "load_recipe", "lock", "merge", "plan", "verify",
 ]  # fmt: skip
 
 _HOMES = {
@@ -66,6 +68,8 @@ _HOMES = {
     "Recipe": "recipe.schema",
     "inspect": "planning.inspection.inspecting",
     "Inspection": "planning.inspection.result",
+    "lock": "planning.locking",
+    "Locking": "planning.locking",
     "LoraModel": "wrapper.model",
     "ForwardReport": "proof.forward.report",
     "WrapperReport": "proof.wrapper_check",

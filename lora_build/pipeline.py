@@ -17,6 +17,7 @@ from lora_build.files.targets.directory import DirectoryTarget
 from lora_build.files.targets.lock import lock
 from lora_build.files.targets.staging import clear_stagings
 from lora_build.numerics.survival import to_bytes as survival_bytes
+from lora_build.planning.pins import pins_of, refuse_unlocked, remarks
 from lora_build.planning.plan import MergePlan, make_plan
 from lora_build.planning.resolve import resolve
 from lora_build.proof.builds import Action, Build, BuildInputs, Plan
@@ -44,18 +45,18 @@ from lora_build.recipe.validate import from_mapping
 log = logging.getLogger(__name__)
 
 
-def plan(recipe: Recipe | Mapping[str, Any], *, replace: bool = False) -> Plan:
+def plan(recipe: Recipe | Mapping[str, Any], *, replace: bool = False, locked: bool = False) -> Plan:
     """Return what a build of a recipe would do, without doing it; the recipe is given as such or as plain data.
 
-    `replace` is as for `build`.
+    `replace` and `locked` are as for `build`.
 
     Raises:
         LoraBuildError: see `prepare`.
     """
-    return prepare(_checked(recipe, "plan"), replace=replace)
+    return prepare(_checked(recipe, "plan"), replace=replace, locked=locked)
 
 
-def build(recipe: Recipe | Mapping[str, Any], *, replace: bool = False) -> Build:
+def build(recipe: Recipe | Mapping[str, Any], *, replace: bool = False, locked: bool = False) -> Build:
     """Build a recipe, given as such or as plain data, and return what is then in its output directory.
 
     Its warnings are logged besides, and what it replaced.
@@ -64,11 +65,12 @@ def build(recipe: Recipe | Mapping[str, Any], *, replace: bool = False) -> Build
         recipe: what to build.
         replace: whether to replace a build of another recipe or of other overrides, or one with files that were changed
             since it was built.
+        locked: whether every source must be one that the lock beside the recipe's file has.
 
     Raises:
         LoraBuildError: see `prepare` and `run`.
     """
-    built = run(prepare(_checked(recipe, "build"), replace=replace), replan=True)
+    built = run(prepare(_checked(recipe, "build"), replace=replace, locked=locked), replan=True)
     if built.replaced:
         why = "; ".join(built.reasons)
         log.warning("%s: %s replaces %s: %s", built.dir, built.manifest.manifest_hash, built.replaced, why)
@@ -85,15 +87,15 @@ def _checked(recipe: Recipe | Mapping[str, Any], verb: str) -> Recipe:
     return from_mapping(recipe)
 
 
-def prepare(recipe: Recipe, *, replace: bool = False) -> Plan:
+def prepare(recipe: Recipe, *, replace: bool = False, locked: bool = False) -> Plan:
     """Return a recipe resolved and planned; reads headers and configs, writes nothing.
 
-    `replace` is as for `build`.
+    `replace` and `locked` are as for `build`.
 
     Raises:
         LoraBuildError: the recipe, an input, or how they fit together; every issue at once.
     """
-    return _prepare(recipe, replace=replace, heirs=())
+    return _prepare(recipe, replace=replace, locked=locked, heirs=())
 
 
 def survey(recipe: Recipe) -> Plan:
@@ -102,25 +104,28 @@ def survey(recipe: Recipe) -> Plan:
     Raises:
         LoraBuildError: the recipe, an input, or how they fit together; every issue at once.
     """
-    return _survey(recipe, replace=False, heirs=())
+    return _survey(recipe, replace=False, locked=False, heirs=())
 
 
-def _prepare(recipe: Recipe, *, replace: bool, heirs: tuple[str, ...]) -> Plan:
+def _prepare(recipe: Recipe, *, replace: bool, locked: bool, heirs: tuple[str, ...]) -> Plan:
     """Return the plan of a recipe on which others stand."""
-    found = _survey(recipe, replace=replace, heirs=heirs)
+    found = _survey(recipe, replace=replace, locked=locked, heirs=heirs)
     return dataclasses.replace(found, at_target=foresee(found))
 
 
-def _survey(recipe: Recipe, *, replace: bool, heirs: tuple[str, ...]) -> Plan:
+def _survey(recipe: Recipe, *, replace: bool, locked: bool, heirs: tuple[str, ...]) -> Plan:
     target = target_of(recipe)
-    below = _prepare_base(recipe, heirs) if recipe.base.is_recipe else None
-    resolved = resolve(recipe, given=None if below is None else {BASE: open_planned(recipe, below)})
+    below = _prepare_base(recipe, heirs, locked=locked) if recipe.base.is_recipe else None
+    pins = pins_of(recipe, locked=locked)
+    resolved = resolve(recipe, given=None if below is None else {BASE: open_planned(recipe, below)}, pins=pins)
     refuse_overlap(target, resolved.sources)
     inputs = BuildInputs(
-        recipe=recipe, sources=resolved.sources, base=resolved.inputs.base, facts=resolved.inputs.facts
+        recipe=recipe, sources=resolved.sources, base=resolved.inputs.base, facts=resolved.inputs.facts, pins=pins
     )
     merge_plan = make_plan(recipe, resolved.inputs)
-    found = Plan(inputs=inputs, merge_plan=merge_plan, target=target, replace=replace, below=below)
+    refuse_unlocked(merge_plan.input_files, resolved.sources, pins)
+    merge_plan = dataclasses.replace(merge_plan, remarks=(*merge_plan.remarks, *remarks(pins, resolved.sources)))
+    found = Plan(inputs=inputs, merge_plan=merge_plan, target=target, replace=replace, locked=locked, below=below)
     refuse_links_away(found.merge_plan, resolved.sources)
     refuse_too_many_updates(found.merge_plan)
     for check in checks_of(recipe):
@@ -128,7 +133,7 @@ def _survey(recipe: Recipe, *, replace: bool, heirs: tuple[str, ...]) -> Plan:
     return found
 
 
-def _prepare_base(recipe: Recipe, heirs: tuple[str, ...]) -> Plan:
+def _prepare_base(recipe: Recipe, heirs: tuple[str, ...], *, locked: bool) -> Plan:
     """Return the plan of the recipe whose build is the base of another one."""
     from lora_build.recipe.compose import load_recipe  # Hydra, which a recipe from Python does without
 
@@ -136,7 +141,7 @@ def _prepare_base(recipe: Recipe, heirs: tuple[str, ...]) -> Plan:
     if name in heirs:
         raise RecipeError(f"base.recipe: {' stands on '.join([*heirs, name])}; a recipe cannot be its own base")
     try:
-        return _prepare(load_recipe(name), replace=False, heirs=(*heirs, name))
+        return _prepare(load_recipe(name), replace=False, locked=locked, heirs=(*heirs, name))
     except LoraBuildError as error:
         if error.lines[0].startswith("base.recipe: "):
             raise
@@ -162,7 +167,7 @@ def run(plan: Plan, *, progress: Callable[[int], None] | None = None, replan: bo
     base = None
     if plan.below is not None and plan.below.at_target.action is not Action.reuse:
         base = run(plan.below, progress=progress, replan=True)
-        plan = prepare(plan.recipe, replace=plan.replace)  # on what is there now
+        plan = prepare(plan.recipe, replace=plan.replace, locked=plan.locked)  # on what is there now
     with lock(plan.target) as waited:
         notes: tuple[str, ...] = ()
         if waited and replan:
@@ -173,7 +178,7 @@ def run(plan: Plan, *, progress: Callable[[int], None] | None = None, replan: bo
 
 def _plan_anew(plan: Plan) -> tuple[Plan, tuple[str, ...]]:
     """Return the plan of the same recipe today, and a note of what changed."""
-    fresh = prepare(plan.recipe, replace=plan.replace)
+    fresh = prepare(plan.recipe, replace=plan.replace, locked=plan.locked)
     changed = [
         f"{role}/{name}"
         for role, source in fresh.sources.items()

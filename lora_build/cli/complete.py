@@ -87,6 +87,8 @@ def _offers(done: list[str], begun: str) -> Iterator[str]:
         yield from (f"{option}={value}" for value in parser.values_of(option)) if equals else parser.options
     elif words and (values := parser.values_of(words[-1])):
         yield from values
+    elif name == "lock":
+        yield from _of_a_lock(words)
     elif not (words and parser.takes_value(words[-1])):
         if name is None and not words:
             yield from VERBS
@@ -119,6 +121,21 @@ def _of_a_recipe(parser: Parser, words: list[str], begun: str, *, is_named: bool
         yield from _names("recipe") if is_named else ()
     if begun or chosen:
         yield from offers(begun, adapters_of(chosen[-1]) if chosen else [])
+
+
+def _of_a_lock(words: list[str]) -> Iterator[str]:
+    """Yield recipes, and behind --upgrade the sources of those that are chosen."""
+    from lora_build.recipe.completion import adapters_of
+
+    place = words.index("--upgrade") if "--upgrade" in words else len(words)
+    plain = [word for word in words[:place] if not word.startswith("-") and "=" not in word]
+    chosen = [*plain, *(word.removeprefix("recipe=") for word in words if word.startswith("recipe="))]
+    if place < len(words):
+        yield "base"
+        yield from (adapter for name in chosen or _names("recipe") for adapter in adapters_of(name))
+    else:
+        yield from _names("recipe")
+    yield from (f"recipe={name}" for name in _names("recipe"))
 
 
 def _names(kind: str) -> list[str]:

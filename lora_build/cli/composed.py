@@ -42,6 +42,7 @@ def parser(verb: str, *, about: str) -> Parser:
         action="store_true",
         help="replace a build of another recipe, of other overrides, or with changed files",
     )
+    made.add_argument("--locked", action="store_true", help="refuse sources that recipes/lora-build.lock does not have")
     made.add_argument(
         "-m", "--multirun", action="store_true", help="sweep, one point for each value: dtype=float32,bfloat16"
     )
@@ -182,8 +183,10 @@ def _run_single(asked: Asked, config: "DictConfig", name: str, overrides: Sequen
 
     recipe = in_folder_of_its_own(to_recipe(config, name, overrides), config)
     if asked.command == "plan":
-        return _say_plan(asked, pipeline.prepare(recipe, replace=asked.replace))
-    built = work.build(recipe, replace=asked.replace, progressbar=config.progressbar and asked.manner.progress)
+        return _say_plan(asked, pipeline.prepare(recipe, replace=asked.replace, locked=asked.locked))
+    built = work.build(
+        recipe, replace=asked.replace, locked=asked.locked, progressbar=config.progressbar and asked.manner.progress
+    )
 
     def lines() -> list[Said]:
         return [*text.built_lines(built), *(text.timing_lines(built) if asked.timings else [])]

@@ -140,10 +140,9 @@ def _run_point(asked: Asked, recipe: "Recipe", point: Point, *, progressbar: boo
     from lora_build.cli import json
 
     if asked.command == "plan":
-        return replace(
-            point, plan=json.plan_json(pipeline.prepare(recipe, replace=asked.replace), tensors=asked.tensors)
-        )
-    built = work.build(recipe, replace=asked.replace, progressbar=progressbar)
+        plan = pipeline.prepare(recipe, replace=asked.replace, locked=asked.locked)
+        return replace(point, plan=json.plan_json(plan, tensors=asked.tensors))
+    built = work.build(recipe, replace=asked.replace, locked=asked.locked, progressbar=progressbar)
     digest, warnings = built.manifest.manifest_hash, tuple(built.warnings)
     return replace(point, manifest_hash=digest, reused=built.reused, replaced=built.replaced, warnings=warnings)
 

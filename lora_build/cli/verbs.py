@@ -14,6 +14,7 @@ VERBS = {
     "plan": "say what a build would do; read only headers, write nothing",
     "init": "write a recipe for adapters, or for what another tool's file merges",
     "merge": "merge adapters into a base without a recipe's file",
+    "lock": "write down what recipes name today: commits, files",
     "inspect": "say what an adapter is, and whether it fits a base",
     "verify": "check every byte of a build against its manifest",
     "diff": "say what two builds differ in, or a recipe and its build",

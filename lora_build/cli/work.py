@@ -24,13 +24,15 @@ class Asked:
     manner: Manner
     timings: bool = False
     replace: bool = False
+    locked: bool = False
     exit_code: bool = False
     tensors: bool = False
 
     @classmethod
     def of(cls, command: str, asked: Namespace) -> "Asked":
         """Return what a verb's parser has read."""
-        options = {name: getattr(asked, name, False) for name in ("timings", "replace", "exit_code", "tensors")}
+        names = ("timings", "replace", "locked", "exit_code", "tensors")
+        options = {name: getattr(asked, name, False) for name in names}
         return cls(command=command, manner=Manner.of(asked), **options)
 
     def refuse_of_one(self, *, of_sweep: bool) -> None:
@@ -45,12 +47,12 @@ class Asked:
             raise RecipeError("--exit-code is of a plan; --cfg and --info have none")
 
 
-def build(recipe: "Recipe", *, replace: bool, progressbar: bool) -> "Build":
+def build(recipe: "Recipe", *, replace: bool, locked: bool = False, progressbar: bool) -> "Build":
     """Return the build of a recipe, and say how far it has come."""
     from lora_build import pipeline
     from lora_build.cli.progress import progress
 
-    plan = pipeline.prepare(recipe, replace=replace)
+    plan = pipeline.prepare(recipe, replace=replace, locked=locked)
     with progress("write", enabled=progressbar) as advance:
         tell = (lambda count: advance(count, plan.num_bytes_of_all)) if advance else None
         return pipeline.run(plan, progress=tell, replan=True)

@@ -19,6 +19,7 @@ from lora_build._version import VERSION
 from lora_build.errors import LoraBuildError, RecipeError, some_of
 from lora_build.files.identity import BASE, SourceName
 from lora_build.files.sources import Source
+from lora_build.files.sources.known import known_digest
 from lora_build.keeping.index import Index
 from lora_build.keeping.record import BuildRecord
 from lora_build.pipeline import prepare
@@ -26,7 +27,7 @@ from lora_build.planning.plan import make_plan
 from lora_build.planning.resolve import resolve
 from lora_build.proof.builds import Action, BuildInputs, Plan
 from lora_build.proof.difference import compare
-from lora_build.proof.known_digests import known_digest, known_digests
+from lora_build.proof.known_digests import known_digests
 from lora_build.proof.manifest import read_manifest
 from lora_build.proof.output_dir import recorded_in
 from lora_build.proof.plan_record import record_plan

@@ -21,6 +21,7 @@ from lora_build.files.sources.hub import open_hub
 from lora_build.files.sources.local import open_local
 from lora_build.methods.interface import key_rules
 from lora_build.planning.inputs import Inputs, digests_of, may_change_ties, standing_apart
+from lora_build.planning.pins import NO_PINS, Pins, held
 from lora_build.planning.questions import Answers, ask_for_plan
 from lora_build.recipe.identity import selected
 from lora_build.recipe.keys import check_adapter, raise_problems
@@ -38,7 +39,13 @@ class Resolved:
     sources: Mapping[SourceName, Source]
 
 
-def resolve(recipe: Recipe, *, for_planning: bool = True, given: Mapping[SourceName, Source] | None = None) -> Resolved:
+def resolve(
+    recipe: Recipe,
+    *,
+    for_planning: bool = True,
+    given: Mapping[SourceName, Source] | None = None,
+    pins: Pins = NO_PINS,
+) -> Resolved:
     """Return a recipe's inputs as they are today.
 
     Args:
@@ -46,9 +53,11 @@ def resolve(recipe: Recipe, *, for_planning: bool = True, given: Mapping[SourceN
         for_planning: whether they are to be planned with: then transformers says what the base is, and tokenizers are
             compared.
         given: the sources that are open already.
+        pins: what is locked of the others.
 
     Raises:
         PlanError: several of them cannot be opened; names each.
+        VerificationError: what was locked of them is not there.
         LoraBuildError: one of them cannot, with its own kind of error.
     """
     sources: dict[SourceName, Source] = {}
@@ -56,7 +65,7 @@ def resolve(recipe: Recipe, *, for_planning: bool = True, given: Mapping[SourceN
 
     def attempt(role: SourceName, spec: BaseSpec | AdapterSpec, read: Callable[[Source], _Opened]) -> _Opened | None:
         try:
-            sources[role] = source = (given or {}).get(role) or open_source(recipe, role, spec)
+            sources[role] = source = (given or {}).get(role) or open_source(recipe, role, spec, pins)
             return read(source)
         except LoraBuildError as error:
             failures.append(error)
@@ -80,15 +89,26 @@ def resolve(recipe: Recipe, *, for_planning: bool = True, given: Mapping[SourceN
     opened = tuple(adapter for adapter in adapters if adapter is not None)
     assert base is not None
     answers = ask_for_plan(recipe, base, opened) if for_planning else Answers()
+    return Resolved(inputs=_inputs(sources, base, opened, answers, for_planning=for_planning), sources=sources)
+
+
+def _inputs(
+    sources: Mapping[SourceName, Source],
+    base: Checkpoint,
+    opened: tuple[Adapter, ...],
+    answers: Answers,
+    *,
+    for_planning: bool,
+) -> Inputs:
+    """Return the inputs that opened sources are, with what is read of them beside headers."""
     trains_rows = any(adapter.config.trained_tokens for adapter in opened)
     tokenizers = read_tokenizers(sources, trains_rows=trains_rows) if for_planning else {}
-    inputs = Inputs(
+    return Inputs(
         base=base, adapters=opened, digests=digests_of(sources, opened), tokenizers=tokenizers,
         generation_config=read_generation_config(sources[BASE]) if tokenizers else None,
         facts=answers.facts, of_layers=answers.of_layers, heads=answers.heads,
         apart=standing_apart(sources[BASE], base, answers.facts) if any(map(may_change_ties, opened)) else frozenset(),
     )  # fmt: skip
-    return Resolved(inputs=inputs, sources=sources)
 
 
 def together(failures: list[LoraBuildError]) -> LoraBuildError:
@@ -104,13 +124,19 @@ def together(failures: list[LoraBuildError]) -> LoraBuildError:
     )
 
 
-def open_source(recipe: Recipe, role: SourceName, spec: BaseSpec | AdapterSpec) -> Source:
-    """Return where an input comes from: a directory, or a Hub repository at a commit."""
+def open_source(recipe: Recipe, role: SourceName, spec: BaseSpec | AdapterSpec, pins: Pins = NO_PINS) -> Source:
+    """Return where an input comes from: a directory, or a Hub repository at a commit, held to what is locked of it."""
+    pin = pins.sources.get(role)
+    source = _open(recipe, role, spec, spec.revision if pin is None else pin.commit)
+    return source if pin is None else held(source, pin, pins)
+
+
+def _open(recipe: Recipe, role: SourceName, spec: BaseSpec | AdapterSpec, revision: str | None) -> Source:
     assert spec.source is not None, "a recipe's build as a base is opened by who has built it"
     if is_local(spec.source):
         return open_local(role, spec.source, resolve_path(recipe, spec.source))
     try:
-        return open_hub(role, spec.source, spec.revision)
+        return open_hub(role, spec.source, revision)
     except LoraBuildError as error:
         if not resolve_path(recipe, spec.source).is_dir():
             raise

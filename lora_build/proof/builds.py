@@ -10,6 +10,7 @@ from lora_build.files.identity import Digest, SourceName
 from lora_build.files.sources import Source
 from lora_build.models.facts import Facts
 from lora_build.numerics.survival import TensorSurvival, warnings
+from lora_build.planning.pins import NO_PINS, Pins
 from lora_build.planning.plan import MergePlan
 from lora_build.proof.difference import Difference
 from lora_build.proof.manifest import Manifest
@@ -25,12 +26,14 @@ class BuildInputs:
         sources: where its inputs are, by `base` and `adapters.<name>`.
         base: what the base's files say.
         facts: what transformers says of it; None where it was not asked.
+        pins: what was locked of them, with the digest of the lock.
     """
 
     recipe: Recipe
     sources: Mapping[SourceName, Source]
     base: Checkpoint
     facts: Facts | None = None
+    pins: Pins = NO_PINS
 
     @property
     def base_files(self) -> tuple[str, ...]:
@@ -89,6 +92,7 @@ class Plan:
         replace: whether it may replace a build of another recipe, or one that was changed.
         below: the plan of the recipe whose build is the base; None where the base is no recipe's.
         at_target: what was at the target when it was planned, and will be done there.
+        locked: whether only what is locked may be built.
     """
 
     inputs: BuildInputs
@@ -97,6 +101,7 @@ class Plan:
     replace: bool = False
     below: "Plan | None" = None
     at_target: AtTarget = AtTarget()
+    locked: bool = False
 
     @property
     def recipe(self) -> Recipe:

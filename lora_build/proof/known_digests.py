@@ -5,24 +5,18 @@ digest is known of may still be taken for what a build was made of: where the re
 whatever that file holds.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_build.files.hashing.hashed_file import file_digest
-from lora_build.files.hashing.remembered import recall
 from lora_build.files.identity import Digest, FileKey, FileRecord, SourceName
-from lora_build.files.opening import open_regular
-from lora_build.files.sources import Source, digest
-from lora_build.files.sources.hub import HubSource
-from lora_build.files.sources.local import LocalSource
+from lora_build.files.sources import Source
+from lora_build.files.sources.known import SMALL_BYTES, known_digest, recalled
 from lora_build.proof.builds import Plan
 from lora_build.proof.difference import UNKNOWN, Side
 from lora_build.proof.plan_record import AdapterRecord, InputDigests
 from lora_build.proof.planned_base import PlannedSource
-
-_SMALL_BYTES = 16 << 20  # what a plan reads whole to know its digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +63,7 @@ def known_digests(plan: Plan) -> KnownDigests:
     """Return what is known of a plan's input files."""
     known, unknown = {}, {}
     for key, size_bytes in _input_files(plan):
-        found = known_digest(plan.sources[key.source], key.name)
+        found = _known(plan.sources[key.source], key.name)
         if found is None:
             unknown[key] = size_bytes
         else:
@@ -83,38 +77,19 @@ def _input_files(plan: Plan) -> Iterator[tuple[FileKey, int]]:
             yield FileKey(role, name), plan.sources[role].files[name].size_bytes
 
 
-def known_digest(source: Source, name: str) -> Digest | None:
-    """Return the digest of an input that is promised, was read by the plan, is small and here, or is remembered."""
-    file = source.files[name]
-    if file.promised is not None and not file.promised.is_git:
-        return file.promised
-    if (seen := source.seen.of(name).get((0, file.size_bytes))) is not None:
-        return seen
-    is_small = file.size_bytes <= _SMALL_BYTES
-    if isinstance(source, LocalSource):
-        return digest(source, name) if is_small else _recalled(source.path(name), f"{source.name}/{name}")
-    if isinstance(source, PlannedSource):
-        return _planned_digest(source, name)
-    return digest(source, name) if is_small and isinstance(source, HubSource) and source.is_here(name) else None
+def _known(source: Source, name: str) -> Digest | None:
+    return _planned_digest(source, name) if isinstance(source, PlannedSource) else known_digest(source, name)
 
 
 def _planned_digest(source: PlannedSource, name: str) -> Digest | None:
     """Return the digest that a file of a build that is not there yet will have; of weights nobody knows it."""
     plan = source.plan
     if (role := plan.merge_plan.side_files.get(name)) is not None:
-        return known_digest(plan.sources[role], name)
+        return _known(plan.sources[role], name)
     text = plan.merge_plan.texts.get(name)
     return None if text is None else Digest.sha256(text)
 
 
 def known_file_digest(path: Path, where: str, size_bytes: int) -> Digest | None:
     """Return the digest of a file of a build that is small or remembered; `where` is its name in messages."""
-    return file_digest(path, where) if size_bytes <= _SMALL_BYTES else _recalled(path, where)
-
-
-def _recalled(path: Path, where: str) -> Digest | None:
-    fd = open_regular(path, where)
-    try:
-        return recall(fd)
-    finally:
-        os.close(fd)
+    return file_digest(path, where) if size_bytes <= SMALL_BYTES else recalled(path, where)

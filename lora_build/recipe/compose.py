@@ -123,8 +123,7 @@ def in_folder_of_its_own(recipe: Recipe, config: DictConfig) -> Recipe:
     if composed is None or is_set or not composed.changing:
         return recipe
     try:
-        name = composed.file.partition("/")[2].removesuffix(".yaml")
-        if effective(load_recipe(name)) == effective(recipe):
+        if effective(load_recipe(composed.name)) == effective(recipe):
             return recipe
     except RecipeError:  # it is none without them
         pass

@@ -76,10 +76,9 @@ def refuse_way_out(folder: Folder, file: Path) -> None:
         raise RecipeError(f"{label(file)}: is a link that leads out of {label(folder.path)}; put a copy there")
 
 
-def find_recipe(name: str) -> str:
-    """Return the file of a recipe, from the folder that holds the folder of recipes: `recipes/team/chat.yaml`."""
-    found = (folder.path for folder in folders() if (folder.path / f"{name}.yaml").is_file())
-    return f"{next(found, Path('recipes')).name}/{name}.yaml"
+def folder_of_recipe(name: str) -> Path | None:
+    """Return the folder of recipes that has a recipe's file, the first in the order of search."""
+    return next((folder.path for folder in folders() if (folder.path / f"{name}.yaml").is_file()), None)
 
 
 def load_recipe_file(folder: Folder, file: Path) -> dict[str, Any]:

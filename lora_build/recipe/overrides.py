@@ -153,9 +153,10 @@ def composed_of(name: str, overrides: Sequence[str]) -> Composed:
         key, _, _ = text.lstrip("+").partition("=")
         if key.lstrip("~").startswith(("recipe.", "recipe/")) and key != "recipe.output.dir":
             words[key] = "root" if key == "recipe.root" else without_secrets(for_people(text.lstrip("+")))
-    kept = sorted(words)
+    kept, folder = sorted(words), recipe_files.folder_of_recipe(name)
     return Composed(
-        file=recipe_files.find_recipe(name),
+        file=f"{'recipes' if folder is None else folder.name}/{name}.yaml",
+        folder=folder,
         overrides=tuple(words[key] for key in kept),
         changing=tuple(words[key] for key in kept if _may_change_bytes(key)),
     )

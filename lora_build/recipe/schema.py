@@ -219,11 +219,18 @@ class Composed:
         file: the recipe's file, from the folder that holds `recipes/`: `recipes/team/chat.yaml`.
         overrides: the words that changed it.
         changing: those of them that may change the output's bytes, or where its inputs are looked for.
+        folder: the folder of recipes that the file is in, on this machine; in no provenance.
     """
 
     file: str
     overrides: tuple[str, ...] = ()
     changing: tuple[str, ...] = ()
+    folder: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """What `recipe=` calls it: `team/chat`."""
+        return self.file.partition("/")[2].removesuffix(".yaml")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,6 +97,9 @@ HINTS: dict[str, tuple[str, str]] = {
     "list takes nothing more, found '{}'; try: lora-build list": ("list prod", "list"),
     "out of memory; lora-build plan says how much a build takes": ("", "plan prod"),
     " and {} more, which --json lists": ("", "plan prod --json"),
+    "--check changes nothing, so it does not go with --upgrade": ("lock prod --check --upgrade", "lock prod --upgrade"),
+    "--upgrade: no source '{}'{}; a recipe is written recipe=NAME": ("lock --upgrade prod", "lock recipe=prod"),
+    "{}: no recipe is called so; `lora-build list` names those that there are": ("lock glob(x*)", "list"),
     "--timings is of one build; a sweep, --cfg and --info have none": ("-m recipe=prod --timings", "recipe=prod --timings"),
     "--tensors lists those of one plan; a sweep has them in --json, --cfg and --info have none": (
         "plan -m recipe=prod --tensors", "plan -m recipe=prod --tensors --json"),
@@ -171,6 +174,16 @@ OTHERS = {
     "numbers is not IEEE 754, or lora_build/_native was compiled wrongly; install lora-build again, with another compiler",
     "lists a file of lora-build itself", "--adapter {}",
     "it was built by lora-build {}, and this is {}: CHANGELOG.md says where bytes changed", "{} is no field that lora-build {} knows", "# Written by lora-build init{}.",
+    # of locks: tests/planning/test_lock_file.py and test_locked_hub.py do what they say
+    "lora-build lock", "lora-build lock recipe={}", "--locked: not all of the sources are those that were locked:",
+    "--locked: the recipe is of no file, so no lock is of it", "--locked: {} does not have recipe '{}'; to add it: {}",
+    "--locked: {} is not there; to write it: {}", "{} is no key that lora-build {} knows",
+    "; `git checkout {}` brings the last one back, or remove it and run: lora-build lock",
+    "its host has changed what this commit holds; if you trust that: {} --upgrade {}",
+    "recipe '{}' is no file; expected a recipe that `lora-build list` names",
+    "there are no recipes to lock; `lora-build list` says where they are looked for",
+    "{}: holds the marks of a merge that git could not do; take one side, `git checkout --ours {}`, and then: lora-build lock",
+    "{}: is {}; expected a file that `lora-build lock` wrote: remove it",
 }  # fmt: skip
 _LOOKS_LIKE_ONE = re.compile(r"lora-build [a-z{-]|(?<![\w-])-{1,2}[a-z][\w-]*|\btry: |\bwrite \S*=")
 _DECLARES = ("add_argument", "add_argument_group", "Parser", "parser", "compile", "_affects")

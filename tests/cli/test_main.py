@@ -49,14 +49,14 @@ def engine(monkeypatch):
     errors = {"bad": PlanError(["lora_A has no base"]), "merge": MergeError("not finite"), "full": StorageError("full")}
     fake = SimpleNamespace(recipes=[], progress=[], replace=[])
 
-    def prepare(recipe, *, replace):
+    def prepare(recipe, *, replace, locked=False):
         fake.replace.append(replace)
         fake.recipes.append(recipe)
         if recipe.description == "ctrl-c":
             raise KeyboardInterrupt
         if recipe.description in errors:
             raise errors[recipe.description]
-        return SimpleNamespace(num_bytes_written=10, recipe=recipe)
+        return SimpleNamespace(num_bytes_of_all=10, recipe=recipe)
 
     def run(plan, *, progress=None, replan=False):
         progress(10)
@@ -497,6 +497,9 @@ def test_info_says_where_a_recipe_comes_from(project, capsys, words):
         ("verify --e", ["--expect"]),
         ("inspect ./x --b", ["--base"]),
         ("list rec", []),
+        ("lock te", ["team/chat"]),
+        ("lock --u", ["--upgrade"]),
+        ("lock team/chat --upgrade ", ["base", "math", "code", "recipe=prod", "recipe=team/chat"]),
         ("merge ./ba", []),
         ("merge ./base ./math dty", ["dtype="]),
     ],
@@ -567,7 +570,7 @@ def test_ctrl_c_and_a_polite_kill_end_a_process_with_130_and_no_traceback(projec
     code = f"""
 import time
 from lora_build import pipeline
-def prepare(recipe, *, replace):
+def prepare(recipe, *, replace, locked=False):
     print("ready", flush=True)
     time.sleep(60)
 pipeline.prepare = prepare

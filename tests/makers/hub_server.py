@@ -3,7 +3,8 @@
     with serve({"acme/base": folder}) as hub: ...   # hub.url, hub.commit("acme/base"), hub.requests
 
 Files of at least LFS_BYTES are served as LFS files, with their SHA-256; smaller ones with git's blob id. A repository
-whose name ends in -private needs the token, one that ends in -gated needs terms that nobody has accepted.
+whose name ends in -private needs the token, one that ends in -gated needs terms that nobody has accepted. `hub.move` gives
+its main branch another commit; the ones before are served for ever.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ def git_oid(data: bytes) -> str:
 class Hub:
     url: str = ""
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    kept: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     corrupt: str = ""
     down: bool = False
@@ -37,9 +39,19 @@ class Hub:
     )  # answers a request to a path in its own way, if it does
 
     def commit(self, repo: str) -> str:
-        """The one commit of a repository: it follows from its content."""
+        """The commit of the main branch of a repository: it follows from its content."""
         listing = sorted((name, git_oid(data)) for name, data in self.repos[repo].items())
         return hashlib.sha1(json.dumps([repo, listing]).encode()).hexdigest()
+
+    def move(self, repo: str, **files: bytes) -> str:
+        """Move the main branch of a repository to a commit with other files (`__` for a dot), and return that."""
+        self.kept[repo, self.commit(repo)] = self.repos[repo]
+        self.repos[repo] = self.repos[repo] | {name.replace("__", "."): data for name, data in files.items()}
+        return self.commit(repo)
+
+    def files(self, repo: str, commit: str) -> dict[str, bytes]:
+        """The files of a repository at a commit."""
+        return self.kept.get((repo, commit), self.repos[repo])
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -74,12 +86,12 @@ class Handler(BaseHTTPRequestHandler):
         if repo not in self.hub.repos or (repo.endswith("-private") and not has_token):
             return self.fail(404 if has_token else 401, "RepoNotFound", "Repository not found")
         commit = self.hub.commit(repo)
-        if answer != self.refs and revision not in ("main", commit):
+        if answer != self.refs and revision not in ("main", commit) and (repo, revision) not in self.hub.kept:
             return self.fail(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        return answer(repo, commit, *rest)
+        return answer(repo, revision if (repo, revision) in self.hub.kept else commit, *rest)
 
     def info(self, repo: str, commit: str) -> None:
-        files = [{"rfilename": name} for name in sorted(self.hub.repos[repo])]
+        files = [{"rfilename": name} for name in sorted(self.hub.files(repo, commit))]
         self.reply(200, {"_id": "0", "id": repo, "modelId": repo, "sha": commit, "private": False, "tags": [],
                          "downloads": 0, "likes": 0, "siblings": files})  # fmt: skip
 
@@ -89,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def tree(self, repo: str, commit: str) -> None:
         entries = []
-        for name, data in sorted(self.hub.repos[repo].items()):
+        for name, data in sorted(self.hub.files(repo, commit).items()):
             entry = {"type": "file", "path": name, "size": len(data), "oid": git_oid(data)}
             if len(data) >= LFS_BYTES:
                 entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 120}
@@ -99,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
     def file(self, repo: str, commit: str, name: str) -> None:
         if repo.endswith("-gated"):
             return self.fail(403, "GatedRepo", f"Access to model {repo} is restricted")
-        data = self.hub.repos[repo].get(name)
+        data = self.hub.files(repo, commit).get(name)
         if data is None:
             return self.fail(404, "EntryNotFound", "Entry not found")
         headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes", "ETag": f'"{git_oid(data)}"'}

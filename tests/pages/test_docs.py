@@ -100,6 +100,7 @@ def test_there_are_these_pages() -> None:
         "contributing.md",
         "how-it-works.md",
         "keeping.md",
+        "locking.md",
         "manifest.md",
         "performance.md",
         "planning.md",

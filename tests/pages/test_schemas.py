@@ -53,8 +53,8 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
 
 def test_there_is_a_schema_for_each_format_and_each_names_its_version() -> None:
     kinds = (
-        "build builds composed diff error event init inspection manifest manifest-v1 plan points provenance recipe "
-        "recipes survival verification version"
+        "build builds composed diff error event init inspection lock locking manifest manifest-v1 plan points provenance "
+        "recipe recipes survival verification version"
     )
     assert sorted(SCHEMAS) == kinds.split()
     for kind, schema in SCHEMAS.items():
@@ -220,6 +220,8 @@ def test_what_commands_print_holds_to_their_schemas(project: Path, printed: Any)
     hold(printed("diff", "out", "recipe=two"), "diff")
     hold(printed("diff", "recipe=prod"), "diff")
     hold(printed("list"), "recipes")
+    hold(printed("lock", "recipe=two"), "locking")
+    hold(json.loads((project / "recipes/lora-build.lock").read_text()), "lock")
     hold(printed("init", "./math", "--base", "./base"), "init")
     hold(printed("merge", "./base", "./math", "-o", "merged"), "build")
     hold(printed("builds", ".", "out"), "builds")

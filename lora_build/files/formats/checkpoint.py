@@ -90,6 +90,18 @@ def open_checkpoint(source: Source) -> Checkpoint:
     )  # fmt: skip
 
 
+def files_of_base(source: Source) -> tuple[str, ...]:
+    """Return the files of a base that builds may read, sorted, from its config and index alone: no header is read.
+
+    Raises:
+        SourceError: it has no safetensors weights, or what should go along cannot be read.
+    """
+    _read_text(source, CONFIG_NAME)
+    placed = _placement(source)
+    weights = {WEIGHTS_NAME} if placed is None else {INDEX_NAME, *map(str, placed.values())}
+    return tuple(sorted({CONFIG_NAME, *weights, *look_beside_base(source, {CONFIG_NAME, *weights}).kept}))
+
+
 def read_generation_config(source: Source) -> str | None:
     """Return the text of generation_config.json, None where there is none."""
     return _read_text(source, GENERATION_CONFIG_NAME) if GENERATION_CONFIG_NAME in source.files else None

@@ -97,6 +97,16 @@ def read_tokenizer(source: Source) -> Tokenizer:
     return _parse(source, texts, {name: Digest.sha256(text) for name, text in texts.items()})
 
 
+def files_of_tokenizer(source: Source) -> tuple[str, ...]:
+    """Return the files of the tokenizer that lies in a source, its own code included, sorted; vocabularies unread."""
+    names = {*filter(is_tokenizer_file, source.files)}
+    if CONFIG_NAME in names:
+        _refuse_long(source, [CONFIG_NAME])
+        config = _object(source, CONFIG_NAME, {CONFIG_NAME: read_whole(source, CONFIG_NAME)})
+        names |= with_imports(source, set(named_code(config)))
+    return tuple(sorted(names))
+
+
 def _parse(source: Source, data: Mapping[str, bytes], digests: Mapping[str, Digest]) -> Tokenizer:
     for name, text in data.items():
         if text.startswith(_LFS_POINTER):

@@ -23,16 +23,26 @@ CHUNK_BYTES = 2 << 20  # what several threads work on in turn while it is in a s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Locked:
+    """What a lock promises of a file: its SHA-256, and what to do where it is another one."""
+
+    sha256: Digest
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
     """What a file has to be.
 
     Attributes:
         promised: its digest of either kind, by its source.
+        locked: what a lock promises of it.
         size_bytes: its size when its source was listed.
         seen: what was read of it already.
     """
 
     promised: Digest | None = None
+    locked: Locked | None = None
     size_bytes: int | None = None
     seen: Ranges = field(default_factory=dict)
 
@@ -62,6 +72,14 @@ def compare(where: str, found: Digest, expected: Digest, path: Path | None = Non
     if found != expected:
         remedy = f": delete {path.resolve()} and run again to fetch it anew" if path else ""
         raise VerificationError(f"{where}: damaged: its bytes have {found}, its source promises {expected}{remedy}")
+
+
+def hold_to_lock(where: str, found: Digest, locked: Locked | None) -> None:
+    """Raise VerificationError unless a file's SHA-256 is the one that a lock promises, if one does."""
+    if locked is not None and found != locked.sha256:
+        raise VerificationError(
+            f"{where}: is not the file that was locked: has {found}, the lock {locked.sha256}; {locked.remedy}"
+        )
 
 
 class HashedFile:
@@ -152,6 +170,7 @@ class HashedFile:
         if self._terms.promised is not None:
             git = Digest.of_git(self._git_hash.hexdigest()) if self._git_hash else None
             compare(self.where, git or found, self._terms.promised, self._path)
+        hold_to_lock(self.where, found, self._terms.locked)
         self._hold_whole(found)
         if self._is_settled:
             remember(self._fd, found)
@@ -208,5 +227,6 @@ def file_digest(path: Path, where: str, terms: Terms = _ANY) -> Digest:
             return file.finish()
         if expected is not None:
             compare(where, found, expected, path)
+        hold_to_lock(where, found, terms.locked)
         file._hold_whole(found)
         return found

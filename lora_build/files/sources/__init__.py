@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lora_build.files.executor import SerialQueue
-from lora_build.files.hashing.hashed_file import HashedFile, Terms, file_digest
+from lora_build.files.hashing.hashed_file import HashedFile, Locked, Terms, file_digest
 from lora_build.files.hashing.seen import Seen
 from lora_build.files.identity import Digest, SourceName
 
@@ -20,10 +20,18 @@ LINKED = "a link to another folder"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:
-    """A file of a source: its size, and the digest that the source promises, if any."""
+    """A file of a source: its size, the digest that the source promises, if any, and what a lock does."""
 
     size_bytes: int
     promised: Digest | None = None
+    locked: Locked | None = None
+
+    @property
+    def sha256(self) -> Digest | None:
+        """Its SHA-256, where lock or source promises one: known without reading it."""
+        if self.locked is not None:
+            return self.locked.sha256
+        return None if self.promised is None or self.promised.is_git else self.promised
 
 
 class Source(Protocol):
@@ -100,4 +108,4 @@ def digest(source: Source, name: str) -> Digest:
 
 def _terms(source: Source, name: str) -> Terms:
     file = source.files[name]
-    return Terms(promised=file.promised, size_bytes=file.size_bytes, seen=source.seen.of(name))
+    return Terms(promised=file.promised, locked=file.locked, size_bytes=file.size_bytes, seen=source.seen.of(name))

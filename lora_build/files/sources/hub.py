@@ -9,7 +9,7 @@ from typing import NoReturn
 from urllib.parse import quote
 
 from lora_build.errors import LoraBuildError, SourceError, StorageError, VerificationError, did_you_mean, some_of
-from lora_build.files.hashing.hashed_file import check
+from lora_build.files.hashing.hashed_file import check, hold_to_lock
 from lora_build.files.hashing.seen import Seen
 from lora_build.files.identity import Digest, SourceName
 from lora_build.files.opening import refuse_link_away
@@ -56,7 +56,7 @@ class HubSource:
         path, file = self.path(name), self.files[name]
         data = read_range(path, self._where(name), start, end, file.size_bytes)
         if (start, end) == (0, file.size_bytes):
-            check(self._where(name), data, file.promised, path)
+            hold_to_lock(self._where(name), check(self._where(name), data, file.promised, path), file.locked)
         return data
 
     def is_here(self, name: str) -> bool:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from lora_build.errors import SourceError
+from lora_build.files.hashing.hashed_file import hold_to_lock
 from lora_build.files.hashing.seen import Seen, refuse_change
-from lora_build.files.identity import SourceName
+from lora_build.files.identity import Digest, SourceName
 from lora_build.files.opening import kind, open_regular, refuse_link_away
 from lora_build.files.sources import LINKED, NO_FILE, SourceFile, why_skipped
 
@@ -37,7 +38,11 @@ class LocalSource:
     def data(self, name: str, start: int, end: int) -> bytes:
         """Return the bytes [start, end) of a file."""
         where = f"{self.name}/{name}"
-        return read_range(self.path(name), where, start, end, self.files[name].size_bytes)
+        file = self.files[name]
+        data = read_range(self.path(name), where, start, end, file.size_bytes)
+        if file.locked is not None and (start, end) == (0, file.size_bytes):
+            hold_to_lock(where, Digest.sha256(data), file.locked)
+        return data
 
     def path(self, name: str, *, quiet: bool = True) -> Path:
         """Return the file's path.
