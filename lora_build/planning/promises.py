@@ -54,6 +54,7 @@ def promises(layout: Layout, adapters: Sequence[MergeableAdapter], facts: Facts 
         issues += step.saved()
         issues += step.tokens()
         if is_known and layout.layers is None:
+            issues += step.saved_elsewhere()
             remarks += step.factors()
     return Promises(issues=tuple(issues), remarks=tuple(remarks))
 
@@ -90,6 +91,27 @@ class _Promised:
                     f"{self._where}: modules_to_save promises a trained {name}, which the base has, and the adapter's "
                     f"file holds nothing of it; {_REMEDY}; or take {name} out of modules_to_save to leave it as it is"
                 )
+
+    def saved_elsewhere(self) -> Iterator[str]:
+        """Yield an issue if a module that was trained whole in every layer is in the file for some layers only."""
+        names, saved = self._layout.names, self._adapter.config.saved_modules
+        covered: set[str] = set()
+        paths: dict[str, str] = {}
+        for path in self._adapter.parts.replaced:
+            if (found := names.find(path)) is not None and is_plain(found) and _has(_modules([path]), saved):
+                covered.add(disk := found.parts[0].name)
+                paths[_NUMBER.sub("*", disk)] = _NUMBER.sub("*", path)
+        missing = [
+            name for name in self._layout.base.tensors
+            if name not in covered and (template := paths.get(_NUMBER.sub("*", name))) and names.is_in_memory(name)
+            and _has(_modules([_in_layer(template, name)]), saved)
+        ]  # fmt: skip
+        if missing:
+            yield (
+                f"{self._where}: modules_to_save ({', '.join(saved)}) promises {len(missing)} trained tensors that the "
+                f"adapter's file holds for other layers alone, such as {missing[0]}; {_REMEDY}; or name the modules by "
+                "their layers there"
+            )
 
     def tokens(self) -> Iterator[str]:
         """Yield an issue for each embedding whose trained rows the file lacks."""
@@ -156,9 +178,13 @@ class _Promised:
             above = _parent(name)
             template = parents.get(_NUMBER.sub("*", above))
             if template is not None and not may_be_tied(name):
-                numbers = iter(_NUMBER.findall(above))
-                path = re.sub(r"\*", lambda _, n=numbers: next(n, "*"), template)  # type: ignore[misc]
-                yield path + name.removeprefix(above).removesuffix(".weight"), name
+                yield _in_layer(template, above) + name.removeprefix(above).removesuffix(".weight"), name
+
+
+def _in_layer(template: str, name: str) -> str:
+    """Return a path with `*` for its numbers in the layers that the name of another one lies in."""
+    numbers = iter(_NUMBER.findall(name))
+    return re.sub(r"\*", lambda _: next(numbers, "*"), template)
 
 
 def _parent(parameter: str) -> str:

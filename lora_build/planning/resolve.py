@@ -13,6 +13,7 @@ from typing import TypeVar
 from lora_build.errors import LoraBuildError, PlanError, SourceError, did_you_mean
 from lora_build.files.formats.adapter import Adapter, open_adapter
 from lora_build.files.formats.checkpoint import Checkpoint, open_checkpoint, read_generation_config
+from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.formats.modules import NO_MODULES, compare_modules
 from lora_build.files.formats.tokenizer import read_tokenizers
 from lora_build.files.identity import BASE, SourceName
@@ -20,6 +21,7 @@ from lora_build.files.sources import Source
 from lora_build.files.sources.hub import open_hub
 from lora_build.files.sources.local import open_local
 from lora_build.methods.interface import key_rules
+from lora_build.models.heads import is_vocabulary
 from lora_build.planning.inputs import Inputs, digests_of, may_change_ties, standing_apart
 from lora_build.planning.pins import NO_PINS, Pins, held
 from lora_build.planning.questions import Answers, ask_for_plan
@@ -101,7 +103,7 @@ def _inputs(
     for_planning: bool,
 ) -> Inputs:
     """Return the inputs that opened sources are, with what is read of them beside headers."""
-    trains_rows = any(adapter.config.trained_tokens for adapter in opened)
+    trains_rows = any(_trains_rows(adapter, base.config) for adapter in opened)
     tokenizers = read_tokenizers(sources, trains_rows=trains_rows) if for_planning else {}
     return Inputs(
         base=base, adapters=opened, digests=digests_of(sources, opened), tokenizers=tokenizers,
@@ -109,6 +111,14 @@ def _inputs(
         facts=answers.facts, of_layers=answers.of_layers, heads=answers.heads,
         apart=standing_apart(sources[BASE], base, answers.facts) if any(map(may_change_ties, opened)) else frozenset(),
     )  # fmt: skip
+
+
+def _trains_rows(adapter: Adapter, config: ModelConfig) -> bool:
+    """Whether an adapter was trained on rows of tokens that it names, or on a whole embedding or head of them."""
+    whole = (
+        path for path, t in adapter.parts.replaced.items() if len(t.shape) == 2 and t.shape[0] in config.vocab_sizes
+    )
+    return bool(adapter.config.trained_tokens) or any(map(is_vocabulary, whole))
 
 
 def together(failures: list[LoraBuildError]) -> LoraBuildError:

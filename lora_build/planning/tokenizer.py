@@ -68,6 +68,8 @@ def choose_tokenizer(recipe: Recipe, inputs: Inputs, planned: TensorPlan) -> Tok
         if name not in brought or not brought[name].is_whole
     ]
     notes += _without_text(inputs, grown, own, users[0] if users else BASE)
+    unread = {name for name in trained - grown if name not in brought or not brought[name].is_whole}
+    notes += _beyond_text(planned, unread, own, users[0] if users else BASE)
     if not users or issues:
         return TokenizerChoice(issues=tuple(issues), notes=tuple(notes))
     ends = _Ends.of(own, base, users[0], planned.config, inputs.generation_config)
@@ -139,6 +141,30 @@ def _without_text(inputs: Inputs, grown: set[SourceName], own: Tokenizer, user: 
                 f"{adapter.source} trained rows for which the tokenizer of {user} has no token "
                 f"({some_of([str(row) for row in rows])}): no text reaches them; put the tokenizer that it was trained "
                 f"with into {adapter.source}"
+            )
+
+
+def _beyond_text(planned: TensorPlan, unread: set[SourceName], own: Tokenizer, user: SourceName) -> Iterator[str]:
+    """Yield which adapters bring an embedding with more rows than the tokenizer has tokens, and no tokenizer of theirs.
+
+    Args:
+        planned: the output's tensors.
+        unread: the adapters without a tokenizer.
+        own: the tokenizer that is used.
+        user: whose it is.
+    """
+    if not own.tokens:
+        return
+    last = max(own.tokens.values())
+    rows = {
+        op.source.source: op.source.shape[0] for op in planned.operations
+        if op.source.source in unread and len(op.source.shape) == 2 and is_vocabulary(op.name)
+    }  # fmt: skip
+    for name in sorted(rows):
+        if rows[name] > last + 1:
+            yield (
+                f"{name} trained all {rows[name]:,} rows for tokens, and the tokenizer of {user} has text for "
+                f"the first {last + 1:,}: if it was trained with more tokens, put its tokenizer into {name}"
             )
 
 

@@ -235,6 +235,22 @@ def test_trained_rows_that_no_tokenizer_reaches_are_said(tmp_path: Path) -> None
     assert not any("trained rows for which" in note for note in plan(tmp_path).notes)
 
 
+def test_a_whole_embedding_without_its_tokenizer_is_said_where_it_has_more_rows_than_there_are_tokens(
+    tmp_path: Path,
+) -> None:
+    base = make_base(tmp_path)
+    folder = make_adapter(tmp_path, trains="saved")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+    (note,) = about_tokenizers(plan(tmp_path).notes)
+    assert note.startswith(
+        "adapters.x trained all 16 rows for tokens, and the tokenizer of base has text for the first 12"
+    )
+    write_tokenizer(base, words(count=ROWS))
+    assert about_tokenizers(plan(tmp_path).notes) == ()
+
+
 def test_an_equal_tokenizer_needs_no_note(tmp_path: Path) -> None:
     make_base(tmp_path)
     write_tokenizer(small.make_adapter(tmp_path / "x"), words())
