@@ -149,6 +149,8 @@ class Difference:
 
 def compare(before: Side, after: Side) -> Difference:
     """Return what two plans differ in."""
+    if before.record == after.record and not before.is_first_version and not after.is_first_version:
+        return Difference(num_tensors=len(after.record.tensors))  # whatever names the adapters have
     before, after = matched(before, after)
     files = {BASE: _files(before.record.base, after.record.base)}
     commits = {source: (before.commits.get(source), after.commits.get(source)) for source in (BASE, *after.adapters)}
@@ -185,7 +187,7 @@ def compare(before: Side, after: Side) -> Difference:
 def matched(before: Side, after: Side) -> tuple[Side, Side]:
     """Return two sides with names for all adapters, the same for what is the same adapter as far as one can tell."""
     if before.names is not None and after.names is not None:
-        return before, after
+        return _renamed(before, after), after
     if before.names is None and after.names is None:
         before = dataclasses.replace(before, names=tuple(map(str, range(len(before.record.adapters)))))
     known, blind = (before, after) if after.names is None else (after, before)
@@ -203,6 +205,23 @@ def matched(before: Side, after: Side) -> tuple[Side, Side]:
     names = tuple(found.get(place) or next(free) for place in range(len(blind.record.adapters)))
     named = dataclasses.replace(blind, names=names)
     return (before, named) if blind is after else (named, after)
+
+
+def _renamed(before: Side, after: Side) -> Side:
+    """Return the first side with the second one's names for adapters that are called otherwise there."""
+    assert before.names is not None
+    own, others = before.adapters, after.adapters
+    gone = [source for source in own if source not in others]
+    new = [source for source in others if source not in own]
+    names = {source: source for source in own}
+    for alike in (_are_equal, _have_equal_files):
+        for source in [source for source in gone if names[source] == source]:
+            match = next((other for other in new if alike(own[source], others[other])), None)
+            if match is not None:
+                names[source] = match
+                new.remove(match)
+    commits = {names.get(source, source): commit for source, commit in before.commits.items()}
+    return dataclasses.replace(before, names=tuple(names[source].adapter_name for source in own), commits=commits)
 
 
 def _are_equal(one: AdapterRecord, other: AdapterRecord) -> bool:

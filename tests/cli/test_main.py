@@ -501,6 +501,12 @@ def test_info_says_where_a_recipe_comes_from(project, capsys, words):
         ("lock --u", ["--upgrade"]),
         ("lock team/chat --upgrade ", ["base", "math", "code", "recipe=prod", "recipe=team/chat"]),
         ("merge ./ba", []),
+        ("diff ", []),
+        ("diff builds/prod rec", ["recipe="]),
+        ("diff recipe=", ["recipe=prod", "recipe=team/chat"]),
+        ("diff recipe=prod dty", ["dtype="]),
+        ("diff s", ["safe_merge=", "saved_modules_from="]),
+        ("diff --w", ["--weights"]),
         ("merge ./base ./math dty", ["dtype="]),
     ],
 )  # fmt: skip

@@ -95,6 +95,12 @@ def test_a_comment_another_place_and_another_working_directory_are_no_difference
     assert lora_build.diff(lora_build.plan(recipe)).is_equal
 
 
+def test_another_name_for_an_adapter_is_no_difference(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "base", tmp_path / "base")
+    shutil.copytree(made / "math", tmp_path / "sums")
+    assert lora_build.diff(made / "a", build(tmp_path, "out", "sums")).is_equal
+
+
 def test_one_byte_of_an_adapter_is_named_with_the_tensors_that_it_changed(made: Path, tmp_path: Path) -> None:
     for name in ("base", "math"):
         shutil.copytree(made / name, tmp_path / name)

@@ -70,6 +70,13 @@ def test_places_that_moved_are_no_change() -> None:
     assert not compare(side(), side(adapter("t"), adapter("m"), names=("text", "math"), tensors=swapped))
 
 
+def test_another_name_for_the_same_adapter_is_no_difference() -> None:
+    assert not compare(side(names=("x", "text")), side())
+    heavier = compare(side(names=("x", "text")), side(adapter("m", weight=0.5), adapter("t")))
+    assert heavier.reasons == ("adapters.math weight 1 to 0.5, 2 of 4 tensors",)
+    assert not compare(side(names=("text", "math")), side())
+
+
 @pytest.mark.parametrize("names", [None, ("x", "y")])
 def test_adapters_without_names_go_by_their_content(names: tuple[str, ...] | None) -> None:
     swapped = (tensor("a", 1), tensor("b", 1, 0), tensor("c", 0), tensor("d"))
