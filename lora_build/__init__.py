@@ -29,7 +29,9 @@ from lora_build.errors import (
 __version__ = VERSION
 
 if TYPE_CHECKING:
+    from lora_build.keeping.collecting import Collected, gc
     from lora_build.keeping.listing import ListedBuild, builds
+    from lora_build.keeping.pins import pin, unpin
     from lora_build.pipeline import build, plan
     from lora_build.planning.inspection.inspecting import inspect
     from lora_build.planning.inspection.result import Inspection
@@ -48,10 +50,10 @@ if TYPE_CHECKING:
     from lora_build.wrapper.model import LoraModel
 
 __all__ = [
-    "Build", "BuildDiff", "ForwardReport", "Inspection", "ListedBuild", "Locking", "LoraBuildError", "LoraModel",
-    "Manifest", "MergeError", "Merged", "NewRecipe", "Plan", "PlanError", "Recipe", "RecipeError", "SourceError",
-    "StorageError", "Verification", "VerificationError", "WrapperReport", "__version__", "build", "builds", "diff",
-    "init", "inspect", "load_recipe", "lock", "merge", "plan", "verify",
+    "Build", "BuildDiff", "Collected", "ForwardReport", "Inspection", "ListedBuild", "Locking", "LoraBuildError",
+    "LoraModel", "Manifest", "MergeError", "Merged", "NewRecipe", "Plan", "PlanError", "Recipe", "RecipeError",
+    "SourceError", "StorageError", "Verification", "VerificationError", "WrapperReport", "__version__", "build",
+    "builds", "diff", "gc", "init", "inspect", "load_recipe", "lock", "merge", "pin", "plan", "unpin", "verify",
 ]  # fmt: skip
 
 _HOMES = {
@@ -77,6 +79,10 @@ _HOMES = {
     "NewRecipe": "start.init",
     "builds": "keeping.listing",
     "ListedBuild": "keeping.listing",
+    "gc": "keeping.collecting",
+    "Collected": "keeping.collecting",
+    "pin": "keeping.pins",
+    "unpin": "keeping.pins",
     "merge": "start.merge",
     "Merged": "start.merge",
 }

@@ -20,6 +20,9 @@ VERBS = {
     "diff": "say what two builds differ in, or a recipe and its build",
     "list": "list the recipes",
     "builds": "list the builds, and which of them are what their recipes make today",
+    "gc": "remove what ended builds have left, and builds that nothing needs",
+    "pin": "have gc keep a build",
+    "unpin": "have gc treat a build as any other",
 }
 """What `lora-build --help` says of each verb, in its order."""
 _VALUED = "--log-format"  # the one option of every verb that the next word is the value of

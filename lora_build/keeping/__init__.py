@@ -2,4 +2,5 @@
 
 `places` says where to look, `record` reads what a build says of itself, `index` remembers that, `today` holds a build
 to what its recipe makes now, `listing` puts it together, `wanted` picks some of it.
+`pins` are the builds that stay, `needs` what else holds one, `collecting` removes the others.
 """

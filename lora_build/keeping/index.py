@@ -31,13 +31,13 @@ _TABLES = (
 class Index:
     """The index of one output folder; `get` and `put` never fail. To be closed, which writes what was put."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open the index of an output folder; nothing is made where that folder is not there."""
-        self._path = folder / FOLDER / _NAME
+    def __init__(self, folder: Path | None) -> None:
+        """Open the index of an output folder, which need not be there; None has nothing known, and nothing kept."""
+        self._path = None if folder is None else folder / FOLDER / _NAME
         self._fresh: dict[str, dict[str, tuple[str, str]]] = {"manifests": {}, "verdicts": {}}
         self._gone: list[str] = []
         self._known: dict[str, dict[str, tuple[str, str]]] = {"manifests": {}, "verdicts": {}}
-        if _is_ours(self._path):
+        if self._path is not None and _is_ours(self._path):
             self._known = _read(self._path)
 
     def get(self, table: str, folder: str, stamp: str) -> str | None:
@@ -56,7 +56,7 @@ class Index:
 
     def close(self) -> None:
         """Write what was put, if there is where to."""
-        if not any(self._fresh.values()) and not self._gone:
+        if self._path is None or not (any(self._fresh.values()) or self._gone):
             return
         if not self._path.parent.parent.is_dir():
             return
@@ -65,19 +65,19 @@ class Index:
         if not _is_ours(self._path.parent) or (os.path.lexists(self._path) and not _is_ours(self._path)):
             return
         try:
-            self._write()
+            self._write(self._path)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):  # locked, read-only, or a disk that is full
                 log.debug("%s: %s", self._path, error)
                 return
             with contextlib.suppress(OSError, sqlite3.Error):
                 self._path.unlink()
-                self._write()
+                self._write(self._path)
 
-    def _write(self) -> None:
+    def _write(self, path: Path) -> None:
         with contextlib.suppress(OSError):  # by a mode that only its user may write by, whatever is usual here
-            os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
-        with _opened(self._path, mode="rwc") as database:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
+        with _opened(path, mode="rwc") as database:
             if not _is_current(database) and not _is_made(database):
                 return
             with database:

@@ -4,9 +4,10 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lora_build.errors import LoraBuildError, some_of
+from lora_build.errors import LoraBuildError, VerificationError, some_of
 from lora_build.keeping import places
 from lora_build.keeping.index import Index
+from lora_build.keeping.pins import pins_of
 from lora_build.keeping.places import Found
 from lora_build.keeping.record import BuildRecord, InputRecord, read_record, signatures_of
 from lora_build.keeping.today import State, Today
@@ -31,6 +32,8 @@ class ListedBuild:
         manifest_hash: of its manifest.
         build_key: of what it was made of.
         inputs: its base and its adapters.
+        sweep: the sweep's file that makes its folder.
+        pinned: whether `gc` keeps it whatever it is.
     """
 
     dir: Path
@@ -44,6 +47,8 @@ class ListedBuild:
     manifest_hash: str | None = None
     build_key: str | None = None
     inputs: tuple[InputRecord, ...] = ()
+    sweep: str | None = None
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +80,18 @@ def find_builds(folders: tuple[str | Path, ...], wanted: WantedBuilds) -> Listin
     """Return what `builds` returns, and what could not be looked at."""
     found = places.find(folders)
     index = Index(places.project_folder())
-    today, listed = Today(index=index), []
+    today, listed = Today(index=index), list[ListedBuild]()
     for folder, name in sorted(found.builds.items()):
         listed += _listed(folder, name, today, wanted)
     index.forget_all_but(map(str, found.builds))
     index.close()
-    return Listing(builds=tuple(listed), problems=_problems(found))
+    problems = _problems(found)
+    try:
+        pins = pins_of([*(folder.parent for folder in found.builds), *found.folders])
+        listed = [replace(build, pinned=pins.of(build.dir, build.manifest_hash) is not None) for build in listed]
+    except VerificationError as error:
+        problems = (*problems, str(error))
+    return Listing(builds=tuple(listed), problems=problems)
 
 
 def _problems(found: Found) -> tuple[str, ...]:
@@ -118,8 +129,8 @@ def describe(folder: Path, name: str, record: BuildRecord, today: Today) -> List
     verdict = today.verdict(folder, record)
     if verdict.state is State.current and files.unread:
         why = f"{some_of(files.unread)} not read since put there: lora-build verify {folder} does"
-        return replace(listed, why=why)
-    return replace(listed, state=verdict.state, why=verdict.why)
+        return replace(listed, why=why, sweep=verdict.sweep)
+    return replace(listed, state=verdict.state, why=verdict.why, sweep=verdict.sweep)
 
 
 def _record(folder: Path, index: Index) -> BuildRecord:

@@ -8,9 +8,10 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -18,27 +19,26 @@ from typing import Any
 from lora_build._version import VERSION
 from lora_build.errors import LoraBuildError, RecipeError, some_of
 from lora_build.files.identity import BASE, SourceName
-from lora_build.files.sources import Source
 from lora_build.files.sources.known import known_digest
 from lora_build.keeping.index import Index
 from lora_build.keeping.record import BuildRecord
-from lora_build.pipeline import prepare
-from lora_build.planning.plan import make_plan
-from lora_build.planning.resolve import resolve
-from lora_build.proof.builds import Action, BuildInputs, Plan
+from lora_build.pipeline import survey
+from lora_build.planning.pins import pins_of
+from lora_build.proof.builds import Action
 from lora_build.proof.difference import compare
 from lora_build.proof.known_digests import known_digests
 from lora_build.proof.manifest import read_manifest
 from lora_build.proof.output_dir import recorded_in
 from lora_build.proof.plan_record import record_plan
-from lora_build.proof.planned_base import open_planned
 from lora_build.proof.sides import side_of_build, side_of_plan
 from lora_build.recipe import files as recipe_files
 from lora_build.recipe.applied import with_overrides
 from lora_build.recipe.compose import load_recipe
 from lora_build.recipe.identity import at_point, effective, selected
 from lora_build.recipe.inherited import merged
+from lora_build.recipe.overrides import composed_of
 from lora_build.recipe.schema import Recipe, resolve_path
+from lora_build.recipe.short_overrides import words_for_hydra
 from lora_build.recipe.validate import from_mapping
 from lora_build.recipe.values import is_local, laid_over
 
@@ -59,10 +59,18 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a build is to its recipe, and why; `folders` are those whose content that depends on, None if on more."""
+    """What a build is to its recipe.
+
+    Attributes:
+        state: what it is.
+        why: why it is that.
+        sweep: the sweep's file that makes its folder.
+        folders: those whose content all this depends on; None if it depends on more.
+    """
 
     state: State
     why: str = ""
+    sweep: str | None = None
     folders: tuple[str, ...] | None = ()
 
 
@@ -72,7 +80,7 @@ class Today:
 
     index: Index
     _stamps: dict[str, str | None] = field(default_factory=dict)
-    _recipes: str | None = None
+    _recipes: str | None = ""  # nobody has looked
 
     def verdict(self, folder: Path, record: BuildRecord) -> Verdict:
         """Return what a build is to its recipe, its files aside."""
@@ -80,13 +88,14 @@ class Today:
             return Verdict(state=State.unknown, why=record.doubt)
         if record.file is None or record.recipe is None:
             return Verdict(state=State.unlisted, why="was made without a recipe's file")
-        stamp = f"{record.manifest_hash} {self._stamp_of_recipes()}"
+        recipes = self.stamp_of_recipes()
+        stamp = f"{record.manifest_hash} {recipes}"
         if (known := self._known(folder, stamp)) is not None:
             return known
         found = _verdict(folder, record)
-        if found.state is not State.unknown and found.folders is not None and "unsettled" not in stamp:
+        if found.state is not State.unknown and found.folders is not None and recipes is not None:
             stamps = {text: self._stamp(text) for text in found.folders}
-            value = {"state": found.state.value, "why": found.why, "folders": stamps}
+            value = {"state": found.state.value, "why": found.why, "sweep": found.sweep, "folders": stamps}
             if None not in stamps.values():
                 self.index.put("verdicts", str(folder), stamp, json.dumps(value))
         return found
@@ -98,13 +107,13 @@ class Today:
             found = json.loads(text or "")
             if any(self._stamp(path) != then for path, then in found["folders"].items()):
                 return None
-            return Verdict(state=State(found["state"]), why=str(found["why"]))
+            return Verdict(state=State(found["state"]), why=str(found["why"]), sweep=found["sweep"])
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
-    def _stamp_of_recipes(self) -> str:
-        """Return what changes with any recipe, and with what else decides what one of them makes."""
-        if self._recipes is None:
+    def stamp_of_recipes(self) -> str | None:
+        """Return what changes with any recipe, and with what else decides what it makes; None if one did just now."""
+        if self._recipes == "":
             import importlib.metadata
 
             paths = [folder.path for folder in recipe_files.folders()]
@@ -112,9 +121,10 @@ class Today:
             known = [str(path) for path in (*paths, *sorted(beside))]
             environment = {name: text for name, text in os.environ.items() if name.startswith("LORA_BUILD_")}
             versions = [VERSION, importlib.metadata.version("transformers")]
-            text = json.dumps([versions, environment, known, [self._stamp(path) for path in known]], sort_keys=True)
-            unsettled = " unsettled" if any(self._stamp(path) is None for path in known) else ""
-            self._recipes = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest() + unsettled
+            stamps = [self._stamp(path) for path in known]
+            text = json.dumps([versions, environment, known, stamps], sort_keys=True)
+            digits = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+            self._recipes = None if None in stamps else digits
         return self._recipes
 
     def _stamp(self, text: str) -> str | None:
@@ -147,28 +157,44 @@ def _verdict(folder: Path, record: BuildRecord) -> Verdict:
     if not any((known.path / f"{name}.yaml").is_file() for known in recipe_files.folders()):
         return Verdict(state=State.unlisted, why=f"{record.file} is not there")
     try:
-        recipe = _recipe_of(folder, name, record.changing)
-        if hub := [source for source, spec in _inputs(recipe) if spec.source and not is_local(spec.source)]:
-            return _by_commits(folder, record, recipe, hub)
-        return _by_plan(folder, record, recipe)
+        recipe, sweep = _recipe_of(folder, name, record.changing)
+        if below := _hub_below(recipe):
+            return Verdict(
+                state=State.unknown, why=f"its base, recipe {below}, has inputs on the Hub, which is not asked"
+            )
+        if hub := _on_hub(recipe):
+            return replace(_by_commits(folder, record, recipe, hub), sweep=sweep)
+        return replace(_by_plan(folder, record, recipe), sweep=sweep)
     except LoraBuildError as error:
         more = f" and {len(error.issues) - 1} more" if len(error.issues) > 1 else ""
         return Verdict(state=State.unknown, why=f"{record.file} cannot be planned: {error.issues[0]}{more}")
 
 
+def _on_hub(recipe: Recipe) -> list[SourceName]:
+    return [source for source, spec in _inputs(recipe) if spec.source and not is_local(spec.source)]
+
+
+def _hub_below(recipe: Recipe) -> str | None:
+    """Return the first recipe below another one that has inputs on the Hub."""
+    seen: set[str] = set()
+    while recipe.base.recipe is not None and recipe.base.recipe not in seen:  # planning says that it is a circle
+        seen.add(name := recipe.base.recipe)
+        recipe = composed(name, ())
+        if _on_hub(recipe):
+            return name
+    return None
+
+
 def _by_plan(folder: Path, record: BuildRecord, recipe: Recipe) -> Verdict:
     """Return the verdict by the plan of a recipe whose inputs are all on this machine."""
-    base = _planned_base(recipe) if recipe.base.is_recipe else None
-    if isinstance(base, Verdict):
-        return base
-    resolved = resolve(recipe, given=None if base is None else {BASE: base})
-    of_build = BuildInputs(
-        recipe=recipe, sources=resolved.sources, base=resolved.inputs.base, facts=resolved.inputs.facts
-    )
-    plan = Plan(inputs=of_build, merge_plan=make_plan(recipe, resolved.inputs), target=folder)
+    nowhere = Path(tempfile.gettempdir(), f"lora-build.{os.getpid()}")  # whether its own may be written, is no matter
+    plan = survey(replace(recipe, output=replace(recipe.output, dir=str(nowhere))))
     folders = None
-    if base is None:  # else it depends on all that the base is made of, and on that folder
+    if plan.below is None:  # else it depends on all that the base is made of, and on that folder
         folders = tuple(sorted({str(resolve_path(recipe, spec.source)) for _, spec in _inputs(recipe)}))
+    elif plan.below.at_target.action is not Action.reuse:
+        why = f"its base, the build of recipe {recipe.base.recipe}, is not what that recipe makes today"
+        return Verdict(state=State.unknown, why=why)
     inputs = known_digests(plan)
     if not inputs.unknown and record_plan(plan.merge_plan, inputs.known).build_key == record.build_key:
         return Verdict(state=State.current, folders=folders)
@@ -180,26 +206,14 @@ def _by_plan(folder: Path, record: BuildRecord, recipe: Recipe) -> Verdict:
     return Verdict(state=State.unknown, why=f"{unread} not read since put there; a build of the recipe does")
 
 
-def _planned_base(recipe: Recipe) -> Source | Verdict:
-    """Return the build that a recipe stands on, or why nobody knows what that will be."""
-    name = str(recipe.base.recipe)
-    made = load_recipe(name)
-    if any(spec.source and not is_local(spec.source) for _, spec in _inputs(made)):
-        return Verdict(state=State.unknown, why=f"its base, recipe {name}, has inputs on the Hub, which is not asked")
-    below = prepare(made)
-    if below.at_target.action is not Action.reuse:
-        why = f"its base, the build of recipe {name}, is not what that recipe makes today"
-        return Verdict(state=State.unknown, why=why)
-    return open_planned(recipe, below)
-
-
 def _by_commits(folder: Path, record: BuildRecord, recipe: Recipe, hub: Sequence[SourceName]) -> Verdict:
     """Return the verdict of a recipe with inputs on the Hub, which is not asked: by the commits that it names."""
-    then = {entry.name: entry for entry in record.inputs}
+    then, pins = {entry.name: entry for entry in record.inputs}, pins_of(recipe)
     for source, spec in _inputs(recipe):
-        was = then.get(source)
-        if source in hub and (was is None or spec.revision != was.commit or spec.source != was.source):
-            where = f"{spec.source}@{spec.revision or 'main'}"
+        was, locked = then.get(source), pins.sources.get(source)
+        revision = spec.revision if locked is None else locked.commit
+        if source in hub and (was is None or revision != was.commit or spec.source != was.source):
+            where = f"{spec.source}@{revision or 'main'}"
             why = f"{source} is {where} on the Hub, which is not asked: lora-build plan recipe={record.recipe} does"
             return Verdict(state=State.unknown, why=why)
     recorded = recorded_in(folder)
@@ -236,8 +250,8 @@ def _inputs(recipe: Recipe) -> Iterator[tuple[SourceName, Any]]:
         yield SourceName.of_adapter(name), spec
 
 
-def _recipe_of(folder: Path, name: str, changing: Sequence[str]) -> Recipe:
-    """Return the recipe that makes a build's folder today; of several sweeps, the one that does.
+def _recipe_of(folder: Path, name: str, changing: Sequence[str]) -> tuple[Recipe, str | None]:
+    """Return the recipe that makes a build's folder today, and the sweep's file that has part in it.
 
     Raises:
         LoraBuildError: it does not compose.
@@ -251,12 +265,12 @@ def _recipe_of(folder: Path, name: str, changing: Sequence[str]) -> Recipe:
             failure = failure or error
             continue
         if folder in _targets(recipe):
-            return recipe
+            return recipe, sweep
         plain = recipe if sweep is None else plain
     if plain is None:
         assert failure is not None
         raise failure
-    return plain
+    return plain, None
 
 
 def _targets(recipe: Recipe) -> set[Path]:
@@ -296,11 +310,13 @@ def composed(name: str, changing: Sequence[str], sweep: str | None = None) -> Re
     more: dict[str, Any] = {}
     if sweep is not None:
         found = recipe_files.load_sweep_file(_sweep_file(sweep))
-        is_all &= all(isinstance(item, dict) and next(iter(item)).endswith("/recipe") for item in found["defaults"])
+        chosen = found.get("defaults", [])
+        is_all &= all(isinstance(item, dict) and next(iter(item)).endswith("/recipe") for item in chosen)
         more = found["recipe"]
     if folder.shipped or not is_all or any(map(_CHOOSES.match, changing)):  # which Hydra alone can do
         return load_recipe(name, words)
-    return from_mapping(with_overrides(laid_over(data, more), changing), where=f"recipe '{name}'")
+    recipe = from_mapping(with_overrides(laid_over(data, more), changing), where=f"recipe '{name}'")
+    return replace(recipe, composed=composed_of(name, words_for_hydra(changing)))
 
 
 def _sweep_file(sweep: str) -> Path:

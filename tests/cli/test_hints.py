@@ -120,6 +120,8 @@ HINTS: dict[str, tuple[str, str]] = {
     "; lora-build --help lists them": ("help xyz", "--help"),
     'for TAB in bash and zsh: eval "$(lora-build -sc install=bash)", with zsh for zsh; in fish: lora-build -sc install=fish | source': (
         "-sc", "-sc install=bash"),
+    "{} takes builds: lora-build {} DIR|NAME [DIR|NAME ...]": ("pin", "pin builds/prod"),
+    "; with --yes they are removed": ("gc ./elsewhere --builds", "gc ./elsewhere --builds --yes"),
     "there are no such builds; lora-build builds lists all": ("builds --recipe nope", "builds"),
     "--hash: expected 4 to 64 hexadecimal digits of a manifest_hash, found '{}'": ("builds --hash x", "builds --hash {hash}"),
     "{} not read since put there: lora-build verify {} does": ("", "verify builds/prod"),  # of what is large
@@ -172,6 +174,9 @@ OTHERS = {
     "the recipe is for lora-build {}, and this is {}; install one that it is for: pip install 'lora-build{}'",
     "this machine's arithmetic fails the self-test of exact-1 for {} (found {}, expected {}): its handling of denormal "
     "numbers is not IEEE 754, or lora_build/_native was compiled wrongly; install lora-build again, with another compiler",
+    "holds what lora-build did not write", "holds {}, which lora-build did not write",
+    "{}: holds {}, which lora-build did not write; it is left alone",
+    "{}: is left of it; what is in there lora-build did not write, or may not remove",
     "lists a file of lora-build itself", "--adapter {}",
     "it was built by lora-build {}, and this is {}: CHANGELOG.md says where bytes changed", "{} is no field that lora-build {} knows", "# Written by lora-build init{}.",
     # of locks: tests/planning/test_lock_file.py and test_locked_hub.py do what they say
@@ -240,6 +245,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patched.chdir(made)
         for recipe, place in (("prod", "prod"), ("prod", "taken"), ("two", "edited")):
             lora_build.build(lora_build.load_recipe(recipe, [f"output.dir=builds/{place}"]))
+        lora_build.merge("./base", "./math", output="elsewhere/of-no-recipe")
         small.make_base(made / "lost/away")
         small.make_adapter(made / "lost/far")
         lost = {"root": str(made / "lost"), "base": "./away", "adapters": {"math": "./far"}}

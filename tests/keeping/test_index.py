@@ -79,7 +79,7 @@ def test_a_list_that_is_warm_reads_no_manifest_and_plans_nothing(
         raise AssertionError
 
     monkeypatch.setattr(listing, "read_record", refuse)
-    monkeypatch.setattr("lora_build.keeping.today.resolve", refuse)
+    monkeypatch.setattr("lora_build.keeping.today.survey", refuse)
     assert lora_build.builds() == expected
 
 

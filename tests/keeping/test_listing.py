@@ -12,6 +12,7 @@ import torch
 import lora_build
 from keeping.conftest import PROD, TWO
 from lora_build.cli.main import main
+from lora_build.files.sources import known
 from lora_build.keeping import today
 from lora_build.keeping.today import State, composed
 from lora_build.proof import known_digests
@@ -172,7 +173,8 @@ def test_a_folder_that_may_not_be_read_is_a_warning(project: Path, capsys: pytes
 
 def test_a_large_file_that_nobody_has_read_is_unknown(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(project / "fresh"))
-    monkeypatch.setattr(known_digests, "_SMALL_BYTES", 250)
+    for module in (known, known_digests):
+        monkeypatch.setattr(module, "SMALL_BYTES", 250)
     monkeypatch.setattr("lora_build.files.hashing.remembered._SETTLED_SECONDS", 0)
     found = lora_build.builds(recipe="prod")[0]
     assert (found.state, "adapters.math/adapter_model.safetensors" in found.why) == (State.unknown, True)

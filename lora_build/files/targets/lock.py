@@ -27,17 +27,26 @@ _MOST_BYTES = 64
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
+class TargetInUseError(StorageError):
+    """Somebody builds a target, and nobody waits for that."""
+
+
 def lock_path(target: Path) -> Path:
     """Return the path of a target's lock."""
     return target.with_name(f".{target.name}.lora-build.lock")
 
 
 @contextmanager
-def lock(target: Path) -> Iterator[bool]:
+def lock(target: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock of a target and yield whether another build had it first. The lock file is removed afterwards.
+
+    Args:
+        target: what is locked.
+        wait: whether to wait for whoever has it.
 
     Raises:
         StorageError: the disk failed, or something that is no lock has its name.
+        TargetInUseError: somebody has it, and nobody waits.
     """
     path = lock_path(target)
     made: list[Path] = []
@@ -48,7 +57,7 @@ def lock(target: Path) -> Iterator[bool]:
             with disk_errors(path), held():
                 fd = _open_with_parents(path, made)
             with disk_errors(path):
-                waited |= _acquire(fd, path, target)
+                waited |= _acquire(fd, path, target, wait=wait)
             if _is_current(fd, path):
                 break
             with held():  # the holder before us has removed the file that we opened
@@ -148,12 +157,16 @@ def _is_current(fd: int, path: Path) -> bool:
         return False
 
 
-def _acquire(fd: int, path: Path, target: Path) -> bool:
+def _acquire(fd: int, path: Path, target: Path, *, wait: bool) -> bool:
     """Take the lock, and return whether another build had it first."""
     waited = False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except BlockingIOError as error:
+        if not wait:
+            raise TargetInUseError(
+                f"{target}: a build of it runs (process {_holder(fd, path) or 'unknown'})"
+            ) from error
         log.warning("waiting for another build of %s (process %s)", target, _holder(fd, path) or "unknown")
         fcntl.flock(fd, fcntl.LOCK_EX)
         waited = True
