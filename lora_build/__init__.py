@@ -13,22 +13,21 @@
 Nothing is printed; what there is to say is logged below the logger `lora_build`.
 """
 
-from typing import TYPE_CHECKING, Any
-
 from lora_build._version import VERSION
-from lora_build.errors import (
-    LoraBuildError,
-    MergeError,
-    PlanError,
-    RecipeError,
-    SourceError,
-    StorageError,
-    VerificationError,
-)  # fmt: skip
 
 __version__ = VERSION
 
+TYPE_CHECKING = False  # as in typing, whose import takes as long as all that a command line needs before its first line
 if TYPE_CHECKING:
+    from lora_build.errors import (
+        LoraBuildError,
+        MergeError,
+        PlanError,
+        RecipeError,
+        SourceError,
+        StorageError,
+        VerificationError,
+    )  # fmt: skip
     from lora_build.keeping.collecting import Collected, gc
     from lora_build.keeping.listing import ListedBuild, builds
     from lora_build.keeping.pins import pin, unpin
@@ -57,6 +56,13 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
+    "LoraBuildError": "errors",
+    "MergeError": "errors",
+    "PlanError": "errors",
+    "RecipeError": "errors",
+    "SourceError": "errors",
+    "StorageError": "errors",
+    "VerificationError": "errors",
     "build": "pipeline",
     "plan": "pipeline",
     "Build": "proof.builds",
@@ -88,7 +94,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import what is asked for and no more: `lora-build --help` needs none of it."""
     if name in _HOMES:
         import importlib

@@ -407,3 +407,13 @@ def test_an_interrupt_at_any_step_leaves_one_of_both(out: Path, monkeypatch: pyt
     with pytest.raises(KeyboardInterrupt):
         commit(out, Toy())
     assert is_whole(out, "old") or is_whole(out, "new")
+
+
+def test_a_link_to_a_staging_folder_is_none(out: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    staging = make_staging(other / out.name)
+    out.with_name(staging.folder.name).symlink_to(staging.folder)
+
+    assert list(stagings_in(out.parent)) == []
+    assert [found.folder for found in stagings_in(other)] == [staging.folder]
