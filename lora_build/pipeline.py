@@ -39,6 +39,7 @@ from lora_build.proof.planned_base import open_planned
 from lora_build.proof.provenance import BuildRun, root_above
 from lora_build.proof.provenance import to_bytes as provenance_bytes
 from lora_build.proof.survival_report import read_survival
+from lora_build.recipe.committed import Committed, committed
 from lora_build.recipe.schema import IfExists, Recipe
 from lora_build.recipe.validate import from_mapping
 
@@ -250,6 +251,7 @@ def _build(plan: Plan, target: DirectoryTarget, progress: Callable[[int], None])
     from lora_build.engine.execute import execute  # the compiled pass, or torch, which planning does without
 
     started, clock = datetime.now(UTC), time.perf_counter()
+    at_commit = _committed(plan.recipe)  # as the recipe is when it is built, and not after it
     merge_plan, sources = plan.merge_plan, plan.sources
     files, small = write_small_files(merge_plan, sources, target, progress)
     done = execute(merge_plan, sources, target, progress)
@@ -257,7 +259,8 @@ def _build(plan: Plan, target: DirectoryTarget, progress: Callable[[int], None])
     manifest = make_manifest(merge_plan, inputs=inputs, files=(*files, *done.files), tensors=done.tensors)
     target.write(SURVIVAL_NAME, survival_bytes(done.survival))
     checks = _check(plan, target.staging, manifest)
-    happened = BuildRun(started=started, root=root_above(Path(plan.recipe.root), plan.target), checks=checks)
+    root = root_above(Path(plan.recipe.root), plan.target)
+    happened = BuildRun(started=started, root=root, committed=at_commit, checks=checks)
     target.write(PROVENANCE_NAME, provenance_bytes(plan.inputs, digests=inputs, manifest=manifest, run=happened))
     target.write(MANIFEST_NAME, manifest.to_bytes())
     target.commit()
@@ -266,6 +269,14 @@ def _build(plan: Plan, target: DirectoryTarget, progress: Callable[[int], None])
         seconds={**done.seconds, "whole": time.perf_counter() - clock}, notes=_notes(merge_plan),
         remarks=merge_plan.remarks, choices=merge_plan.notes, left_out=merge_plan.left_out,
     )  # fmt: skip
+
+
+def _committed(recipe: Recipe) -> Committed | None:
+    """Return the commit that a recipe's file is of, if it has one."""
+    found = recipe.composed
+    if found is None or found.folder is None:
+        return None
+    return committed(found.folder / f"{found.name}.yaml", found.folder)
 
 
 def _notes(plan: MergePlan) -> tuple[str, ...]:

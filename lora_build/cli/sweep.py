@@ -100,7 +100,7 @@ def _job(asked: Asked, folder: Path, config: "DictConfig") -> None:
     """Hydra's task: run a point of a sweep, maybe in another process or on another machine."""
     from hydra.core.hydra_config import HydraConfig
 
-    from lora_build.recipe.compose import to_recipe
+    from lora_build.recipe.compose import as_point, to_recipe
     from lora_build.recipe.overrides import check_overrides
     from lora_build.recipe.words import for_people
 
@@ -114,7 +114,8 @@ def _job(asked: Asked, folder: Path, config: "DictConfig") -> None:
 
     def recipe() -> "Recipe":
         check_overrides(point.overrides)
-        return to_recipe(config, job.runtime.choices["recipe"], point.overrides)
+        made = to_recipe(config, job.runtime.choices["recipe"], point.overrides)
+        return as_point(made, job.runtime.choices.get("sweep"), point.number)
 
     def work(recipe: "Recipe", point: Point) -> Point:
         _announce(asked, point, recipe.output.dir)

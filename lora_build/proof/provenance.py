@@ -25,6 +25,7 @@ from lora_build.proof import readback
 from lora_build.proof.builds import BuildInputs
 from lora_build.proof.manifest import Manifest
 from lora_build.proof.plan_record import InputDigests
+from lora_build.recipe.committed import Committed
 from lora_build.recipe.renamed import with_new_names
 from lora_build.recipe.schema import Recipe
 from lora_build.recipe.words import for_people
@@ -42,11 +43,13 @@ class BuildRun:
     Attributes:
         started: when.
         root: where the recipe's relative paths begin, seen from the output; None unless it is above it.
+        committed: the commit that its recipe is of.
         checks: what the output has passed, by the check's name.
     """
 
     started: datetime
     root: str | None = None
+    committed: Committed | None = None
     checks: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -172,7 +175,12 @@ def to_bytes(inputs: BuildInputs, *, digests: InputDigests, manifest: Manifest, 
         "predicate": {
             "buildDefinition": {
                 "buildType": _BUILD_TYPE,
-                "externalParameters": {"recipe": _recipe(inputs.recipe), **_composed(inputs.recipe)},
+                "externalParameters": {
+                    "recipe": _recipe(inputs.recipe),
+                    **_composed(inputs.recipe),
+                    "git": None if run.committed is None else dataclasses.asdict(run.committed),
+                    "lock": inputs.pins.sha256 if inputs.pins.has_recipe else None,
+                },
                 "internalParameters": {
                     "build_key": manifest.build_key, "manifest_hash": manifest.manifest_hash, "root": run.root,
                 },
@@ -187,8 +195,8 @@ def to_bytes(inputs: BuildInputs, *, digests: InputDigests, manifest: Manifest, 
                     "invocationId": str(uuid.uuid4()),
                     "startedOn": run.started.isoformat(timespec="seconds"),
                     "finishedOn": datetime.now(run.started.tzinfo).isoformat(timespec="seconds"),
-                    "checks": dict(run.checks) or None,
                 },
+                "byproducts": [{"name": f"checks.{n}", "annotations": dict(c)} for n, c in run.checks.items()],
             },
         },
     }  # fmt: skip
@@ -216,11 +224,14 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def _composed(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe's file, its overrides, and those of them that may have changed bytes."""
+    """Return the recipe's file, its overrides, those of them that may have changed bytes, and a sweep's point."""
     found = recipe.composed
     if found is None:
-        return {"file": None, "overrides": [], "changing": []}
-    return {"file": found.file, "overrides": list(found.overrides), "changing": list(found.changing)}
+        return {"file": None, "overrides": [], "changing": [], "sweep": None}
+    sweep = None if found.point is None else {"name": found.point.sweep, "point": found.point.number}
+    return {
+        "file": found.file, "overrides": list(found.overrides), "changing": list(found.changing), "sweep": sweep,
+    }  # fmt: skip
 
 
 def versions() -> dict[str, str]:

@@ -26,7 +26,7 @@ from lora_build.recipe.hydra_plugins import CONF, register
 from lora_build.recipe.identity import at_point, effective
 from lora_build.recipe.keys import raise_problems
 from lora_build.recipe.overrides import check_axes, check_overrides, composed_of
-from lora_build.recipe.schema import OutputSpec, Recipe
+from lora_build.recipe.schema import OutputSpec, Recipe, SweepPoint
 from lora_build.recipe.short_overrides import words_for_hydra
 from lora_build.recipe.shorthand import only_base
 from lora_build.recipe.validate import from_mapping
@@ -101,6 +101,13 @@ def to_recipe(config: DictConfig, name: str, overrides: Sequence[str]) -> Recipe
     data["base"] = _as_overridden(data["base"], overrides)
     recipe = from_mapping(data, where=f"recipe '{data['name']}'")
     return dataclasses.replace(recipe, composed=composed_of(name, overrides))
+
+
+def as_point(recipe: Recipe, sweep: str | None, number: int) -> Recipe:
+    """Return a recipe that says of itself which point of a sweep it is."""
+    assert recipe.composed is not None, "the points of a sweep are composed"
+    point = SweepPoint(sweep=sweep, number=number)
+    return dataclasses.replace(recipe, composed=dataclasses.replace(recipe.composed, point=point))
 
 
 def _as_overridden(base: Any, overrides: Sequence[str]) -> Any:

@@ -212,6 +212,14 @@ class ChecksSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SweepPoint:
+    """A point of a sweep: the name of the sweep's file, None where the command line alone sweeps, and its number."""
+
+    sweep: str | None
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Composed:
     """What a recipe was composed of, for provenance; no key of a recipe.
 
@@ -220,12 +228,14 @@ class Composed:
         overrides: the words that changed it.
         changing: those of them that may change the output's bytes, or where its inputs are looked for.
         folder: the folder of recipes that the file is in, on this machine; in no provenance.
+        point: the point of a sweep that it is; None of a recipe that is built by itself.
     """
 
     file: str
     overrides: tuple[str, ...] = ()
     changing: tuple[str, ...] = ()
     folder: Path | None = None
+    point: SweepPoint | None = None
 
     @property
     def name(self) -> str:

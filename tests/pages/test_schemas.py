@@ -24,7 +24,7 @@ from makers.recipes import LONG, SHORT
 from makers.schemas import FOLDER, SCHEMAS, hold
 
 ROOT = Path(__file__).parent.parent.parent
-OPEN = {"options", "config_changes", "config", "recipe", "checks", "additionalProperties"}
+OPEN = {"options", "config_changes", "config", "recipe", "checks", "annotations", "additionalProperties"}
 """What recipes, bases and adapters may say."""
 
 

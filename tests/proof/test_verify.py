@@ -338,7 +338,7 @@ def test_a_check_that_only_provenance_says_was_passed_is_made(built: Path, monke
     facts = {"seed": 0, "file_sha256": None, "prompts": []}
     path = built / PROVENANCE_NAME
     statement = json.loads(path.read_text())
-    statement["predicate"]["runDetails"]["metadata"]["checks"] = {"forward": facts}
+    statement["predicate"]["runDetails"]["byproducts"] = [{"name": "checks.forward", "annotations": facts}]
     path.write_text(json.dumps(statement))
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(built.parent / "cache"))

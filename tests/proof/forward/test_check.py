@@ -671,7 +671,7 @@ def test_a_check_changes_no_byte_and_is_recorded(zoo: Zoo, tmp_path: Path) -> No
 
     assert checked.manifest_hash == plain.manifest_hash
     statement = json.loads((tmp_path / "checked" / PROVENANCE_NAME).read_text())
-    record = statement["predicate"]["runDetails"]["metadata"]["checks"]["forward"]
+    record = statement["predicate"]["runDetails"]["byproducts"][0]["annotations"]
     assert record["seed"] == 7
     assert len(record["prompts"]) == 4
 
@@ -721,7 +721,7 @@ def test_a_record_of_checks_that_is_none_is_no_pass(zoo: Zoo, tmp_path: Path) ->
     before = lora_build.build(mapping).manifest
     path = tmp_path / "out" / PROVENANCE_NAME
     statement = json.loads(path.read_text())
-    statement["predicate"]["runDetails"]["metadata"]["checks"] = {"forward": "yes"}
+    statement["predicate"]["runDetails"]["byproducts"] = [{"name": "checks.forward", "annotations": {"prompts": "yes"}}]
     path.write_text(json.dumps(statement))
 
     assert lora_build.build(mapping).manifest.manifest_hash == before.manifest_hash
