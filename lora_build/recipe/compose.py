@@ -20,13 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_build.errors import RecipeError
 from lora_build.recipe import files as recipe_files
+from lora_build.recipe.composed import SweepPoint
 from lora_build.recipe.hydra_errors import plain_errors, refused_values
 from lora_build.recipe.hydra_keys import check_composed
 from lora_build.recipe.hydra_plugins import CONF, register
 from lora_build.recipe.identity import at_point, effective
 from lora_build.recipe.keys import raise_problems
 from lora_build.recipe.overrides import check_axes, check_overrides, composed_of
-from lora_build.recipe.schema import OutputSpec, Recipe, SweepPoint
+from lora_build.recipe.schema import OutputSpec, Recipe
 from lora_build.recipe.short_overrides import words_for_hydra
 from lora_build.recipe.shorthand import only_base
 from lora_build.recipe.validate import from_mapping

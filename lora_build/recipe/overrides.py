@@ -12,12 +12,13 @@ from hydra.errors import HydraException
 
 from lora_build.errors import RecipeError, did_you_mean
 from lora_build.recipe import files as recipe_files
+from lora_build.recipe.composed import Composed
 from lora_build.recipe.defaults import why_no_name
 from lora_build.recipe.hydra_errors import plain_errors
 from lora_build.recipe.hydra_keys import check_hydra_override
 from lora_build.recipe.keys import check_recipe, raise_problems, why_unknown
 from lora_build.recipe.renamed import NEW_NAMES, answer_override
-from lora_build.recipe.schema import Composed, Recipe
+from lora_build.recipe.schema import Recipe
 from lora_build.recipe.words import RESERVED, for_hydra, for_people, key_for_people
 from lora_build.terminal import without_secrets
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora_build.errors import RecipeError
+from lora_build.recipe.composed import Composed
 
 MISSING: Any = "???"  # of a key that must be set; OmegaConf's word, so that a composed file may have it
 
@@ -209,38 +210,6 @@ class ChecksSpec:
         default=None,
         metadata=_affects("nothing", "Compare the build's tensors with a merge in memory; `{}` is enough."),
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweepPoint:
-    """A point of a sweep: the name of the sweep's file, None where the command line alone sweeps, and its number."""
-
-    sweep: str | None
-    number: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Composed:
-    """What a recipe was composed of, for provenance; no key of a recipe.
-
-    Attributes:
-        file: the recipe's file, from the folder that holds `recipes/`: `recipes/team/chat.yaml`.
-        overrides: the words that changed it.
-        changing: those of them that may change the output's bytes, or where its inputs are looked for.
-        folder: the folder of recipes that the file is in, on this machine; in no provenance.
-        point: the point of a sweep that it is; None of a recipe that is built by itself.
-    """
-
-    file: str
-    overrides: tuple[str, ...] = ()
-    changing: tuple[str, ...] = ()
-    folder: Path | None = None
-    point: SweepPoint | None = None
-
-    @property
-    def name(self) -> str:
-        """What `recipe=` calls it: `team/chat`."""
-        return self.file.partition("/")[2].removesuffix(".yaml")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
