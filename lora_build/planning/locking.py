@@ -32,7 +32,7 @@ from lora_build.planning.lock_file import (
     change_lock,
     read_lock,
 )
-from lora_build.planning.resolve import open_source
+from lora_build.planning.resolve import open_named
 from lora_build.recipe import files as recipe_files
 from lora_build.recipe.inherited import merged
 from lora_build.recipe.named_sources import NamedSource, sources_of
@@ -269,7 +269,7 @@ class _Today:
 
     def _look(self, recipe: Recipe, source: SourceName, named: NamedSource) -> LockedSource:
         spec: BaseSpec | AdapterSpec = BaseSpec(source=named.source, revision=named.revision)
-        opened = open_source(recipe, source, spec)
+        opened = open_named(recipe, source, spec, named.revision)
         config = None if source.is_base else read_adapter_config(opened)
         of_adapter = {CONFIG_NAME, WEIGHTS_NAME, *files_of_tokenizer(opened)} if config is not None else set()
         files = {name: _locked_file(opened, name) for name in sorted(of_adapter) or files_of_base(opened)}
@@ -297,7 +297,7 @@ class _Today:
         if file.sha256 not in self.configs and locked.commit is not None and self.asks_hub:
             try:
                 spec = AdapterSpec(source=locked.named.source, revision=locked.commit)
-                opened = open_source(Recipe(), source, spec)
+                opened = open_named(Recipe(), source, spec, locked.commit)
                 self.configs[digest(opened, CONFIG_NAME)] = read_adapter_config(opened).data
             except LoraBuildError:  # of what was locked before, which may be gone, or was taken away
                 pass

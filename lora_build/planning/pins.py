@@ -5,7 +5,7 @@ locked. What a command line or a sweep names instead is outside of the lock: use
 locked is to be built. A recipe that was not composed from a file has no lock.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -123,8 +123,35 @@ def _refuse_stale(pins: Pins, entry: LockedRecipe, path: Path) -> None:
         raise RecipeError((title, *issues, f"to lock it as it is now: {pins.command}"), issues=issues)
 
 
-def remarks(pins: Pins, sources: Mapping[SourceName, Source]) -> tuple[str, ...]:
-    """Return what a user should know of what is not locked, one line each; it is in no manifest."""
+def remarks(
+    pins: Pins, sources: Mapping[SourceName, Source], read: Mapping[SourceName, tuple[str, ...]]
+) -> tuple[str, ...]:
+    """Return what a user should know of what is not locked, and of what is read elsewhere; it is in no manifest.
+
+    Args:
+        pins: what is locked.
+        sources: where the inputs are.
+        read: the files that a build reads of each.
+    """
+    return (*_not_locked(pins, sources), *(line for role in sources for line in _elsewhere(sources[role], read, pins)))
+
+
+def _elsewhere(source: Source, read: Mapping[SourceName, tuple[str, ...]], pins: Pins) -> Iterator[str]:
+    """Yield that a repository is read from a folder, and which of its files nothing proves to be the repository's."""
+    if not isinstance(source, LocalSource) or not source.mapped:
+        return
+    unproven = [name for name in read.get(source.name, ()) if source.files[name].locked is None]
+    lock = "a lock" if pins.recipe is None else f"a lock ({pins.command})"
+    if source.name in pins.sources:
+        held_to = ", held to the lock"
+    elif unproven:
+        held_to = f"; nothing here proves that it has that {some_of(unproven)}: {lock} does"
+    else:
+        held_to = f", held to the digests that its download left; that no file is missing, {lock} proves"
+    yield f"{source.name}: {source.uri} is read from {source.root}, as {source.mapped} says{held_to}"
+
+
+def _not_locked(pins: Pins, sources: Mapping[SourceName, Source]) -> tuple[str, ...]:
     if pins.path is not None:
         if not pins.has_recipe:
             return (f"{label(pins.path)} does not have recipe '{pins.recipe}'; to add it: {pins.command}",)
@@ -198,4 +225,6 @@ def _remedy(source: Source, pins: Pins) -> str:
     if isinstance(source, HubSource):  # a commit has one content
         name = BASE if source.name.is_base else source.name.adapter_name
         return f"its host has changed what this commit holds; if you trust that: {pins.command} --upgrade {name}"
+    if isinstance(source, LocalSource) and source.mapped:
+        return f"put the files of {source.uri} into {source.root}, or take {source.mapped} away"
     return f"if that is meant, lock it as it is now: {pins.command}"

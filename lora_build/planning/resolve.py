@@ -23,6 +23,8 @@ from lora_build.files.sources.local import open_local
 from lora_build.methods.interface import key_rules
 from lora_build.models.heads import is_vocabulary
 from lora_build.planning.inputs import Inputs, digests_of, may_change_ties, standing_apart
+from lora_build.planning.local_map import mapped
+from lora_build.planning.mapped_source import open_mapped
 from lora_build.planning.pins import NO_PINS, Pins, held
 from lora_build.planning.questions import Answers, ask_for_plan
 from lora_build.recipe.identity import selected
@@ -137,11 +139,17 @@ def together(failures: list[LoraBuildError]) -> LoraBuildError:
 def open_source(recipe: Recipe, role: SourceName, spec: BaseSpec | AdapterSpec, pins: Pins = NO_PINS) -> Source:
     """Return where an input comes from: a directory, or a Hub repository at a commit, held to what is locked of it."""
     pin = pins.sources.get(role)
-    source = _open(recipe, role, spec, spec.revision if pin is None else pin.commit)
+    revision = spec.revision if pin is None else pin.commit
+    place = None if is_local(str(spec.source)) else mapped(recipe, str(spec.source), (revision, spec.revision))
+    if place is None:
+        source = open_named(recipe, role, spec, revision)
+    else:
+        source = open_mapped(role, str(spec.source), revision, place)
     return source if pin is None else held(source, pin, pins)
 
 
-def _open(recipe: Recipe, role: SourceName, spec: BaseSpec | AdapterSpec, revision: str | None) -> Source:
+def open_named(recipe: Recipe, role: SourceName, spec: BaseSpec | AdapterSpec, revision: str | None) -> Source:
+    """Return where an input is by its name: a directory, or a repository on the Hub itself at a revision."""
     assert spec.source is not None, "a recipe's build as a base is opened by who has built it"
     if is_local(spec.source):
         return open_local(role, spec.source, resolve_path(recipe, spec.source))

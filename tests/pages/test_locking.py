@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import lora_build
 from lora_build.cli.main import main
+from lora_build.planning.local_map import mapped
 from lora_build.planning.lock_file import format_lock, parse_lock
 from makers import small
 
@@ -45,3 +47,14 @@ def test_the_commands_of_the_page_run_and_print_what_it_shows(capsys: pytest.Cap
 def test_the_lock_of_the_page_is_what_is_written() -> None:
     (shown,) = blocks("json")
     assert format_lock(parse_lock(shown.encode(), "docs/locking.md")) == shown.encode()
+
+
+def test_the_map_of_the_page_is_one(tmp_path: Path) -> None:
+    (shown,) = blocks("yml")
+    (tmp_path / "lora-build.local.yaml").write_text(shown)
+    recipe = lora_build.Recipe(root=str(tmp_path))
+    found = [
+        mapped(recipe, *of)
+        for of in (("meta-llama/Llama-3.1-8B", ("main",)), ("acme/math", ("v2",)), ("acme/math", ("v3",)))
+    ]
+    assert [place and str(place.folder) for place in found] == ["/data/llama", f"{tmp_path}/loras/math-v2", None]

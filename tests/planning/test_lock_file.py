@@ -315,7 +315,7 @@ def test_large_weights_are_held_to_the_lock_while_they_are_merged(
     plan = lora_build.plan(lora_build.load_recipe("prod"))
     assert plan.at_target.action.value == "create"
     with pytest.raises(
-        VerificationError, match=r"base/model\.safetensors: is not the file that was locked: .*lock recipe=prod"
+        VerificationError, match=r"base/model\.safetensors: is not the file that the lock has: .*lock recipe=prod"
     ):
         lora_build.build(lora_build.load_recipe("prod"))
     assert not list(project.glob("builds/*"))
@@ -432,7 +432,7 @@ def test_notes_of_the_lock_are_in_no_manifest_and_change_no_identity(project: Pa
     loose = lora_build.build(recipe).manifest
     lora_build.lock("prod")
     plan = lora_build.plan(recipe)
-    assert remarks(plan.inputs.pins, plan.sources)
+    assert remarks(plan.inputs.pins, plan.sources, plan.merge_plan.input_files)
 
     assert plan.at_target.manifest_hash == loose.manifest_hash
     assert lora_build.build(recipe).reused

@@ -24,10 +24,11 @@ CHUNK_BYTES = 2 << 20  # what several threads work on in turn while it is in a s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Locked:
-    """What a lock promises of a file: its SHA-256, and what to do where it is another one."""
+    """What a lock promises of a file: its SHA-256, and what to do where it is another one; `by` is what promises it."""
 
     sha256: Digest
     remedy: str
+    by: str = "the lock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ def hold_to_lock(where: str, found: Digest, locked: Locked | None) -> None:
     """Raise VerificationError unless a file's SHA-256 is the one that a lock promises, if one does."""
     if locked is not None and found != locked.sha256:
         raise VerificationError(
-            f"{where}: is not the file that was locked: has {found}, the lock {locked.sha256}; {locked.remedy}"
+            f"{where}: is not the file that {locked.by} has: {found}, expected {locked.sha256}; {locked.remedy}"
         )
 
 

@@ -112,7 +112,7 @@ def open_hub(source: SourceName, repo: str, revision: str | None) -> HubSource:
     xet: Mapping[str, str] = {}
     with _hub_errors(source, repo, revision):
         commit = _commit(source, repo, revision)
-        listed = _list_cached(repo, commit) if is_offline() else None
+        listed = list_snapshot(snapshot_path(repo, commit, "")) if is_offline() else None
         if listed is None:
             listed, xet = list_files(source, f"{_repository_url(repo)}/tree/{commit}?recursive=true&expand=false")
     reasons = {name: next(filter(None, map(why_skipped, name.split("/"))), None) for name in sorted(listed)}
@@ -161,9 +161,8 @@ def _others(source: str, repo: str, revision: str | None) -> str:
     return f"{near}; {'; '.join(listed)}" if listed else "; check the branch, tag or commit"
 
 
-def _list_cached(repo: str, commit: str) -> dict[str, SourceFile] | None:
+def list_snapshot(root: Path) -> dict[str, SourceFile] | None:
     """Return the files of a cached snapshot; the cache names each blob after the digest that the Hub promised."""
-    root = snapshot_path(repo, commit, "")
     found = {}
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         blob = path.resolve().name

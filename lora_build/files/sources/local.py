@@ -20,13 +20,14 @@ _MAX_FILES = 100_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalSource:
-    """A directory on this machine."""
+    """A directory on this machine; `mapped` says who has put it in the place of a repository, if anybody has."""
 
     name: SourceName
     uri: str
     root: Path
     files: Mapping[str, SourceFile]
     skipped: Mapping[str, str] = field(default_factory=dict)
+    mapped: str = ""
     seen: Seen = field(default_factory=Seen, repr=False)
 
     def read(self, name: str, start: int, end: int) -> bytes:
