@@ -68,6 +68,7 @@ def compare_builds(
     """Return the same; `progress` is told how many more bytes of weights were read, and how many will be."""
     one, other = _opened(before, after)
     advance = progress or (lambda count, total: None)
+    one.is_quiet = other.is_quiet = progress is None
     plans = _compare_plans(one, other)
     if weights:
         _refuse_without_files(one, other)
@@ -102,6 +103,10 @@ def _opened(before: Named, after: Named | None) -> tuple[Compared, Compared]:
 def _side(named: Named) -> Compared:
     if isinstance(named, Plan):
         return compared_plan(named, _input_digests(named))
+    if not isinstance(named, str | os.PathLike):
+        raise RecipeError(
+            f"diff takes the name of a build, or a plan, found {named!r}; plan(recipe) is one of a recipe"
+        )
     return compared_build(open_named(named))
 
 

@@ -37,12 +37,14 @@ class NamedBuild:
         manifest: what is in it, held to its own digests; None of a checkpoint that has none.
         recorded: what its provenance says, which no digest covers; None where there is none that can be read.
         source: its files, or those of them that are there; None where only a manifest's file was named.
+        is_partial: whether only those of a repository's files are known that are in the Hub client's cache.
     """
 
     where: str
     manifest: Manifest | None
     recorded: Recorded | None = None
     source: Source | None = None
+    is_partial: bool = False
 
     @property
     def folder(self) -> Path | None:
@@ -58,7 +60,7 @@ def open_build(written: str | os.PathLike[str], *, role: str = "build") -> Named
     """
     found = open_named(written, role=role)
     if found.manifest is None:
-        offline = ", as far as it is in the cache (HF_HUB_OFFLINE is set)" if _is_cut_off(found) else ""
+        offline = ", as far as it is in the cache (HF_HUB_OFFLINE is set)" if found.is_partial else ""
         raise SourceError(
             f"{found.where}: has no {MANIFEST_NAME}{offline}: not a build of lora-build, or not a finished one"
         )
@@ -123,10 +125,10 @@ def _of_hub(opened: HubSource) -> NamedBuild:
     where = f"{opened.repo}@{opened.commit[:_SHOWN]}"
     source = dataclasses.replace(opened, name=SourceName(where))
     if MANIFEST_NAME not in source.files:
-        return NamedBuild(where=where, manifest=None, source=source)
+        return NamedBuild(where=where, manifest=None, source=source, is_partial=is_offline())
     manifest = Manifest.from_bytes(_read(source, MANIFEST_NAME), f"{where}/{MANIFEST_NAME}")
     recorded = _parsed(_read(source, PROVENANCE_NAME)) if PROVENANCE_NAME in source.files else None
-    return NamedBuild(where=where, manifest=manifest, recorded=recorded, source=source)
+    return NamedBuild(where=where, manifest=manifest, recorded=recorded, source=source, is_partial=is_offline())
 
 
 def _read(source: HubSource, name: str) -> bytes:
@@ -150,8 +152,3 @@ def _parsed(data: bytes) -> Recorded | None:
         return provenance.read(data, PROVENANCE_NAME)
     except SourceError:
         return None
-
-
-def _is_cut_off(named: NamedBuild) -> bool:
-    """Whether only those files of a repository are known that are in the Hub client's cache."""
-    return isinstance(named.source, HubSource) and is_offline()

@@ -512,6 +512,8 @@ def test_a_recipe_that_is_not_built_or_whose_weights_are_asked_for_is_refused(pr
         lora_build.diff(lora_build.plan(RECIPE), weights=True)
     with pytest.raises(RecipeError, match="name the other one"):
         lora_build.diff("out")
+    with pytest.raises(RecipeError, match=r"diff takes the name of a build, or a plan, found \{'name': 'prod'"):
+        lora_build.diff(RECIPE, "out")  # type: ignore[arg-type]
 
 
 def test_of_a_checkpoint_and_a_recipe_only_names_dtypes_and_shapes_are_known(project: Path) -> None:
@@ -570,3 +572,25 @@ def test_tensors_of_a_checkpoint_on_the_hub_are_unknown_until_they_may_be_fetche
     assert kinds(read) == {"w": "changed"}
     assert read.weights is not None
     assert read.weights[0].num_changed == 200
+
+
+def test_offline_a_build_is_compared_by_what_is_in_the_cache(
+    made: Path, hub: hub_server.Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = hub.commit("acme/a")
+    assert lora_build.diff(f"acme/a@{commit}", made / "a").is_equal
+    (config,) = Path(constants.HF_HUB_CACHE).glob("*--a/snapshots/*/config.json")
+    config.unlink()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert lora_build.diff(f"acme/a@{commit}", made / "a").is_equal  # of config.json the manifest's word stands
+    with pytest.raises(SourceError, match=r"model\.safetensors: is not in the cache and HF_HUB_OFFLINE is set"):
+        lora_build.diff(f"acme/a@{commit}", made / "a", weights=True)
+
+
+def test_offline_a_checkpoint_is_said_to_be_known_in_part(hub: hub_server.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = hub.commit("acme/big")
+    lora_build.diff(f"acme/big@{commit}", "acme/big2", weights=True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    found = lora_build.diff(f"acme/big@{commit}", f"acme/big2@{hub.commit('acme/big2')}")
+    assert f"acme/big@{commit[:12]}: only its files in the cache are known (HF_HUB_OFFLINE is set)" in found.notes
+    assert kinds(found) == {"w": "changed"}

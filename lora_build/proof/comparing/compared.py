@@ -47,6 +47,8 @@ class Compared:
         digests: the digests of those tensors of which they are known, and hold.
         manifest: of a build.
         plan: what it was made of; None of a checkpoint.
+        is_partial: whether only those of its files are known that are in the Hub client's cache.
+        is_quiet: whether a fetch shows how far it has come.
         notes: what somebody should know of it.
     """
 
@@ -61,6 +63,8 @@ class Compared:
     infos: dict[str, TensorInfo] = field(default_factory=dict)
     manifest: Manifest | None = None
     plan: Side | None = None
+    is_partial: bool = False
+    is_quiet: bool = True
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -80,6 +84,19 @@ class Compared:
         if source is None or file not in source.files:
             return False
         return source.is_here(file) if isinstance(source, HubSource) else True
+
+    def fetch(self, file: str) -> Source:
+        """Return the source of a file's bytes, which are on this machine then.
+
+        Raises:
+            SourceError: there is no network, and they are not.
+        """
+        source = self.source
+        if source is None or file not in source.files:
+            raise SourceError(f"{self.name}/{file}: is not in the cache and HF_HUB_OFFLINE is set; unset it to fetch")
+        if isinstance(source, HubSource) and not source.is_here(file):
+            source.path(file, quiet=self.is_quiet)
+        return source
 
     def digest_of(self, file: str) -> Digest | None:
         """Return the SHA-256 of a file beside the weights, for which it may be read; None where nobody knows it."""
@@ -107,7 +124,7 @@ def compared_build(named: NamedBuild) -> Compared:
     """
     if named.manifest is None:
         assert named.source is not None
-        return _checkpoint(named.where, named.source)
+        return _checkpoint(named, named.source)
     manifest = named.manifest
     weights = frozenset(tensor.file for tensor in manifest.tensors)
     made = Compared(
@@ -121,6 +138,7 @@ def compared_build(named: NamedBuild) -> Compared:
         digests={tensor.name: tensor.digest for tensor in manifest.tensors},
         manifest=manifest,
         plan=side_of_build(manifest, named.recorded),
+        is_partial=named.is_partial,
     )
     if named.source is not None:
         _hold_weights(made, named.source)
@@ -147,10 +165,14 @@ def compared_plan(plan: Plan, inputs: InputDigests) -> Compared:
     )
 
 
-def _checkpoint(where: str, source: Source) -> Compared:
+def _checkpoint(named: NamedBuild, source: Source) -> Compared:
     files = {name: file.size_bytes for name, file in source.files.items() if name not in _OURS}
     weights = frozenset(_weight_files(source))
-    made = Compared(name=where, kind="checkpoint", source=source, sizes=files, weights=weights)
+    made = Compared(
+        name=named.where, kind="checkpoint", source=source, sizes=files, weights=weights, is_partial=named.is_partial
+    )
+    if made.is_partial:
+        made.notes.append(f"{named.where}: only its files in the cache are known (HF_HUB_OFFLINE is set)")
     made.file_digests |= {name: known for name in files if (known := _promised(source, name)) is not None}
     for file in sorted(weights):
         read_header(made, file)
@@ -210,7 +232,7 @@ def _hold_weights(side: Compared, source: Source) -> None:
     for name in sorted(side.weights):
         wanted, found = side.sizes[name], source.files.get(name)
         if found is None:
-            issues.append(f"{name} is missing")
+            issues += [] if side.is_partial else [f"{name} is missing"]
         elif found.size_bytes != wanted:
             issues.append(f"{name} has {found.size_bytes} bytes, the manifest says {wanted}")
         elif (promised := _promised(source, name)) not in (None, side.file_digests[name]):
@@ -228,6 +250,8 @@ def _look_beside(side: Compared, source: Source, manifest: Manifest) -> None:
     built = {file.path: file.sha256 for file in manifest.files if file.path not in side.weights}
     changed = []
     for name in sorted(built):
+        if side.is_partial and name not in source.files:
+            continue  # the manifest's word for it stands
         del side.sizes[name], side.file_digests[name]
         if name not in source.files:
             changed.append(f"{name} is missing")

@@ -25,16 +25,18 @@ def compare_files(before: Compared, after: Compared) -> Iterator[FileDifference]
         if path in before.weights and path in after.weights:
             continue
         is_weights = path in before.weights or path in after.weights
-        was, now = _fact(before, path, is_weights), _fact(after, path, is_weights)
+        # bytes are read where two sizes are one
+        is_read = not is_weights and before.sizes.get(path) == after.sizes.get(path)
+        was, now = _fact(before, path, is_read=is_read), _fact(after, path, is_read=is_read)
         kind = _kind(was, now)
         if kind is not None:
             yield FileDifference(path=path, kind=kind, before=was, after=now, is_weights=is_weights)
 
 
-def _fact(side: Compared, path: str, is_weights: bool) -> FileFact | None:
+def _fact(side: Compared, path: str, *, is_read: bool) -> FileFact | None:
     if path not in side.sizes:
         return None
-    known = side.file_digests.get(path) if is_weights else side.digest_of(path)
+    known = side.digest_of(path) if is_read else side.file_digests.get(path)
     return FileFact(size_bytes=side.sizes[path], digest=known)
 
 

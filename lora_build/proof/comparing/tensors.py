@@ -28,8 +28,7 @@ def hold_weights(sides: Iterable[Compared], advance: Advance) -> None:
     total = sum(side.sizes[file] for side, file in files)
     changed: dict[str, list[str]] = {}
     for side, file in files:
-        assert side.source is not None
-        if digest(side.source, file) != side.file_digests[file]:
+        if digest(side.fetch(file), file) != side.file_digests[file]:
             del side.file_digests[file]
             read_header(side, file)
             _hash(side, file, _NEWER)
@@ -153,8 +152,7 @@ def _hash(side: Compared, file: str, algorithm: str) -> None:
     Raises:
         VerificationError: it is none that the side's manifest has.
     """
-    source = side.source
-    assert source is not None
+    source = side.fetch(file)
     with open_hashed(source, file) as opened:
         infos = read_tensors(
             lambda _, start, end: opened.read(start, end), source.name, file, source.files[file].size_bytes

@@ -65,8 +65,8 @@ def _rows(tensor: TensorDifference) -> tuple[int, tuple[int, int] | None] | None
 
 def _info(side: Compared, name: str) -> TensorInfo:
     if name not in side.infos:
-        source, file = side.source, side.tensors[name].file
-        assert source is not None
+        file = side.tensors[name].file
+        source = side.fetch(file)
         size = source.files[file].size_bytes
         side.infos |= {info.name: info for info in read_tensors(source.read, source.name, file, size)}
     return side.infos[name]
