@@ -161,12 +161,12 @@ def _with_keys(
 def _of_manifests(one: Compared, other: Compared, plans: Difference | None) -> Iterator[str]:
     """Yield why the manifests of two builds are not one, where all that they are made of and have is the same."""
     was, now = one.manifest, other.manifest
-    if was is None or now is None or was.manifest_hash == now.manifest_hash or (plans and plans.other_format):
+    if was is None or now is None or one.manifest_hash == other.manifest_hash or (plans and plans.other_format):
         return
     found = list(_choices(was, now))
     if not found and plans is not None and (names := (*plans.added, *plans.removed, *plans.affected)):
         found.append(f"{some_of(names)} planned in another way, to the same bytes")
-    yield from found or [f"their manifests are {was.manifest_hash} and {now.manifest_hash}"]
+    yield from found or [f"their manifests are {one.manifest_hash} and {other.manifest_hash}"]
 
 
 def _choices(was: Manifest, now: Manifest) -> Iterator[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_build.errors import SourceError
-from lora_build.files.identity import SourceName
+from lora_build.files.identity import Digest, SourceName
 from lora_build.files.sources import Source, SourceFile
 from lora_build.files.sources.hub import HubSource, is_offline, open_hub
 from lora_build.files.sources.local import LocalSource, open_local
@@ -35,6 +35,7 @@ class NamedBuild:
     Attributes:
         where: what it goes by in messages: a path as it was written, or `org/name@<12 digits of its commit>`.
         manifest: what is in it, held to its own digests; None of a checkpoint that has none.
+        manifest_hash: the digest of the manifest, None where there is none.
         recorded: what its provenance says, which no digest covers; None where there is none that can be read.
         source: its files, or those of them that are there; None where only a manifest's file was named.
         is_partial: whether only those of a repository's files are known that are in the Hub client's cache.
@@ -42,6 +43,7 @@ class NamedBuild:
 
     where: str
     manifest: Manifest | None
+    manifest_hash: Digest | None = None
     recorded: Recorded | None = None
     source: Source | None = None
     is_partial: bool = False
@@ -100,17 +102,20 @@ def _of_file(path: Path, where: str) -> NamedBuild:
         raise SourceError(
             f"{where}: is a file of weights; expected a build's folder or its {MANIFEST_NAME}: {path.parent}"
         )
-    manifest = Manifest.from_bytes(read_file(path), where)
+    data = read_file(path)
+    manifest = Manifest.from_bytes(data, where)
     beside = path.parent / PROVENANCE_NAME
     recorded = _recorded(beside) if path.name == MANIFEST_NAME else None
-    return NamedBuild(where=where, manifest=manifest, recorded=recorded)
+    # a manifest that was read is written back the same: its bytes have its hash
+    return NamedBuild(where=where, manifest=manifest, manifest_hash=Digest.sha256(data), recorded=recorded)
 
 
 def _of_folder(root: Path, where: str, role: str) -> NamedBuild:
     if not os.path.lexists(path := root / MANIFEST_NAME):
         opened = open_local(SourceName(role), where, root)
         return NamedBuild(where=where, manifest=None, source=dataclasses.replace(opened, name=SourceName(where)))
-    manifest = Manifest.from_bytes(read_file(path), str(path))
+    data = read_file(path)
+    manifest = Manifest.from_bytes(data, str(path))
     # only its own files: what else people have put into a build is theirs, and no reason to refuse it
     files = {
         name: SourceFile(size_bytes=(root / name).stat().st_size)
@@ -118,7 +123,10 @@ def _of_folder(root: Path, where: str, role: str) -> NamedBuild:
         if (root / name).is_file()
     }
     source = LocalSource(name=SourceName(where), uri=where, root=root, files=files)
-    return NamedBuild(where=where, manifest=manifest, recorded=_recorded(root / PROVENANCE_NAME), source=source)
+    return NamedBuild(
+        where=where, manifest=manifest, manifest_hash=Digest.sha256(data),
+        recorded=_recorded(root / PROVENANCE_NAME), source=source,
+    )  # fmt: skip
 
 
 def _of_hub(opened: HubSource) -> NamedBuild:
@@ -126,9 +134,13 @@ def _of_hub(opened: HubSource) -> NamedBuild:
     source = dataclasses.replace(opened, name=SourceName(where))
     if MANIFEST_NAME not in source.files:
         return NamedBuild(where=where, manifest=None, source=source, is_partial=is_offline())
-    manifest = Manifest.from_bytes(_read(source, MANIFEST_NAME), f"{where}/{MANIFEST_NAME}")
+    data = _read(source, MANIFEST_NAME)
+    manifest = Manifest.from_bytes(data, f"{where}/{MANIFEST_NAME}")
     recorded = _parsed(_read(source, PROVENANCE_NAME)) if PROVENANCE_NAME in source.files else None
-    return NamedBuild(where=where, manifest=manifest, recorded=recorded, source=source, is_partial=is_offline())
+    return NamedBuild(
+        where=where, manifest=manifest, manifest_hash=Digest.sha256(data), recorded=recorded, source=source,
+        is_partial=is_offline(),
+    )  # fmt: skip
 
 
 def _read(source: HubSource, name: str) -> bytes:

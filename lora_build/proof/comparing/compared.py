@@ -46,6 +46,7 @@ class Compared:
         tensors: its tensors.
         digests: the digests of those tensors of which they are known, and hold.
         manifest: of a build.
+        manifest_hash: its digest.
         plan: what it was made of; None of a checkpoint.
         is_partial: whether only those of its files are known that are in the Hub client's cache.
         is_quiet: whether a fetch shows how far it has come.
@@ -62,6 +63,7 @@ class Compared:
     digests: dict[str, Digest] = field(default_factory=dict)
     infos: dict[str, TensorInfo] = field(default_factory=dict)
     manifest: Manifest | None = None
+    manifest_hash: Digest | None = None
     plan: Side | None = None
     is_partial: bool = False
     is_quiet: bool = True
@@ -70,8 +72,9 @@ class Compared:
     @property
     def fact(self) -> SideFact:
         """What it is, in short."""
-        known = None if self.manifest is None else self.manifest.manifest_hash
-        return SideFact(name=self.name, kind=self.kind, manifest_hash=known, num_tensors=len(self.tensors))
+        return SideFact(
+            name=self.name, kind=self.kind, manifest_hash=self.manifest_hash, num_tensors=len(self.tensors)
+        )  # fmt: skip
 
     @property
     def folder(self) -> Path | None:
@@ -137,6 +140,7 @@ def compared_build(named: NamedBuild) -> Compared:
         tensors=_facts(manifest.plan.tensors),
         digests={tensor.name: tensor.digest for tensor in manifest.tensors},
         manifest=manifest,
+        manifest_hash=named.manifest_hash,
         plan=side_of_build(manifest, named.recorded),
         is_partial=named.is_partial,
     )
