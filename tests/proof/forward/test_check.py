@@ -26,6 +26,7 @@ from lora_build.proof.forward.trace import Trace, half_ulps
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, read_manifest
 from lora_build.proof.reopen import reopen
 from lora_build.proof.verify import Verification, hold_to_inputs
+from lora_build.proof.wanted import Wanted
 from lora_build.recipe.validate import from_mapping
 from makers import small
 from makers.forgery import vouch
@@ -75,7 +76,7 @@ def report_of(folder: Path, **asked: Any) -> ForwardReport:
     """Return what the check finds of a build whose bytes are taken for right."""
     counts = {"num_files": 0, "num_tensors": 0, "num_bytes": 0}
     unread = Verification(manifest_hash=read_manifest(folder).manifest_hash, **counts)
-    report = hold_to_inputs(folder, unread, forward=True, **asked).forward
+    report = hold_to_inputs(folder, unread, Wanted(forward=True, **asked)).forward
     assert report is not None
     return report
 
