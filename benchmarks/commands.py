@@ -58,9 +58,12 @@ def cases(work: Path) -> list[Case]:
     _stack_adapter(moe / "stacks", MOE, 2)
     (moe / "recipes" / "stacks.yaml").write_text("base: ./base\nadapters: {a: ./stacks}\n")
     subprocess.run([*ours, "recipe=prod"], cwd=tiny, check=True, capture_output=True)
+    hundred = _hundred(work / "hundred", ours)
     found = [
         Case(name="plan, 8 B Llama of 291 tensors", words=[*ours, "plan", "recipe=prod"], folder=dense, limit=0.5),
         Case(name="rebuild of what is up to date, 291 tensors", words=[*ours, "recipe=prod"], folder=tiny, limit=0.5),
+        Case(name="plan of a hundred recipes, 291 tensors each, 96 up to date", words=[*ours, "plan", "recipe=glob(*)"],
+             folder=hundred, limit=3),
         Case(name="plan, MoE of 59,943 tensors, LoRA on attention", words=[*ours, "plan", "recipe=prod"], folder=moe,
              limit=2),
         Case(name="plan, MoE of 59,943 tensors, LoRA on expert stacks", words=[*ours, "plan", "recipe=stacks"],
@@ -80,6 +83,23 @@ def cases(work: Path) -> list[Case]:
         found.append(Case(name=f"sha256sum, {files}", folder=folder, words=[
             "sh", "-c", f"ls *.safetensors | xargs -P{os.cpu_count()} -n1 sha256sum"]))  # fmt: skip
     return found
+
+
+def _hundred(work: Path, ours: list[str]) -> Path:
+    """Return a project of a hundred recipes, of which 96 are up to date, one is stale and three are not built."""
+    folder = _project(work)
+    models.make_base(folder / "base", TINY)
+    models.make_adapter(folder / "adapter", TINY, 16)
+    (folder / "recipes" / "prod.yaml").unlink()
+    for number in range(100):
+        text = f"base: ./base\nadapters: {{a: {{source: ./adapter, weight: {1 + number / 1000}}}}}\n"
+        (folder / "recipes" / f"r{number:02}.yaml").write_text(text)
+    subprocess.run([*ours, "recipe=glob(*)", "--quiet"], cwd=folder, check=True, capture_output=True)
+    for number in range(3):
+        shutil.rmtree(folder / "builds" / f"r{number:02}")
+    stale = folder / "recipes" / "r03.yaml"
+    stale.write_text(stale.read_text() + "dtype: float32\n")
+    return folder
 
 
 def measure(case: Case) -> dict[str, float]:

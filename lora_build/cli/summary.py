@@ -1,15 +1,22 @@
 """What is said of a sweep: a table of its points, without what all of them share, and then what went wrong."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from lora_build.cli.lines import Column, Kind, Line, Said, Table
-from lora_build.cli.text import ACTIONS, count, size
+from lora_build.cli.text import ACTIONS, count, first, size
 from lora_build.errors import label
 from lora_build.proof.builds import Action
 from lora_build.sweep.points import Point
 
 _NONE = "-"
+_TO_DO = {
+    Action.create: "to create",
+    Action.replace: "to replace",
+    Action.reuse: "up to date",
+    Action.replace_or_reuse: "perhaps up to date",
+}
 
 
 def summary_lines(points: Sequence[Point]) -> list[Said]:
@@ -24,10 +31,24 @@ def summary_lines(points: Sequence[Point]) -> list[Said]:
         Column(cells=list(map(_outcome, points)), kind=Kind.word),
         Column(head="to write", cells=list(map(_to_write, points))),
         Column(head="output", cells=[_NONE if p.dir is None else label(Path(p.dir)) for p in points], kind=Kind.path),
+        Column(head="why", cells=[_why(point) for point in points]),
         Column(head="manifest", cells=[point.manifest_hash or "" for point in points], kind=Kind.word),
         Column(head="replaces", cells=[point.replaced or "" for point in points], kind=Kind.word),
     ]
-    return [title, Table(columns=columns, indent=0), *_messages(points)]
+    lines: list[Said] = [title, Table(columns=columns, indent=0), *_messages(points)]
+    return lines if all(point.plan is None for point in points) else [*lines, Line("plan", _counted(points))]
+
+
+def counts(points: Sequence[Point]) -> dict[str, int]:
+    """Return how many points there are of each action of a plan, and how many failed."""
+    found = Counter("failed" if point.plan is None else point.plan["action"] for point in points)
+    return {action: found[action] for action in (*(action.value for action in Action), "failed")}
+
+
+def _counted(points: Sequence[Point]) -> str:
+    """Return that in words: `3 to create, 1 to replace, 96 up to date`."""
+    words = {**{action.value: said for action, said in _TO_DO.items()}, "failed": "failed"}
+    return ", ".join(f"{number} {words[action]}" for action, number in counts(points).items() if number)
 
 
 def _override_columns(own: Sequence[Sequence[str]]) -> list[Column]:
@@ -50,6 +71,14 @@ def _outcome(point: Point) -> str:
     if point.plan is not None:
         return ACTIONS[Action(point.plan["action"])]
     return "up to date" if point.reused else "built"
+
+
+def _why(point: Point) -> str:
+    """Return why a plan replaces what is there, or what would tell whether it does."""
+    if point.plan is None:
+        return ""
+    unread = [f"not read: {name}" for name in point.plan["unread"]]
+    return "; ".join(first([*point.plan["reasons"], *unread], 2))
 
 
 def _to_write(point: Point) -> str:

@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def run(asked: Asked, overrides: list[str]) -> int:
     """Run the points of a sweep, print what came of them, and return the exit code of the first that failed."""
-    from lora_build.cli.summary import summary_lines
+    from lora_build.cli.summary import counts, summary_lines
     from lora_build.recipe.hydra_errors import known_names
     from lora_build.recipe.overrides import check_overrides
 
@@ -38,7 +38,7 @@ def run(asked: Asked, overrides: list[str]) -> int:
     with _scratch(overrides) as name, environ(HYDRA_FULL_ERROR="1"):  # Hydra then raises, and we say it shorter
         check_overrides(overrides)
         try:
-            _run_points(overrides, Path(name), functools.partial(_job, asked, Path(name)), broken)
+            _run_points(asked, overrides, Path(name), broken)
         finally:  # what came of the points before an interrupt is said too
             points += gather(Path(name))
             for recipe, error in broken.items():
@@ -46,8 +46,10 @@ def run(asked: Asked, overrides: list[str]) -> int:
                 points.append(replace(point, exit_code=error.exit_code, error=str(error)))
             if points:
                 _tell_errors(points)
-                result = {"schema": "lora-build/points/v1", "points": [point.to_json() for point in points]}
-                say(lambda: summary_lines(points), asked.manner, result=lambda: result, final=("", "failed"))
+                said = [point.to_json() for point in points]
+                summary = {"summary": counts(points)} if asked.command == "plan" else {}
+                result = {"schema": "lora-build/points/v1", "points": said, **summary}
+                say(lambda: summary_lines(points), asked.manner, result=lambda: result, final=("", "failed", "plan"))
     if not points:
         raise RecipeError(("the sweep has no points", *known_names("recipe")))
     code = exit_code(points)
@@ -58,17 +60,23 @@ def _is_work(point: Point) -> bool:
     return point.plan is not None and Action(point.plan["action"]) is not Action.reuse
 
 
-def _run_points(
-    overrides: list[str], folder: Path, task: "Callable[[DictConfig], None]", broken: dict[str, RecipeError]
-) -> None:
-    """Have Hydra hand out the points of the recipes that compose; note what is wrong with the others."""
+def _run_points(asked: Asked, overrides: list[str], folder: Path, broken: dict[str, RecipeError]) -> None:
+    """Run the points of the recipes that compose; note what is wrong with the others."""
     from lora_build.recipe import compose
     from lora_build.recipe.inherited import merged
     from lora_build.recipe.overrides import swept, without_broken_recipes
 
+    several = swept(overrides)
+    chosen = any(word.lstrip("+").startswith("sweep=") for word in overrides)
+    run = _Run(asked=asked, folder=folder, is_of_recipes=set(several) == {"recipe"} and not chosen)
+
     def sweep(words: list[str]) -> None:
-        if "recipe=" not in words:  # else none is left
-            compose.sweep([*words, f"hydra.sweep.dir='{folder}'"], task)
+        if "recipe=" in words:  # none is left
+            return
+        if asked.command == "plan" and (points := compose.points(words)) is not None:
+            _plan_points(run, points)
+        else:
+            compose.sweep([*words, f"hydra.sweep.dir='{folder}'"], functools.partial(_job, run))
 
     def drop(words: list[str], try_out: Callable[[str], object]) -> list[str]:
         words, found = without_broken_recipes(words, try_out)
@@ -76,7 +84,7 @@ def _run_points(
         return words
 
     whole = drop(overrides, merged)
-    if "recipe" in swept(whole) and any(word.startswith("~recipe.") for word in whole):
+    if "recipe" in several and any(word.startswith("~recipe.") for word in whole):
         # Hydra would take keys out before it has chosen a recipe
         whole = drop(whole, functools.partial(compose.try_recipe, whole))
         whole = [f"{word[1:]}=null" if word.startswith("~recipe.") else word for word in whole]
@@ -89,6 +97,60 @@ def _run_points(
         sweep(rest)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What every point of a sweep is run with.
+
+    Attributes:
+        asked: what is asked for.
+        folder: where what came of each point is written.
+        is_of_recipes: whether its points are recipes: each has then the output that it has by itself, as if it were
+            asked for alone.
+    """
+
+    asked: Asked
+    folder: Path
+    is_of_recipes: bool
+
+    def recipe(self, config: "DictConfig", name: str, point: Point) -> "Recipe":
+        """Return the recipe of a point, with its output."""
+        from lora_build.recipe.compose import as_point, in_folder_of_its_own, to_recipe
+        from lora_build.recipe.identity import at_point
+        from lora_build.recipe.overrides import check_overrides
+
+        check_overrides(point.overrides)
+        made = to_recipe(config, name, point.overrides)
+        if self.is_of_recipes:
+            return in_folder_of_its_own(made, config)
+        sweep = next((word.partition("=")[2] for word in point.overrides if word.startswith("sweep=")), None)
+        return as_point(at_point(made), sweep, point.number)
+
+
+def _plan_points(run: _Run, points: list[list[str]]) -> None:
+    """Plan points one after the other, here: that takes less than to start anything for it."""
+    from lora_build.recipe.composer import chosen_recipe, composer
+    from lora_build.recipe.words import for_people
+
+    with composer() as compose:
+        for number, words in enumerate(points):
+            point = Point(number=number, overrides=tuple(map(for_people, words)))
+
+            def recipe(words: list[str] = words, point: Point = point) -> "Recipe":
+                config = compose(words)
+                return run.recipe(config, chosen_recipe(words, config), point)
+
+            run_point(run.folder, point, recipe=recipe, work=functools.partial(_plan_point, run.asked))
+
+
+def _plan_point(asked: Asked, recipe: "Recipe", point: Point) -> Point:
+    """Return a point with its plan."""
+    from lora_build import pipeline
+    from lora_build.cli import json
+
+    plan = pipeline.prepare(recipe, replace=asked.replace, locked=asked.locked)
+    return replace(point, plan=json.plan_json(plan, tensors=asked.tensors))
+
+
 def _tell_errors(points: list[Point]) -> None:
     """Tell machines that watch which points failed."""
     for point in points:
@@ -96,14 +158,13 @@ def _tell_errors(points: list[Point]) -> None:
             to.tell("error", number=point.number, message=point.error, exit_code=point.exit_code)
 
 
-def _job(asked: Asked, folder: Path, config: "DictConfig") -> None:
+def _job(run: _Run, config: "DictConfig") -> None:
     """Hydra's task: run a point of a sweep, maybe in another process or on another machine."""
     from hydra.core.hydra_config import HydraConfig
 
-    from lora_build.recipe.compose import as_point, to_recipe
-    from lora_build.recipe.overrides import check_overrides
     from lora_build.recipe.words import for_people
 
+    asked = run.asked
     if asked.manner.as_events:
         tell_events()
     log_to_stderr()
@@ -113,9 +174,7 @@ def _job(asked: Asked, folder: Path, config: "DictConfig") -> None:
     point = Point(number=job.job.num, overrides=tuple(map(for_people, job.overrides.task)))
 
     def recipe() -> "Recipe":
-        check_overrides(point.overrides)
-        made = to_recipe(config, job.runtime.choices["recipe"], point.overrides)
-        return as_point(made, job.runtime.choices.get("sweep"), point.number)
+        return run.recipe(config, job.runtime.choices["recipe"], point)
 
     def work(recipe: "Recipe", point: Point) -> Point:
         _announce(asked, point, recipe.output.dir)
@@ -124,7 +183,7 @@ def _job(asked: Asked, folder: Path, config: "DictConfig") -> None:
         )  # others would draw over it
         return _run_point(asked, recipe, point, progressbar=bar)
 
-    run_point(folder, point, recipe=recipe, work=work)
+    run_point(run.folder, point, recipe=recipe, work=work)
 
 
 def _announce(asked: Asked, point: Point, folder: str) -> None:
@@ -137,12 +196,8 @@ def _announce(asked: Asked, point: Point, folder: str) -> None:
 
 def _run_point(asked: Asked, recipe: "Recipe", point: Point, *, progressbar: bool) -> Point:
     """Return a point with what came of it."""
-    from lora_build import pipeline
-    from lora_build.cli import json
-
     if asked.command == "plan":
-        plan = pipeline.prepare(recipe, replace=asked.replace, locked=asked.locked)
-        return replace(point, plan=json.plan_json(plan, tensors=asked.tensors))
+        return _plan_point(asked, recipe, point)
     built = work.build(recipe, replace=asked.replace, locked=asked.locked, progressbar=progressbar)
     digest, warnings = built.manifest.manifest_hash, tuple(built.warnings)
     return replace(point, manifest_hash=digest, reused=built.reused, replaced=built.replaced, warnings=warnings)

@@ -3,24 +3,23 @@
 The rest of what knows Hydra is beside it (`hydra_plugins.py`, `hydra_errors.py`, `overrides.py`) and in `cli/`.
 """
 
-import contextlib
 import dataclasses
 import functools
 import sys
-import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.utils import JobRuntime
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lora_build.errors import RecipeError
 from lora_build.recipe import files as recipe_files
 from lora_build.recipe.composed import SweepPoint
+from lora_build.recipe.composer import VERSION_BASE, composer, hydra_opened
 from lora_build.recipe.hydra_errors import plain_errors, refused_values
 from lora_build.recipe.hydra_keys import check_composed
 from lora_build.recipe.hydra_plugins import CONF, register
@@ -32,8 +31,6 @@ from lora_build.recipe.short_overrides import words_for_hydra
 from lora_build.recipe.shorthand import only_base
 from lora_build.recipe.validate import from_mapping
 
-_VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}
-
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Return the recipe that `lora-build recipe=name overrides...` would build.
@@ -44,22 +41,16 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: there is no such recipe, or it or an override is wrong.
     """
     overrides = words_for_hydra(overrides)
-    with plain_errors(), refused_values(), _hydra_kept():
-        register()
+    with composer() as compose:
         check_overrides([f"recipe={name}", *overrides])
-        with hydra.initialize_config_dir(CONF, **_VERSION_BASE):
-            config = hydra.compose("config", [f"recipe={name}", *overrides])
+        config = compose([f"recipe={name}", *overrides])
     return in_folder_of_its_own(to_recipe(config, name, overrides), config)
 
 
 def compose_command(overrides: Sequence[str], mode: RunMode = RunMode.RUN) -> DictConfig:
     """Return what a command line composes, after a look at what it would have Hydra do: nothing is run or written."""
-    with plain_errors(), refused_values(), _hydra_kept():
-        register()
-        with hydra.initialize_config_dir(CONF, job_name="lora-build", **_VERSION_BASE):
-            config: DictConfig = typing.cast("Any", GlobalHydra.instance().hydra).compose_config(
-                "config", list(overrides), mode
-            )
+    with hydra_opened("lora-build") as opened:
+        config: DictConfig = opened.compose_config("config", list(overrides), mode)
     raise_problems("hydra", check_composed(config.hydra))
     return config
 
@@ -83,13 +74,32 @@ def sweep(overrides: Sequence[str], task: Callable[[DictConfig], None]) -> None:
         run(["--multirun"], overrides, task)
 
 
+def points(overrides: Sequence[str]) -> list[list[str]] | None:
+    """Return the words of each point of a sweep, None where only its sweeper can tell, which asks what came of others.
+
+    Raises:
+        RecipeError: the sweep does not compose.
+    """
+    config = compose_command(overrides, RunMode.MULTIRUN)
+    sweeper = config.hydra.sweeper
+    if sweeper is None or sweeper.get("_target_") != f"{BasicSweeper.__module__}.{BasicSweeper.__name__}":
+        return None
+    axes = sweeper.get("params") or {}
+    with hydra_opened() as opened:
+        check_axes(axes)
+        parser = OverridesParser.create(config_loader=opened.config_loader)
+        words = [*(f"{key}={axes[key]}" for key in axes), *config.hydra.overrides.task]
+        batches = BasicSweeper.split_arguments(parser.parse_overrides(words), max_batch_size=None)
+    return [point for batch in batches for point in batch]
+
+
 def run(flags: Sequence[str], overrides: Sequence[str], task: Callable[[DictConfig], None]) -> None:
     """Have Hydra's own run answer flags, or sweep."""
     with plain_errors():
         register()
         arguments, sys.argv = sys.argv, [sys.argv[0], *flags, *overrides]
         try:
-            hydra.main(config_path=CONF, config_name="config", **_VERSION_BASE)(functools.wraps(run)(task))()
+            hydra.main(config_path=CONF, config_name="config", **VERSION_BASE)(functools.wraps(run)(task))()
         finally:
             sys.argv = arguments
 
@@ -136,20 +146,3 @@ def in_folder_of_its_own(recipe: Recipe, config: DictConfig) -> Recipe:
     except RecipeError:  # it is none without them
         pass
     return at_point(recipe)
-
-
-@contextlib.contextmanager
-def _hydra_kept() -> Iterator[None]:
-    """Lend Hydra's global state to us, whose owner may be in the middle of an application of its own."""
-    application, base, job = (
-        GlobalHydra.instance().hydra,
-        hydra.version.getbase(),
-        JobRuntime.instance().get("name"),
-    )
-    GlobalHydra.instance().clear()
-    try:
-        yield
-    finally:
-        GlobalHydra.instance().hydra = application
-        JobRuntime.instance().set("name", job)
-        hydra.version.VersionBase.instance().version_base = base

@@ -24,6 +24,7 @@ from lora_build.recipe.schema import Recipe
 from lora_build.recipe.short_overrides import expand_axes
 from lora_build.recipe.validate import to_plain
 
+RECIPE_ALONE = "lora_build_recipe"  # the primary config of what composes recipes and nothing of Hydra's
 CONF = str(recipe_files.beside_package("conf"))  # the folder of Hydra's primary config
 
 
@@ -52,6 +53,8 @@ def register() -> None:
         OmegaConf.set_struct(schema.recipe.adapters, False)  # an override may add an adapter without a +
         OmegaConf.set_struct(schema.recipe.checks, False)  # or a key of a check
         ConfigStore.instance().store(name="lora_build_schema", node=schema, provider="lora-build")
+        alone = {"defaults": ["lora_build_schema", {"recipe": "???"}, "_self_"]}
+        ConfigStore.instance().store(name=RECIPE_ALONE, node=alone, provider="lora-build")
 
 
 class RecipeSource(ConfigSource):

@@ -7,13 +7,14 @@ result-3.json: {"number": 3, "overrides": ["dtype=float16"], "dir": "/x/builds/d
 import hashlib
 import json
 import traceback
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lora_build.errors import LoraBuildError
-from lora_build.recipe.identity import at_point
+from lora_build.errors import LoraBuildError, RecipeError
+from lora_build.recipe.identity import effective
 from lora_build.recipe.schema import Recipe, resolve_path
 
 UNEXPECTED = 70  # the exit code of a bug of ours: EX_SOFTWARE of sysexits.h
@@ -74,9 +75,11 @@ def run_point(
     Points whose output is the same one are the same build, which the first to come does.
     """
     try:
-        made = at_point(recipe())
-        point = replace(point, dir=str(resolve_path(made, made.output.dir)))
-        if _is_first(folder, str(point.dir)):
+        made = recipe()
+        output = str(resolve_path(made, made.output.dir))
+        is_first = _is_first(folder, made, output)
+        point = replace(point, dir=output)
+        if is_first:
             point = work(made, point)
     except LoraBuildError as error:
         point = replace(point, exit_code=error.exit_code, error=str(error))
@@ -107,10 +110,24 @@ def exit_code(points: Sequence[Point]) -> int:
     return next((point.exit_code for point in points if point.exit_code), 0)
 
 
-def _is_first(folder: Path, output: str) -> bool:
-    """Return whether no other point of this sweep has this output; true once, also among processes."""
+def _is_first(folder: Path, recipe: Recipe, output: str) -> bool:
+    """Return whether no other point of this sweep has this output; true once, also among processes.
+
+    Raises:
+        RecipeError: another one has it, which is not the same build.
+    """
+    place = folder / f"claim-{hashlib.sha256(output.encode()).hexdigest()}"
+    file = "this one" if recipe.composed is None else recipe.composed.file
+    own = folder / f"own-{uuid.uuid4()}"
+    own.write_text(json.dumps({"recipe": file, "effect": effective(recipe)}), encoding="utf-8")
     try:
-        (folder / f"claim-{hashlib.sha256(output.encode()).hexdigest()}").touch(exist_ok=False)
+        place.hardlink_to(own)  # with its content, or not at all
     except FileExistsError:
-        return False
+        first, second = (json.loads(path.read_text(encoding="utf-8")) for path in (place, own))
+        if first["effect"] == second["effect"]:
+            return False
+        said = f"output.dir: {output} is that of {first['recipe']} too; set name or output.dir of one of them"
+        raise RecipeError(said) from None
+    finally:
+        own.unlink()
     return True

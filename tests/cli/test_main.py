@@ -82,7 +82,7 @@ def engine(monkeypatch):
     monkeypatch.setattr(verify, "verify_bytes", verify_bytes)
     monkeypatch.setattr(progress, "progress", bar)
     monkeypatch.setattr(text, "plan_lines", lambda plan: [f"PLAN {plan.recipe.name}"])
-    monkeypatch.setattr(to_json, "plan_json", lambda plan, tensors: {"plan": plan.recipe.name})
+    monkeypatch.setattr(to_json, "plan_json", lambda plan, tensors: {"action": "create", "plan": plan.recipe.name})
     monkeypatch.setattr(text, "built_lines", lambda built: [f"BUILT {built.dir}"])
     monkeypatch.setattr(text, "timing_lines", lambda built: ["TIMED"])
     monkeypatch.setattr(to_json, "built_json", lambda built: {"dir": str(built.dir)})
@@ -116,10 +116,10 @@ def test_a_recipe_is_built_and_nothing_else_is_left(project, engine, capsys):
         (["plan", "recipe=team/chat"], "PLAN team--chat\n"),
         (["recipe=prod", "name=x"], "BUILT x\n"),
         (["recipe=prod", "--json"], '{\n  "dir": "prod"\n}\n'),
-        (["plan", "--json", "recipe=prod"], '{\n  "plan": "prod"\n}\n'),
+        (["plan", "--json", "recipe=prod"], '{\n  "action": "create",\n  "plan": "prod"\n}\n'),
         (["build", "team/chat"], "BUILT team--chat\n"),
         (["plan", "prod", "name=x"], "PLAN x\n"),
-        (["--json", "plan", "prod"], '{\n  "plan": "prod"\n}\n'),
+        (["--json", "plan", "prod"], '{\n  "action": "create",\n  "plan": "prod"\n}\n'),
         (["recipe=prod", "--", "name=x"], "BUILT x\n"),
         (["recipe=prod", "description=a -b", "--timings", "adapters.math.weight=-0.5"], "BUILT prod\nTIMED\n"),
     ],

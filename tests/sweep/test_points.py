@@ -33,7 +33,7 @@ def project(tmp_path, monkeypatch):
             raise PlanError(["lora_A has no base"])
         if recipe.description == "bug":
             raise ZeroDivisionError("division by zero")
-        return SimpleNamespace(num_bytes_written=10, recipe=recipe)
+        return SimpleNamespace(num_bytes_of_all=10, recipe=recipe)
 
     def run(plan, *, progress=None, replan=False):
         builds.append(plan.recipe.output.dir)
@@ -47,7 +47,11 @@ def project(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pipeline, "prepare", prepare)
     monkeypatch.setattr(pipeline, "run", run)
-    monkeypatch.setattr(to_json, "plan_json", lambda plan, tensors: {"action": "create", "bytes_to_write": 2_000})
+    monkeypatch.setattr(
+        to_json,
+        "plan_json",
+        lambda plan, tensors: {"action": "create", "bytes_to_write": 2_000, "reasons": [], "unread": []},
+    )
     handlers = list(logging.getLogger().handlers)
     yield SimpleNamespace(path=tmp_path, builds=builds)
     logging.getLogger().handlers = handlers
@@ -106,7 +110,24 @@ def test_the_same_sweep_again_has_the_same_folders(project, capsys):
 def test_a_sweep_over_recipes_takes_those_that_glob_lists(project, capsys):
     code, points = sweep(capsys, "-m", "recipe=glob(*)")
     assert code == 0
-    assert [words_of(point["dir"]) for point in points] == ["demo-math+text", "other-math"]
+    assert [Path(point["dir"]).name for point in points] == ["demo", "other"]  # as each of them alone
+    _, changed = sweep(capsys, "-m", "recipe=glob(*)", "dtype=float32")
+    assert [words_of(point["dir"]) for point in changed] == ["demo-math+text-dtype_float32", "other-math-dtype_float32"]
+    _, with_axis = sweep(capsys, "-m", "recipe=glob(*)", "dtype=keep,float32")
+    assert words_of(with_axis[0]["dir"]) == "demo-math+text"
+
+
+def test_two_recipes_of_one_output_are_no_one_build(project, capsys):
+    for name, dtype in (("one", "keep"), ("same", "keep"), ("two", "float32")):
+        text = f"defaults: [demo, _self_]\ndtype: {dtype}\noutput: {{dir: ./out}}\n"
+        (project.path / f"recipes/{name}.yaml").write_text(text)
+    for verb in (["plan"], []):
+        code, points = sweep(capsys, *verb, "recipe=one,same,two")
+        assert code == 2
+        assert [point.get("same_as") for point in points] == [None, 0, None]
+        assert points[2]["error"] == (
+            f"output.dir: {project.path}/out is that of recipes/one.yaml too; set name or output.dir of one of them"
+        )
 
 
 def test_a_glob_that_matches_nothing_is_an_error(project, capsys):
@@ -158,12 +179,18 @@ def test_the_summary_names_each_point(project, capsys):
 def test_plan_sweeps_too(project, capsys):
     code, points = sweep(capsys, "plan", "recipe=demo", "adapter_names=[math],[text]", "-m")
     assert code == 0
-    assert [point["plan"] for point in points] == [{"action": "create", "bytes_to_write": 2_000}] * 2
+    assert [point["plan"] for point in points] == [
+        {"action": "create", "bytes_to_write": 2_000, "reasons": [], "unread": []}
+    ] * 2
     assert project.builds == []
     assert app.main(["plan", "-m", "recipe=demo"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "1 point, 0 failed: recipe=demo"
     assert lines[2].startswith("#0  create  2 kB      builds/demo-math+text-")
+    assert lines[-1] == "plan      1 to create"
+    code, points = sweep(capsys, "plan", "recipe=demo", "adapter_names=[mth],[text]", "-m")
+    assert code == 2
+    assert points[0]["error"] == "recipe 'demo': adapter_names: no adapter 'mth'; did you mean 'math'?"
 
 
 def test_a_sweep_in_a_file_needs_no_flag(project, capsys):
