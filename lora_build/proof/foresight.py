@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_build.errors import some_of
-from lora_build.files.identity import FileRecord
+from lora_build.files.identity import Digest, FileRecord
 from lora_build.files.targets.disk import disk_errors, is_on_overlay
 from lora_build.files.targets.lock import is_locked, refuse_what_is_no_lock
 from lora_build.files.targets.moves import refuse_immovable
@@ -33,9 +33,9 @@ def foresee(plan: Plan) -> AtTarget:
     there = find_build(plan)
     notes = tuple(_left_over(plan))
     inputs = known_digests(plan)
-    build_key = None if inputs.unknown else record_plan(plan.merge_plan, inputs.known).build_key
     if there is None:
         refuse_lack_of_space(plan.target, plan.num_bytes_written)
+        build_key = None if inputs.unknown else record_plan(plan.merge_plan, inputs.known).build_key
         return AtTarget(build_key=build_key, notes=notes)
     found = _compare(plan, there, inputs)
     if found.action is not Action.reuse:
@@ -48,8 +48,8 @@ def foresee(plan: Plan) -> AtTarget:
     if kept and found.action is not Action.reuse:
         notes = (*notes, f"what people have put into {plan.target.name} is kept: {some_of(kept)}")
     return AtTarget(
-        action=found.action, manifest_hash=there.manifest.manifest_hash, build_key=build_key, kept=kept, notes=notes,
-        reasons=found.reasons, unread=found.unread, difference=found.difference,
+        action=found.action, manifest_hash=there.manifest.manifest_hash, build_key=found.build_key,
+        reasons=found.reasons, unread=found.unread, difference=found.difference, kept=kept, notes=notes,
     )  # fmt: skip
 
 
@@ -58,6 +58,7 @@ class _Compared:
     """What holding a build to a plan has shown; see `AtTarget`."""
 
     action: Action
+    build_key: Digest | None
     reasons: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     difference: Difference | None = None
@@ -69,13 +70,15 @@ def _compare(plan: Plan, there: BuildThere, inputs: KnownDigests) -> _Compared:
     before = side_of_build(manifest, recorded_in(there.target))
     after = side_of_plan(plan, inputs.taken_for(before))
     unread = [f"{key.source}/{key.name}" for key in inputs.unknown]
-    difference = Difference() if after.record.build_key == manifest.build_key else compare(before, after)
+    build_key = after.record.build_key
+    difference = Difference() if build_key == manifest.build_key else compare(before, after)
+    known = None if inputs.unknown else build_key
     files = look_at_files(there.target, manifest.files)
     if reasons := why_replaced(plan.recipe, difference, files.changed):
-        return _Compared(action=Action.replace, reasons=reasons, difference=difference or None)
+        return _Compared(action=Action.replace, build_key=known, reasons=reasons, difference=difference or None)
     if unread := [*unread, *(f"{there.target.name}/{name}" for name in files.unread)]:
-        return _Compared(action=Action.replace_or_reuse, unread=tuple(unread))
-    return _Compared(action=Action.reuse)
+        return _Compared(action=Action.replace_or_reuse, build_key=known, unread=tuple(unread))
+    return _Compared(action=Action.reuse, build_key=known)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -129,29 +129,33 @@ class Manifest:
         """The algorithm of the digests of tensors."""
         return "blake3" if self.operations is None else "sha256"
 
-    @property
+    @cached_property
     def build_key(self) -> Digest:
         """The digest of what the build was made of; known before it."""
         return self.plan.build_key if self.operations is None else first_version.build_key(self)
 
-    @property
+    @cached_property
     def output_digest(self) -> Digest:
         """The digest of what came out."""
         return Digest.sha256(canonical_json([[f.path, f.size_bytes, f.sha256] for f in self.files]))
 
-    @property
+    @cached_property
     def weights_digest(self) -> Digest:
         """The digest of the tensors, whatever files they are in."""
         rows = canonical_json([[t.name, t.dtype, list(t.shape), t.digest] for t in self.tensors])
         return Digest.blake3(rows) if self.tensor_algorithm == "blake3" else Digest.sha256(rows)
 
-    @property
+    @cached_property
     def manifest_hash(self) -> Digest:
         """The digest of the manifest's file."""
         return Digest.sha256(self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """Return the bytes of the manifest's file."""
+        return self._bytes
+
+    @cached_property
+    def _bytes(self) -> bytes:
         document = {
             "schema": _SCHEMA,
             "reproducibility": self.reproducibility,
