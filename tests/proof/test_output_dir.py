@@ -342,8 +342,9 @@ def test_whether_a_build_is_up_to_date_is_not_guessed(folder: Path, monkeypatch:
 
 def forget_digests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a plan know no digest of weights, as of a base of some gigabytes that was never read."""
-    monkeypatch.setattr("lora_build.proof.known_digests._SMALL_BYTES", 0)
-    monkeypatch.setattr("lora_build.proof.known_digests.recall", lambda _: None)
+    for module in ("files.sources.known", "proof.known_digests"):
+        monkeypatch.setattr(f"lora_build.{module}.SMALL_BYTES", 0)
+    monkeypatch.setattr("lora_build.files.sources.known.recall", lambda _: None)
 
 
 def test_what_differs_whatever_an_unread_file_holds_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
