@@ -67,6 +67,8 @@ def _sides(asked: Namespace) -> "tuple[str | Plan, str | Plan | None]":
             named.append(_refuse_recipe(word))
     if of_recipe and not any(word.startswith("recipe=") for word in of_recipe):
         raise RecipeError(f"'{of_recipe[0]}' is of a recipe, and none is named; {_USAGE}")
+    if len(recipes := [word for word in of_recipe if word.startswith("recipe=")]) > 1:
+        raise RecipeError(f"diff takes one recipe, found {' and '.join(recipes)}; build one, and name its folder")
     if not (len(named) == 2 or (of_recipe and len(named) < 2)) or len(named) + bool(of_recipe) > 2:
         found = " and ".join(map(repr, asked.words)) or "nothing"
         raise RecipeError(f"diff compares two, found {found}; {_USAGE}")

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_build.errors import SourceError
+from lora_build.errors import LoraBuildError, SourceError, did_you_mean
 from lora_build.files.identity import Digest, SourceName
 from lora_build.files.sources import Source, SourceFile
 from lora_build.files.sources.hub import HubSource, is_offline, open_hub
@@ -93,7 +93,13 @@ def open_named(written: str | os.PathLike[str], *, role: str = "build") -> Named
     source, revision = split_reference(role, written)
     if is_local(source):
         return _of_folder(resolve_path(Recipe(), source), os.fspath(written), role)
-    return _of_hub(open_hub(SourceName(role), source, revision))
+    try:
+        return _of_hub(open_hub(SourceName(role), source, revision))
+    except LoraBuildError as error:
+        if not path.parent.is_dir() or path.parent == Path():
+            raise
+        near = (str(Path(text).with_name(p.name)) for p in sorted(path.parent.iterdir()) if p.is_dir())
+        raise error.ending(f"; nor is there a folder {text} here{did_you_mean(text, near)}") from error
 
 
 def _of_file(path: Path, where: str) -> NamedBuild:
@@ -112,8 +118,9 @@ def _of_file(path: Path, where: str) -> NamedBuild:
 
 def _of_folder(root: Path, where: str, role: str) -> NamedBuild:
     if not os.path.lexists(path := root / MANIFEST_NAME):
-        opened = open_local(SourceName(role), where, root)
-        return NamedBuild(where=where, manifest=None, source=dataclasses.replace(opened, name=SourceName(where)))
+        # what is wrong with a file is said of the file, what is wrong with the folder of its role
+        name = SourceName(where if root.is_dir() else role)
+        return NamedBuild(where=where, manifest=None, source=open_local(name, where, root))
     data = read_file(path)
     manifest = Manifest.from_bytes(data, str(path))
     # only its own files: what else people have put into a build is theirs, and no reason to refuse it

@@ -102,6 +102,7 @@ def test_a_recipe_stands_where_it_was_typed(capsys: pytest.CaptureFixture[str]) 
         (["two", "nope"], "'two' is the name of a recipe"),
         (["builds/nope", "builds/prod"], "builds/nope"),
         (["recipe=nope"], "nope"),
+        (["recipe=prod", "recipe=two"], "diff takes one recipe, found recipe=prod and recipe=two; build one, and name"),
         (["recipe=prod", "dtype=keep,float32"], "has several values, and diff takes one recipe"),
         (["recipe=prod", "sweep=x"], "is of a sweep, and diff takes one recipe"),
         (["recipe=prod", "--weights"], "recipe prod: is not built, and has no weights yet"),

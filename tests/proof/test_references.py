@@ -113,6 +113,7 @@ def test_a_checkpoint_without_a_manifest_has_files(built: Path) -> None:
         ("out", SourceError, "build: there is no folder 'out' here; did you mean 'builds/out'?"),
         ("builds/out/model.safetensors", SourceError, "is a file of weights; expected a build's folder or its lora-"),
         ("builds/out/config.json", VerificationError, "builds/out/config.json: is not a manifest of lora-build"),
+        ("builds/outt", LoraBuildError, "; nor is there a folder builds/outt here; did you mean 'builds/out'?"),
         ("https://x.example/y", LoraBuildError, "build: "),
         ("a/b/c", LoraBuildError, "build: "),
         ("", LoraBuildError, "build: "),
@@ -128,6 +129,14 @@ def test_what_is_no_build_is_said(
     with pytest.raises(error) as found:
         open_named(name)
     assert text in str(found.value)
+
+
+def test_what_is_no_file_in_a_checkpoint_is_named_with_its_folder(built: Path) -> None:
+    (built / MANIFEST_NAME).unlink()
+    (built / "loop.json").symlink_to("loop.json")
+    with pytest.raises(SourceError) as found:
+        open_named(built)
+    assert str(found.value).startswith(f"{built}/loop.json: is a link to ")
 
 
 def test_an_edited_manifest_is_refused(built: Path) -> None:
