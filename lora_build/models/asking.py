@@ -36,6 +36,7 @@ _QUESTION = "architecture-3"
 _KIND, _NO_ANSWER = "architectures", "no answer"
 _SECONDS = 180
 _SECONDS_TO_LEAVE = 5
+_ENOUGH_BYTES = 16 << 30  # of addresses; torch maps some gigabytes where it has libraries of a GPU
 _MAX_ANSWER_BYTES = 64 << 20
 
 _Record = TypeVar("_Record")
@@ -118,7 +119,7 @@ def _lasts(found: object) -> bool:
     limits = {resource.getrlimit(limit)[0] for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA)}
     facts = found.facts if isinstance(found, Head) else found
     failed = found is None or (isinstance(facts, Facts) and facts.may_change)
-    return not failed or limits == {resource.RLIM_INFINITY}
+    return not failed or not any(0 <= limit < _ENOUGH_BYTES for limit in limits - {resource.RLIM_INFINITY})
 
 
 def _read(text: str, parse: Callable[[str], _Record]) -> tuple[_Record | None, str]:

@@ -484,8 +484,11 @@ def test_a_damaged_build_is_not_run(zoo: Zoo, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("which", "text"),
     [
-        ("base", r"base: .*model\.safetensors has sha256:"),
-        ("math", r"adapters\.math: .* with weight 1 is none of the adapters in the manifest"),
+        ("base", r"base: .*model\.safetensors has \d+ bytes, expected \d+ by the manifest\n.* add --base PATH"),
+        (
+            "math",
+            r"adapters\.math: .*\.safetensors has sha256:.*, expected sha256:.* by the manifest\n.* add --adapter math=PATH",
+        ),
     ],
 )
 def test_another_input_at_the_same_path_is_an_error_that_names_it(
