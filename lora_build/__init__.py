@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         VerificationError,
     )  # fmt: skip
     from lora_build.keeping.collecting import Collected, gc
+    from lora_build.keeping.explaining import Explanation, explain
     from lora_build.keeping.listing import ListedBuild, builds
     from lora_build.keeping.pins import pin, unpin
     from lora_build.pipeline import build, plan
@@ -49,10 +50,11 @@ if TYPE_CHECKING:
     from lora_build.wrapper.model import LoraModel
 
 __all__ = [
-    "Build", "BuildDiff", "Collected", "ForwardReport", "Inspection", "ListedBuild", "Locking", "LoraBuildError",
-    "LoraModel", "Manifest", "MergeError", "Merged", "NewRecipe", "Plan", "PlanError", "Recipe", "RecipeError",
-    "SourceError", "StorageError", "Verification", "VerificationError", "WrapperReport", "__version__", "build",
-    "builds", "diff", "gc", "init", "inspect", "load_recipe", "lock", "merge", "pin", "plan", "unpin", "verify",
+    "Build", "BuildDiff", "Collected", "Explanation", "ForwardReport", "Inspection", "ListedBuild", "Locking",
+    "LoraBuildError", "LoraModel", "Manifest", "MergeError", "Merged", "NewRecipe", "Plan", "PlanError", "Recipe",
+    "RecipeError", "SourceError", "StorageError", "Verification", "VerificationError", "WrapperReport", "__version__",
+    "build", "builds", "diff", "explain", "gc", "init", "inspect", "load_recipe", "lock", "merge", "pin", "plan",
+    "unpin", "verify",
 ]  # fmt: skip
 
 _HOMES = {
@@ -86,6 +88,8 @@ _HOMES = {
     "builds": "keeping.listing",
     "ListedBuild": "keeping.listing",
     "gc": "keeping.collecting",
+    "explain": "keeping.explaining",
+    "Explanation": "keeping.explaining",
     "Collected": "keeping.collecting",
     "pin": "keeping.pins",
     "unpin": "keeping.pins",

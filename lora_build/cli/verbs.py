@@ -17,6 +17,7 @@ VERBS = {
     "lock": "write down what recipes name today: commits, files",
     "inspect": "say what an adapter is, and whether it fits a base",
     "verify": "check every byte of a build against its manifest",
+    "explain": "say why a build is up to date or not, and where a tensor comes from",
     "diff": "say what two builds differ in, or a recipe and its build",
     "list": "list the recipes",
     "builds": "list the builds, and which of them are what their recipes make today",

@@ -157,7 +157,7 @@ def _verdict(folder: Path, record: BuildRecord) -> Verdict:
     if not any((known.path / f"{name}.yaml").is_file() for known in recipe_files.folders()):
         return Verdict(state=State.unlisted, why=f"{record.file} is not there")
     try:
-        recipe, sweep = _recipe_of(folder, name, record.changing)
+        recipe, sweep = recipe_of(folder, name, record.changing)
         if below := _hub_below(recipe):
             return Verdict(
                 state=State.unknown, why=f"its base, recipe {below}, has inputs on the Hub, which is not asked"
@@ -250,7 +250,7 @@ def _inputs(recipe: Recipe) -> Iterator[tuple[SourceName, Any]]:
         yield SourceName.of_adapter(name), spec
 
 
-def _recipe_of(folder: Path, name: str, changing: Sequence[str]) -> tuple[Recipe, str | None]:
+def recipe_of(folder: Path, name: str, changing: Sequence[str]) -> tuple[Recipe, str | None]:
     """Return the recipe that makes a build's folder today, and the sweep's file that has part in it.
 
     Raises:

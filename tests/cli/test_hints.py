@@ -103,6 +103,8 @@ HINTS: dict[str, tuple[str, str]] = {
     "--timings is of one build; a sweep, --cfg and --info have none": ("-m recipe=prod --timings", "recipe=prod --timings"),
     "--tensors lists those of one plan; a sweep has them in --json, --cfg and --info have none": (
         "plan -m recipe=prod --tensors", "plan -m recipe=prod --tensors --json"),
+    "lora-build explain DIR [TENSOR], or lora-build explain recipe=NAME [KEY=VALUE ...] [TENSOR]": (
+        "explain", "explain builds/prod"),
     "--exit-code is of a plan; --cfg and --info have none": ("plan recipe=prod --exit-code --cfg job", "plan recipe=prod --cfg job"),
     "-m runs a sweep; it does not go with --cfg or --info": ("-m recipe=prod --cfg job", "recipe=prod --cfg job"),
     "{} goes with --cfg": ("recipe=prod --resolve", "recipe=prod --cfg job --resolve"),

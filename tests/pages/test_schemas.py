@@ -53,7 +53,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
 
 def test_there_is_a_schema_for_each_format_and_each_names_its_version() -> None:
     kinds = (
-        "build builds composed diff error event gc init inspection lock locking manifest manifest-v1 pinned pins "
+        "build builds composed diff error event explanation gc init inspection lock locking manifest manifest-v1 pinned pins "
         "plan points provenance recipe recipes survival unpinned verification version"
     )
     assert sorted(SCHEMAS) == kinds.split()
@@ -232,6 +232,8 @@ def test_what_commands_print_holds_to_their_schemas(project: Path, printed: Any)
     hold(printed("--version"), "version")
     hold(printed("recipe=two", "--cfg", "job"), "composed")
     hold(printed("recipe=nope"), "error")
+    for words in (["out"], ["recipe=prod", "*q_proj*"], ["recipe=two"], ["out", "model.norm.weight"]):
+        hold(printed("explain", *words), "explanation")
 
 
 def test_what_a_sweep_prints_holds_to_its_schema(project: Path, printed: Any) -> None:
