@@ -9,6 +9,7 @@
          "adapter_config.json": {"sha256": "sha256:008cfc...", "size": 92},
          "adapter_model.safetensors": {"sha256": "sha256:ad40b7...", "size": 712}
         },
+        "others": {"README.md": 5174},
         "revision": "main",
         "source": "acme/math"
        },
@@ -36,7 +37,7 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,13 @@ class LockedSource:
         named: what the recipe's files named.
         commit: of a Hub repository, the commit that this was.
         files: those that builds may read, by name.
+        others: of a Hub repository the sizes of its other files, which builds leave out and name in their manifest.
     """
 
     named: NamedSource
     commit: str | None = None
     files: Mapping[str, LockedFile]
+    others: Mapping[str, int] = field(default_factory=dict)
 
 
 LockedRecipe = Mapping[SourceName, LockedSource]
@@ -209,29 +212,40 @@ def _recipe(name: str, value: Any) -> LockedRecipe:
 
 
 def _source(value: Any) -> LockedSource:
-    entry = _entry(value, "files source", "commit revision")
+    entry = _entry(value, "files source", "commit others revision")
     source, revision, commit = entry["source"], entry.get("revision"), entry.get("commit")
     for text in (source, "" if revision is None else revision):
         if not isinstance(text, str):
             raise ValueError(f"{_short(text)} is not text")
-    if is_local(source) and (revision, commit) != (None, None):
-        raise ValueError("a folder has neither revision nor commit")
+    others = {_plain(name): _size(name, size) for name, size in _table(entry.get("others", {})).items()}
+    if is_local(source) and ((revision, commit) != (None, None) or others):
+        raise ValueError("a folder has neither revision nor commit, nor others")
     if not is_local(source) and not (isinstance(commit, str) and COMMIT.fullmatch(commit)):
         raise ValueError(f"commit: {_short(commit)} is not 40 hexadecimal digits")
-    files = {name: _file(name, file) for name, file in _table(entry["files"]).items()}
-    return LockedSource(named=NamedSource(source=source, revision=revision), commit=commit, files=files)
+    files = {_plain(name): _file(name, file) for name, file in _table(entry["files"]).items()}
+    if twice := sorted(files.keys() & others.keys()):
+        raise ValueError(f"{_short(twice[0])} is there twice")
+    return LockedSource(named=NamedSource(source=source, revision=revision), commit=commit, files=files, others=others)
 
 
 def _file(name: str, value: Any) -> LockedFile:
-    if not is_plain(name):
-        raise ValueError(f"{_short(name)} is no name of a file below a folder")
     entry = _entry(value, "sha256 size")
-    digest, size = entry["sha256"], entry["size"]
+    digest = entry["sha256"]
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         raise ValueError(f"{name}: {_short(digest)} is not sha256: and 64 hexadecimal digits")
-    if type(size) is not int or not 0 <= size < _LARGEST:
-        raise ValueError(f"{name}: {_short(size)} is not a number of bytes")
-    return LockedFile(size_bytes=size, sha256=Digest(digest))
+    return LockedFile(size_bytes=_size(name, entry["size"]), sha256=Digest(digest))
+
+
+def _plain(name: str) -> str:
+    if not is_plain(name):
+        raise ValueError(f"{_short(name)} is no name of a file below a folder")
+    return name
+
+
+def _size(name: str, value: Any) -> int:
+    if type(value) is not int or not 0 <= value < _LARGEST:
+        raise ValueError(f"{name}: {_short(value)} is not a number of bytes")
+    return value
 
 
 def _entry(value: Any, keys: str, optional: str = "") -> dict[str, Any]:
@@ -259,7 +273,7 @@ def _short(value: Any) -> str:
 
 def _source_json(found: LockedSource) -> dict[str, Any]:
     files = {name: {"sha256": file.sha256, "size": file.size_bytes} for name, file in found.files.items()}
-    maybe = {"commit": found.commit, "revision": found.named.revision}
+    maybe = {"commit": found.commit, "others": found.others or None, "revision": found.named.revision}
     return {"files": files, "source": found.named.source} | {k: v for k, v in maybe.items() if v is not None}
 
 

@@ -20,7 +20,7 @@ from lora_build.files.formats.checkpoint import files_of_base
 from lora_build.files.formats.tokenizer import files_of_tokenizer
 from lora_build.files.identity import Digest, SourceName
 from lora_build.files.sources import Source, digest
-from lora_build.files.sources.hub import HubSource
+from lora_build.files.sources.hub import HubSource, is_offline
 from lora_build.files.sources.hub_listing import is_plain
 from lora_build.planning.lock_changes import SourceChange, SourceState, details_of, state_of
 from lora_build.planning.lock_file import (
@@ -268,6 +268,8 @@ class _Today:
         return found and replace(found, named=named)
 
     def _look(self, recipe: Recipe, source: SourceName, named: NamedSource) -> LockedSource:
+        if not is_local(named.source) and is_offline():  # what the cache has of a repository need not be all
+            raise SourceError(f"{source}: HF_HUB_OFFLINE is set, and a lock has what the Hub has of {named}; unset it")
         spec: BaseSpec | AdapterSpec = BaseSpec(source=named.source, revision=named.revision)
         opened = open_named(recipe, source, spec, named.revision)
         config = None if source.is_base else read_adapter_config(opened)
@@ -275,8 +277,10 @@ class _Today:
         files = {name: _locked_file(opened, name) for name in sorted(of_adapter) or files_of_base(opened)}
         if config is not None:
             self.configs[files[CONFIG_NAME].sha256] = config.data
-        commit = opened.commit if isinstance(opened, HubSource) else None
-        return LockedSource(named=named, commit=commit, files=files)
+        if not isinstance(opened, HubSource):
+            return LockedSource(named=named, files=files)
+        others = {name: file.size_bytes for name, file in opened.files.items() if name not in files}
+        return LockedSource(named=named, commit=opened.commit, files=files, others=others)
 
     def with_details(self, change: SourceChange) -> SourceChange:
         """Return a change with what is another in the source."""

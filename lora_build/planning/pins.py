@@ -5,6 +5,7 @@ locked. What a command line or a sweep names instead is outside of the lock: use
 locked is to be built. A recipe that was not composed from a file has no lock.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,7 +47,7 @@ class Pins:
     @property
     def command(self) -> str:
         """The command that locks the recipe."""
-        return f"lora-build lock recipe={self.recipe}"
+        return f"lora-build lock {shlex.quote(f'recipe={self.recipe}')}"
 
 
 NO_PINS = Pins()
@@ -177,10 +178,13 @@ def held(source: Source, pin: LockedSource, pins: Pins) -> Source:
     Raises:
         VerificationError: one of them is missing, or is another one; names each.
     """
-    remedy = _remedy(source, pins)
-    known = dict(source.files)
-    if isinstance(source, HubSource) and is_offline():  # whose listing is what the cache has
-        known |= {name: _not_cached(file) for name, file in pin.files.items() if name not in known}
+    remedy, known = _remedy(source, pins), dict(source.files)
+    others = {name: SourceFile(size_bytes=size) for name, size in pin.others.items()}
+    if isinstance(source, HubSource) and is_offline():  # whose listing is what the cache has of it
+        missing = {name: SourceFile(size_bytes=file.size_bytes) for name, file in pin.files.items()}
+        known = missing | others | known
+    elif isinstance(source, LocalSource) and source.mapped:  # a build leaves out what the repository has, and no other
+        known = others | {name: file for name, file in known.items() if name in pin.files or name in pin.others}
     issues = []
     for name, file in pin.files.items():
         if why := _why_another(source, known.get(name), name, file):
@@ -215,10 +219,6 @@ def _why_another(source: Source, there: SourceFile | None, name: str, locked: Lo
         return f"has {there.size_bytes} bytes, the lock {locked.size_bytes}"
     found = known_digest(source, name) if name in source.files else None
     return None if found in (None, locked.sha256) else f"has {found}, the lock {locked.sha256}"
-
-
-def _not_cached(file: LockedFile) -> SourceFile:
-    return SourceFile(size_bytes=file.size_bytes, promised=file.sha256)
 
 
 def _remedy(source: Source, pins: Pins) -> str:

@@ -182,7 +182,7 @@ OTHERS = {
     "lists a file of lora-build itself", "--adapter {}",
     "it was built by lora-build {}, and this is {}: CHANGELOG.md says where bytes changed", "{} is no field that lora-build {} knows", "# Written by lora-build init{}.",
     # of locks: tests/planning/test_lock_file.py and test_locked_hub.py do what they say
-    "lora-build lock", "lora-build lock recipe={}", "--locked: not all of the sources are those that were locked:",
+    "lora-build lock", "lora-build lock recipe={}", "lora-build lock {}", "--locked: not all of the sources are those that were locked:",
     "--locked: the recipe is of no file, so no lock is of it", "--locked: {} does not have recipe '{}'; to add it: {}",
     "--locked: {} is not there; to write it: {}", "{} is no key that lora-build {} knows",
     "; `git checkout {}` brings the last one back, or remove it and run: lora-build lock",

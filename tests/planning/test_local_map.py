@@ -109,14 +109,16 @@ def test_a_folder_that_is_not_what_was_locked_is_refused(hub: Hub, name: str) ->
     assert not Path("builds").exists()
 
 
-def test_a_folder_with_a_file_more_than_was_locked_is_refused(hub: Hub) -> None:
+def test_what_is_in_a_folder_and_not_in_the_repository_is_no_part_of_it(hub: Hub) -> None:
+    hub.repos["acme/base"] |= {"README.md": b"# base", "onnx.bin": b"x" * 500}
     lora_build.lock()
+    built = lora_build.build(prod(), locked=True).manifest
+    assert [left.path for left in built.left_out or ()] == ["README.md", "onnx.bin"]
+    shutil.rmtree("builds")
     write_map()
-    Path("../data/base/generation_config.json").write_text("{}")
-    with pytest.raises(
-        VerificationError, match=r"base/generation_config\.json: is not in the lock; put the files of hf://"
-    ):
-        lora_build.plan(prod())
+    for name in ("generation_config.json", "other.bin", "new.safetensors"):
+        Path("../data/base", name).write_text("{}")
+    assert lora_build.build(prod(), locked=True).manifest == built
 
 
 def test_a_lock_is_always_of_what_the_hub_has(hub: Hub) -> None:

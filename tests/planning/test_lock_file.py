@@ -94,6 +94,7 @@ locked_sources = st.builds(
         st.sampled_from(["config.json", "a/b", "é.json", "x y"]),
         st.builds(LockedFile, size_bytes=st.integers(0, 1 << 62), sha256=st.binary().map(Digest.sha256)),
     ),
+    others=st.dictionaries(st.sampled_from(["README.md", "onnx/x.bin"]), st.integers(0, 1 << 62)),
 )
 
 
@@ -201,6 +202,9 @@ DAMAGED = {
     "a name that hides": (edited(('"config.json"', '"config\\u202e.json"')), "is no name of a file below a folder"),
     "a branch for a commit": (edited(("1" * 40, "main")), "prod: adapters.m: commit: 'main' is not 40 hexadecimal digits"),
     "a folder with a commit": (edited(('"source": "./base"', f'"commit": "{"1" * 40}", "source": "./base"')), "a folder has neither"),
+    "others of a folder": (edited(('"source": "./base"', '"others": {"x": 1}, "source": "./base"')), "nor others"),
+    "another without a size": (edited(('"revision": "v1"', '"others": {"x": null}, "revision": "v1"')), "x: None is not a number"),
+    "another that leads away": (edited(('"revision": "v1"', '"others": {"../x": 1}, "revision": "v1"')), "is no name of a file"),
     "a number for a source": (edited(('"source": "./base"', '"source": 5')), "5 is not text"),
     "a role that is none": (edited(('"adapters.m"', '"adapter.m"')), "'adapter.m' is neither base nor adapters.NAME"),
     "a recipe that is none": (edited(('"prod"', '"../prod"')), "'../prod' is no recipe's name"),

@@ -154,14 +154,25 @@ def test_other_bytes_at_the_same_commit_are_refused_before_a_byte_is_written(
 
 
 def test_a_locked_build_needs_no_network(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repos["acme/base"] |= {"README.md": b"# base", "onnx.bin": b"x" * 500}
+    hub.repos["acme/math"] |= {"README.md": b"# math"}
     lora_build.lock("prod")
     built = lora_build.build(prod()).manifest
+    assert [left.path for left in built.left_out or ()] == ["README.md", "onnx.bin", "README.md"]
     shutil.rmtree("builds")
     hub.down = True
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
     assert lora_build.build(prod(), locked=True).manifest == built
     assert lora_build.lock(check=True).is_current
+    lora_build.lock()
+
+
+def test_nothing_is_locked_by_what_a_cache_has(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    lora_build.build(prod())
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(SourceError, match=r"base: HF_HUB_OFFLINE is set, and a lock has what the Hub has of acme/base"):
+        lora_build.lock()
 
 
 def test_what_is_locked_and_not_in_the_cache_is_said_without_a_network(
@@ -171,7 +182,10 @@ def test_what_is_locked_and_not_in_the_cache_is_said_without_a_network(
     hub.down = True
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
-    with pytest.raises(SourceError, match="acme/math is not in the cache and HF_HUB_OFFLINE is set"):
+    with pytest.raises(
+        SourceError,
+        match=r"adapter_model\.safetensors: hf://acme/math@.* has it, but not the cache, and HF_HUB_OFFLINE is set",
+    ):
         lora_build.build(prod())
 
 

@@ -67,6 +67,11 @@ class HubSource:
         """Return the file in the Hub client's cache, fetching it first if need be."""
         shown = snapshot_path(self.repo, self.commit, name)
         if not shown.exists():
+            if is_offline():
+                raise SourceError(
+                    f"{self._where(name)}: {self.uri} has it, but not the cache, and HF_HUB_OFFLINE is set; "
+                    "unset it to fetch"
+                )
             with _hub_errors(self.name, self.repo, self.commit), _progress(name, self.files[name], quiet) as progress:
                 fetch(self._remote(name), shown, progress)
         refuse_link_away(snapshot_path(self.repo, self.commit, ""), name, self._where(name))
