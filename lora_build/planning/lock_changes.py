@@ -100,7 +100,7 @@ def _config_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iter
             continue
         if isinstance(one, list) and isinstance(other, list):
             old, new = set(map(_shown, one)), set(map(_shown, other))
-            parts = [f"+ {', '.join(sorted(new - old))}"] * (new > old or bool(new - old))
+            parts = [f"+ {', '.join(sorted(new - old))}"] * bool(new - old)
             parts += [f"- {', '.join(sorted(old - new))}"] * bool(old - new)
             if parts:
                 yield f"{key}: {' '.join(parts)}"
