@@ -164,8 +164,8 @@ def _of_manifests(one: Compared, other: Compared, plans: Difference | None) -> I
     if was is None or now is None or one.manifest_hash == other.manifest_hash or (plans and plans.other_format):
         return
     found = list(_choices(was, now))
-    if not found and plans is not None and (names := (*plans.added, *plans.removed, *plans.affected)):
-        found.append(f"{some_of(names)} planned in another way, to the same bytes")
+    if not found and plans is not None and plans.affected:
+        found.append(f"{some_of(plans.affected)} planned in another way, to the same bytes")
     yield from found or [f"their manifests are {one.manifest_hash} and {other.manifest_hash}"]
 
 

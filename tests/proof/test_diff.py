@@ -169,6 +169,23 @@ def test_what_only_the_manifests_say_differently_is_said(made: Path, tmp_path: P
     assert found.is_different
 
 
+def test_the_same_bytes_that_were_planned_in_another_way_are_no_equals(
+    made: Path, copied: Callable[[str], Path]
+) -> None:
+    other = copied("a")
+    manifest = read_manifest(other)
+    first, *rest = manifest.plan.tensors
+    (segment,) = first.segments
+    updates = tuple(dataclasses.replace(update, scale=3.0) for update in segment.updates)
+    first = dataclasses.replace(first, segments=(dataclasses.replace(segment, updates=updates),))
+    plan = dataclasses.replace(manifest.plan, tensors=(first, *rest))
+    (other / MANIFEST_NAME).write_bytes(dataclasses.replace(manifest, plan=plan).to_bytes())
+
+    found = lora_build.diff(made / "a", other)
+    assert found.manifests == (f"{first.name} planned in another way, to the same bytes",)
+    assert found.is_different
+
+
 # --- what came out -------------------------------------------------------------------------------------------------
 
 
@@ -358,6 +375,16 @@ def test_a_long_template_s_diff_is_cut(made: Path, copied: Callable[[str], Path]
     (template,) = tokenizer.templates
     assert template.lines is not None
     assert (len(template.lines), template.num_more) == (200, 1601)
+
+
+def test_tokens_of_a_format_that_is_not_read_are_said_to_be_unknown(made: Path, copied: Callable[[str], Path]) -> None:
+    one, other = copied("a"), copied("b")
+    for number, folder in enumerate((one, other)):
+        (folder / "tokenizer.json").unlink()
+        (folder / "vocab.tiktoken").write_text(f"IQ== {number}")
+    tokenizer = lora_build.diff(one, other).tokenizer
+    assert tokenizer is not None
+    assert tokenizer.unread == tuple(f"{f}: its tokens are in a format that is not read here" for f in (one, other))
 
 
 def test_a_tokenizer_that_cannot_be_read_is_said(made: Path, copied: Callable[[str], Path]) -> None:

@@ -16,6 +16,7 @@ import lora_build
 from lora_build.dtypes import STORED_DTYPES, torch_dtype
 from lora_build.proof.comparing import weights
 from lora_build.proof.comparing.result import Numbers
+from lora_build.proof.diff import compare_builds
 from makers import small
 
 KNOWN = [name for name in STORED_DTYPES if name != "F8_E8M0"]  # which torch 2.9 makes from no other dtype
@@ -125,6 +126,7 @@ def test_rows_that_one_side_has_more_of_are_said(tmp_path: Path) -> None:
     found = measured(tmp_path, was, now)
     hold(found, was, now[:4])
     assert found.rows == (4, 6)
+    assert [group.what for group in lora_build.diff(tmp_path / "one", tmp_path / "two").groups] == ["[4, 3] to [6, 3]"]
 
     other = lora_build.diff(folder(tmp_path / "one", w=was), folder(tmp_path / "two", w=now.T), weights=True)
     assert other.weights == ()
@@ -149,6 +151,15 @@ def test_layers_are_the_sums_of_their_tensors_in_their_order(tmp_path: Path) -> 
     assert (nine.num_tensors, nine.num_elements) == (2, 30)
     changes = {n: float((sides[1][n].double() - sides[0][n].double()).abs().max()) for n in names[1:3]}
     assert nine.largest_in == max(changes, key=changes.__getitem__)
+
+
+def test_progress_is_told_of_every_byte_once(tmp_path: Path) -> None:
+    one, two = folder(tmp_path / "one", w=torch.zeros(50)), folder(tmp_path / "two", w=torch.ones(50))
+    told: list[tuple[int, int]] = []
+    compare_builds(one, two, weights=True, progress=lambda count, total: told.append((count, total)))
+    sizes = [(path / "model.safetensors").stat().st_size for path in (one, two)]
+    hashed, read = sum(sizes), 2 * 4 * 50
+    assert told == [(sizes[0], hashed), (sizes[1], hashed), (read, read)]
 
 
 def test_memory_does_not_grow_with_a_tensor(tmp_path: Path) -> None:
