@@ -2,17 +2,16 @@
 
 import dataclasses
 import logging
-import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lora_build.engine.backends.choice import missing_loops
 from lora_build.engine.estimate import merge_bytes, runtime_bytes
 from lora_build.engine.small_files import fetch, write_small_files
-from lora_build.errors import LoraBuildError, PlanError, RecipeError, VerificationError, some_of
+from lora_build.errors import LoraBuildError, PlanError, RecipeError, some_of
 from lora_build.files.identity import BASE
+from lora_build.files.targets.cloning import NotClonedError
 from lora_build.files.targets.directory import DirectoryTarget
 from lora_build.files.targets.lock import lock
 from lora_build.files.targets.staging import clear_stagings
@@ -21,10 +20,11 @@ from lora_build.planning.pins import pins_of, refuse_unlocked, remarks
 from lora_build.planning.plan import MergePlan, make_plan
 from lora_build.planning.resolve import resolve
 from lora_build.proof.builds import Action, Build, BuildInputs, Plan
-from lora_build.proof.checks import checks_of, have_passed, remember_passed, run_checks
+from lora_build.proof.checks import checks_of, have_passed
+from lora_build.proof.finish import Begun, Written, finish, pass_checks
 from lora_build.proof.foresight import Replaced, foresee
-from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, Manifest, make_manifest
-from lora_build.proof.occupant import Builds
+from lora_build.proof.manifest import SURVIVAL_NAME, Manifest, make_manifest
+from lora_build.proof.occupant import Builds, BuildThere
 from lora_build.proof.output_dir import (
     find_build,
     is_up_to_date,
@@ -36,9 +36,8 @@ from lora_build.proof.output_dir import (
 )  # fmt: skip
 from lora_build.proof.plan_record import refuse_too_many_updates
 from lora_build.proof.planned_base import open_planned
-from lora_build.proof.provenance import BuildRun, root_above
-from lora_build.proof.provenance import to_bytes as provenance_bytes
 from lora_build.proof.survival_report import read_survival
+from lora_build.proof.twins import find_twin
 from lora_build.recipe.committed import Committed, committed
 from lora_build.recipe.schema import IfExists, Recipe
 from lora_build.recipe.validate import from_mapping
@@ -205,8 +204,7 @@ def _run(plan: Plan, progress: Callable[[int], None] | None) -> Build:
         before = None if there is None else Replaced.of(there)
         refuse_lack_of_space(plan.target, plan.num_bytes_written)
         fetch(plan.merge_plan, plan.sources, quiet=progress is None)
-        with DirectoryTarget(plan.target, there, _made_of(plan)) as target:
-            built = _build(plan, target, progress or (lambda _: None))
+        built = _cloned(plan, there) or _made(plan, there, progress or (lambda _: None))
         if there is not None and before is not None:
             hash_there, kept = there.manifest.manifest_hash, there.additions.names
             reasons = before.reasons(plan.recipe, built.manifest)
@@ -224,7 +222,7 @@ def _is_current(plan: Plan, there: Manifest) -> bool:
 def _reuse(plan: Plan, there: Manifest) -> Build:
     """Return the build that is there, after the checks that it has not passed yet."""
     if not have_passed(plan.recipe, there, plan.target):
-        _check(plan, plan.target, there)
+        pass_checks(plan, plan.target, there)
     survival = read_survival(plan.target)
     notes = () if survival is not None else (f"what rounding left is not known: no {SURVIVAL_NAME} that can be read",)
     return Build(
@@ -248,28 +246,41 @@ def _made_of(plan: Plan) -> dict[str, list[Path]]:
     }
 
 
+def _cloned(plan: Plan, there: BuildThere | None) -> Build | None:
+    """Return the build of a plan as a clone of a twin; None where there is none, or it cannot be cloned."""
+    begun = Begun(committed=_committed(plan.recipe))
+    twin = find_twin(plan)
+    if twin is None:
+        return None
+    try:
+        with DirectoryTarget(plan.target, there, _made_of(plan)) as target:
+            for file in sorted(twin.manifest.files, key=lambda file: file.size_bytes):  # a small one tells if it can be
+                target.clone(twin.folder / file.path, file)
+            done = Written(inputs=twin.inputs, manifest=twin.manifest, survival=twin.survival, report=twin.report)
+            return dataclasses.replace(finish(plan, target, done, begun), cloned_from=twin.folder)
+    except NotClonedError as error:
+        log.debug("%s: not cloned: %s", plan.target, error)
+        return None
+
+
+def _made(plan: Plan, there: BuildThere | None, progress: Callable[[int], None]) -> Build:
+    """Return the build of a plan, made of its inputs."""
+    with DirectoryTarget(plan.target, there, _made_of(plan)) as target:
+        return _build(plan, target, progress)
+
+
 def _build(plan: Plan, target: DirectoryTarget, progress: Callable[[int], None]) -> Build:
     from lora_build.engine.execute import execute  # the compiled pass, or torch, which planning does without
 
-    started, clock = datetime.now(UTC), time.perf_counter()
-    at_commit = _committed(plan.recipe)  # as the recipe is when it is built, and not after it
+    begun = Begun(committed=_committed(plan.recipe))  # as the recipe is when it is built, and not after it
     merge_plan, sources = plan.merge_plan, plan.sources
     files, small = write_small_files(merge_plan, sources, target, progress)
     done = execute(merge_plan, sources, target, progress)
     inputs = {**small, **done.inputs}
     manifest = make_manifest(merge_plan, inputs=inputs, files=(*files, *done.files), tensors=done.tensors)
-    target.write(SURVIVAL_NAME, survival_bytes(done.survival))
-    checks = _check(plan, target.staging, manifest)
-    root = root_above(Path(plan.recipe.root), plan.target)
-    happened = BuildRun(started=started, root=root, committed=at_commit, checks=checks)
-    target.write(PROVENANCE_NAME, provenance_bytes(plan.inputs, digests=inputs, manifest=manifest, run=happened))
-    target.write(MANIFEST_NAME, manifest.to_bytes())
-    target.commit()
-    return Build(
-        dir=plan.target, manifest=manifest, reused=False, survival=done.survival,
-        seconds={**done.seconds, "whole": time.perf_counter() - clock}, notes=_notes(merge_plan),
-        remarks=merge_plan.remarks, choices=merge_plan.notes, left_out=merge_plan.left_out,
-    )  # fmt: skip
+    made = Written(inputs=inputs, manifest=manifest, survival=done.survival, report=survival_bytes(done.survival))
+    built = finish(plan, target, made, begun)
+    return dataclasses.replace(built, seconds={**done.seconds, **built.seconds}, notes=_notes(merge_plan))
 
 
 def _committed(recipe: Recipe) -> Committed | None:
@@ -283,20 +294,6 @@ def _committed(recipe: Recipe) -> Committed | None:
 def _notes(plan: MergePlan) -> tuple[str, ...]:
     found = missing_loops(plan)
     return (f"no compiled loops, so torch merged, to the same bytes but more slowly: {found}",) if found else ()
-
-
-def _check(plan: Plan, folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """Return the record of the checks that the recipe asks for, after the output in a folder has passed them.
-
-    Raises:
-        VerificationError: it has not.
-    """
-    try:
-        records = run_checks(folder, manifest, plan.inputs)
-    except VerificationError as error:
-        raise error.ending(f"; {plan.target} is as it was") from error
-    remember_passed(plan.recipe, manifest, plan.target)
-    return records
 
 
 def memory_bytes(plan: Plan) -> int:

@@ -1,5 +1,6 @@
 """Shared fixtures. The environment is set before anything imports transformers or huggingface_hub."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -35,6 +36,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("early") is None)
+
+
+@pytest.fixture(autouse=True)
+def no_clones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every build be made, also where the file system could clone an equal one: two of them are compared."""
+    from lora_build.files.targets import cloning
+
+    def reflink(source: int, target: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(cloning, "reflink", reflink)
 
 
 @pytest.fixture(scope="session")

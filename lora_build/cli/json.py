@@ -81,6 +81,7 @@ def built_json(built: Build) -> dict[str, Any]:
         "left_out": _left_out_json(built.left_out),
         "seconds": {stage: round(seconds, 3) for stage, seconds in sorted(built.seconds.items())},
         **({} if built.base is None else {"base": built_json(built.base)}),
+        **({} if built.cloned_from is None else {"cloned_from": str(built.cloned_from)}),
     }
 
 

@@ -148,7 +148,9 @@ def built_lines(built: Build) -> list[Line]:
         lines.append(Line("up to date", label(built.dir)))
     else:
         whole = sum(file.size_bytes for file in manifest.files)
-        lines.append(Line("built", label(built.dir), f"{size(whole)} in {seconds_text(built.seconds['whole'])}"))
+        cloned = "" if built.cloned_from is None else f", cloned from {label(built.cloned_from)}"
+        took = f"{size(whole)} in {seconds_text(built.seconds['whole'])}{cloned}"
+        lines.append(Line("built", label(built.dir), took))
     if built.replaced:
         lines.append(Line("replaced", f"{built.replaced} by {manifest.manifest_hash}"))
         lines += [Line("since", reason) for reason in first(built.reasons, _SHOWN_REASONS)]

@@ -150,6 +150,7 @@ class Build:
         reasons: why that was replaced, a line each.
         kept: what people had put there, and is there still.
         base: the build of the recipe that it stands on, where that was not up to date and was made first.
+        cloned_from: the build of the same build_key whose files it was cloned from.
     """
 
     dir: Path
@@ -165,6 +166,7 @@ class Build:
     reasons: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     base: "Build | None" = None
+    cloned_from: Path | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:

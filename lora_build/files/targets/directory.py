@@ -13,8 +13,10 @@ from typing import Self
 
 from lora_build.errors import LoraBuildError, StorageError
 from lora_build.files.buffers import Buffers
+from lora_build.files.hashing.remembered import remember
 from lora_build.files.identity import FileRecord
 from lora_build.files.opening import mode_within
+from lora_build.files.targets.cloning import clone_into
 from lora_build.files.targets.contents import Occupant, give_back, is_taken, take_along
 from lora_build.files.targets.disk import disk_errors, is_on_overlay, mounted_below
 from lora_build.files.targets.file_writer import BLOCK_BYTES, SPARE_BYTES, FileQueues, FileWriter
@@ -87,6 +89,25 @@ class DirectoryTarget:
         with self.open(name, len(data)) as file:
             file.write(data)
             return file.close()
+
+    def clone(self, source: Path, file: FileRecord) -> None:
+        """Have a file of another build in this one: a clone of it, which has to be as its record says.
+
+        Raises:
+            NotClonedError: it is not, or the file system cannot clone.
+        """
+        path = self.staging / file.path
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                clone_into(fd, source, file)
+                inputs = (source, *self._made_of.get(file.path, ()))
+                os.fchmod(fd, mode_within(inputs, self.staging.stat().st_gid))
+                os.fsync(fd)
+                remember(fd, file.sha256)
+            finally:
+                os.close(fd)
 
     def commit(self) -> None:
         """Put the new build in the target's place, at once.
