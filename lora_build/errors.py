@@ -135,5 +135,7 @@ def some_of(names: Sequence[str], shown: int = 3) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the nearest known word, or an empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    near = near or [name for name in names if name.lower() == word.lower()][:1]  # RECIPE=prod
     return f"; did you mean '{near[0]}'?" if near else ""

@@ -126,16 +126,17 @@ class Once(argparse.Action):
 
 
 class OneOf:
-    """Reads the value of an option that is one of some words."""
+    """Reads the value of an option that is one of some words; `or_others` are taken too, and answered by who knows."""
 
-    def __init__(self, *known: str) -> None:
+    def __init__(self, *known: str, or_others: bool = False) -> None:
         """Keep the words."""
-        self.known = known
+        self.known, self.or_others = known, or_others
 
     def __call__(self, text: str) -> str:
         """Return a text that is one of the words."""
-        if text not in self.known:
-            raise argparse.ArgumentTypeError(f"expected {' or '.join(self.known)}, found '{text}'")
+        if text not in self.known and not self.or_others:
+            *most, last = self.known
+            raise argparse.ArgumentTypeError(f"expected {', '.join(most)} or {last}, found '{text}'")
         return text
 
 

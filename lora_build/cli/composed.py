@@ -106,11 +106,12 @@ def _overrides(asked: Namespace) -> list[str]:
     from lora_build.cli.verbs import VERBS
     from lora_build.recipe.short_overrides import words_for_hydra
 
-    found = []
+    found: list[str] = []
     for word in asked.words:
+        is_cut_off = bool(found) and found[-1].endswith(("=", ","))  # by a space
         if "=" in word or word.startswith("~"):
             found.append(word)
-        elif asked.typed.is_named and word not in VERBS and _is_name(word) and not is_key(word):
+        elif not is_cut_off and asked.typed.is_named and word not in VERBS and _is_name(word) and not is_key(word):
             found.append(f"recipe={word}")
         else:
             raise RecipeError(bare_word(asked.typed, word))

@@ -1,11 +1,14 @@
 """`lora-build init ADAPTER ...`: writes a recipe for adapters, or for what another tool's file merges."""
 
 import re
+import shlex
 import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_build.cli.arguments import Once, Parser
+from lora_build.cli.hints import is_key
 from lora_build.cli.lines import Line
 from lora_build.cli.output import Manner, say, unguarded
 from lora_build.errors import RecipeError, label
@@ -51,11 +54,22 @@ def run(asked: Namespace) -> int:
 
     if not asked.words and asked.from_file is None:
         raise RecipeError("init takes an adapter, or --from FILE; lora-build init --help says more")
+    _refuse_others(asked.words)
     written = init(
         adapters_of(asked.words), base=asked.base, from_file=asked.from_file, name=asked.name, replace=asked.replace
     )
     say(lambda: _lines(written), Manner.of(asked), result=lambda: _json(written), final=("wrote", "not taken"))
     return 0
+
+
+def _refuse_others(words: list[str]) -> None:
+    """Refuse words that are no adapters: a key of the recipe, or a file of another tool."""
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and is_key(key) and "/" not in value and not Path(value).is_dir():
+            raise RecipeError(f"init takes adapters, found '{word}'; a key goes into the recipe that init writes")
+        if Path(word).suffix in (".yaml", ".yml") and Path(word).is_file():
+            raise RecipeError(f"{word}: is a file; of another tool, try: lora-build init --from {shlex.quote(word)}")
 
 
 def adapters_of(words: list[str]) -> Any:
@@ -82,7 +96,7 @@ def _lines(written: "NewRecipe") -> list[Line]:
         *(Line("adapter", f"{name}: {source}") for name, source in written.adapters.items()),
         *(Line("not taken", f"{', '.join(keys)}: {why}") for why, keys in reasons.items()),
         *(Line("note", note) for note in written.notes),
-        Line("next", f"lora-build plan recipe={written.name}"),
+        Line("next", shlex.join(["lora-build", "plan", f"recipe={written.name}"])),
     ]
 
 

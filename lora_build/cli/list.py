@@ -38,6 +38,8 @@ def run(asked: Namespace) -> int:
         told = [f"does not compose: {why}" if (why := row["problem"]) else row["description"] for row in found]
         columns = [Column(cells=[row["name"] for row in found]), Column(cells=told)]
         print_lines(["shipped with lora-build" if shipped else place, Table(columns=columns, indent=2)])
+    if not asked.quiet and all(row["shipped"] for row in rows):
+        print_lines(["none of your own: lora-build init ADAPTER writes one"])
     return 0
 
 
@@ -55,6 +57,6 @@ def _problem(folder: recipe_files.Folder, name: str) -> str | None:
         first, *more = error.issues
         own = label(folder.path / f"{name}.yaml")
         return first.removeprefix(f"recipe '{name}': ").removeprefix(f"{own}: ") + (
-            f" and {len(more)} more" if more else ""
+            f" (and {len(more)} more)" if more else ""
         )
     return None

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora_build.cli import work
-from lora_build.cli.arguments import Once, Parser
+from lora_build.cli.arguments import Once, OneOf, Parser
+from lora_build.cli.hints import proposed
 from lora_build.cli.init import adapters_of
 from lora_build.cli.json import built_json
 from lora_build.cli.output import Manner, say
 from lora_build.cli.text import built_lines
 from lora_build.errors import RecipeError, label
-from lora_build.recipe.schema import Recipe
+from lora_build.recipe.schema import DType, Recipe
+from lora_build.recipe.shorthand import names_of
 from lora_build.recipe.values import NAME
 
 _MORE = """\
@@ -32,7 +34,10 @@ def parser() -> Parser:
     about = "Merge adapters into a base without a recipe's file."
     made = Parser("merge", usage="BASE ADAPTER [ADAPTER ...] -o DIR [KEY=VALUE ...]", about=about, more=_MORE)
     made.add_argument("-o", "--output", action=Once, metavar="DIR", help="the folder of the build")
-    made.add_argument("--dtype", action=Once, metavar="DTYPE", help="keep, float32, bfloat16 or float16")
+    made.add_argument(
+        "--dtype", action=Once, type=OneOf(*(member.value for member in DType), or_others=True), metavar="DTYPE",
+        help="keep, float32, bfloat16 or float16",
+    )  # fmt: skip
     made.add_argument("--replace", action="store_true", help="replace a build of a recipe, or with changed files")
     made.add_argument("--no-progress", action="store_true", help="do not say how far the build has come")
     return made
@@ -42,6 +47,9 @@ def run(asked: Namespace) -> int:
     """Merge, print the recipe and what came of it, and return the exit code."""
     from lora_build.start.merge import one_off
 
+    if word := next((word for word in asked.words if word.startswith(("recipe=", "sweep="))), None):
+        line = proposed(asked.typed, verb="build")
+        raise RecipeError(f"merge takes a base and adapters, found '{word}'; try: {line}")
     base, adapters, keys = _sorted(asked.words)
     if asked.output is None:
         raise RecipeError("-o DIR: is not there; it says where the checkpoint goes")
@@ -63,6 +71,11 @@ def run(asked: Namespace) -> int:
 
 def _sorted(words: Sequence[str]) -> tuple[str, list[str], list[str]]:
     """Return the base, the adapters, and the keys of the recipe among words."""
+    for word in words:
+        weighed = re.fullmatch(r"(.+?)[:=@](-?\d*\.?\d+)", word, re.ASCII)
+        if weighed and Path(weighed[1]).is_dir():
+            key = f"adapters.{names_of([weighed[1]])[0]}.weight={weighed[2]}"
+            raise RecipeError(f"{word}: a weight is a key of its own: write {weighed[1]} {key}")
     sources = [word for word in words if _is_source(word)]
     keys = [word for word in words if word not in sources]
     if len(sources) < 2:

@@ -161,7 +161,7 @@ def log_to_stderr() -> None:
     root = logging.getLogger()
     root.setLevel(logging.WARNING)
     if not any(isinstance(handler, _Handler) for handler in root.handlers):
-        root.addHandler(_Handler())
+        root.addHandler(_Handler(logging.WARNING))  # what --info logs, it prints too
 
 
 def drop_output() -> None:

@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
 from lora_build.errors import LoraBuildError, PlanError, SourceError, did_you_mean
@@ -19,7 +18,7 @@ from lora_build.files.formats.tokenizer import read_tokenizers
 from lora_build.files.identity import BASE, SourceName
 from lora_build.files.sources import Source
 from lora_build.files.sources.hub import open_hub
-from lora_build.files.sources.local import open_local
+from lora_build.files.sources.local import folders_in, open_local
 from lora_build.methods.interface import key_rules
 from lora_build.models.heads import is_vocabulary
 from lora_build.planning.inputs import Inputs, digests_of, may_change_ties, standing_apart
@@ -156,9 +155,13 @@ def open_named(recipe: Recipe, role: SourceName, spec: BaseSpec | AdapterSpec, r
     try:
         return open_hub(role, spec.source, revision)
     except LoraBuildError as error:
-        if not resolve_path(recipe, spec.source).is_dir():
-            raise
-        raise error.ending(f"; there is a folder {spec.source} here: for it write ./{spec.source}") from error
+        path = resolve_path(recipe, spec.source)
+        if path.is_dir():
+            raise error.ending(f"; there is a folder {spec.source} here: for it write ./{spec.source}") from error
+        if "/" in spec.source and path.parent.is_dir():
+            near = did_you_mean(path.name, folders_in(path.parent))
+            raise error.ending(f"; nor is there a folder {spec.source} here{near}") from error
+        raise
 
 
 def split_reference(role: str, written: str | os.PathLike[str]) -> tuple[str, str | None]:
@@ -172,8 +175,9 @@ def split_reference(role: str, written: str | os.PathLike[str]) -> tuple[str, st
         return text, None
     if text and (path.is_dir() or not isinstance(written, str)):
         return f"./{text}", None
-    if role in ("adapter", "build") and re.fullmatch(r"[\w.-]+", text):
-        near = did_you_mean(text, (p.name for p in sorted(Path().iterdir()) if p.is_dir()))
+    no_repository = r"[\w.-]+(/[\w.-]+){2,}/?" + (r"|[\w.-]+" if role in ("adapter", "build") else "")
+    if re.fullmatch(no_repository, text):
+        near = did_you_mean(path.name, folders_in(path.parent))
         raise SourceError(f"{role}: there is no folder '{text}' here, and a Hub repository is org/name{near}")
     raise_problems(role, check_adapter({"source": text}))
     return parse_source(text)

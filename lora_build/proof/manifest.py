@@ -19,8 +19,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_build.errors import SourceError, VerificationError, some_of
+from lora_build.errors import SourceError, VerificationError, did_you_mean, some_of
 from lora_build.files.identity import Digest, FileRecord
+from lora_build.files.sources.local import folders_in
 from lora_build.proof import first_version, readback
 from lora_build.proof.canonical_json import canonical_json
 from lora_build.proof.choices import LeftOut, choices, left_out
@@ -232,10 +233,19 @@ def read_manifest(directory: Path) -> Manifest:
         VerificationError: the manifest is not what lora-build wrote.
     """
     path = directory / MANIFEST_NAME
+    if directory.is_file():
+        raise SourceError(f"{directory}: is a file; expected the folder of a build, such as {directory.parent}")
     if not directory.is_dir():
-        raise SourceError(f"{directory}: is not a directory")
+        beside = Path("builds", directory)  # where they go unless they are told otherwise
+        near = f"; did you mean '{beside}'?" if not directory.is_absolute() and beside.is_dir() else ""
+        near = near or did_you_mean(directory.name, folders_in(directory.parent))
+        raise SourceError(f"{directory}: is not there{near}")
     if not path.is_file():
-        raise SourceError(f"{directory}: has no {MANIFEST_NAME}: not a build of lora-build, or not a finished one")
+        below = [name for name in folders_in(directory) if (directory / name / MANIFEST_NAME).is_file()]
+        hint = f"; builds lie below it: {some_of(below)}" if below else ""
+        raise SourceError(
+            f"{directory}: has no {MANIFEST_NAME}: not a build of lora-build, or not a finished one{hint}"
+        )
     return Manifest.from_bytes(readback.read_file(path), str(path))
 
 

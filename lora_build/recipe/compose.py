@@ -25,7 +25,7 @@ from lora_build.recipe.hydra_keys import check_composed
 from lora_build.recipe.hydra_plugins import CONF, register
 from lora_build.recipe.identity import at_point, effective
 from lora_build.recipe.keys import raise_problems
-from lora_build.recipe.overrides import check_axes, check_overrides, composed_of
+from lora_build.recipe.overrides import at_first_choice, check_axes, check_overrides, composed_of
 from lora_build.recipe.schema import OutputSpec, Recipe
 from lora_build.recipe.short_overrides import words_for_hydra
 from lora_build.recipe.shorthand import only_base
@@ -56,12 +56,12 @@ def compose_command(overrides: Sequence[str], mode: RunMode = RunMode.RUN) -> Di
 
 
 def try_recipe(overrides: Sequence[str], name: str) -> None:
-    """Compose one of the recipes of a sweep; its axes aside.
+    """Compose one of the recipes of a sweep, its axes aside but for those that pick files.
 
     Raises:
         RecipeError: it does not take the overrides.
     """
-    others = [word for word in overrides if not word.startswith("recipe=")]
+    others = [at_first_choice(word) for word in overrides if not word.startswith("recipe=")]
     compose_command([f"recipe={name}", *others], RunMode.MULTIRUN)
 
 

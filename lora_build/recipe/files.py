@@ -58,6 +58,8 @@ def folders() -> list[Folder]:
     for path in given:
         if not path.is_dir():
             raise RecipeError(f"LORA_BUILD_RECIPES: {path} is not a folder")
+        if (path / "recipes").is_dir() and not any(path.glob("*.yaml")):
+            raise RecipeError(f"LORA_BUILD_RECIPES: {path} holds no recipes; set it to {path / 'recipes'}")
     here = Path.cwd()
     nearest = [up / "recipes" for up in (here, *here.parents) if (up / "recipes").is_dir()][:1]
     own = list(dict.fromkeys([*given, *(Path(os.path.realpath(path)) for path in nearest)]))

@@ -40,7 +40,7 @@ _WORDS = {  # by the key of a recipe, from the top; NAME is an adapter
     ),
     "adapters.NAME.revision": "adapter_revision lora_revision rev commit sha branch tag ref version",
     "adapters.NAME.weight": (
-        "alpha scale scales scaling weights strength factor coefficient multiplier ratio lora_scale "
+        "scale scales scaling weights strength factor coefficient multiplier ratio lora_scale "
         "lora_weight adapter_weight adapter_weights lambda"
     ),
     "adapters.NAME.expert_packing": "packing moe_packing",
@@ -84,7 +84,7 @@ _NEEDLESS = {  # words that no key means, and why
     "normalize": "weights multiply as they are written",
     "int8_mask": "nothing is masked",
     "gradient": "an adapter has one weight",
-    "lora_alpha": "it stands in adapter_config.json, and weight: 0.5 multiplies beside it",
+    **dict.fromkeys(("alpha", "lora_alpha"), "it stands in adapter_config.json, and weight multiplies beside it"),
     "lora_r": "it stands in adapter_config.json",
     "r": "it stands in adapter_config.json",
     "rank": "it stands in adapter_config.json",

@@ -98,7 +98,7 @@ class _Check:
 
     def _keys(self, value: object, declared: Any, path: str) -> Iterator[str]:
         if not isinstance(value, Mapping):
-            yield _expected(path, "a mapping of keys to values", value)
+            yield _expected(path, "a mapping of keys to values", value) + self._in_place(value, _level(declared), path)
             return
         known = types_of(declared)
         for key, item in value.items():
@@ -109,7 +109,7 @@ class _Check:
                 yield said
             else:
                 hint = self._hint(str(key), item, declared, path)
-                hint = hint or did_you_mean(str(key), known)
+                hint = hint or did_you_mean(str(key), known) or self._of_adapter(str(key), item, path)
                 hint = hint or (f"; known are {', '.join(known)}" if known else "; it has none")
                 yield f"{inner}: unknown key{hint}"
         yield from _check_revision(value, path)
@@ -122,6 +122,8 @@ class _Check:
         if (why := guesses.needless(level, key)) is not None:
             return f"; leave it out: {why}"
         for target in guesses.meant_keys(level, key):
+            if target in ("combine", "combine.method") and (why := _why_no_method(value)) is not None:
+                return f"; leave it out: {why}"
             found = next(v for v in guesses.proposals(target, key, value) if _is_taken(target, v))
             if self.as_override and target == "defaults":
                 return f"; in the recipe's file write {guesses.assignment(target, found)}"
@@ -132,6 +134,32 @@ class _Check:
             where = "" if level == "" or self.as_override else " at the top of the recipe"
             return f"; write {guesses.assignment(target, found, as_override=self.as_override)}{where}"
         return ""
+
+    def _of_adapter(self, key: str, value: object, path: str) -> str:
+        """Return how one writes what is said of an adapter where keys of the recipe stand: `math.weight=0.5`."""
+        is_one = isinstance(value, Mapping) and value and not value.keys() - types_of(AdapterSpec).keys()
+        if path or not is_one or not self.hints or not re.fullmatch(NAME, key, re.ASCII):
+            return ""
+        assert isinstance(value, Mapping)
+        if not self.as_override:
+            return f"; write {guesses.assignment('adapters', {key: value})}"
+        of = (guesses.assignment(f"adapters.{key}.{part}", item, as_override=True) for part, item in value.items())
+        return f"; write {' '.join(of)}"
+
+    def _in_place(self, value: object, level: str, path: str) -> str:
+        """Return what to write for a plain value in the place of keys: a weight for an adapter, true for a check."""
+        key, meant = path, None
+        if level == "adapters.NAME" and _is_finite(value):
+            key, meant = (
+                (f"{path}.weight", value) if self.as_override else (path, {"source": "SOURCE", "weight": value})
+            )
+        elif level in ("checks.forward", "checks.wrapper") and value in (True, "true", "yes", "on", 1):
+            meant = {}
+        elif level == "checks" and value in ("forward", "wrapper"):
+            key, meant = f"{path}.{value}", {}
+        if meant is None or not path or "[" in path:
+            return ""
+        return f"; write {guesses.assignment(key, meant, as_override=self.as_override)}"
 
     def _adapters(self, value: object, path: str) -> Iterator[str]:
         if isinstance(value, str | list):
@@ -169,10 +197,21 @@ class _Check:
     def _list(self, value: object, path: str) -> Iterator[str]:
         if not isinstance(value, list):
             expected = "a list of names" if path.endswith("ignore_files") else "a list of names or null"
-            yield _expected(path, expected, value)
+            hint = ""
+            if isinstance(value, str) and self.hints and re.fullmatch(NAME, value, re.ASCII):
+                hint = f"; write {guesses.assignment(path, [value], as_override=self.as_override)}"
+            yield _expected(path, expected, value) + hint
             return
         for index, item in enumerate(value):
             yield from self.value(item, str, f"{path}[{index}]")
+
+
+def _why_no_method(value: object) -> str | None:
+    """Return why a word of elsewhere for how adapters are combined need not be said here, None where it can be."""
+    known = Recipe().combine.method
+    if not isinstance(value, str) or (guesses.meant_value("combine.method", value) or value.lower()) == known:
+        return None
+    return f"combine is {known} here, the sum of the weighted updates, and nothing called '{value:.100}'"
 
 
 def _is_taken(target: str, value: Any) -> bool:

@@ -107,6 +107,16 @@ def without_broken_recipes(
     return found, broken
 
 
+@plain_errors()
+def at_first_choice(text: str) -> str:
+    """Return an override by which a sweep picks files of adapters one after the other as one that picks the first."""
+    parser = OverridesParser.create()
+    override = _parse(parser, text)
+    if not override.key_or_group.startswith("recipe/") or not isinstance(override.value(), ChoiceSweep):
+        return text
+    return f"{text.partition('=')[0]}={next(iter(override.sweep_string_iterator()), '')}"
+
+
 def check_axes(axes: Mapping[str, Any]) -> None:
     """Refuse the axes of a sweep's file that are more than anybody builds."""
     parser = OverridesParser.create()
@@ -186,7 +196,7 @@ def _check_deletion(key: str) -> Iterator[str]:
     elif said := answer_override(key, None):
         yield said
     elif key in ("recipe", "sweep"):
-        yield f"{key}: cannot be taken out; which one? lora-build {key}=NAME"
+        yield f"{key}: cannot be taken out; which one? write {key}=NAME"
     elif key == "progressbar" or (key != old and old.partition(".")[0] in _ALWAYS):
         yield f"{old}: always has a value, and cannot be taken out: write {old}=VALUE"
 
@@ -207,7 +217,23 @@ def _parse(parser: OverridesParser, text: str) -> Override:
         shown = for_people(text)
         quoted = f'{shown.partition("=")[0]}="..."'
         hint = f"special characters go in quotes: '{quoted}'"
-        raise RecipeError((f"cannot read '{shown}': {str(error).splitlines()[0]}", hint)) from error
+        if (plain := re.sub(r"""(["'])([^"']*)\1(?=\s*:)""", r"\2", text)) != text and _is_read(parser, plain):
+            hint = f"keys of a mapping have no quotes on a command line: '{for_people(plain)}'"
+        elif (plain := text.replace("==", "=", 1)) != text and _is_read(parser, plain):
+            hint = f"write {for_people(plain)}"
+        elif text.endswith(","):
+            hint = "several values have commas between them, and no spaces"
+        # what the grammar would have taken in place of it, only its authors can read
+        why = re.sub(r" expecting .*", "", str(error).splitlines()[0]).replace("'<EOF>'", "at the end")
+        raise RecipeError((f"cannot read '{shown}': {why}", hint)) from error
+
+
+def _is_read(parser: OverridesParser, text: str) -> bool:
+    try:
+        parser.parse_override(text)
+    except HydraException:
+        return False
+    return True
 
 
 def _check_choice(override: Override, parser: OverridesParser) -> Iterator[str]:
@@ -236,6 +262,10 @@ def _check_values(override: Override, rest: str, parser: OverridesParser) -> Ite
         yield f"{key}: glob() is for recipe, sweep and adapter; write the values: {key}=A,B"
     quoted = "" if override.is_sweep_override() else f": '{key}=\"{override.get_value_string()}\"'"
     for value in _values(override, parser):
+        if key == "adapter_names" and isinstance(value, str) and override.is_sweep_override():
+            names = override.get_value_string()
+            yield f"{key}: expected lists, found {names}; write '{key}=[{names}]', or several lists with -m"
+            return
         if key == "adapters" and isinstance(value, str | list):
             yield f"{key}: choose some with adapter_names=[...], add one with {key}.NAME=SOURCE"
             continue

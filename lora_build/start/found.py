@@ -5,12 +5,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from lora_build.errors import RecipeError
+from lora_build.errors import LoraBuildError, RecipeError
 from lora_build.files.formats.adapter import read_adapter_config
 from lora_build.files.formats.adapter_config import CONFIG_NAME
-from lora_build.files.identity import SourceName
-from lora_build.planning.resolve import open_source
-from lora_build.recipe.schema import AdapterSpec, Recipe
+from lora_build.files.formats.checkpoint import open_checkpoint
+from lora_build.files.identity import BASE, SourceName
+from lora_build.planning.resolve import open_source, together
+from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe
 from lora_build.recipe.values import REPOSITORY, is_local
 from lora_build.start.inputs import Reference, from_root, is_folder
 
@@ -30,6 +31,26 @@ def base_of(adapters: Mapping[str, Reference], root: Path) -> Reference:
         said = ", ".join(f"{name} {reference.text}" for name, reference in found.items())
         raise RecipeError(f"the adapters name several bases ({said}); --base BASE says which one it is")
     return next(iter(found.values()))
+
+
+def refuse_missing(base: Reference, adapters: Mapping[str, Reference], root: Path) -> None:
+    """Raise LoraBuildError if a base or an adapter that is a folder is not there, or is none.
+
+    Of a repository nothing is asked: what a recipe is written for may not be reached from here.
+    """
+    recipe, failures = Recipe(root=str(root)), list[LoraBuildError]()
+    for role, reference in {BASE: base, **{SourceName.of_adapter(name): of for name, of in adapters.items()}}.items():
+        if not is_local(reference.source):
+            continue
+        try:
+            if role == BASE:
+                open_checkpoint(open_source(recipe, role, BaseSpec(source=reference.source)))
+            else:
+                read_adapter_config(open_source(recipe, role, AdapterSpec(source=reference.source)))
+        except LoraBuildError as error:
+            failures.append(error)
+    if failures:
+        raise together(failures)
 
 
 def _base(name: str, adapter: Reference, root: Path) -> Reference:

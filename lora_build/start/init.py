@@ -18,7 +18,7 @@ from lora_build.files.identity import BASE, SourceName
 from lora_build.recipe.json_schema import described
 from lora_build.recipe.validate import from_mapping
 from lora_build.recipe.yaml_text import recipe_text
-from lora_build.start.found import base_of
+from lora_build.start.found import base_of, refuse_missing
 from lora_build.start.inputs import Named, Reference, as_written, named_references, pinned, recipes_folder
 from lora_build.start.tools.reading import read_file
 from lora_build.start.write import place_of, schema_line, write
@@ -103,6 +103,7 @@ def init(
 def _keys(adapters: Mapping[str, Reference], base: Named | None, root: Path) -> dict[str, Any]:
     """Return the keys of a recipe for adapters: their base and them, as `Reference`s still."""
     of_base = as_written("base", base, root) if base is not None else base_of(adapters, root)
+    refuse_missing(of_base, adapters, root)
     return {"base": of_base, "adapters": {name: {"source": of, "weight": 1.0} for name, of in adapters.items()}}
 
 

@@ -1,6 +1,7 @@
 """Writes a recipe below `recipes/`, and beside it the JSON Schema by which editors complete keys."""
 
 import os
+import re
 from pathlib import Path
 
 from lora_build.errors import RecipeError, label
@@ -18,7 +19,10 @@ def place_of(folder: Path, name: str, *, replace: bool) -> Path:
     Raises:
         RecipeError: no recipe can be called so, or a file is there that is not to be replaced.
     """
+    plain = re.sub(r"^(\./)?(recipes/)?|\.ya?ml$", "", name)
     why = why_no_name(name)
+    if why is None and plain != name:
+        why = f"expected what recipe= takes, {plain}"
     if why is None and (name.split("/")[0] in ("adapter", "sweep")):
         why = f"recipes/{name.split('/')[0]}/ holds no recipes"
     if why is not None:

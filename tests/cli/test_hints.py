@@ -62,13 +62,34 @@ HABITS = {
     "verify builds/prod --sha256 {hash}": "lora-build verify builds/prod --expect={hash}",
     "inspect ./math --base-model ./base": "lora-build inspect ./math --base=./base",
     "list --format json": "lora-build list --json",
+    "--list": "lora-build list",
+    "--plan prod": "lora-build plan recipe=prod",
+    "prd": "lora-build recipe=prod",
+    "prod two": "lora-build recipe=prod,two",
+    "show prod": "lora-build plan recipe=prod",
+    "plan recipe = prod dtype: float16": "lora-build plan recipe=prod dtype=float16",
+    "plan prod dtype = float16": "lora-build plan recipe=prod dtype=float16",
+    "plan prod dtype= float16": "lora-build plan recipe=prod dtype=float16",
+    "plan -m prod dtype=keep, float16": "lora-build plan recipe=prod dtype=keep,float16 -m",
+    "--config recipes/prod.yaml": "lora-build recipe=prod",
+    "init ./named --output recipes/of-output.yaml": "lora-build init ./named --name=of-output",
+    "init ./math --model ./base --name of-model": "lora-build init ./math --base=./base --name of-model",
+    "init --config elsewhere/mergekit.yaml --name of-file": "lora-build init --from=elsewhere/mergekit.yaml --name of-file",
+    "merge --adapter ./math --base ./base --out-dir one-off": "lora-build merge ./base ./math --output=one-off",
     "plan prod --timings": "lora-build recipe=prod --timings",
     "plan prod --no-progress": "lora-build plan recipe=prod",
 }
 # how a message stands in the source: what gets it, and what does as it says
 HINTS: dict[str, tuple[str, str]] = {
     "unknown option '{}'; try: {}": ("prod --dry-run", "plan recipe=prod"),
-    "; try: {}": ("prod", "recipe=prod"),
+    "'{}' {}; try: {}": ("prod", "recipe=prod"),
+    "'{}' is no command and no recipe; lora-build --help lists the commands, lora-build list the recipes": (
+        "upload builds/prod", "list"),
+    "'{}' is no recipe and no KEY=VALUE; lora-build list names the recipes": ("plan ../gone.yaml", "list"),
+    "{}: expected lists, found {}; write '{}=[{}]', or several lists with -m": (
+        "plan prod adapter_names=math,more", "plan prod adapter_names=[math]"),
+    "~{}: is not there to be taken out; lora-build recipe=NAME --cfg job shows what is": (
+        "plan prod ~adapters.mth", "recipe=prod --cfg job"),
     "; lora-build {} --help says which there are": ("verify builds/prod --xyz", "verify --help"),
     "{}; lora-build {} --help says more": ("verify builds/prod --expect", "verify --help"),
     "inspect takes an adapter, found '{}'; try: {}": ("inspect recipe=prod", "plan recipe=prod"),
@@ -96,6 +117,8 @@ HINTS: dict[str, tuple[str, str]] = {
     "; that it is yours, --expect HASH proves": ("verify builds/prod", "verify builds/prod --expect {hash}"),
     "list takes nothing more, found '{}'; try: lora-build list": ("list prod", "list"),
     "out of memory; lora-build plan says how much a build takes": ("", "plan prod"),
+    "out of memory, or beyond what this process may have ({}); ulimit -a shows its limits, lora-build plan how much a "
+    "build takes": ("", "plan prod"),
     " and {} more, which --json lists": ("", "plan prod --json"),
     "--check changes nothing, so it does not go with --upgrade": ("lock prod --check --upgrade", "lock prod --upgrade"),
     "--upgrade: no source '{}'{}; a recipe is written recipe=NAME": ("lock --upgrade prod", "lock recipe=prod"),
@@ -111,8 +134,8 @@ HINTS: dict[str, tuple[str, str]] = {
     "--json goes with --cfg job, of which it prints the recipe": ("recipe=prod --info --json", "recipe=prod --cfg job --json"),
     "{}: is of a sweep, of which each point is built; try: {}": (
         "plan recipe=prod hydra.sweeper.max_batch_size=1", "plan recipe=prod hydra.sweeper.max_batch_size=1 -m"),
-    "which recipe? lora-build recipe=NAME": ("dtype=float16", "recipe=prod"),
-    "{}: cannot be taken out; which one? lora-build {}=NAME": ("recipe=prod ~recipe", "recipe=prod"),
+    "which recipe? write recipe=NAME": ("dtype=float16", "recipe=prod"),
+    "{}: cannot be taken out; which one? write {}=NAME": ("recipe=prod ~recipe", "recipe=prod"),
     "{}: is there {} times, {}; for one after the other write {}={}": ("recipe=prod recipe=two", "recipe=prod,two"),
     "{}: is called {} now, and always has a value: write {}=VALUE": ("recipe=prod ~tied", "recipe=prod tied_embeddings=peft"),
     "{}: always has a value, and cannot be taken out: write {}=VALUE": ("recipe=prod ~dtype", "recipe=prod dtype=float16"),
@@ -130,6 +153,12 @@ HINTS: dict[str, tuple[str, str]] = {
     "{} is {} on the Hub, which is not asked: lora-build plan recipe={} does": ("", "plan recipe=prod"),
     "it has inputs on the Hub, which is not asked: lora-build plan recipe={} does": ("", "plan recipe=prod"),
     "{} may be another one: lora-build plan recipe={} tells": ("", "plan recipe=prod"),
+    "{}: is a file; of another tool, try: lora-build init --from {}": (
+        "init elsewhere/mergekit.yaml", "init --from elsewhere/mergekit.yaml"),
+    "merge takes a base and adapters, found '{}'; try: {}": ("merge recipe=prod", "recipe=prod"),
+    "there is no folder recipes/ in {} or above; lora-build init ADAPTER makes one": (
+        "", "init ./math --base ./base --name first"),
+    "none of your own: lora-build init ADAPTER writes one": ("", "init ./math --base ./base --name first"),
     "init takes an adapter, or --from FILE; lora-build init --help says more": ("init", "init --help"),
     "a file names its base and its adapters itself; give either them or --from FILE": (
         "init ./math --from elsewhere/mergekit.yaml", "init --from elsewhere/mergekit.yaml --name taken"),
@@ -180,6 +209,7 @@ OTHERS = {
     "{}: holds {}, which lora-build did not write; it is left alone",
     "{}: is left of it; what is in there lora-build did not write, or may not remove",
     "lists a file of lora-build itself", "--adapter {}",
+    "mkdir -p recipes && mv {} recipes/ && ",
     "it was built by lora-build {}, and this is {}: CHANGELOG.md says where bytes changed", "{} is no field that lora-build {} knows", "# Written by lora-build init{}.",
     # of locks: tests/planning/test_lock_file.py and test_locked_hub.py do what they say
     "lora-build lock", "lora-build lock recipe={}", "lora-build lock {}", "--locked: not all of the sources are those that were locked:",
@@ -292,6 +322,21 @@ def test_a_habit_is_answered_with_the_command_that_does_it(
     assert app.main(shlex.split(typed.replace("{hash}", manifest_hash))) == 2
     assert capsys.readouterr().err.rstrip().endswith(f"; try: {meant}")
     assert exit_code(meant) == 0
+
+
+def test_a_recipe_beside_recipes_is_moved_there_where_its_paths_begin_at_its_folder(
+    manifest_hash: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my own.yaml").write_text("base: ./base\nadapters: [./math]\n")
+    assert app.main(["plan", "my own.yaml"]) == 2
+    said = "try: mkdir -p recipes && mv 'my own.yaml' recipes/ && lora-build plan 'recipe=my own'"
+    assert said in capsys.readouterr().err
+    small.make_base(tmp_path / "base")
+    small.make_adapter(tmp_path / "math")
+    Path("recipes").mkdir()
+    Path("my own.yaml").rename("recipes/my own.yaml")
+    assert app.main(["plan", "recipe=my own"]) == 0
 
 
 @pytest.mark.parametrize("hint", [hint for hint, (typed, _) in HINTS.items() if typed is not None])

@@ -32,6 +32,7 @@ TYPED = {
     "lora-build recipe=prod adapters.ma\twei\t0.5 tied\terr\t": (
         "recipe=prod adapters.math.weight=0.5 tied_embeddings=error"
     ),
+    "lora-build merge ./base ./math --dtype bf\t": "merge ./base ./math --dtype bfloat16",
     "lora-build verify --str\tbui\tpro\t": "verify --strict builds/prod",
     "lora-build recipe=prod base.sou\t./bui\tpr\t": "recipe=prod base.source=./builds/prod",
 }

@@ -153,6 +153,15 @@ def test_the_environment_s_folders_come_first(project, tmp_path_factory, monkeyp
 def test_a_folder_of_the_environment_must_exist(project, monkeypatch):
     monkeypatch.setenv("LORA_BUILD_RECIPES", "/no/where")
     assert refusal("prod") == "LORA_BUILD_RECIPES: /no/where is not a folder"
+    monkeypatch.setenv("LORA_BUILD_RECIPES", str(project))
+    assert refusal("prod") == f"LORA_BUILD_RECIPES: {project} holds no recipes; set it to {project / 'recipes'}"
+
+
+def test_a_name_of_a_recipe_as_people_write_it_is_answered_with_the_one_that_is_there(project):
+    (project / "recipes/other.yml").write_text("base: org/x\n")
+    assert "no recipe 'recipes/team/chat.yaml'; did you mean 'team/chat'?" in refusal("recipes/team/chat.yaml")
+    assert "no recipe 'PROD'; did you mean 'prod'?" in refusal("PROD")
+    assert "no recipe 'other'; recipes/other.yml is there: a recipe's file ends in .yaml" in refusal("other")
 
 
 def test_a_shipped_recipe_reads_its_own_folder_and_writes_below_the_working_directory(project):

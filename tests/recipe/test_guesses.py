@@ -137,9 +137,17 @@ def test_every_answer_to_an_override_is_an_override() -> None:
         ({"base": {"dtype": "float16"}}, "write dtype: float16 at the top of the recipe"),
         ({"adapters": {"a": {"path": "./x"}}}, "adapters.a.path: unknown key; write source: ./x"),
         ({"adapters": {"a": {"scale": 0.5}}}, "adapters.a.scale: unknown key; write weight: 0.5"),
-        ({"adapters": {"a": {"alpha": "x"}}}, "adapters.a.alpha: unknown key; write weight: 0.5"),
+        ({"adapters": {"a": {"alpha": 16}}}, "leave it out: it stands in adapter_config.json, and weight multiplies"),
+        ({"adapters": {"a": 0.5}}, "found the float 0.5; write adapters: {a: {source: SOURCE, weight: 0.5}}"),
+        ({"adapter_names": "math"}, "found 'math'; write adapter_names: [math]"),
+        ({"checks": {"forward": True}}, "found the bool True; write checks: {forward: {}}"),
+        ({"checks": "wrapper"}, "found 'wrapper'; write checks: {wrapper: {}}"),
+        ({"math": {"source": "./x", "weight": 2}}, "unknown key; write adapters: {math: {source: ./x, weight: 2}}"),
+        ({"bse": {"source": "./x"}}, "bse: unknown key; did you mean 'base'?"),
+        ({"DType": "keep"}, "DType: unknown key; did you mean 'dtype'?"),
+        ({"merge_method": "ties"}, "leave it out: combine is linear here, the sum of the weighted updates"),
         ({"adapters": [{"lora_path": "./x"}]}, "adapters[0].lora_path: unknown key; write source: ./x"),
-        ({"adapters": {"a": {"lora_alpha": 16}}}, "leave it out: it stands in adapter_config.json, and weight: 0.5"),
+        ({"adapters": {"a": {"lora_alpha": 16}}}, "leave it out: it stands in adapter_config.json, and weight multi"),
         ({"output": {"path": "./x"}}, "output.path: unknown key; write dir: ./x"),
         ({"output": {"overwrite": True}}, "output.overwrite: unknown key; write if_exists: overwrite"),
         ({"output": {"dtype": "bf16"}}, "write dtype: bfloat16 at the top of the recipe"),
@@ -193,13 +201,23 @@ def test_words_within_words_are_answered_in_no_time() -> None:
      ("extends=prod", "extends: unknown key; in the recipe's file write defaults: [prod, _self_]"),
      ("dtype=fp16", "dtype: expected one of keep, float32, bfloat16, float16, found 'fp16'; did you mean 'float16'?"),
      ("density=0.5", "density: unknown key; leave it out"),
+     ("merge_method=ties", "merge_method: unknown key; leave it out"),
+     ("math.weight=0.5", "math: unknown key; write adapters.math.weight=0.5"),
+     ("adapters.math=0.5", "found the float 0.5; write adapters.math.weight=0.5"),
+     ("adapter_names=math", "found 'math'; write 'adapter_names=[math]'"),
+     ("adapter_names=math,code", "expected lists, found math,code; write 'adapter_names=[math,code]', or several"),
+     ("checks.forward=true", "found the bool True; write 'checks.forward={}'"),
+     ("checks=forward", "found 'forward'; write 'checks.forward={}'"),
+     ("dtype={'*': float32}", "keys of a mapping have no quotes on a command line: 'dtype={*: float32}'"),
+     ("dtype=keep,", "cannot read 'dtype=keep,': mismatched input at the end"),
+     ("dtype==keep", "cannot read 'dtype==keep': extraneous input '='\n  write dtype=keep"),
      ("dtpye=float32", "dtpye: unknown key; did you mean 'dtype'?")],
 )  # fmt: skip
 def test_a_word_of_elsewhere_on_the_command_line_is_answered_as_one_writes_it_there(word: str, said: str) -> None:
     with pytest.raises(RecipeError) as caught:
         check_overrides(words_for_hydra([word]))
     assert said in str(caught.value)
-    if found := re.search(r"; write ([\w.]+=\S+)$", str(caught.value)):
+    if found := re.search(r"(?:write |: )'?([\w.]+=[^']+?)'?$", str(caught.value)):
         check_overrides(words_for_hydra([found[1]]))
 
 

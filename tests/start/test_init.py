@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -179,6 +180,16 @@ def test_a_base_that_is_called_quantised_is_noted(here: Path) -> None:
     [([], "init takes an adapter, or --from FILE"),
      (["./gone"], "./gone does not exist"),
      (["gone"], "there is no folder 'gone' here, and a Hub repository is org/name"),
+     (["./gone", "--base", "./models/base"], "./gone does not exist"),
+     (["./mth", "--base", "./models/base"], "; did you mean 'math'?"),
+     (["./models", "--base", "./models/base"], "has no adapter_config.json, so it is no PEFT adapter"),
+     (["./math", "--base", "./models/bse"], "./models/bse does not exist"),
+     (["./math", "--base", "./models"], "base: has no config.json"),
+     (["./math", "dtype=float32"], "init takes adapters, found 'dtype=float32'; a key goes into the recipe"),
+     (["./math", "adapters.math.weight=0.5"], "init takes adapters, found 'adapters.math.weight=0.5'"),
+     (["merge.yaml"], "merge.yaml: is a file; of another tool, try: lora-build init --from merge.yaml"),
+     (["./math", "--name", "recipes/x.yaml"], "--name: expected what recipe= takes, x, found 'recipes/x.yaml'"),
+     (["./math", "--name", "x.yml"], "--name: expected what recipe= takes, x, found 'x.yml'"),
      (["./models/base"], "has no adapter_config.json, so it is no PEFT adapter"),
      (["./math", "--name", "../x"], "--name: expected the place of a file below recipes/"),
      (["./math", "--name", "sweep/x"], "--name: recipes/sweep/ holds no recipes"),
@@ -192,9 +203,21 @@ def test_a_base_that_is_called_quantised_is_noted(here: Path) -> None:
 def test_a_wrong_command_line_gets_one_message_and_writes_nothing(
     here: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
+    (here / "merge.yaml").write_text("merge_method: linear\n")
     assert main(["init", *words]) == 2
     assert said in capsys.readouterr().err
     assert not (here / "recipes").exists()
+
+
+def test_a_repository_that_cannot_be_asked_now_may_be_named_all_the_same(here: Path) -> None:
+    assert lora_build.init("acme/math", base="./models/base").adapters == {"math": "acme/math"}
+
+
+def test_a_name_with_a_space_is_quoted_in_what_comes_next(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "./math", "--name", "my own"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1].removeprefix("next      lora-build ")
+    assert line == "plan 'recipe=my own'"
+    assert main(shlex.split(line)) == 0
 
 
 def test_the_command_says_what_it_wrote_and_what_comes_next(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from lora_build.errors import SourceError
+from lora_build.errors import SourceError, some_of
 from lora_build.files.formats.adapter_config import CONFIG_NAME, WEIGHTS_NAME, AdapterConfig
 from lora_build.files.formats.beside_adapter import look_beside
 from lora_build.files.formats.json_object import MAX_CONFIG_BYTES, decode_json
@@ -157,7 +157,7 @@ def read_adapter_config(source: Source) -> AdapterConfig:
     where, files = source.name, sizes(source)
     for file in (CONFIG_NAME, WEIGHTS_NAME):
         if file not in files:
-            found = ", ".join(sorted(files)[:8]) or "nothing"
+            found = some_of(sorted(files), 8) or "nothing"
             raise SourceError(f"{where}: has no {file}, so it is no PEFT adapter; found {found}{_hint(files)}")
     if files[CONFIG_NAME] > MAX_CONFIG_BYTES:
         found = f"has {files[CONFIG_NAME]} bytes, expected at most {MAX_CONFIG_BYTES}"

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from lora_build.errors import SourceError
+from lora_build.errors import SourceError, some_of
 from lora_build.files.formats.beside_base import look_beside_base
 from lora_build.files.formats.config_json import CONFIG_NAME, MAX_LAYERS, ModelConfig
 from lora_build.files.formats.json_object import MAX_CONFIG_BYTES, decode_json, parse_object
@@ -138,7 +138,7 @@ def _read_text(source: Source, name: str) -> str:
     where, files = source.name, sizes(source)
     if name not in files:
         hint = "; it is an adapter, not the model it was trained on" if "adapter_config.json" in files else ""
-        raise SourceError(f"{where}: has no {name}; found {', '.join(sorted(files)[:8]) or 'nothing'}{hint}")
+        raise SourceError(f"{where}: has no {name}; found {some_of(sorted(files), 8) or 'nothing'}{hint}")
     if files[name] > (most := _MAX_INDEX_BYTES if name == INDEX_NAME else MAX_CONFIG_BYTES):
         raise SourceError(f"{where}/{name}: has {files[name]} bytes, expected at most {most}; is it the right file?")
     return decode_json(read_whole(source, name), f"{where}/{name}:")

@@ -1,5 +1,6 @@
 """A directory on this machine as a source."""
 
+import itertools
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -7,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from lora_build.errors import SourceError
+from lora_build.errors import SourceError, did_you_mean
 from lora_build.files.hashing.hashed_file import hold_to_lock
 from lora_build.files.hashing.seen import Seen, refuse_change
 from lora_build.files.identity import Digest, SourceName
@@ -16,6 +17,7 @@ from lora_build.files.sources import LINKED, NO_FILE, SourceFile, why_skipped
 
 _MAX_DEPTH = 8
 _MAX_FILES = 100_000
+_MOST_NEAR = 1_000  # folders of which one may have been meant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +65,8 @@ def open_local(source: SourceName, written: str, root: Path) -> LocalSource:
     """
     if not root.is_dir():
         found = "is not a directory" if root.exists() else "does not exist"
-        raise SourceError(f"{source}: {written} {found} (looked at {root.absolute()})")
+        near = did_you_mean(root.name, folders_in(root.parent))
+        raise SourceError(f"{source}: {written} {found} (looked at {root.absolute()}){near}")
     try:
         entries = dict(_walk(source, root))
     except OSError as error:
@@ -73,6 +76,15 @@ def open_local(source: SourceName, written: str, root: Path) -> LocalSource:
     files = {name: file for name, file in entries.items() if isinstance(file, SourceFile)}
     skipped = {name: why for name, why in entries.items() if isinstance(why, str)}
     return LocalSource(name=source, uri=written, root=root, files=files, skipped=skipped)
+
+
+def folders_in(folder: Path) -> list[str]:
+    """Return the names of the folders in one, sorted; none where it is not there, the first where they are many."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in itertools.islice(entries, _MOST_NEAR) if entry.is_dir())
+    except OSError:
+        return []
 
 
 def _walk(source: SourceName, root: Path) -> Iterator[tuple[str, SourceFile | str]]:
