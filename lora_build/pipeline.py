@@ -209,7 +209,8 @@ def _run(plan: Plan, progress: Callable[[int], None] | None) -> Build:
             hash_there, kept = there.manifest.manifest_hash, there.additions.names
             reasons = before.reasons(plan.recipe, built.manifest)
             built = dataclasses.replace(built, replaced=hash_there, reasons=reasons, kept=kept)
-    return dataclasses.replace(built, notes=(*cleared, *built.notes))
+    passed = tuple(check.name for check in checks_of(plan.recipe))  # or an error would have been raised
+    return dataclasses.replace(built, notes=(*cleared, *built.notes), passed=passed)
 
 
 def _is_current(plan: Plan, there: Manifest) -> bool:

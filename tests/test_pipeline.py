@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import lora_build
 from lora_build.cli import text
+from lora_build.cli.json import built_json
 from lora_build.cli.lines import plain
 from lora_build.files import executor
 from lora_build.files.targets import file_writer
@@ -699,3 +700,23 @@ def test_a_tensor_that_lies_behind_four_gigabytes_is_merged_where_it_is(folder: 
         assert {name: found.get_slice(name).get_shape() for name in ("0",)} == {"0": [large + 3]}
         assert all(found.get_tensor(name).equal(tensor) for name, tensor in expected.items())
     lora_build.verify(folder / "large")
+
+
+def test_a_build_says_which_checks_it_has_passed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.setattr("lora_build.pipeline.run_checks", lambda *_: asked.append(1) or {})
+    assert lora_build.build(small.recipe(folder)).passed == ()
+    asked.clear()
+    for _ in range(2):  # the second time nothing is asked, and it has passed all the same
+        built = lora_build.build(small.recipe(folder, checks={"forward": {}}))
+        assert "passed    checks.forward" in [line for said in text.built_lines(built) for line in plain(said)]
+        assert built_json(built)["passed"] == ["forward"]
+    assert len(asked) == 1
+
+
+def test_a_plan_and_a_build_are_shown_in_a_line(folder: Path) -> None:
+    plan = lora_build.plan(small.recipe(folder))
+    assert repr(plan) == f"<Plan of 'build': {len(plan.merge_plan.operations)} tensors, '{folder / 'out'}': create>"
+    built = lora_build.build(small.recipe(folder))
+    assert repr(built) == f"<Build '{folder / 'out'}': built, {built.manifest.manifest_hash}>"

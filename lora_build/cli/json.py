@@ -82,6 +82,7 @@ def built_json(built: Build) -> dict[str, Any]:
         "seconds": {stage: round(seconds, 3) for stage, seconds in sorted(built.seconds.items())},
         **({} if built.base is None else {"base": built_json(built.base)}),
         **({} if built.cloned_from is None else {"cloned_from": str(built.cloned_from)}),
+        **({"passed": list(built.passed)} if built.passed else {}),
     }
 
 

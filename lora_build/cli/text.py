@@ -154,6 +154,8 @@ def built_lines(built: Build) -> list[Line]:
     if built.replaced:
         lines.append(Line("replaced", f"{built.replaced} by {manifest.manifest_hash}"))
         lines += [Line("since", reason) for reason in first(built.reasons, _SHOWN_REASONS)]
+    if built.passed:
+        lines.append(Line("passed", " and ".join(f"checks.{name}" for name in built.passed)))
     if built.kept:
         lines.append(Line("kept", some_of(built.kept)))
     for source, found in built.left_out.items():

@@ -81,7 +81,7 @@ class AtTarget:
         return self.action is not Action.reuse
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Plan:
     """A recipe that has been resolved and planned: all that a build needs.
 
@@ -102,6 +102,11 @@ class Plan:
     below: "Plan | None" = None
     at_target: AtTarget = AtTarget()
     locked: bool = False
+
+    def __repr__(self) -> str:
+        """Name what is built, where and how; all that it is made of fills pages."""
+        num = len(self.merge_plan.operations)
+        return f"<Plan of {self.recipe.name!r}: {num} tensors, {str(self.target)!r}: {self.at_target.action.value}>"
 
     @property
     def recipe(self) -> Recipe:
@@ -132,7 +137,7 @@ def num_bytes_written(plan: MergePlan, sources: Mapping[SourceName, Source]) -> 
     return plan.num_bytes + sum(map(len, plan.texts.values())) + sum(copied)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Build:
     """A finished build.
 
@@ -151,6 +156,7 @@ class Build:
         kept: what people had put there, and is there still.
         base: the build of the recipe that it stands on, where that was not up to date and was made first.
         cloned_from: the build of the same build_key whose files it was cloned from.
+        passed: the checks that its recipe asks for, all of which it has passed.
     """
 
     dir: Path
@@ -167,6 +173,11 @@ class Build:
     kept: tuple[str, ...] = ()
     base: "Build | None" = None
     cloned_from: Path | None = None
+    passed: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Name it by its folder and its hash; its manifest has a line for each tensor."""
+        return f"<Build {str(self.dir)!r}: {'up to date' if self.reused else 'built'}, {self.manifest.manifest_hash}>"
 
     @property
     def warnings(self) -> tuple[str, ...]:
