@@ -37,7 +37,7 @@ from lora_build.recipe import files as recipe_files
 from lora_build.recipe.schema import Recipe
 
 _MOST_TENSORS = 20
-_NO_SIDE = Side(record=PlanRecord(options={}, base=(), adapters=(), changes={}, tensors=()), names=())
+NO_SIDE = Side(record=PlanRecord(options={}, base=(), adapters=(), changes={}, tensors=()), names=())
 """Stands for a build that is not there: nothing that an unknown digest could be taken for."""
 
 
@@ -189,7 +189,7 @@ def _explained(named: NamedBuild | None, before: Side | None, plan: Plan | None,
             manifest_hash=None if manifest is None else manifest.manifest_hash,
         )  # fmt: skip
     known = known_digests(plan)
-    after = side_of_plan(plan, known.taken_for(before or _NO_SIDE))
+    after = side_of_plan(plan, known.taken_for(before or NO_SIDE))
     difference = Difference() if before is None else compare(before, after)
     state, reasons = _state(named, manifest, after, difference, [f"{k.source}/{k.name}" for k in known.unknown])
     unread = {key.source for key in known.unknown}
@@ -274,7 +274,7 @@ def _tensors(
     side = before
     if side is None:
         assert plan is not None
-        side = side_of_plan(plan, known_digests(plan).taken_for(_NO_SIDE))
+        side = side_of_plan(plan, known_digests(plan).taken_for(NO_SIDE))
     tensors = {tensor.name: tensor for tensor in side.record.tensors}
     names = [wanted] if wanted in tensors else fnmatch.filter(tensors, wanted)
     if not names:

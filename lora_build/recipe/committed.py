@@ -57,7 +57,7 @@ def committed(file: Path, recipes: Path) -> Committed | None:
     git = shutil.which("git")
     if git is None or not any(os.path.lexists(up / ".git") for up in file.parents):
         return None
-    asked = _Git(path=git, folder=file.parent, until=time.monotonic() + _SECONDS)
+    asked = Git(path=git, folder=file.parent, until=time.monotonic() + _SECONDS)
     said = asked.run("rev-parse", "--show-toplevel", "HEAD^{commit}")
     found = re.fullmatch(rb"(.+)\n([0-9a-f]{40}|[0-9a-f]{64})\n", said or b"", re.DOTALL)
     is_there = ("--cached", "--others", "--exclude-standard", "--")  # not so where git leaves a file out
@@ -69,13 +69,13 @@ def committed(file: Path, recipes: Path) -> Committed | None:
     return Committed(commit=found[2].decode(), dirty=dirty, file=os.path.relpath(file, top))
 
 
-def _has_untracked(asked: "_Git", recipes: Path) -> bool:
+def _has_untracked(asked: "Git", recipes: Path) -> bool:
     """Whether the folder of recipes has recipes, or a lock, that are in no commit."""
     listed = asked.run("ls-files", "-z", "--others", "--exclude-standard", "--", str(recipes)) or b""
     return any(name.endswith((b".yaml", b".lock")) for name in listed.split(b"\0"))
 
 
-def _is_changed(asked: "_Git") -> bool | None:
+def _is_changed(asked: "Git") -> bool | None:
     """Whether a tracked file is another one than in the commit; None where that is not known.
 
     Files whose times alone differ are compared, through filters such as LFS's: those of the user's own config, and none
@@ -97,12 +97,13 @@ def _is_changed(asked: "_Git") -> bool | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Git:
+class Git:
     """How git is asked."""
 
     path: str
     folder: Path
     until: float
+    most_bytes: int = _MOST_BYTES
 
     def run(self, *words: str, off: Sequence[str] = ()) -> bytes | None:
         """Return what a command of git says, the beginning of it where it is much; None where it fails or is late."""
@@ -121,8 +122,8 @@ class _Git:
         with process:
             try:
                 assert process.stdout is not None
-                data = process.stdout.read(_MOST_BYTES)
-                return data if len(data) == _MOST_BYTES or process.wait() == 0 else None
+                data = process.stdout.read(self.most_bytes)
+                return data if len(data) == self.most_bytes or process.wait() == 0 else None
             finally:
                 late.cancel()
                 _end(process)

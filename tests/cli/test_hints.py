@@ -128,6 +128,13 @@ HINTS: dict[str, tuple[str, str]] = {
         "plan -m recipe=prod --tensors", "plan -m recipe=prod --tensors --json"),
     "lora-build explain DIR [TENSOR], or lora-build explain recipe=NAME [KEY=VALUE ...] [TENSOR]": (
         "explain", "explain builds/prod"),
+    "--since asks git, and there is no git on this machine; install it": ("", "plan --help"),
+    "--since: {} is in no git repository that can be read": ("plan --since HEAD", "plan --help"),
+    "--since: expected a commit, a branch or a tag, found '{}'": ("", "plan --help"),
+    "--since: the repository has no commit '{}'; git log shows which there are": ("", "plan --help"),
+    "--since compares recipes as their files have them: recipe=A,B, found '{}'": (
+        "plan --since HEAD dtype=float32", "plan --help"),
+    "--markdown goes with --since": ("plan prod --markdown", "plan --help"),
     "--exit-code is of a plan; --cfg and --info have none": ("plan recipe=prod --exit-code --cfg job", "plan recipe=prod --cfg job"),
     "-m runs a sweep; it does not go with --cfg or --info": ("-m recipe=prod --cfg job", "recipe=prod --cfg job"),
     "{} goes with --cfg": ("recipe=prod --resolve", "recipe=prod --cfg job --resolve"),
