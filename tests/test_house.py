@@ -39,7 +39,7 @@ ONLY = {
 }
 ANYWHERE = ("hydra", "peft")  # for these, an import within a function counts too
 MOST_LINES, MOST_LINES_OF_A_CLASS, MOST_LINES_OF_A_FUNCTION, MOST_PARAMETERS = 350, 200, 55, 5
-ASKED_AS_ON_THE_COMMAND_LINE = {"proof.verify.verify", "proof.verify.hold_to_inputs"}
+ASKED_AS_ON_THE_COMMAND_LINE = {"proof.verify.verify"}
 OLD_WORDS = {
     "lane", "lanes", "draft", "drafts", "knot", "knots", "origin", "worn", "wear", "attached", "stray", "strays",
     "stranger", "strangers", "arithmetic", "sink", "sinks",

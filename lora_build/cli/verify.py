@@ -2,7 +2,6 @@
 
 import re
 from argparse import ArgumentTypeError, Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_build.cli.arguments import Once, Parser
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from lora_build.proof.wanted import Wanted
 
 _USAGE = (
-    "verify takes the folders of builds: lora-build verify [--expect HASH] [--strict] [--rebuild] "
+    "verify takes builds, folders or repositories of the Hub: lora-build verify [--expect HASH] [--strict] [--rebuild] "
     "[--forward [--prompts FILE] [--seed N]] [--wrapper] [--root DIR] [--base PATH] [--adapter NAME=PATH] DIR [DIR ...]"
 )
 
@@ -25,8 +24,8 @@ def parser() -> Parser:
     """Return the parser of `verify`."""
     made = Parser(
         "verify",
-        usage="DIR [DIR ...]",
-        about="Check every byte of builds against their manifests, and what more is asked for.",
+        usage="DIR|org/name[@revision] ...",
+        about="Check every byte of builds, here or on the Hub, against their manifests, and what more is asked for.",
     )
     made.add_argument(
         "--expect", action=Once, metavar="HASH", help="the manifest's hash is this, or begins so (no proof)"
@@ -63,6 +62,7 @@ def _verify(folder: str, wanted: "Wanted", asked: Namespace) -> dict[str, Any]:
     from lora_build.cli import json, text
     from lora_build.cli.progress import progress
     from lora_build.proof import verify
+    from lora_build.proof.build_files import find_files
 
     manner = Manner.of(asked)
     result: dict[str, Any] = {"dir": folder, "exit_code": 0}
@@ -74,12 +74,13 @@ def _verify(folder: str, wanted: "Wanted", asked: Namespace) -> dict[str, Any]:
         lines[:] = text.verification_lines(folder, found)
 
     try:
+        files = find_files(folder)
         with progress("verify", enabled=manner.progress) as advance:
-            found = verify.verify_bytes(Path(folder), expect=asked.expect, strict=asked.strict, progress=advance)
+            found = verify.verify_bytes(files, expect=asked.expect, strict=asked.strict, progress=advance)
         note(found)  # said also where a check then cannot be made
         if wanted and not found.doubts:  # which may be of where its inputs are
             with progress("rebuild", enabled=manner.progress and wanted.rebuild) as advance:
-                found = verify.hold_to_inputs(Path(folder), found, wanted, progress=advance)
+                found = verify.hold_to_inputs(files, found, wanted, progress=advance)
             note(found)
         if found.problems:
             raise VerificationError([f"{folder}: {problem}" for problem in found.problems])

@@ -1,35 +1,40 @@
 """The bytes of a build, read once and held to its manifest: each file, and each tensor in it."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 from lora_build.errors import SourceError
 from lora_build.files.executor import Executor, StageTimer, num_cores
 from lora_build.files.formats.safetensors import TensorInfo, read_tensors
-from lora_build.files.hashing.hashed_file import HashedFile
 from lora_build.files.identity import Digest, FileRecord, Hash, SourceName, new_hash
+from lora_build.proof.build_files import BuildFiles, ReadOnce
 from lora_build.proof.manifest import Manifest, TensorRecord
 
 _MOST_THREADS = 32  # each with a file, some 20 MB of which wait for their hash
 _HERE = SourceName(".")
 
 
-def check_files(root: Path, manifest: Manifest, progress: Callable[[int, int], None]) -> list[str]:
+def check_files(files: BuildFiles, manifest: Manifest, progress: Callable[[int, int], None]) -> list[str]:
     """Return what differs in the files of a manifest, in its order."""
     by_file: dict[str, list[TensorRecord]] = {}
     for tensor in manifest.tensors:
         by_file.setdefault(tensor.file, []).append(tensor)
     total_bytes = size_bytes(manifest)
-    found = {file.path: _misfit(root, file) for file in manifest.files}
+    misfits = {file.path: files.misfit(file) for file in manifest.files}
+    found = {path: [f"{path}: {misfit}"] for path, misfit in misfits.items() if misfit is not None}
     # the largest first, lest it be hashed alone when all others are done
     there = sorted(manifest.files, key=lambda file: file.size_bytes, reverse=True)
-    there = [file for file in there if not found[file.path]]
-    with Executor(num_cores(_MOST_THREADS), StageTimer()) as executor:
-        check = partial(_check_file, root, executor=executor, tell=lambda count: progress(count, total_bytes))
-        asked = {file.path: executor.submit(partial(check, file, by_file.get(file.path, []))) for file in there}
-        found |= {path: executor.wait_for(answer) for path, answer in asked.items()}
+    there = [file for file in there if file.path not in found]
+    check = partial(_check_file, files, tell=lambda count: progress(count, total_bytes))
+    if files.is_remote:  # by this thread, which an interrupt ends
+        found |= {file.path: check(file, by_file.get(file.path, []), executor=None) for file in there}
+    else:
+        with Executor(num_cores(_MOST_THREADS), StageTimer()) as executor:
+            in_executor = partial(check, executor=executor)
+            asked = {
+                file.path: executor.submit(partial(in_executor, file, by_file.get(file.path, []))) for file in there
+            }
+            found |= {path: executor.wait_for(answer) for path, answer in asked.items()}
     return [problem for file in manifest.files for problem in found[file.path]]
 
 
@@ -38,34 +43,24 @@ def size_bytes(manifest: Manifest) -> int:
     return sum(file.size_bytes for file in manifest.files)
 
 
-def _misfit(root: Path, expected: FileRecord) -> list[str]:
-    """Return what is wrong with a file before a byte of it is read."""
-    path = root / expected.path
-    if not path.is_file():
-        return [f"{expected.path}: {'is not a file' if os.path.lexists(path) else 'is missing'}"]
-    if path.stat().st_size != expected.size_bytes:
-        return [f"{expected.path}: has {path.stat().st_size} bytes, expected {expected.size_bytes}"]
-    return []
-
-
 def _check_file(
-    root: Path,
+    files: BuildFiles,
     expected: FileRecord,
     tensors: Sequence[TensorRecord],
     *,
-    executor: Executor,
+    executor: Executor | None,
     tell: Callable[[int], None],
 ) -> list[str]:
     """Return what differs in the bytes of one file, its tensors named where they can be told apart."""
-    path, problems, told = root / expected.path, list[str](), 0
+    problems, told = list[str](), 0
 
     def count(num_bytes: int) -> None:
         nonlocal told
         told += num_bytes
         tell(num_bytes)
 
-    queue = executor.serial_queue("hash") if tensors else None  # beside the hashes of tensors
-    with HashedFile(path, str(path), queue=queue) as file:
+    queue = executor.serial_queue("hash") if executor and tensors else None  # beside the hashes of tensors
+    with files.open(expected.path, queue) as file:
         if tensors:
             try:
                 problems = _check_tensors(file, expected, tensors, count)
@@ -79,9 +74,9 @@ def _check_file(
 
 
 def _check_tensors(
-    file: HashedFile, expected: FileRecord, tensors: Sequence[TensorRecord], count: Callable[[int], None]
+    file: ReadOnce, expected: FileRecord, tensors: Sequence[TensorRecord], count: Callable[[int], None]
 ) -> list[str]:
-    there = read_tensors(lambda _, start, end: file.read(start, end), _HERE, expected.path, expected.size_bytes)
+    there = read_tensors(lambda _, start, end: bytes(file.read(start, end)), _HERE, expected.path, expected.size_bytes)
     wanted = {t.name: t for t in tensors}
     problems = [f"{expected.path}: tensor {n} is missing" for n in sorted(wanted.keys() - {t.name for t in there})]
     for tensor, running in tensor_hashes(file, there, {t.name: t.digest for t in tensors}, count):
@@ -98,7 +93,7 @@ def _check_tensors(
 
 
 def tensor_hashes(
-    file: HashedFile,
+    file: ReadOnce,
     tensors: Sequence[TensorInfo],
     expected: Mapping[str, Digest],
     count: Callable[[int], None],
@@ -108,7 +103,7 @@ def tensor_hashes(
     It is of the algorithm of the digest that is expected. The file is read in chunks of one size, however small its
     tensors are.
     """
-    chunks = file.chunks(tensors[0].start, tensors[-1].end) if tensors else iter(())
+    chunks = iter(file.chunks(tensors[0].start, tensors[-1].end)) if tensors else iter(())
     left = memoryview(b"")
     for tensor in tensors:
         algorithm = expected[tensor.name].algorithm if tensor.name in expected else "blake3"

@@ -106,7 +106,17 @@ def reopen(directory: Path, manifest: Manifest, places: Places = AS_RECORDED) ->
         VerificationError: another one is there, names each file that differs; or provenance is none of lora-build's.
         RecipeError: `places` name what there is not.
     """
-    found = find_inputs(read_provenance(directory), manifest, where=str(directory), folder=directory, places=places)
+    return held_inputs(
+        find_inputs(read_provenance(directory), manifest, where=str(directory), folder=directory, places=places)
+    )
+
+
+def held_inputs(found: FoundInputs) -> BuildInputs:
+    """Return inputs, every byte of them held to the manifest.
+
+    Raises:
+        VerificationError: another one is there, names each file that differs.
+    """
     found.hold()
     resolved = resolve(found.recipe, for_planning=False, given=found.sources)
     return BuildInputs(recipe=found.recipe, sources=resolved.sources, base=resolved.inputs.base)
@@ -156,7 +166,7 @@ def find_inputs(
 
 def _recipe(recorded: Recorded, where: str) -> Recipe:
     """Return the recipe of a build, Hub repositories at the commits that were read."""
-    data = dict(recorded.recipe)
+    data = dict(recorded.recipe) | {"requires": None}  # which is of who builds; the digests say whether it is the same
     if isinstance(base := data.get("base"), Mapping) and base.get("recipe") is not None:
         data["base"] = {"source": recorded.base}  # where the build of that recipe lay: which one, its digests say
     try:

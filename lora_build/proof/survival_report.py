@@ -22,21 +22,29 @@ _LARGEST_NORM = 1e150  # whose square is a number
 def read_survival(directory: Path) -> tuple[TensorSurvival, ...] | None:
     """Return what rounding left of the updates of a build, None where its report cannot be read."""
     try:
-        document = parse_json(read_file(directory / SURVIVAL_NAME), floats=True)
-        if document["schema"] != _SCHEMA:
-            return None
-        return tuple(map(_tensor, document["tensors"]))
-    except (SourceError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return parse_survival(read_file(directory / SURVIVAL_NAME))
+    except SourceError:
         return None
 
 
-def why_unread(directory: Path) -> str:
-    """Return why the report of a build cannot be read."""
+def parse_survival(data: bytes) -> tuple[TensorSurvival, ...] | None:
+    """Return what a report says, None where it is none."""
     try:
-        hold_format(parse_json(read_file(directory / SURVIVAL_NAME), floats=True)["schema"], _SCHEMA, SURVIVAL_NAME)
+        document = parse_json(data, floats=True)
+        if document["schema"] != _SCHEMA:
+            return None
+        return tuple(map(_tensor, document["tensors"]))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def why_unread(data: bytes) -> str:
+    """Return why a report cannot be read."""
+    try:
+        hold_format(parse_json(data, floats=True)["schema"], _SCHEMA, SURVIVAL_NAME)
     except VerificationError as error:
         return str(error)
-    except (SourceError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     return f"{SURVIVAL_NAME}: is not a survival report of lora-build"
 

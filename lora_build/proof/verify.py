@@ -1,6 +1,5 @@
 """Verifying: every byte of a build is held to its manifest and, if asked, what it is to its base and adapters."""
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,17 +9,14 @@ from typing import TYPE_CHECKING
 from lora_build.errors import RecipeError, SourceError, VerificationError, some_of
 from lora_build.files.identity import Digest
 from lora_build.proof import provenance
-from lora_build.proof.additions import find_additions
+from lora_build.proof.build_files import BuildFiles, find_files
 from lora_build.proof.file_check import check_files, size_bytes
 from lora_build.proof.manifest import (
     PROVENANCE_NAME,
     SURVIVAL_NAME,
     Manifest,
-    own_files,
-    read_manifest,
 )
-from lora_build.proof.readback import read_file
-from lora_build.proof.survival_report import read_survival, why_unread
+from lora_build.proof.survival_report import parse_survival, why_unread
 from lora_build.proof.wanted import Places, Wanted
 
 if TYPE_CHECKING:
@@ -113,9 +109,10 @@ def verify(
         rebuild=rebuild, forward=forward, wrapper=wrapper, prompts=prompts, seed=seed,
         places=Places.of(root=root, base=base, adapters=adapters),
     )  # fmt: skip
-    found = verify_bytes(directory, expect=expect, strict=strict)
+    files = find_files(directory)
+    found = verify_bytes(files, expect=expect, strict=strict)
     if wanted and not found.doubts:  # which may be of where its inputs are
-        found = hold_to_inputs(directory, found, wanted)
+        found = hold_to_inputs(files, found, wanted)
     if found.problems:
         issues = [f"{directory}: {problem}" for problem in found.problems]
         raise VerificationError(issues, issues=issues)
@@ -123,24 +120,27 @@ def verify(
 
 
 def hold_to_inputs(
-    directory: Path | str, found: Verification, wanted: Wanted, *, progress: Callable[[int, int], None] | None = None
+    files: BuildFiles, found: Verification, wanted: Wanted, *, progress: Callable[[int, int], None] | None = None
 ) -> Verification:
     """Return what was verified with the reports of further checks, passed or not; `verify` says what they are.
 
     `progress` is told how many more bytes a rebuild has made, and how many all are.
     """
-    from lora_build.proof.reopen import find_inputs, read_provenance, reopen
+    from lora_build.proof.reopen import find_inputs, held_inputs
 
-    root = Path(directory)
-    manifest = read_manifest(root)
+    manifest = files.manifest()
+    if not files.has(PROVENANCE_NAME):
+        raise SourceError(f"{files.where}: has no {PROVENANCE_NAME}, which says where base and adapters are")
+    its_inputs = find_inputs(
+        files.small(PROVENANCE_NAME), manifest, where=files.where, folder=files.folder, places=wanted.places
+    )
     if wanted.rebuild:
         from lora_build.proof.rebuild import rebuild
 
-        its_inputs = find_inputs(read_provenance(root), manifest, where=str(root), folder=root, places=wanted.places)
         found = replace(found, rebuild=rebuild(its_inputs, manifest, progress=progress))
     if not (wanted.forward or wanted.wrapper):
         return found
-    inputs = reopen(root, manifest, wanted.places)
+    inputs, root = held_inputs(its_inputs), files.fetched(manifest)
     if wanted.forward:
         from lora_build.proof.forward.compare import compare_forward
         from lora_build.proof.forward.inputs import Prompts, read_prompts
@@ -157,7 +157,7 @@ def hold_to_inputs(
 
 
 def verify_bytes(
-    directory: Path | str,
+    files: BuildFiles,
     *,
     expect: str | None = None,
     strict: bool = False,
@@ -174,20 +174,20 @@ def verify_bytes(
         SourceError: there is no manifest.
         RecipeError: `expect` is no hash of a manifest, and no beginning of one.
     """
-    root, wanted = Path(directory), None if expect is None else _expected_digits(expect)
-    manifest = read_manifest(root)
+    wanted = None if expect is None else _expected_digits(expect)
+    manifest = files.manifest()
     if wanted is not None and not manifest.manifest_hash.hex.startswith(wanted):
         raise VerificationError(
-            f"{root}: its manifest is {manifest.manifest_hash}, expected sha256:{wanted}: it is another build, or was "
-            "edited; build it again from its recipe, or fetch it anew"
+            f"{files.where}: its manifest is {manifest.manifest_hash}, expected sha256:{wanted}: it is another build, "
+            "or was edited; build it again from its recipe, or fetch it anew"
         )
-    problems = check_files(root, manifest, progress or (lambda count, total_bytes: None))
-    additions = find_additions(root, own_files(manifest))
+    problems = check_files(files, manifest, progress or (lambda count, total_bytes: None))
+    additions = files.additions(manifest)
     refused = additions.names if strict else sorted((*additions.links, *additions.read_by_loaders))
     problems += [f"{name}: is not in the manifest" for name in refused]
     if problems:
         more = [f"and {len(problems) - _MOST_SHOWN} more like these"] if len(problems) > _MOST_SHOWN else []
-        message = (f"{root}: differs from its manifest:", *problems[:_MOST_SHOWN], *more)
+        message = (f"{files.where}: differs from its manifest:", *problems[:_MOST_SHOWN], *more)
         raise VerificationError(message, issues=problems)
     return Verification(
         manifest_hash=manifest.manifest_hash,
@@ -196,8 +196,8 @@ def verify_bytes(
         num_bytes=size_bytes(manifest),
         additions=additions.names,
         expected=True if wanted and _is_whole(wanted) else None,
-        notes=(*_told_by_digits(wanted), *_remarks(root, manifest)),
-        doubts=tuple(_doubts(root, manifest)),
+        notes=(*_told_by_digits(wanted), *_remarks(files, manifest)),
+        doubts=tuple(_doubts(files, manifest)),
     )
 
 
@@ -227,29 +227,34 @@ def _told_by_digits(digits: str | None) -> Iterator[str]:
         )
 
 
-def _remarks(root: Path, manifest: Manifest) -> Iterator[str]:
+def _remarks(files: BuildFiles, manifest: Manifest) -> Iterator[str]:
     """Yield what may be so, but should be known."""
     for name, lost in (
         (PROVENANCE_NAME, "where, when and from what it was built"),
         (SURVIVAL_NAME, "what rounding left of the updates"),
     ):
-        if not os.path.lexists(root / name):
+        if not files.has(name):
             yield f"no {name}: {lost} is not known"
-    if links := [file.path for file in manifest.files if (root / file.path).is_symlink()]:
+    if links := files.links(manifest):
         yield f"links, whose targets have the right bytes today: {some_of(links)}"
 
 
-def _doubts(root: Path, manifest: Manifest) -> Iterator[str]:
+def _doubts(files: BuildFiles, manifest: Manifest) -> Iterator[str]:
     """Yield what is wrong with the files beside the manifest, which must be of this build as far as can be told."""
-    if os.path.lexists(path := root / PROVENANCE_NAME):
+    if files.has(PROVENANCE_NAME):
         try:
-            wrong = provenance.contradictions(read_file(path), str(path), manifest)
+            where = f"{files.where}/{PROVENANCE_NAME}"
+            wrong = provenance.contradictions(files.small(PROVENANCE_NAME), where, manifest)
             yield from (f"{PROVENANCE_NAME}: {problem}" for problem in wrong)
         except (SourceError, VerificationError) as error:
             yield str(error)
-    if os.path.lexists(root / SURVIVAL_NAME):
-        survival = read_survival(root)
+    if files.has(SURVIVAL_NAME):
+        try:
+            data = files.small(SURVIVAL_NAME)
+        except SourceError:
+            data = b""
+        survival = parse_survival(data)
         if survival is None:
-            yield why_unread(root)
+            yield why_unread(data)
         elif {report.name for report in survival} - {tensor.name for tensor in manifest.tensors}:
             yield f"{SURVIVAL_NAME}: names tensors that the manifest does not have"

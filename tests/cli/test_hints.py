@@ -95,8 +95,8 @@ HINTS: dict[str, tuple[str, str]] = {
     "inspect takes an adapter, found '{}'; try: {}": ("inspect recipe=prod", "plan recipe=prod"),
     "; lora-build inspect ADAPTER [--base BASE], each a folder or org/name[@revision]": (
         "inspect ./math ./base", "inspect ./math --base ./base"),
-    "verify takes the folders of builds: lora-build verify [--expect HASH] [--strict] [--rebuild] [--forward [--prompts "
-    "FILE] [--seed N]] [--wrapper] [--root DIR] [--base PATH] [--adapter NAME=PATH] DIR [DIR ...]": (
+    "verify takes builds, folders or repositories of the Hub: lora-build verify [--expect HASH] [--strict] [--rebuild] "
+    "[--forward [--prompts FILE] [--seed N]] [--wrapper] [--root DIR] [--base PATH] [--adapter NAME=PATH] DIR [DIR ...]": (
         "verify", "verify --expect {hash} --strict --rebuild builds/prod"),
     "{} goes with --rebuild, --forward or --wrapper; {}": (
         "verify builds/prod --root .", "verify builds/prod --root . --rebuild"),

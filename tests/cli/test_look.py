@@ -328,11 +328,14 @@ def test_a_bar_is_for_terminals_and_elsewhere_a_line_now_and_then(monkeypatch: p
 
 
 def test_verify_tells_every_byte_that_it_reads(project: Path, shown: Callable[..., str]) -> None:
+    from lora_build.proof.build_files import find_files
     from lora_build.proof.verify import verify_bytes
 
     shown(words=("recipe=prod", "progressbar=false"))
     told: list[tuple[int, int]] = []
-    found = verify_bytes(project / "out", progress=lambda count, total_bytes: told.append((count, total_bytes)))
+    found = verify_bytes(
+        find_files(project / "out"), progress=lambda count, total_bytes: told.append((count, total_bytes))
+    )
     assert sum(count for count, _ in told) == found.num_bytes
     assert {total for _, total in told} == {found.num_bytes}
 

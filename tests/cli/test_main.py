@@ -18,6 +18,7 @@ import pytest
 from lora_build.cli import main as app
 from lora_build.cli.verbs import VERBS, verb
 from lora_build.errors import MergeError, PlanError, StorageError, VerificationError
+from lora_build.proof.wanted import Places, Wanted
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -68,8 +69,8 @@ def engine(monkeypatch):
             warnings=(),
         )
 
-    def verify_bytes(directory, expect=None, strict=False, progress=None):
-        if directory.name == "broken":
+    def verify_bytes(files, expect=None, strict=False, progress=None):
+        if files.where == "broken":
             raise VerificationError("model.safetensors differs")
         return Verification(manifest_hash="sha256:abc", num_files=3, num_tensors=2, num_bytes=10)
 
@@ -410,9 +411,13 @@ def test_verify_as_json_gives_each_folder(project, engine, capsys):
 @pytest.mark.parametrize(
     ("words", "asked"),
     [
-        (["--wrapper"], {"forward": False, "wrapper": True, "prompts": None, "seed": 0}),
-        (["--forward", "--seed=3"], {"forward": True, "wrapper": False, "prompts": None, "seed": 3}),
-        (["--forward", "--prompts", "x", "--wrapper"], {"forward": True, "wrapper": True, "prompts": "x", "seed": 0}),
+        (["--wrapper"], {"wrapper": True}),
+        (["--forward", "--seed=3"], {"forward": True, "seed": 3}),
+        (["--forward", "--prompts", "x", "--wrapper"], {"forward": True, "wrapper": True, "prompts": "x"}),
+        (
+            ["--wrapper", "--base", "b", "--adapter", "m=c"],
+            {"wrapper": True, "places": Places(base="b", adapters={"m": "c"})},
+        ),
     ],
 )
 def test_verify_holds_a_build_to_what_the_options_say(project, engine, monkeypatch, capsys, words, asked):
@@ -422,13 +427,13 @@ def test_verify_holds_a_build_to_what_the_options_say(project, engine, monkeypat
     got = []
     report = WrapperReport(num_tensors=2, mismatched_tensors=("w",), not_held=("a", "b", "c"))
 
-    def hold_to_inputs(directory, found, wanted, **_):
-        got.append((str(directory), {name: getattr(wanted, name) for name in asked}))
+    def hold_to_inputs(files, found, wanted, progress):
+        got.append((files.where, wanted))
         return replace(found, wrapper=report)
 
     monkeypatch.setattr(verify, "hold_to_inputs", hold_to_inputs)
     assert app.main(["verify", "a", *words]) == 3
-    assert got == [("a", asked)]
+    assert got == [("a", Wanted(**asked))]
     out, err = capsys.readouterr()
     assert out.splitlines() == [
         "failed    a  3 files, 2 tensors, 10 B are whole",

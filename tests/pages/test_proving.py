@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import lora_build
+from lora_build.cli import verify
 from lora_build.cli.main import main
 from makers import small
 
@@ -51,6 +52,14 @@ def said(command: str, capsys: pytest.CaptureFixture[str], folder: Path) -> str:
     out, err = capsys.readouterr()
     lines = [line.rstrip().replace(f"{folder}/", "/home/me/project/") for line in (out + err).splitlines()]
     return "".join(f"{line}\n" for line in lines)
+
+
+def test_every_command_that_is_only_shown_has_options_that_there_are() -> None:
+    lines = re.findall(r"^lora-build verify (.*)$", PAGE.read_text(), re.MULTILINE)
+    assert len(lines) >= 2
+    for line in lines:
+        asked = verify.parser().parse(shlex.split(line))
+        assert asked.words == ["acme/prod-math@v2"]
 
 
 def test_every_command_prints_what_the_page_shows(

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import lora_build
 from lora_build.cli.main import main
 from lora_build.errors import LoraBuildError, RecipeError, SourceError, VerificationError
 from lora_build.files.identity import Digest
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, read_manifest
-from makers import small
+from makers import forked, small
 from makers.forgery import vouch
 
 RELEASES = Path(__file__).parent.parent / "golden/releases"
@@ -376,6 +377,35 @@ def test_a_failed_rebuild_of_another_version_says_so(project: Path, capsys: pyte
     assert found["rebuild"]["ok"] is False
     assert len(found["rebuild"]["differences"]) == 1
     assert "it was built by lora-build 0.1.0" in found["rebuild"]["notes"][0]
+
+
+def test_a_build_that_asked_for_another_version_is_rebuilt_by_this_one(project: Path) -> None:
+    path = project / "out" / PROVENANCE_NAME
+    path.write_text(path.read_text().replace('"requires": null', '"requires": "<0.1"'))
+
+    assert report("out").same_manifest
+
+
+@pytest.mark.long
+def test_a_rebuild_takes_the_memory_of_a_build_and_no_disk(tmp_path: Path) -> None:
+    base = small.make_base(tmp_path / "base")
+    small.make_adapter(tmp_path / "math")
+    tensors = load_file(base / "model.safetensors")
+    tensors |= {
+        f"model.layers.{i}.mlp.up_proj.weight": torch.zeros(4096, 4096, dtype=torch.bfloat16) for i in range(16)
+    }
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/prod.yaml").write_text("base: ./base\nadapters: {math: ./math}\n")
+    with forked.started() as server:
+        built = server.run(tmp_path, "recipe=prod", seconds=300)
+        assert built.code == 0, built.err
+        before = {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))}
+        again = server.run(tmp_path, "verify", "builds/prod", "--rebuild", seconds=300)
+    assert again.code == 0, again.err
+    assert "the same bytes, the same manifest" in again.out
+    assert again.peak_mb < built.peak_mb + 40 < 300  # of a base of 540 MB
+    assert {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))} == before
 
 
 def test_an_interrupt_leaves_everything_as_it_was(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

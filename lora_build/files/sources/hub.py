@@ -1,7 +1,7 @@
 """A model repository on the Hub as a source, at one commit."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from lora_build.files.sources import SourceFile, why_skipped
 from lora_build.files.sources.hub_cache import Remote, Xet, fetch, remember_revision, snapshot_path
 from lora_build.files.sources.hub_environment import refuse_client
 from lora_build.files.sources.hub_listing import COMMIT, is_plain, list_files
-from lora_build.files.sources.hub_requests import host, receive, receive_json, transport_error
+from lora_build.files.sources.hub_requests import host, receive, receive_json, received, transport_error
 from lora_build.files.sources.local import read_range
 
 _INFO_BYTES = 8_000_000
@@ -58,6 +58,12 @@ class HubSource:
         if (start, end) == (0, file.size_bytes):
             hold_to_lock(self._where(name), check(self._where(name), data, file.promised, path), file.locked)
         return data
+
+    def stream(self, name: str) -> Generator[bytes]:
+        """Yield all bytes of a file as they come over the network, without keeping them."""
+        size_bytes = self.files[name].size_bytes
+        with _hub_errors(self.name, self.repo, self.commit):
+            yield from received(self._where(name), self._remote(name).url, 0, size_bytes)
 
     def is_here(self, name: str) -> bool:
         """Whether the whole file is in the Hub client's cache."""

@@ -11,7 +11,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -70,8 +70,8 @@ class _Patience:
         self.began += seconds
 
 
-def receive(where: str, url: str, start: int, end: int, put: Callable[[bytes], object]) -> None:
-    """Hand on the bytes [start, end) of a file, in order and each once; what fails goes on where it stopped.
+def received(where: str, url: str, start: int, end: int) -> Generator[bytes]:
+    """Yield the bytes [start, end) of a file, in order and each once; what fails goes on where it stopped.
 
     Raises:
         StorageError: it failed several times in a row.
@@ -83,12 +83,18 @@ def receive(where: str, url: str, start: int, end: int, put: Callable[[bytes], o
         try:
             with _answer(url, {"Range": f"bytes={at}-{end - 1}"}) as answer:
                 for chunk in _part(answer, at, end):
-                    put(chunk)
                     at += len(chunk)
+                    yield chunk
             if at < end:
                 raise _AgainError(f"it ends at byte {at}, expected {end}")
         except _AgainError as failure:
             patience.wait(failure, progress=at - before >= _PROGRESS_BYTES)
+
+
+def receive(where: str, url: str, start: int, end: int, put: Callable[[bytes], object]) -> None:
+    """Hand on what `received` yields."""
+    for chunk in received(where, url, start, end):
+        put(chunk)
 
 
 def receive_json(where: str, url: str, *, most_bytes: int) -> tuple[Any, Any]:

@@ -20,6 +20,7 @@ from lora_build.errors import RecipeError, SourceError, VerificationError
 from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.identity import Digest
 from lora_build.pipeline import prepare
+from lora_build.proof.build_files import find_files
 from lora_build.proof.forward.inputs import Prompts, questions
 from lora_build.proof.forward.report import ForwardReport
 from lora_build.proof.forward.trace import Trace, half_ulps
@@ -76,7 +77,7 @@ def report_of(folder: Path, **asked: Any) -> ForwardReport:
     """Return what the check finds of a build whose bytes are taken for right."""
     counts = {"num_files": 0, "num_tensors": 0, "num_bytes": 0}
     unread = Verification(manifest_hash=read_manifest(folder).manifest_hash, **counts)
-    report = hold_to_inputs(folder, unread, Wanted(forward=True, **asked)).forward
+    report = hold_to_inputs(find_files(folder), unread, Wanted(forward=True, **asked)).forward
     assert report is not None
     return report
 
