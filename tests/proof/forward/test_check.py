@@ -656,7 +656,7 @@ def test_the_command_prints_a_table_or_json_and_exits_with_3(
         (["--forwrd", "x"], "unknown option '--forwrd'; did you mean '--forward'?"),
         (["--prompts", "x", "y"], "--prompts goes with --forward"),
         (["--forward", "--seed", "one", "x"], "--seed: expected a whole number, 0 or more, found 'one'"),
-        (["--forward"], "verify takes the folders of builds"),
+        (["--forward"], "verify takes builds, folders or repositories of the Hub"),
         (["x", "--forward", "--prompts"], "--prompts: expected a value after it"),
     ],
 )
