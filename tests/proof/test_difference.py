@@ -70,6 +70,16 @@ def test_places_that_moved_are_no_change() -> None:
     assert not compare(side(), side(adapter("t"), adapter("m"), names=("text", "math"), tensors=swapped))
 
 
+def test_a_shard_of_the_base_affects_the_tensors_that_it_holds_alone() -> None:
+    tensors = (tensor("a", 0, file="one.safetensors"), tensor("d", file="two.safetensors"))
+    sides = [
+        side(base=(file("one.safetensors", content), file("two.safetensors", "w")), tensors=tensors) for content in "vw"
+    ]
+    (reason,) = compare(*sides).reasons
+    assert reason.startswith("base/one.safetensors changed (")
+    assert reason.endswith("), 1 of 2 tensors")
+
+
 def test_another_name_for_the_same_adapter_is_no_difference() -> None:
     assert not compare(side(names=("x", "text")), side())
     heavier = compare(side(names=("x", "text")), side(adapter("m", weight=0.5), adapter("t")))
