@@ -131,3 +131,17 @@ def test_a_class_with_a_head_that_peft_does_not_save_promises_none(tmp_path: Pat
     (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "own.M"}}))
 
     assert notes(recipe) == []
+
+
+def test_an_embedding_beside_linear_layers_is_not_meant_by_all_linear(tmp_path: Path) -> None:
+    config = transformers.T5Config(
+        vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    model = transformers.T5ForConditionalGeneration(config)
+    model.save_pretrained(tmp_path / "base")
+    settings = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    peft.get_peft_model(model, settings).save_pretrained(tmp_path / "math")
+    path = tmp_path / "math/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": "all-linear"}))  # peft lists them
+
+    assert notes(small.recipe(tmp_path)) == []  # relative_attention_bias
