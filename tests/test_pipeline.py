@@ -705,7 +705,7 @@ def test_a_tensor_that_lies_behind_four_gigabytes_is_merged_where_it_is(folder: 
 def test_a_build_says_which_checks_it_has_passed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    monkeypatch.setattr("lora_build.pipeline.run_checks", lambda *_: asked.append(1) or {})
+    monkeypatch.setattr("lora_build.proof.finish.run_checks", lambda *_: asked.append(1) or {})
     assert lora_build.build(small.recipe(folder)).passed == ()
     asked.clear()
     for _ in range(2):  # the second time nothing is asked, and it has passed all the same

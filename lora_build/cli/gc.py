@@ -18,8 +18,9 @@ def parser() -> Parser:
     made = Parser(
         "gc",
         usage="[DIR ...]",
-        about="Show what ended builds have left below the output folders of this project, or below others; with\n"
-        "--builds also the builds that are stale or of no recipe, and that nothing needs. With --yes, remove it.",
+        about="Show what ended builds have left below the output folders of this project, or below\n"
+        "others; with --builds also the builds that are stale or of no recipe, and that nothing needs.\n"
+        "With --yes, remove it.",
     )
     made.add_argument("--builds", action="store_true", help="builds go too; each that stays is said with its reason")
     made.add_argument("--yes", action="store_true", help="remove what goes, and not only show it")

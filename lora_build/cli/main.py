@@ -18,7 +18,7 @@ from lora_build.cli.verbs import VERBS, split_verb, verb, wants_events
 from lora_build.errors import LoraBuildError, RecipeError, StorageError, did_you_mean
 
 _HELP = """\
-lora-build: merged LoRA checkpoints from recipes in git: same recipe, same bytes.
+Merged LoRA checkpoints from recipes in git: same recipe, same bytes.
 
   lora-build recipe=prod                         build recipes/prod.yaml
   lora-build plan prod                           what that would do
@@ -29,11 +29,11 @@ lora-build: merged LoRA checkpoints from recipes in git: same recipe, same bytes
 commands:
 """
 _MORE = """
-lora-build COMMAND --help has the options of each, lora-build --version the version.
+lora-build COMMAND --help has the options of each; lora-build --version.
 TAB: eval "$(lora-build -sc install=bash)", with zsh for bash in zsh;
      in fish: lora-build -sc install=fish | source
-Exit codes: 0 done, 1 build failed, 2 bad recipe or input, 3 verification failed,
-            4 disk or network, 10 there is work to do, 130 interrupted
+Exit codes: 0 done, 1 build failed, 2 bad recipe or input,
+            3 verification failed, 4 disk or network, 10 there is work to do, 130 interrupted
 """
 _BUG = 70  # EX_SOFTWARE of sysexits.h, as of a point of a sweep
 _LACKS = ("failed to map segment", "annot allocate memory", "an't allocate memory", "can't start new thread")

@@ -304,6 +304,11 @@ def test_each_verb_has_a_help_of_its_own(project, capsys, name):
     assert capsys.readouterr().out == text
 
 
+def test_the_help_of_all_fits_a_terminal_of_80_columns(capsys):
+    assert app.main(["--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
 def test_several_recipes_are_built_one_after_the_other_without_being_asked_for_a_sweep(project, engine, capsys):
     for words in (["build", "glob(*)"], ["plan", "recipe=prod,team/chat"]):
         assert app.main([*words, "--json"]) == 0
