@@ -2,6 +2,7 @@
 
 import dataclasses
 from argparse import Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_build.cli.arguments import Parser
@@ -50,6 +51,11 @@ def _asked(asked: Namespace) -> tuple[Any, str | None]:
     if not asked.words or len(asked.words) > 2:
         found = " and ".join(map(repr, asked.words)) or "nothing"
         raise RecipeError(f"explain takes a build, and maybe a tensor, found {found}; {_USAGE}")
+    from lora_build.recipe import files as recipe_files
+
+    word = asked.words[0]
+    if "/" not in word and not Path(word).exists() and any(word in known.names() for known in recipe_files.folders()):
+        raise RecipeError(f"'{word}' is the name of a recipe, which is written so: lora-build explain recipe={word}")
     return asked.words[0], asked.words[1] if asked.words[1:] else None
 
 

@@ -23,6 +23,12 @@ def run(asked: Namespace) -> int:
     """Print what has changed since a commit, and return the exit code."""
     from lora_build.keeping.since import since
 
+    others = {
+        "--tensors": asked.tensors, "--replace": asked.replace, "-m": asked.multirun, "--cfg": asked.cfg,
+        "--info": asked.info, "--locked": getattr(asked, "locked", False),
+    }  # fmt: skip
+    if given := [option for option, value in others.items() if value]:
+        raise RecipeError(f"--since says which recipes make something else, and does not go with {given[0]}")
     manner = Manner.of(asked)
     if asked.markdown and manner.as_json:
         raise RecipeError("--markdown and --json are two forms of one answer; take one")

@@ -134,6 +134,9 @@ HINTS: dict[str, tuple[str, str]] = {
     "--since: the repository has no commit '{}'; git log shows which there are": ("", "plan --help"),
     "--since compares recipes as their files have them: recipe=A,B, found '{}'": (
         "plan --since HEAD dtype=float32", "plan --help"),
+    "'{}' is the name of a recipe, which is written so: lora-build explain recipe={}": ("explain two", "explain recipe=two"),
+    "--since says which recipes make something else, and does not go with {}": (
+        "plan --since HEAD --tensors", "plan --help"),
     "--markdown goes with --since": ("plan prod --markdown", "plan --help"),
     "--exit-code is of a plan; --cfg and --info have none": ("plan recipe=prod --exit-code --cfg job", "plan recipe=prod --cfg job"),
     "-m runs a sweep; it does not go with --cfg or --info": ("-m recipe=prod --cfg job", "recipe=prod --cfg job"),
