@@ -249,10 +249,10 @@ def _made_of(plan: Plan) -> dict[str, list[Path]]:
 
 def _cloned(plan: Plan, there: BuildThere | None) -> Build | None:
     """Return the build of a plan as a clone of a twin; None where there is none, or it cannot be cloned."""
-    begun = Begun(committed=_committed(plan.recipe))
     twin = find_twin(plan)
     if twin is None:
         return None
+    begun = Begun(committed=_committed(plan.recipe))
     try:
         with DirectoryTarget(plan.target, there, _made_of(plan)) as target:
             for file in sorted(twin.manifest.files, key=lambda file: file.size_bytes):  # a small one tells if it can be

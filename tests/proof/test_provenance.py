@@ -56,7 +56,7 @@ def build(*overrides: str) -> Path:
 
 def test_the_protobufs_of_in_toto_parse_it_to_the_last_field(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passed = {"forward": {"seed": 0, "prompts": []}}
-    monkeypatch.setattr("lora_build.pipeline.run_checks", lambda *_: passed)
+    monkeypatch.setattr("lora_build.proof.finish.run_checks", lambda *_: passed)
     folder = build("dtype=float32")
     found = json_format.Parse((folder / PROVENANCE_NAME).read_bytes(), statement_pb2.Statement())
     Statement.copy_from_pb(found).validate()

@@ -201,7 +201,7 @@ def _give_up(self: Any, failure: Exception, *, progress: bool = False) -> None:
 def test_a_slip_of_the_hand_asks_no_hub(hub: Hub) -> None:
     error = refusal("out/prd")
 
-    assert "is not a directory" in str(error)
+    assert "out/prd: is not there" in str(error)
     assert hub.requests == []
 
 
