@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         StorageError,
         VerificationError,
     )  # fmt: skip
+    from lora_build.keeping.checking import CheckedFile, check
     from lora_build.keeping.collecting import Collected, gc
     from lora_build.keeping.explaining import Explanation, explain
     from lora_build.keeping.listing import ListedBuild, builds
@@ -50,11 +51,11 @@ if TYPE_CHECKING:
     from lora_build.wrapper.model import LoraModel
 
 __all__ = [
-    "Build", "BuildDiff", "Collected", "Explanation", "ForwardReport", "Inspection", "ListedBuild", "Locking",
-    "LoraBuildError", "LoraModel", "Manifest", "MergeError", "Merged", "NewRecipe", "Plan", "PlanError", "Recipe",
-    "RecipeError", "SourceError", "StorageError", "Verification", "VerificationError", "WrapperReport", "__version__",
-    "build", "builds", "diff", "explain", "gc", "init", "inspect", "load_recipe", "lock", "merge", "pin", "plan",
-    "unpin", "verify",
+    "Build", "BuildDiff", "CheckedFile", "Collected", "Explanation", "ForwardReport", "Inspection", "ListedBuild",
+    "Locking", "LoraBuildError", "LoraModel", "Manifest", "MergeError", "Merged", "NewRecipe", "Plan", "PlanError",
+    "Recipe", "RecipeError", "SourceError", "StorageError", "Verification", "VerificationError", "WrapperReport",
+    "__version__", "build", "builds", "check", "diff", "explain", "gc", "init", "inspect", "load_recipe", "lock",
+    "merge", "pin", "plan", "unpin", "verify",
 ]  # fmt: skip
 
 _HOMES = {
@@ -87,6 +88,8 @@ _HOMES = {
     "NewRecipe": "start.init",
     "builds": "keeping.listing",
     "ListedBuild": "keeping.listing",
+    "check": "keeping.checking",
+    "CheckedFile": "keeping.checking",
     "gc": "keeping.collecting",
     "explain": "keeping.explaining",
     "Explanation": "keeping.explaining",

@@ -20,6 +20,7 @@ VERBS = {
     "explain": "say why a build is up to date or not, and where a tensor comes from",
     "diff": "say what two builds differ in, or a recipe and its build",
     "list": "list the recipes",
+    "check": "name every broken recipe at once",
     "builds": "list the builds, and which of them are what their recipes make today",
     "gc": "remove what ended builds have left, and builds that nothing needs",
     "pin": "have gc keep a build",

@@ -283,14 +283,14 @@ def _sweeps(name: str) -> Iterator[str]:
     for folder in recipe_files.folders():
         for sweep in folder.names("sweep") if not folder.shipped else ():
             try:
-                chosen = _chosen(recipe_files.load_sweep_file(folder.path / f"sweep/{sweep}.yaml"))
+                chosen = chosen_by(recipe_files.load_sweep_file(folder.path / f"sweep/{sweep}.yaml"))
             except RecipeError:
                 continue
             if chosen in (None, name):
                 yield sweep
 
 
-def _chosen(sweep: dict[str, Any]) -> str | None:
+def chosen_by(sweep: dict[str, Any]) -> str | None:
     """Return the recipe that a sweep chooses by itself."""
     for item in sweep.get("defaults", []):
         if isinstance(item, dict) and next(iter(item)).endswith("/recipe"):
@@ -305,8 +305,8 @@ def composed(name: str, changing: Sequence[str], sweep: str | None = None) -> Re
         RecipeError: as there.
     """
     words = [*([] if sweep is None else [f"sweep={sweep}"]), *changing]
-    folder = next(folder for folder in recipe_files.folders() if (folder.path / f"{name}.yaml").is_file())
     data, is_all = merged(name)
+    folder = next(folder for folder in recipe_files.folders() if recipe_files.is_there(folder.path / f"{name}.yaml"))
     more: dict[str, Any] = {}
     if sweep is not None:
         found = recipe_files.load_sweep_file(_sweep_file(sweep))

@@ -157,6 +157,8 @@ HINTS: dict[str, tuple[str, str]] = {
         "-sc", "-sc install=bash"),
     "{} takes builds: lora-build {} DIR|NAME [DIR|NAME ...]": ("pin", "pin builds/prod"),
     "; with --yes they are removed": ("gc ./elsewhere --builds", "gc ./elsewhere --builds --yes"),
+    "no recipe '{}'; lora-build list names those that there are": ("check nope", "list"),
+    "there is no folder of recipes here; lora-build list says where they are looked for": ("", "list"),
     "there are no such builds; lora-build builds lists all": ("builds --recipe nope", "builds"),
     "--hash: expected 4 to 64 hexadecimal digits of a manifest_hash, found '{}'": ("builds --hash x", "builds --hash {hash}"),
     "{} not read since put there: lora-build verify {} does": ("", "verify builds/prod"),  # of what is large

@@ -133,6 +133,9 @@ def test_nothing_goes_where_a_recipe_cannot_be_read(stale: Path, capsys: pytest.
     write("recipes/other.yaml", "base: [\n")
     with pytest.raises(RecipeError, match="nobody knows which builds these need"):
         lora_build.gc(builds=True, yes=True)
+    write("recipes/other.yaml", "base: {recipe: gone}\nadapters: {math: ./math}\n")
+    with pytest.raises(RecipeError, match="no recipe 'gone'"):
+        lora_build.gc(builds=True, yes=True)
     assert main(["gc", "--builds", "--yes"]) == 2
     assert Path("builds/prod").is_dir()
 

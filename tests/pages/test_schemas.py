@@ -53,8 +53,9 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
 
 def test_there_is_a_schema_for_each_format_and_each_names_its_version() -> None:
     kinds = (
-        "build builds composed diff error event explanation gc init inspection lock locking manifest manifest-v1 pinned pins "
-        "plan points provenance recipe recipes since survival unpinned verification version"
+        "build builds check composed diff error event explanation gc init inspection lock locking manifest "
+        "manifest-v1 pinned pins plan points provenance recipe recipes since survival unpinned verification "
+        "version"
     )
     assert sorted(SCHEMAS) == kinds.split()
     for kind, schema in SCHEMAS.items():
@@ -224,6 +225,7 @@ def test_what_commands_print_holds_to_their_schemas(project: Path, printed: Any)
     hold(json.loads((project / "recipes/lora-build.lock").read_text()), "lock")
     hold(printed("init", "./math", "--base", "./base"), "init")
     hold(printed("merge", "./base", "./math", "-o", "merged"), "build")
+    hold(printed("check"), "check")
     hold(printed("pin", "out"), "pinned")
     hold(json.loads((project / ".lora-build/pins.json").read_text()), "pins")
     hold(printed("builds", ".", "out"), "builds")
