@@ -33,7 +33,8 @@ lora-build COMMAND --help has the options of each; lora-build --version.
 TAB: eval "$(lora-build -sc install=bash)", with zsh for bash in zsh;
      in fish: lora-build -sc install=fish | source
 Exit codes: 0 done, 1 build failed, 2 bad recipe or input,
-            3 verification failed, 4 disk or network, 10 there is work to do, 130 interrupted
+            3 verification failed, 4 disk or network, 10 there is work to do,
+            130 interrupted
 """
 _BUG = 70  # EX_SOFTWARE of sysexits.h, as of a point of a sweep
 _LACKS = ("failed to map segment", "annot allocate memory", "an't allocate memory", "can't start new thread")
