@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from lora_build.files import buffers
 from lora_build.files.buffers import Buffers
 
 
@@ -83,3 +84,14 @@ def test_more_than_a_buffer_holds_is_memory_of_its_own() -> None:
 
     assert len(buffers.take(65)) == 65
     assert buffers._all == []
+
+
+@pytest.mark.parametrize("size", [5_000, 2 << 20])
+def test_the_start_is_moved_up_wherever_the_system_puts_the_memory(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    alignment = 2 << 20 if size == 2 << 20 else mmap.PAGESIZE
+    monkeypatch.setattr(buffers.ctypes, "addressof", lambda _: 7 * alignment + 512)
+    taken = Buffers(size)
+    memory = taken.take(size)
+    whole = np.frombuffer(taken._all[0], np.uint8)
+
+    assert np.frombuffer(memory, np.uint8).ctypes.data - whole.ctypes.data == alignment - 512

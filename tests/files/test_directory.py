@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from lora_build.errors import StorageError
-from lora_build.files.targets import contents, moves
+from lora_build.files.targets import contents, disk, moves
 from lora_build.files.targets.contents import Contents
 from lora_build.files.targets.directory import DirectoryTarget
 from lora_build.files.targets.staging import clear_stagings, make_staging, remove_made, stagings_in
@@ -417,3 +418,63 @@ def test_a_link_to_a_staging_folder_is_none(out: Path, tmp_path: Path) -> None:
 
     assert list(stagings_in(out.parent)) == []
     assert [found.folder for found in stagings_in(other)] == [staging.folder]
+
+
+def test_a_folder_in_the_place_of_a_file_has_not_taken_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("file")
+
+    taken = {
+        (a, b): contents.is_taken(tmp_path / a, tmp_path / b)
+        for a in ("file", "folder", "link")
+        for b in ("file", "folder", "link")
+    }
+    assert [pair for pair, is_taken in taken.items() if is_taken] == [
+        (name, name) for name in ("file", "folder", "link")
+    ]
+
+
+def test_where_renames_take_no_flags_an_empty_folder_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "new", "new")
+    (tmp_path / "place").mkdir()
+    monkeypatch.setattr(moves, "_renameat2", lambda *_: False)
+
+    with pytest.raises(FileExistsError):
+        moves.put(tmp_path / "new", tmp_path / "place")
+    assert listing(tmp_path / "place") == []
+
+
+def test_a_folder_that_nobody_may_list_is_not_asked_whether_it_is_full(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert moves._is_full(out)
+    monkeypatch.setattr(moves.os, "access", lambda path, mode: False)
+    assert not moves._is_full(out)
+
+
+def test_what_is_mounted_below_a_folder_is_told_from_the_folder_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = dict.fromkeys((str(tmp_path), str(tmp_path / "a/b"), str(tmp_path / "c"), f"{tmp_path}beside"), "ext4")
+    monkeypatch.setattr(disk, "_mounts", lambda: mounts)
+
+    assert disk.mounted_below(tmp_path) == str(tmp_path / "a/b")
+    assert disk.mounted_below(tmp_path / "c") is None
+    assert disk.is_mount_point(tmp_path / "c")
+
+
+def test_a_staging_folder_that_was_copied_with_half_a_build_is_not_put_where_one_was(out: Path) -> None:
+    staging = make_staging(out)
+    (staging.build / "weights").write_text("half")
+    staging.build.rename(staging.folder / "x")
+    shutil.copytree(staging.folder / "x", staging.build)  # another inode
+    shutil.rmtree(staging.folder / "x")
+    shutil.rmtree(out)
+
+    (said,) = clear_stagings(out, Toy())
+    assert "it is kept" in said
+    assert not out.exists()
+    assert (staging.build / "weights").read_text() == "half"

@@ -3,13 +3,14 @@
 import hashlib
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lora_build.errors import SourceError, VerificationError
 from lora_build.files.hashing import remembered
-from lora_build.files.hashing.hashed_file import HashedFile, Terms, file_digest, git_sha1
+from lora_build.files.hashing.hashed_file import HashedFile, Terms, check, file_digest, git_sha1
 from lora_build.files.identity import Digest
 
 DATA = random.Random(0).randbytes(50_000)
@@ -163,3 +164,17 @@ def test_a_fifo_in_the_memory_is_not_waited_for(
     os.mkfifo(slot)
 
     assert file_digest(file, "f") == Digest.sha256(DATA)
+
+
+@pytest.mark.parametrize("digest", [Digest.sha256, git_sha1])
+def test_bytes_are_held_to_either_kind_of_promise(digest: Callable[[bytes], Digest]) -> None:
+    assert check("f", DATA, digest(DATA)) == check("f", DATA, None) == Digest.sha256(DATA)
+    with pytest.raises(VerificationError, match=r"^f: damaged: "):
+        check("f", DATA[1:], digest(DATA))
+
+
+def test_a_memory_is_where_it_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    remembered.remember_text("digests", "ab12", "text")
+
+    assert remembered.place_of("digests", "ab12").read_text() == "text"

@@ -509,6 +509,7 @@ def test_large_files_come_by_xet_where_it_is_there_and_are_held_to_their_digest(
 ) -> None:
     def xet_get(*, incomplete_path: Path, **more: Any) -> None:
         asked.append((more["xet_file_data"].file_hash, more["xet_file_data"].refresh_route))
+        assert more["headers"]["authorization"] == "Bearer hf_mine"
         if fails:
             raise fails
         incomplete_path.write_bytes(DATA)
@@ -518,6 +519,7 @@ def test_large_files_come_by_xet_where_it_is_there_and_are_held_to_their_digest(
     monkeypatch.setattr(huggingface_hub.file_download, "is_xet_available", lambda: True)
     monkeypatch.setattr(huggingface_hub.file_download, "xet_get", xet_get)
     monkeypatch.setattr(hub_cache, "_XET_BYTES", 1000)
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
     lfs = {"oid": hub_cache.hashlib.sha256(DATA).hexdigest()}
     hub.instead = times(1, "/tree/", listing(entry(WEIGHTS, size=len(DATA), lfs=lfs, xetHash="e" * 64)))
     source = opened()

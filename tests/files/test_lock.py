@@ -113,3 +113,12 @@ def test_one_has_it_at_a_time_and_the_next_one_is_told_that_it_waited(target: Pa
         thread.join(10)
     assert told == [False, True, True, True, True]
     assert not lock_path(target).exists()
+
+
+def test_a_link_to_what_is_locked_is_no_lock(target: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    with lock(other):
+        target.parent.mkdir()
+        lock_path(target).symlink_to(lock_path(other))
+        assert is_locked(other)
+        assert not is_locked(target)

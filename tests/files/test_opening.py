@@ -13,7 +13,8 @@ import pytest
 
 import lora_build
 from lora_build.errors import SourceError
-from lora_build.files.opening import mode_within
+from lora_build.files import opening
+from lora_build.files.opening import mode_within, open_regular, refuse_link_away
 from makers import small
 
 
@@ -136,3 +137,37 @@ def test_links_within_an_input_and_those_of_the_hub_clients_cache_are_followed(f
     for base in ("base", str(cached), str(local)):
         recipe = small.recipe(folder, output={"dir": str(folder / f"of-{Path(base).parent.name}")})
         assert lora_build.build(recipe | {"base": str(folder / base)}).manifest.manifest_hash == expected
+
+
+def test_what_takes_a_files_place_while_it_is_opened_is_refused_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    real, before = os.open, len([*Path("/proc/self/fd").iterdir()])
+    monkeypatch.setattr(opening.os, "open", lambda path, flags: real(tmp_path / "pipe", flags))
+
+    with pytest.raises(SourceError, match=r"^x: is a FIFO; expected a regular file$"):
+        open_regular(tmp_path / "file", "x")
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
+
+
+@pytest.mark.parametrize(
+    ("target", "is_allowed"),
+    [
+        ("repo/blobs/b", True),
+        ("blobs/b", True),
+        ("models--a--b/blobs/b", True),
+        ("other/blobs/b", False),
+        ("blob", False),
+    ],
+)
+def test_links_lead_to_the_blobs_of_the_hubs_client_alone(tmp_path: Path, target: str, is_allowed: bool) -> None:
+    root = tmp_path / "repo/snapshots/commit"
+    root.mkdir(parents=True)
+    (tmp_path / target).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / target).touch()
+    (root / "config.json").symlink_to(tmp_path / target)
+
+    with contextlib.nullcontext() if is_allowed else pytest.raises(SourceError, match="is a link to"):
+        refuse_link_away(root, "config.json", "base/config.json")

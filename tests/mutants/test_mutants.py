@@ -13,7 +13,7 @@ from makers.counts import Count
 from mutants.choice import NUM_TRIED, mutants
 from mutants.run import recorded
 
-PACKAGES = ("planning",)
+PACKAGES = ("planning", "numerics", "files")
 RUN = Path(__file__).parent / "run.py"
 CODE = '''
 """Docs."""

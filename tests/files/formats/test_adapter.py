@@ -10,6 +10,7 @@ from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, VeraC
 from safetensors.torch import save_file
 
 from lora_build.errors import SourceError
+from lora_build.files.formats import adapter
 from lora_build.files.formats.adapter import Adapter, KeyRules, open_adapter
 from lora_build.files.formats.adapter_config import AdapterConfig
 from lora_build.files.identity import SourceName
@@ -170,3 +171,35 @@ def test_a_folder_of_mlx_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(SourceError, match=r"adapters\.safetensors is how MLX saves adapters"):
         open_adapter(open_local(SourceName.of_adapter("math"), "math", tmp_path), rules=lambda _: None)
+
+
+FLAGS = (
+    "block_share", "coft", "decompose_both", "ensure_weight_tying", "fan_in_fan_out", "inference_mode",
+    "init_ia3_weights", "lora_bias", "rank_dropout_scale", "save_projection", "use_cayley_neumann", "use_dora",
+    "use_effective_conv2d", "use_qalora", "use_rslora",
+)  # fmt: skip
+NUMBERS = (
+    "beta1", "beta2", "d_initial", "deltaT", "eps", "lora_dropout", "module_dropout", "orth_reg_weight",
+    "qalora_group_size", "rank_dropout", "target_r", "tfinal", "tinit", "total_step", "vera_dropout",
+)  # fmt: skip
+MAPPINGS = (
+    "alpha_pattern", "arrow_config", "auto_mapping", "corda_config", "eva_config", "kasa_config", "loftq_config",
+    "lora_ga_config", "megatron_config", "monteclora_config", "rank_pattern", "runtime_config", "velora_config",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", [*FLAGS, *NUMBERS, *MAPPINGS])
+def test_no_flag_number_or_mapping_is_a_text(key: str) -> None:
+    with pytest.raises(SourceError, match=f"^x: {key}: expected .* or null, found 'false'$"):
+        AdapterConfig.parse(json.dumps({"peft_type": "LORA", key: "false"}), "x")
+
+
+def test_a_config_may_be_as_large_as_it_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(tmp_path, f"{MODULE}.lora_A.weight")
+    size = (tmp_path / "adapter_config.json").stat().st_size
+    monkeypatch.setattr(adapter, "MAX_CONFIG_BYTES", size)
+    assert opened(tmp_path, f"{MODULE}.lora_A.weight").tensors
+
+    monkeypatch.setattr(adapter, "MAX_CONFIG_BYTES", size - 1)
+    with pytest.raises(SourceError, match=f"has {size} bytes, expected at most {size - 1}"):
+        opened(tmp_path, f"{MODULE}.lora_A.weight")

@@ -10,9 +10,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from lora_build.errors import SourceError
+from lora_build.files.formats import checkpoint
+from lora_build.files.formats.checkpoint import open_checkpoint
 from lora_build.files.formats.json_object import patch_json
 from lora_build.files.formats.safetensors import file_order, format_header, read_tensors
 from lora_build.files.identity import BASE
+from lora_build.files.sources import Source
+from lora_build.files.sources.local import open_local
 
 TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
          "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -108,3 +112,45 @@ def test_patching_keeps_every_other_byte(tmp_path: Path) -> None:
     assert patch_json(text, {"dtype": "bfloat16", "tie_word_embeddings": False}) == (
         '{\n    "b": 1e-06,\n    "dtype" : "bfloat16", "é": "\\u00e9",\n    "a": [1,2],\n    "tie_word_embeddings": false\n}\n'
     )
+
+
+def test_a_tensor_may_have_eight_sides_and_no_more() -> None:
+    assert read(file({"a": {**ONE, "shape": [1] * 8}}, bytes(4)))[0].shape == (1,) * 8
+    with pytest.raises(SourceError, match="not a list of at most 8 natural numbers"):
+        read(file({"a": {**ONE, "shape": [1] * 9}}, bytes(4)))
+
+
+@pytest.mark.parametrize("metadata", [{"format": 1}, ["pt"], "pt"])
+def test_metadata_is_texts_by_name(metadata: object) -> None:
+    with pytest.raises(SourceError, match="__metadata__: expected texts by name"):
+        read(file({"__metadata__": metadata, "a": ONE}, bytes(4)))
+
+
+def write_shards(folder: Path) -> Source:
+    """Write a checkpoint of nine shards with a tensor each."""
+    shards = [f"model-{n:05}-of-00009.safetensors" for n in range(1, 10)]
+    for n, shard in enumerate(shards):
+        (folder / shard).write_bytes(file({f"t{9 - n}": ONE}, bytes(4)))
+    index = {"weight_map": {f"t{9 - n}": shard for n, shard in enumerate(shards)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text("{}")
+    return open_local(BASE, "base", folder)
+
+
+def test_shards_are_in_the_order_of_their_names(tmp_path: Path) -> None:
+    found = open_checkpoint(write_shards(tmp_path))
+
+    assert list(found.shards) == [f"model-{n:05}-of-00009.safetensors" for n in range(1, 10)]
+
+
+def test_an_index_and_a_config_have_bounds_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_shards(tmp_path)
+    monkeypatch.setattr(checkpoint, "MAX_CONFIG_BYTES", 2)
+    assert open_checkpoint(source).is_sharded
+
+    monkeypatch.setattr(checkpoint, "_MAX_INDEX_BYTES", 100)
+    with pytest.raises(SourceError, match=r"index\.json: has \d+ bytes, expected at most 100"):
+        open_checkpoint(source)
+    monkeypatch.setattr(checkpoint, "MAX_CONFIG_BYTES", 1)
+    with pytest.raises(SourceError, match=r"config\.json: has 2 bytes, expected at most 1"):
+        open_checkpoint(source)

@@ -86,3 +86,8 @@ def test_text_that_was_read_is_what_it_says() -> None:
 
     assert (config.architectures, config.model_type, config.has_code) == (("LlamaForCausalLM",), "llama", True)
     assert (config.layer_counts, config.expert_counts, config.is_quantized) == ({"n_layer": 3}, (4,), False)
+
+
+@pytest.mark.parametrize("found", [["llama"], 3, None])
+def test_a_model_type_that_is_no_text_is_none(found: object) -> None:
+    assert ModelConfig.of({"model_type": found}).model_type is None

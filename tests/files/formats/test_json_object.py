@@ -5,6 +5,7 @@ import json
 import pytest
 
 from lora_build.errors import SourceError
+from lora_build.files.formats import json_object
 from lora_build.files.formats.json_object import decode_json, parse_object
 
 
@@ -44,3 +45,13 @@ def test_what_no_model_has_is_refused(text: str, said: str) -> None:
 
 def test_numbers_that_json_lacks_are_read_as_transformers_writes_them() -> None:
     assert json.dumps(parse_object('{"a": -Infinity, "b": [NaN]}', "")) == '{"a": -Infinity, "b": [NaN]}'
+
+
+@pytest.mark.parametrize("text", ["[0,0,0,0,0]", '{"a":{"a":{"a":{"a":{}}}}}', "[[[[[]]]]]"])
+def test_values_are_counted_by_all_that_begins_one(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_object, "_MAX_VALUES", 5)
+    assert decode_json(text.encode(), "x") == text
+
+    monkeypatch.setattr(json_object, "_MAX_VALUES", 4)
+    with pytest.raises(SourceError, match="has more than 4 values"):
+        decode_json(text.encode(), "x")

@@ -98,3 +98,11 @@ def test_a_caseless_pattern_that_is_none_is_refused() -> None:
     assert Patterns(["(?i)Q_PROJ"]).first("q_proj") == 0
     with pytest.raises(PatternError, match="is not a regular expression"):
         Patterns(["(?i)q_proj("])
+
+
+def test_what_stands_before_a_mark_is_found_by_it_and_the_first_key_counts() -> None:
+    patterns = PatternMap({"a.q": 1, "a.k": 2, "b": 3})
+
+    for _ in range(2):
+        assert patterns.before(".") == {"a": 1, "b": 3}
+    assert patterns.before("#") == {"a.q": 1, "a.k": 2, "b": 3}
