@@ -119,7 +119,7 @@ def test_progress_is_told_now_and_then_and_at_the_end() -> None:
 @pytest.mark.parametrize(
     ("words", "first_words"),
     [
-        (["plan", "recipe=prod"], ["target"]),
+        (["plan", "recipe=prod"], ["create"]),
         (["recipe=prod"], ["built", "manifest"]),
         (["verify", "out"], []),
         (["inspect", "./math"], []),
