@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_build._version import VERSION
-from lora_build.errors import LoraBuildError, RecipeError, some_of
+from lora_build.errors import LoraBuildError, RecipeError, label, some_of
 from lora_build.files.identity import BASE, SourceName
 from lora_build.files.sources.known import known_digest
 from lora_build.keeping.index import Index
@@ -154,8 +154,11 @@ def _verdict(folder: Path, record: BuildRecord) -> Verdict:
     """Return what a build with provenance is to its recipe."""
     name = record.recipe
     assert name is not None
-    if not any((known.path / f"{name}.yaml").is_file() for known in recipe_files.folders()):
-        return Verdict(state=State.unlisted, why=f"{record.file} is not there")
+    here = recipe_files.folder_of_recipe(name)
+    if (doubt := _not_ours(folder, record, here)) is not None:
+        return Verdict(state=State.unknown, why=doubt)
+    if here is None:
+        return Verdict(state=State.unlisted, why=f"{record.file} is not there", folders=None)
     try:
         recipe, sweep = recipe_of(folder, name, record.changing)
         if below := _hub_below(recipe):
@@ -168,6 +171,20 @@ def _verdict(folder: Path, record: BuildRecord) -> Verdict:
     except LoraBuildError as error:
         more = f" and {len(error.issues) - 1} more" if len(error.issues) > 1 else ""
         return Verdict(state=State.unknown, why=f"{record.file} cannot be planned: {error.issues[0]}{more}")
+
+
+def _not_ours(folder: Path, record: BuildRecord, here: Path | None) -> str | None:
+    """Return why the recipes that are looked at from the working directory cannot tell what a build is, if so.
+
+    A build that is named from another project is not of the recipe that bears the same name here, nor of none.
+    """
+    if record.root is not None and record.file is not None:
+        own = folder / record.root / record.file
+        if own.is_file() and (here is None or not own.samefile(here / f"{record.recipe}.yaml")):
+            return f"its recipe is {label(own.resolve())}, which is not among the recipes here: ask in that project"
+    if here is None and all(known.shipped for known in recipe_files.folders()):
+        return f"no recipes are at or above the working directory, where {record.file} would be"
+    return None
 
 
 def _on_hub(recipe: Recipe) -> list[SourceName]:

@@ -140,6 +140,23 @@ def test_nothing_goes_where_a_recipe_cannot_be_read(stale: Path, capsys: pytest.
     assert Path("builds/prod").is_dir()
 
 
+def test_builds_of_another_project_or_where_no_recipes_are_stay(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other/recipes/prod.yaml"
+    other.parent.mkdir(parents=True)
+    other.write_text("base: ./base\nadapters: ./another\n")  # the name is the same, the recipe is not
+    for here in (other.parents[1], tmp_path):
+        monkeypatch.chdir(here)
+        found = {item.path.name: item for item in lora_build.gc(project / "builds", builds=True, yes=True)}
+        assert {item.action for item in found.values()} == {"kept"}
+        assert "prod.yaml, which is not among the recipes here" in found["prod"].why
+    (project / "recipes").rename(tmp_path / "not yet cloned")
+    found = {item.path.name: item for item in lora_build.gc(project / "builds", builds=True, yes=True)}
+    assert found["prod"].action == "kept"
+    assert "no recipes are at or above the working directory" in found["prod"].why
+
+
 # --- what happens meanwhile -----------------------------------------------------------------------------------------
 
 

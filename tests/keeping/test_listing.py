@@ -111,6 +111,13 @@ def test_a_moved_project_and_a_moved_build_are_as_they_were(project: Path, monke
     assert states()["kept"] == "current"
 
 
+def test_a_build_on_a_recipe_that_is_gone_is_unknown(project: Path) -> None:
+    (project / "recipes/dpo.yaml").write_text("base: {recipe: prod}\nadapters: ./code\n")
+    lora_build.build(lora_build.load_recipe("dpo"))
+    (project / "recipes/prod.yaml").unlink()
+    assert (states()["dpo"], why("dpo")) == ("unknown", "recipes/dpo.yaml cannot be planned: no recipe 'prod'")
+
+
 def test_a_build_from_python_is_of_no_recipe(project: Path) -> None:
     lora_build.build({"base": "./base", "adapters": "./math", "output": "builds/mine"})
     assert (states()["mine"], why("mine")) == ("unlisted", "was made without a recipe's file")
