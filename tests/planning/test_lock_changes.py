@@ -41,6 +41,7 @@ def test_a_source_stays_moves_comes_goes_or_is_named_otherwise(
         ({"target_modules": ["q"]}, {"target_modules": ["v", "q"]}, ["target_modules: + v"]),
         ({"target_modules": ["q", "v"]}, {"target_modules": ["v", "q"]}, []),
         ({"r": 8}, {"r": 16, "use_dora": True}, ["r: 8 to 16", "use_dora: is true now, and was not there"]),
+        ({"x": {"b": 1, "a": 2}}, {}, ['x: was {"a": 2, "b": 1}, and is not there any more']),
         ({"r": 1, "bias": "none"}, {"r": True}, ["bias: was none, and is not there any more", "r: 1 to true"]),
     ],
 )
