@@ -19,8 +19,8 @@ def parser() -> Parser:
     made = Parser(
         "check",
         usage="[NAME ...]",
-        about="Check every recipe, or some: whether it composes and its keys are right. Without names also the files\n"
-        "of adapters and sweeps. Exits with 2 if any is broken.",
+        about="Check every recipe, or some: whether it composes and its keys are right. Without names also the\n"
+        "files of adapters and sweeps. Exits with 2 if any is broken.",
     )
     made.add_argument("--plan", action="store_true", help="open the inputs too, and plan each recipe on them")
     return made

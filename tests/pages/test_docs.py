@@ -97,6 +97,7 @@ def anchors(page: Path) -> set[str]:
 def test_there_are_these_pages() -> None:
     names = [
         "adding-a-method.md",
+        "ci.md",
         "comparing.md",
         "contributing.md",
         "how-it-works.md",
