@@ -72,7 +72,7 @@ def compare_builds(
     plans = _compare_plans(one, other)
     if weights:
         _refuse_without_files(one, other)
-        hold_weights((one, other), advance)
+    hold_weights((one, other), advance, read=weights)
     hash_what_is_asked(one, other, fetch=weights, advance=advance)
     tensors = tuple(compare_tensors(one, other, plans))
     beside = list(compare_files(one, other))

@@ -45,6 +45,7 @@ class Compared:
         file_digests: the SHA-256 of those files of which it is known.
         tensors: its tensors.
         digests: the digests of those tensors of which they are known, and hold.
+        edited: those tensors of a build whose bytes are known not to be those of its manifest.
         manifest: of a build.
         manifest_hash: its digest.
         plan: what it was made of; None of a checkpoint.
@@ -62,6 +63,7 @@ class Compared:
     tensors: dict[str, TensorFact] = field(default_factory=dict)
     digests: dict[str, Digest] = field(default_factory=dict)
     infos: dict[str, TensorInfo] = field(default_factory=dict)
+    edited: set[str] = field(default_factory=set)
     manifest: Manifest | None = None
     manifest_hash: Digest | None = None
     plan: Side | None = None

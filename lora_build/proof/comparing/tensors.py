@@ -11,6 +11,7 @@ from lora_build.errors import VerificationError, some_of
 from lora_build.files.formats.safetensors import read_tensors
 from lora_build.files.identity import Digest
 from lora_build.files.sources import digest, open_hashed
+from lora_build.files.sources.known import known_digest
 from lora_build.proof.comparing.compared import Compared, read_header
 from lora_build.proof.comparing.result import FileDifference, FileFact, Kind, TensorDifference, pattern_of
 from lora_build.proof.difference import Difference
@@ -22,23 +23,41 @@ _HEADER = "its header alone"
 _NEWER = "blake3"  # for tensors of which no side has a digest
 
 
-def hold_weights(sides: Iterable[Compared], advance: Advance) -> None:
-    """Read the weights of builds; of those that are not as they were built, what is there is compared."""
+def hold_weights(sides: Iterable[Compared], advance: Advance, *, read: bool) -> None:
+    """Hold the weights of builds to their manifests; of those that are not as they were built, what is there counts.
+
+    Where they are not to be `read`, by digests that are known without it, as a plan of the build knows them too.
+    """
     files = [(side, file) for side in sides if side.kind == "build" for file in sorted(side.weights)]
     total = sum(side.sizes[file] for side, file in files)
     changed: dict[str, list[str]] = {}
     for side, file in files:
-        if digest(side.fetch(file), file) != side.file_digests[file]:
-            del side.file_digests[file]
-            read_header(side, file)
-            _hash(side, file, _NEWER)
+        found: Digest | None = None
+        if read:
+            found = digest(side.fetch(file), file)
+        elif side.source is not None and side.is_here(file):
+            found = known_digest(side.source, file)
+        if found not in (None, side.file_digests[file]):
+            _take_as_it_is(side, file)
             changed.setdefault(side.name, []).append(file)
-        advance(side.sizes[file], total)
+        if read:
+            advance(side.sizes[file], total)
     for side in {id(side): side for side, _ in files}.values():
-        if found := changed.get(side.name):
+        if names := changed.get(side.name):
             side.notes.append(
-                f"{side.name}: the bytes of {some_of(found)} are not those of its manifest; it is compared as it is"
+                f"{side.name}: the bytes of {some_of(names)} are not those of its manifest; it is compared as it is"
             )
+
+
+def _take_as_it_is(side: Compared, file: str) -> None:
+    """Take what a file of weights holds in place of what the manifest says of it."""
+    promised = {name: side.digests.get(name) for name, tensor in side.tensors.items() if tensor.file == file}
+    algorithm = next((known.algorithm for known in promised.values() if known is not None), _NEWER)
+    del side.file_digests[file]
+    read_header(side, file)
+    _hash(side, file, algorithm)
+    there = {name for name, tensor in side.tensors.items() if tensor.file == file}
+    side.edited |= {name for name in there if side.digests[name] != promised.get(name)}
 
 
 def hash_what_is_asked(before: Compared, after: Compared, *, fetch: bool, advance: Advance) -> None:
@@ -106,6 +125,8 @@ def _of_plan(
     before: Compared, after: Compared, name: str, plans: Difference | None, affected: frozenset[str]
 ) -> Kind | None:
     """Return what a plan says of a tensor that the other side has too: it has no bytes to compare."""
+    if name in before.edited | after.edited:
+        return "changed"
     if plans is None:
         return "unknown"  # a checkpoint says nothing of what it was made of
     if name in affected:
