@@ -70,7 +70,7 @@ def build(recipe: Recipe | Mapping[str, Any], *, replace: bool = False, locked: 
     Raises:
         LoraBuildError: see `prepare` and `run`.
     """
-    built = run(prepare(_checked(recipe, "build"), replace=replace, locked=locked), replan=True)
+    built = run(prepare(_checked(recipe, "build"), replace=replace, locked=locked, is_told=False), replan=True)
     if built.replaced:
         why = "; ".join(built.reasons)
         log.warning("%s: %s replaces %s: %s", built.dir, built.manifest.manifest_hash, built.replaced, why)
@@ -87,15 +87,16 @@ def _checked(recipe: Recipe | Mapping[str, Any], verb: str) -> Recipe:
     return from_mapping(recipe)
 
 
-def prepare(recipe: Recipe, *, replace: bool = False, locked: bool = False) -> Plan:
+def prepare(recipe: Recipe, *, replace: bool = False, locked: bool = False, is_told: bool = True) -> Plan:
     """Return a recipe resolved and planned; reads headers and configs, writes nothing.
 
-    `replace` and `locked` are as for `build`.
+    `replace` and `locked` are as for `build`. A plan that is not to be told, but built, has no build_key where nothing
+    is at the target: to know it, small inputs would be read once more.
 
     Raises:
         LoraBuildError: the recipe, an input, or how they fit together; every issue at once.
     """
-    return _prepare(recipe, replace=replace, locked=locked, heirs=())
+    return _prepare(recipe, replace=replace, locked=locked, is_told=is_told, heirs=())
 
 
 def survey(recipe: Recipe) -> Plan:
@@ -107,10 +108,10 @@ def survey(recipe: Recipe) -> Plan:
     return _survey(recipe, replace=False, locked=False, heirs=())
 
 
-def _prepare(recipe: Recipe, *, replace: bool, locked: bool, heirs: tuple[str, ...]) -> Plan:
+def _prepare(recipe: Recipe, *, replace: bool, locked: bool, is_told: bool, heirs: tuple[str, ...]) -> Plan:
     """Return the plan of a recipe on which others stand."""
     found = _survey(recipe, replace=replace, locked=locked, heirs=heirs)
-    return dataclasses.replace(found, at_target=foresee(found))
+    return dataclasses.replace(found, at_target=foresee(found, is_told=is_told))
 
 
 def _survey(recipe: Recipe, *, replace: bool, locked: bool, heirs: tuple[str, ...]) -> Plan:
@@ -142,7 +143,7 @@ def _prepare_base(recipe: Recipe, heirs: tuple[str, ...], *, locked: bool) -> Pl
     if name in heirs:
         raise RecipeError(f"base.recipe: {' stands on '.join([*heirs, name])}; a recipe cannot be its own base")
     try:
-        return _prepare(load_recipe(name), replace=False, locked=locked, heirs=(*heirs, name))
+        return _prepare(load_recipe(name), replace=False, locked=locked, is_told=False, heirs=(*heirs, name))
     except LoraBuildError as error:
         if error.lines[0].startswith("base.recipe: "):
             raise
@@ -168,7 +169,7 @@ def run(plan: Plan, *, progress: Callable[[int], None] | None = None, replan: bo
     base = None
     if plan.below is not None and plan.below.at_target.action is not Action.reuse:
         base = run(plan.below, progress=progress, replan=True)
-        plan = prepare(plan.recipe, replace=plan.replace, locked=plan.locked)  # on what is there now
+        plan = prepare(plan.recipe, replace=plan.replace, locked=plan.locked, is_told=False)  # on what is there now
     with lock(plan.target) as waited:
         notes: tuple[str, ...] = ()
         if waited and replan:
@@ -179,7 +180,7 @@ def run(plan: Plan, *, progress: Callable[[int], None] | None = None, replan: bo
 
 def _plan_anew(plan: Plan) -> tuple[Plan, tuple[str, ...]]:
     """Return the plan of the same recipe today, and a note of what changed."""
-    fresh = prepare(plan.recipe, replace=plan.replace, locked=plan.locked)
+    fresh = prepare(plan.recipe, replace=plan.replace, locked=plan.locked, is_told=False)
     changed = [
         f"{role}/{name}"
         for role, source in fresh.sources.items()

@@ -52,7 +52,7 @@ def build(recipe: "Recipe", *, replace: bool, locked: bool = False, progressbar:
     from lora_build import pipeline
     from lora_build.cli.progress import progress
 
-    plan = pipeline.prepare(recipe, replace=replace, locked=locked)
+    plan = pipeline.prepare(recipe, replace=replace, locked=locked, is_told=False)
     with progress("write", enabled=progressbar) as advance:
         tell = (lambda count: advance(count, plan.num_bytes_of_all)) if advance else None
         return pipeline.run(plan, progress=tell, replan=True)

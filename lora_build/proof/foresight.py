@@ -21,8 +21,8 @@ from lora_build.proof.sides import side_of_build, side_of_plan
 from lora_build.recipe.schema import IfExists, Recipe
 
 
-def foresee(plan: Plan) -> AtTarget:
-    """Return what a build will do at its target.
+def foresee(plan: Plan, *, is_told: bool = True) -> AtTarget:
+    """Return what a build will do at its target, with the build_key where nothing is there only if that is told.
 
     Raises:
         RecipeError: what is there must stay, or may be replaced only if that is asked for.
@@ -32,12 +32,10 @@ def foresee(plan: Plan) -> AtTarget:
         refuse_what_is_no_lock(plan.target)
     there = find_build(plan)
     notes = tuple(_left_over(plan))
-    inputs = known_digests(plan)
     if there is None:
         refuse_lack_of_space(plan.target, plan.num_bytes_written)
-        build_key = None if inputs.unknown else record_plan(plan.merge_plan, inputs.known).build_key
-        return AtTarget(build_key=build_key, notes=notes)
-    found = _compare(plan, there, inputs)
+        return AtTarget(build_key=_build_key(plan) if is_told else None, notes=notes)
+    found = _compare(plan, there, known_digests(plan))
     if found.action is not Action.reuse:
         refuse_lack_of_space(plan.target, plan.num_bytes_written)
     if found.action is Action.replace:
@@ -51,6 +49,12 @@ def foresee(plan: Plan) -> AtTarget:
         action=found.action, manifest_hash=there.manifest.manifest_hash, build_key=found.build_key,
         reasons=found.reasons, unread=found.unread, difference=found.difference, kept=kept, notes=notes,
     )  # fmt: skip
+
+
+def _build_key(plan: Plan) -> Digest | None:
+    """Return the build_key of a plan, None where the digest of an input is not known."""
+    inputs = known_digests(plan)
+    return None if inputs.unknown else record_plan(plan.merge_plan, inputs.known).build_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

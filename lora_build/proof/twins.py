@@ -54,8 +54,10 @@ def find_twin(plan: Plan) -> Twin | None:
     if plan.recipe.output.if_exists is IfExists.overwrite or not plan.merge_plan.is_exact:
         return None
     builds = list(_builds_below(plan))
+    if not builds:
+        return None
     inputs = known_digests(plan)
-    if not builds or inputs.unknown:
+    if inputs.unknown:
         return None
     build_key = record_plan(plan.merge_plan, inputs.known).build_key
     begin = f'{{"build_key":"{build_key}"'.encode()  # canonical JSON has its keys sorted

@@ -232,7 +232,8 @@ def test_every_byte_is_read_once_hashed_once_written_once_and_every_element_merg
     make_inputs(tmp_path)
     inputs = weights(tmp_path, "base", "math", "code")
 
-    built = pipeline.run(pipeline.prepare(from_mapping(small.recipe(tmp_path, "math", "code", dtype="bfloat16"))))
+    recipe = from_mapping(small.recipe(tmp_path, "math", "code", dtype="bfloat16"))
+    built = pipeline.run(pipeline.prepare(recipe, is_told=False))
 
     outputs = weights(tmp_path, "out")
     assert (len(inputs), len(outputs)) == (5, 3)

@@ -203,6 +203,7 @@ class Zoo:
     def _once(self, spec: Any, make: Callable[[Path], None]) -> Path:
         if repr(spec) not in self._made:
             path = self.root / f"made-{len(self._made):04d}"
+            shutil.rmtree(path, ignore_errors=True)  # left by one that could not be made
             make(path)
             self._made[repr(spec)] = path
         return self._made[repr(spec)]
