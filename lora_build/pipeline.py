@@ -149,7 +149,7 @@ def _prepare_base(recipe: Recipe, heirs: tuple[str, ...], *, locked: bool) -> Pl
             raise
         kind = RecipeError if isinstance(error, PlanError) else type(error)  # which has a title of its own
         where = f"base.recipe: {name}: "
-        lines = (where + error.lines[0], *error.lines[1:], f"said of that recipe alone: lora-build plan recipe={name}")
+        lines = (where + error.lines[0], *error.lines[1:], f"that is of recipe '{name}' itself, which comes first")
         raise kind(lines, issues=[where + issue for issue in error.issues]) from error
 
 
