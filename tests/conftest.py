@@ -2,8 +2,10 @@
 
 import errno
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 _CACHE = tempfile.mkdtemp(prefix="lora-build-tests-")
 os.environ.update(
@@ -19,6 +21,8 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 
 from makers.counts import Count  # noqa: E402
 from makers.zoo import Zoo  # noqa: E402
+
+_OF_PYTEST = re.compile(r"(\d|current|\.lock)$")  # of a test or a fixture, and what keeps count of them
 
 # a busy machine is no reason to fail, and a run that fails can be repeated
 settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -47,6 +51,14 @@ def no_clones(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(cloning, "reflink", reflink)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail if tests left something beside their own folders: two that do would meet there, by the order that they run in."""
+    yield
+    beside = [path.name for path in tmp_path_factory.getbasetemp().iterdir() if not _OF_PYTEST.search(path.name)]
+    assert not beside, f"some test left beside the folders of all tests: {beside}"
 
 
 @pytest.fixture(scope="session")

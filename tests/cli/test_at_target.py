@@ -14,12 +14,13 @@ from makers import small
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    small.make_base(tmp_path / "base")
-    small.make_adapter(tmp_path / "math")
-    (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes/prod.yaml").write_text("base: ./base\nadapters: {math: ./math}\noutput: {dir: ./out}\n")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    project = tmp_path / "project"  # a test may move it, beside which there is nothing of another test's
+    small.make_base(project / "base")
+    small.make_adapter(project / "math")
+    (project / "recipes").mkdir()
+    (project / "recipes/prod.yaml").write_text("base: ./base\nadapters: {math: ./math}\noutput: {dir: ./out}\n")
+    monkeypatch.chdir(project)
+    return project
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> list[str]:

@@ -19,16 +19,17 @@ RELEASES = Path(__file__).parent.parent / "golden/releases"
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    small.make_base(tmp_path / "base")
-    small.make_adapter(tmp_path / "math")
-    small.make_adapter(tmp_path / "code", seed=90)
-    (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes/prod.yaml").write_text(
+    project = tmp_path / "project"  # a test may move it, beside which there is nothing of another test's
+    small.make_base(project / "base")
+    small.make_adapter(project / "math")
+    small.make_adapter(project / "code", seed=90)
+    (project / "recipes").mkdir()
+    (project / "recipes/prod.yaml").write_text(
         "base: ./base\nadapters: {math: ./math, code: {source: ./code, weight: 0.5}}\noutput: {dir: ./out}\n"
     )
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(project)
     lora_build.build(lora_build.load_recipe("prod"))
-    return tmp_path
+    return project
 
 
 def states(found: lora_build.Explanation) -> dict[str, str]:
