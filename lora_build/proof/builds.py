@@ -157,6 +157,8 @@ class Build:
         base: the build of the recipe that it stands on, where that was not up to date and was made first.
         cloned_from: the build of the same build_key whose files it was cloned from.
         passed: the checks that its recipe asks for, all of which it has passed.
+        scores: what it was scored, by the recipe's name of each score, then by metric.
+        objective: the one number of them by which a sweep chooses; None where the recipe has no objective.
     """
 
     dir: Path
@@ -174,6 +176,8 @@ class Build:
     base: "Build | None" = None
     cloned_from: Path | None = None
     passed: tuple[str, ...] = ()
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    objective: float | None = None
 
     def __repr__(self) -> str:
         """Name it by its folder and its hash; its manifest has a line for each tensor."""
