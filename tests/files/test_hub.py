@@ -21,9 +21,10 @@ from huggingface_hub.utils import close_session
 
 import lora_build
 from lora_build.errors import SourceError, StorageError, VerificationError
-from lora_build.files.identity import SourceName
+from lora_build.files.identity import Digest, SourceName
 from lora_build.files.sources import hub_cache, hub_listing, hub_requests, read_whole
 from lora_build.files.sources.hub import HubSource, open_hub
+from lora_build.files.sources.known import known_digest
 from makers import hub_server, small
 from makers.hub_server import Handler, Hub
 
@@ -538,3 +539,10 @@ def test_a_disk_without_room_is_said_before_anything_is_fetched(hub: Hub, monkey
     ):
         source.path(WEIGHTS)
     assert requests_of(hub, WEIGHTS) == []
+
+
+def test_of_a_small_file_the_digest_is_known_once_it_is_in_the_cache(hub: Hub) -> None:
+    source = opened()
+    assert known_digest(source, "config.json") is None
+    data = source.path("config.json").read_bytes()
+    assert known_digest(source, "config.json") == Digest.sha256(data)

@@ -15,6 +15,7 @@ from lora_build.errors import StorageError
 from lora_build.files.buffers import Buffers
 from lora_build.files.executor import AHEAD, Executor, SerialQueue, StageTimer
 from lora_build.files.identity import Digest, FileRecord
+from lora_build.files.targets.digests import DigestTarget
 from lora_build.files.targets.file_writer import BLOCK_BYTES, FileQueues, FileWriter, _set_direct
 
 DATA = np.random.default_rng(0).integers(0, 256, 4 * BLOCK_BYTES, np.uint8).tobytes()
@@ -383,3 +384,21 @@ def test_a_writer_keeps_nothing_of_the_blocks_that_are_done(tmp_path: Path) -> N
             file.write(bytes(BLOCK_BYTES))
             assert len(file._begun) <= 2 * (AHEAD + 2)
         file.close()
+
+
+def test_of_files_that_are_written_nowhere_only_the_digests_are_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    target, timer = DigestTarget(), StageTimer()
+    with (
+        Executor(2, timer) as executor,
+        target.open("large", len(DATA), FileQueues(hashing=executor.serial_queue("hash"))) as file,
+    ):
+        file.write(DATA)
+        large = file.close()
+
+    assert large == FileRecord(path="large", size_bytes=len(DATA), sha256=Digest.sha256(DATA))
+    assert target.write("small", b"abc") == FileRecord(path="small", size_bytes=3, sha256=Digest.sha256(b"abc"))
+    assert list(tmp_path.iterdir()) == []
+    assert "hash" in timer.seconds  # by the queue, beside who makes the bytes
