@@ -62,13 +62,17 @@ class Mutant:
 
 def chosen(package: str) -> list[Mutant]:
     """Return the mutants of a package that are tried, equally many of each module that has enough of them."""
-    paths = sorted((ROOT / "lora_build" / package).rglob("*.py"))
-    texts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
-    of_modules = [sorted(mutants(file, text), key=lambda m: m.rank) for file, text in texts.items()]
+    of_modules = [sorted(of, key=lambda m: m.rank) for of in by_module(package)]
     found: list[Mutant] = []
     for round_ in range(NUM_TRIED):
         found += sorted((of[round_] for of in of_modules if round_ < len(of)), key=lambda m: m.rank)
     return sorted(found[:NUM_TRIED], key=lambda m: (m.module, m.lines or (0, 0), m.name))
+
+
+def by_module(package: str) -> Iterator[list[Mutant]]:
+    """Yield all mutants of each module of a package, tried or not."""
+    for path in sorted((ROOT / "lora_build" / package).rglob("*.py")):
+        yield list(mutants(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")))
 
 
 def mutants(file: str, text: str) -> Iterator[Mutant]:
