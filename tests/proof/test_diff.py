@@ -20,6 +20,7 @@ from lora_build.errors import RecipeError, SourceError, VerificationError
 from lora_build.files.formats.safetensors import read_tensors
 from lora_build.files.identity import Digest, SourceName
 from lora_build.proof.comparing.result import BuildDiff
+from lora_build.proof.diff import compare_builds
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, read_manifest
 from makers import hub_server, small
 
@@ -455,6 +456,23 @@ def test_a_base_is_compared_with_its_build_by_bytes(made: Path) -> None:
         assert found.plans is None
         assert found.groups[0].what == "merge math"
         assert f"{made / 'base'} has no lora-build.manifest.json: what it was made of is not known" in found.notes
+
+
+def test_what_is_read_for_a_comparison_is_told_and_adds_up(made: Path) -> None:
+    told: list[tuple[int, int]] = []
+    compare_builds(made / "base", made / "a", progress=lambda count, total: told.append((count, total)))
+
+    assert {total for _, total in told} == {sum(count for count, _ in told)}
+    assert sum(count for count, _ in told) == (made / "base/model.safetensors").stat().st_size
+
+
+def test_a_tensor_of_another_dtype_and_shape_is_said_to_be_so(tmp_path: Path) -> None:
+    for name, tensor in (("one", torch.zeros(2, 3)), ("other", torch.zeros(4, 3, dtype=torch.bfloat16))):
+        (tmp_path / name).mkdir()
+        save_file({"a.weight": tensor}, tmp_path / name / "model.safetensors")
+    (group,) = lora_build.diff(tmp_path / "one", tmp_path / "other").groups
+
+    assert (group.kind, group.what) == ("changed", "F32 to BF16, [2, 3] to [4, 3]")
 
 
 def test_shards_change_files_and_no_tensor(made: Path, tmp_path: Path) -> None:

@@ -234,6 +234,17 @@ def test_a_layer_that_the_build_lacks_is_named(zoo: Zoo) -> None:
     assert trace.found.module == "model.layers.1.input_layernorm"
 
 
+def test_of_a_model_beside_its_copy_no_layer_is_named() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    other = copy.deepcopy(model)
+    with torch.no_grad(), Trace(other=other, half_ulps=lambda _, p: half_ulps(p, p.dtype), threshold=1.0) as trace:
+        trace.watch(model)
+        model(torch.ones(1, 4))
+
+    assert trace.worst is not None
+    assert trace.found is None
+
+
 @pytest.mark.parametrize(
     ("dtype", "times"), [("float32", 2), ("bfloat16", 0), ("bfloat16", 2), ("float16", 0)],
     ids=["float32 twice", "bfloat16 missing", "bfloat16 twice", "float16 missing"],
