@@ -173,6 +173,16 @@ def test_what_was_downloaded_of_another_commit_proves_nothing(hub: Hub) -> None:
     assert "nothing here proves that it has that config.json" in elsewhere(lora_build.plan(prod()))[0]
 
 
+def test_a_line_that_is_no_digest_proves_nothing(hub: Hub) -> None:
+    pinned(hub)
+    as_downloaded(hub, "acme/base")
+    for place in Path("../data/base/.cache/huggingface/download").iterdir():
+        commit, etag, *_ = place.read_text().split("\n")
+        place.write_text(f"{commit}\n{etag[:-1]}x\n")
+    write_map()
+    assert "nothing here proves that it has that config.json" in elsewhere(lora_build.plan(prod()))[0]
+
+
 def test_a_folder_of_the_cache_may_be_named(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pinned(hub)
     built = lora_build.build(prod()).manifest
