@@ -15,6 +15,7 @@ from lora_build.cli.verbs import VERBS, split_verb, verb
 from lora_build.errors import RecipeError
 
 _PLAIN = re.compile(r"[\w./=@+~:,-]+")
+_SETS = re.compile(r"adapter_names=(subsets|leave_one_out)\(\)")  # ours, which bash alone does not put in quotes
 _INSTALL = {
     "bash": r"""_lora_build() {
     local line="${COMP_LINE:0:COMP_POINT}" IFS=$'\n'
@@ -72,7 +73,9 @@ def run(words: Sequence[str]) -> int:
     if match[1] == "query":
         done, _, begun = os.environ.get("COMP_LINE", "").rpartition(" ")
         found = dict.fromkeys(_offers(done.split()[1:], begun))
-        print_lines(word for word in found if _PLAIN.fullmatch(word) and word.startswith(begun) and word != begun)
+        words = [word for word in found if word.startswith(begun) and word != begun]
+        sets = [word.replace("()", r"\(\)") if match[2] == "bash" else word for word in words if _SETS.fullmatch(word)]
+        print_lines([*filter(_PLAIN.fullmatch, words), *sets])
     else:
         print_lines({"install": _INSTALL, "uninstall": _UNINSTALL}[match[1]][match[2]].splitlines())
     return 0
@@ -98,6 +101,7 @@ def _offers(done: list[str], begun: str) -> Iterator[str]:
             found = _of_a_recipe(parser, words, begun, is_named=False)
             yield from (word for word in found if not word.startswith("sweep"))
         if name in (None, "build", "plan"):
+            yield from ("adapter_names=subsets()", "adapter_names=leave_one_out()") if equals else ()
             yield from _of_a_recipe(parser, words, begun, is_named=name is not None)
 
 

@@ -70,12 +70,13 @@ def parser(verb: str, *, about: str) -> Parser:
 
 def run(asked: Asked, words: Namespace) -> int:
     """Do with what a command line composes what is asked for, print it, and return the exit code."""
+    from lora_build.recipe.axes import axes_of, many_valued
     from lora_build.recipe.compose import compose_command
-    from lora_build.recipe.overrides import check_overrides, swept
+    from lora_build.recipe.overrides import check_overrides
 
     overrides = _overrides(words)
     flags = _flags(words)
-    several = swept(overrides)
+    several = many_valued(overrides)
     of_sweep = any(text.lstrip("+").startswith("sweep=") for text in overrides)
     many = words.multirun or "recipe" in several or (of_sweep and not flags)
     if flags and many:
@@ -85,9 +86,9 @@ def run(asked: Asked, words: Namespace) -> int:
     if many:
         from lora_build.cli import sweep
 
-        return sweep.run(asked, overrides)
+        return sweep.run(asked, overrides, _typed(words))
     if several:
-        check_overrides(overrides)  # a line is proposed that is right but for that
+        axes_of(overrides)  # a line is proposed that is right but for that
         each = proposed(words.typed, more=("-m",))
         raise RecipeError(f"{next(iter(several))}: has several values; to build each: {each}; a list is written [a,b]")
     if of_a_sweep := [text for text in overrides if text.lstrip("+~").startswith("hydra")]:
@@ -118,14 +119,20 @@ def _overrides(asked: Namespace) -> list[str]:
     return words_for_hydra(found)
 
 
+def _typed(asked: Namespace) -> list[str]:
+    """Return the words that make a recipe as they were typed, `recipe=` before a name alone."""
+    return [word if "=" in word or word.startswith("~") else f"recipe={word}" for word in asked.words]
+
+
 def one_recipe(words: Sequence[str], verb: str) -> "Recipe":
     """Return the one recipe that `recipe=NAME` and keys behind it make, for a verb that takes no sweep."""
+    from lora_build.recipe.axes import many_valued
     from lora_build.recipe.compose import compose_command, in_folder_of_its_own, to_recipe
-    from lora_build.recipe.overrides import check_overrides, swept
+    from lora_build.recipe.overrides import check_overrides
     from lora_build.recipe.short_overrides import words_for_hydra
 
     overrides = words_for_hydra(words)
-    if several := swept(overrides):
+    if several := many_valued(overrides):
         raise RecipeError(f"{next(iter(several))}: has several values, and {verb} takes one recipe; a list is [a,b]")
     if of_sweep := [text for text in overrides if text.lstrip("+~").startswith(("hydra", "sweep="))]:
         raise RecipeError(f"{of_sweep[0]}: is of a sweep, and {verb} takes one recipe; name a point by its folder")

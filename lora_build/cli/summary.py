@@ -19,12 +19,15 @@ _TO_DO = {
 }
 
 
-def summary_lines(points: Sequence[Point]) -> list[Said]:
-    """Return how many points there are and what they share, a row for each, and the messages of those that failed."""
+def summary_lines(points: Sequence[Point], said: Sequence[str] = ()) -> list[Said]:
+    """Return how many points there are, a row for each, and the messages of those that failed.
+
+    `said` are the words that all of them share, as they were typed.
+    """
     shared = [text for text in points[0].overrides if all(text in point.overrides for point in points)]
     own = [[text for text in point.overrides if text not in shared] for point in points]
     failed = sum(1 for point in points if point.exit_code)
-    title = f"{count(len(points), 'point')}, {failed} failed: {' '.join(shared)}".removesuffix(": ")
+    title = f"{count(len(points), 'point')}, {failed} failed: {' '.join(said)}".removesuffix(": ")
     columns = [
         Column(cells=[f"#{point.number}" for point in points]),
         *_override_columns(own),

@@ -8,7 +8,7 @@ import functools
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,21 +24,28 @@ from lora_build.terminal import escaped
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from lora_build.recipe.axes import Axes
     from lora_build.recipe.schema import Recipe
 
 
-def run(asked: Asked, overrides: list[str]) -> int:
-    """Run the points of a sweep, print what came of them, and return the exit code of the first that failed."""
+def run(asked: Asked, overrides: list[str], typed: Sequence[str]) -> int:
+    """Run the points of a sweep, print what came of them, and return the exit code of the first that failed.
+
+    Args:
+        asked: what is asked for.
+        overrides: the words of the sweep, as Hydra has them.
+        typed: the same as they were typed.
+    """
     from lora_build.cli.summary import counts, summary_lines
+    from lora_build.recipe.axes import axes_of
     from lora_build.recipe.hydra_errors import known_names
-    from lora_build.recipe.overrides import check_overrides
 
     points: list[Point] = []
     broken: dict[str, RecipeError] = {}
     with _scratch(overrides) as name, environ(HYDRA_FULL_ERROR="1"):  # Hydra then raises, and we say it shorter
-        check_overrides(overrides)
+        axes = axes_of(overrides)
         try:
-            _run_points(asked, overrides, Path(name), broken)
+            _run_points(asked, axes, Path(name), broken)
         finally:  # what came of the points before an interrupt is said too
             points += gather(Path(name))
             for recipe, error in broken.items():
@@ -49,26 +56,33 @@ def run(asked: Asked, overrides: list[str]) -> int:
                 said = [point.to_json() for point in points]
                 summary = {"summary": counts(points)} if asked.command == "plan" else {}
                 result = {"schema": "lora-build/points/v1", "points": said, **summary}
-                say(lambda: summary_lines(points), asked.manner, result=lambda: result, final=("", "failed", "plan"))
+                say(
+                    lambda: summary_lines(points, _shared(typed, axes)), asked.manner,
+                    result=lambda: result, final=("", "failed", "plan"),
+                )  # fmt: skip
     if not points:
         raise RecipeError(("the sweep has no points", *known_names("recipe")))
     code = exit_code(points)
     return work.WORK if not code and asked.exit_code and any(map(_is_work, points)) else code
 
 
+def _shared(typed: Sequence[str], axes: "Axes") -> list[str]:
+    """Return the words that all points share, as they were typed."""
+    return [word for word in typed if not word.startswith("hydra") and axes.is_shared(word)]
+
+
 def _is_work(point: Point) -> bool:
     return point.plan is not None and Action(point.plan["action"]) is not Action.reuse
 
 
-def _run_points(asked: Asked, overrides: list[str], folder: Path, broken: dict[str, RecipeError]) -> None:
+def _run_points(asked: Asked, axes: "Axes", folder: Path, broken: dict[str, RecipeError]) -> None:
     """Run the points of the recipes that compose; note what is wrong with the others."""
     from lora_build.recipe import compose
     from lora_build.recipe.inherited import merged
-    from lora_build.recipe.overrides import swept, without_broken_recipes
+    from lora_build.recipe.overrides import without_broken_recipes
 
-    several = swept(overrides)
-    chosen = any(word.lstrip("+").startswith("sweep=") for word in overrides)
-    run = _Run(asked=asked, folder=folder, is_of_recipes=set(several) == {"recipe"} and not chosen)
+    chosen = any(word.lstrip("+").startswith("sweep=") for word in axes.words)
+    run = _Run(asked=asked, folder=folder, axes=axes, is_of_recipes={*axes.keys} == {"recipe"} and not chosen)
 
     def sweep(words: list[str]) -> None:
         if "recipe=" in words:  # none is left
@@ -83,8 +97,8 @@ def _run_points(asked: Asked, overrides: list[str], folder: Path, broken: dict[s
         broken.update(found)
         return words
 
-    whole = drop(overrides, merged)
-    if "recipe" in several and any(word.startswith("~recipe.") for word in whole):
+    whole = drop([*axes.words], merged)
+    if "recipe" in axes.keys and any(word.startswith("~recipe.") for word in whole):
         # Hydra would take keys out before it has chosen a recipe
         whole = drop(whole, functools.partial(compose.try_recipe, whole))
         whole = [f"{word[1:]}=null" if word.startswith("~recipe.") else word for word in whole]
@@ -104,12 +118,14 @@ class _Run:
     Attributes:
         asked: what is asked for.
         folder: where what came of each point is written.
+        axes: those of the sweep.
         is_of_recipes: whether its points are recipes: each has then the output that it has by itself, as if it were
             asked for alone.
     """
 
     asked: Asked
     folder: Path
+    axes: "Axes"
     is_of_recipes: bool
 
     def recipe(self, config: "DictConfig", name: str, point: Point) -> "Recipe":
@@ -132,7 +148,8 @@ def _plan_points(run: _Run, points: list[list[str]]) -> None:
     from lora_build.recipe.words import for_people
 
     with composer() as compose:
-        for number, words in enumerate(points):
+        for number, found in enumerate(points):
+            words = run.axes.of_point(found)
             point = Point(number=number, overrides=tuple(map(for_people, words)))
 
             def recipe(words: list[str] = words, point: Point = point) -> "Recipe":
@@ -162,6 +179,7 @@ def _job(run: _Run, config: "DictConfig") -> None:
     """Hydra's task: run a point of a sweep, maybe in another process or on another machine."""
     from hydra.core.hydra_config import HydraConfig
 
+    from lora_build.recipe.composer import chosen_recipe, composer
     from lora_build.recipe.words import for_people
 
     asked = run.asked
@@ -171,10 +189,15 @@ def _job(run: _Run, config: "DictConfig") -> None:
     if asked.manner.quiet:
         hush()
     job = HydraConfig.get()
-    point = Point(number=job.job.num, overrides=tuple(map(for_people, job.overrides.task)))
+    words = run.axes.of_point(job.overrides.task)
+    point = Point(number=job.job.num, overrides=tuple(map(for_people, words)))
 
     def recipe() -> "Recipe":
-        return run.recipe(config, job.runtime.choices["recipe"], point)
+        if not run.axes.steps:
+            return run.recipe(config, job.runtime.choices["recipe"], point)
+        with composer() as compose:  # what Hydra composed has the number of a step, and not what it means
+            found = compose(words)
+        return run.recipe(found, chosen_recipe(words, found), point)
 
     def work(recipe: "Recipe", point: Point) -> Point:
         _announce(asked, point, recipe.output.dir)

@@ -12,10 +12,10 @@ from lora_build.errors import LoraBuildError, RecipeError, label
 from lora_build.keeping.today import chosen_by, composed
 from lora_build.pipeline import survey
 from lora_build.recipe import files as recipe_files
+from lora_build.recipe.axes import check_file_axes
 from lora_build.recipe.chosen import chosen_recipes
 from lora_build.recipe.compose import load_recipe
 from lora_build.recipe.files import Folder
-from lora_build.recipe.overrides import check_axes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +77,10 @@ def _recipe(folder: Folder, name: str, *, plan: bool) -> CheckedFile:
 def _check_sweep(name: str, file: Path) -> None:
     data = recipe_files.load_sweep_file(file)
     hydra = data.get("hydra") or {}
-    check_axes((hydra.get("sweeper") or {}).get("params") or {})
-    if (chosen := chosen_by(data)) is not None:
-        composed(chosen, (), name)
+    chosen = chosen_by(data)
+    recipe = None if chosen is None else composed(chosen, (), name)
+    names = None if recipe is None else list(recipe.adapters if recipe.adapter_names is None else recipe.adapter_names)
+    check_file_axes((hydra.get("sweeper") or {}).get("params") or {}, lambda: names)
 
 
 def _checked(folder: Folder, file: Path, kind: str, name: str, look: Callable[[], object]) -> CheckedFile:

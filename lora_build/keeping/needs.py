@@ -1,6 +1,7 @@
 """What needs a build that is there: recipes whose base or adapter it is, sweeps, builds that were made of it, links."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def _paths(value: Any) -> Iterator[str]:
     """Yield the local paths that stand somewhere in a sweep's file, also in lists that are text."""
     match value:
         case str():
-            parts = (part.strip(" '\"[]{}()") for part in value.replace("source:", ",").split(","))
+            parts = (part.strip(" '\"[]{}()") for part in re.sub(r"source:|\(", ",", value).split(","))
             yield from (parse_source(part)[0] for part in parts if is_local(part))
         case Mapping():
             for item in value.values():

@@ -175,7 +175,8 @@ def _file(kind: str, keys: Schema) -> Schema:
 def _sweep() -> Schema:
     """Return the schema of a sweep's own keys: those of the recipe that it changes, and how Hydra sweeps."""
     axes = {
-        "description": "The axes: keys of the recipe, each with its values as on a command line: 'keep,float32'.",
+        "description": "The axes: keys of the recipe, each with its values as on a command line: 'keep,float32', "
+        "'subsets()', 'zip(0,1)'.",
         "type": "object",
         "propertyNames": {"pattern": f"^({hydra_keys.axis_pattern()})$"},
         "additionalProperties": {"type": ["string", "number"]},

@@ -196,9 +196,10 @@ class _Check:
 
     def _list(self, value: object, path: str) -> Iterator[str]:
         if not isinstance(value, list):
-            expected = "a list of names" if path.endswith("ignore_files") else "a list of names or null"
-            hint = ""
-            if isinstance(value, str) and self.hints and re.fullmatch(NAME, value, re.ASCII):
+            expected, hint = f"a list of names{'' if path.endswith('ignore_files') else ' or null'}", ""
+            if path == "adapter_names" and (word := str(value).removesuffix("()")) in ("subsets", "leave_one_out"):
+                hint = f"; of a sweep an axis is 'adapter_names={word}()'"
+            elif isinstance(value, str) and self.hints and re.fullmatch(NAME, value, re.ASCII):
                 hint = f"; write {guesses.assignment(path, [value], as_override=self.as_override)}"
             yield _expected(path, expected, value) + hint
             return

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,6 +18,7 @@ from lora_build.recipe.hydra_errors import plain_errors
 from lora_build.recipe.hydra_keys import check_hydra_override
 from lora_build.recipe.keys import check_recipe, raise_problems, why_unknown
 from lora_build.recipe.renamed import NEW_NAMES, answer_override
+from lora_build.recipe.resolvers import why_unknown_function
 from lora_build.recipe.schema import Recipe
 from lora_build.recipe.words import RESERVED, for_hydra, for_people, key_for_people
 from lora_build.terminal import without_secrets
@@ -70,7 +71,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 @plain_errors()
-def swept(overrides: Sequence[str]) -> list[str]:
+def swept(overrides: Iterable[str]) -> list[str]:
     """Return the keys that have several values, of which a sweep takes one after the other."""
     parser = OverridesParser.create()
     parsed = [_parse(parser, text) for text in overrides]
@@ -210,11 +211,22 @@ def _shown(override: Override) -> str:
     return for_people(str(override.input_line))
 
 
+def parse_word(text: str) -> Override:
+    """Return what Hydra reads in a word.
+
+    Raises:
+        RecipeError: it cannot be read.
+    """
+    return _parse(OverridesParser.create(), text)
+
+
 def _parse(parser: OverridesParser, text: str) -> Override:
     try:
         return parser.parse_override(text)
     except HydraException as error:
         shown = for_people(text)
+        if unknown := re.search(r"Unknown function '(\w+)'", str(error)):
+            raise RecipeError(f"cannot read '{shown}': {why_unknown_function(unknown[1])}") from error
         quoted = f'{shown.partition("=")[0]}="..."'
         hint = f"special characters go in quotes: '{quoted}'"
         if (plain := re.sub(r"""(["'])([^"']*)\1(?=\s*:)""", r"\2", text)) != text and _is_read(parser, plain):

@@ -139,6 +139,13 @@ HINTS: dict[str, tuple[str, str]] = {
         "plan --since HEAD --tensors", "plan --help"),
     "--markdown goes with --since": ("plan prod --markdown", "plan --help"),
     "--exit-code is of a plan; --cfg and --info have none": ("plan recipe=prod --exit-code --cfg job", "plan recipe=prod --cfg job"),
+    "{}: zip() has all values of its axis, and nothing beside it: write {}=zip(A,B,C)": (
+        "plan -m prod dtype=keep,zip(float32) safe_merge=zip(true)", "plan -m prod dtype=zip(keep,float32) safe_merge=zip(true,true)"),
+    "{}: zip() has no values; write {}=zip(A,B,C)": (
+        "plan -m prod dtype=zip() safe_merge=zip(true)", "plan -m prod dtype=zip(keep,float32) safe_merge=zip(true,true)"),
+    "{}: {}: a zip() is in no other one; write {}=zip(A,B,C)": (
+        "plan -m prod dtype=zip(zip(keep))", "plan -m prod dtype=zip(keep,float32) safe_merge=zip(true,true)"),
+    "which files of recipes/adapter/? write adapter={}(NAME,NAME)": ("plan -m prod +adapter=subsets()", "plan -m prod dtype=keep"),
     "-m runs a sweep; it does not go with --cfg or --info": ("-m recipe=prod --cfg job", "recipe=prod --cfg job"),
     "{} goes with --cfg": ("recipe=prod --resolve", "recipe=prod --cfg job --resolve"),
     "--json goes with --cfg job, of which it prints the recipe": ("recipe=prod --info --json", "recipe=prod --cfg job --json"),

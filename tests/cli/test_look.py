@@ -228,7 +228,7 @@ def test_a_sweep_has_a_row_of_one_line_for_each_point(
         point(4, "[math,text]", "0.5", dir=folders[4], manifest_hash=HASH),
         point(5, "[math,text]", "1", dir=folders[4], manifest_hash=HASH, same_as=4),
     ]
-    assert STYLE.sub("", shown(*summary_lines(points))).splitlines() == [
+    assert STYLE.sub("", shown(*summary_lines(points, ["recipe=demo"]))).splitlines() == [
         "6 points, 2 failed: recipe=demo",
         "    adapter_names  math.weight              output                  manifest",
         "#0  [math]         0.5          built       builds/de*06c9d3a5d93c  0123456789ab",

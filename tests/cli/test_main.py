@@ -489,6 +489,8 @@ def test_info_says_where_a_recipe_comes_from(project, capsys, words):
         ("recipe=prod ~", ["~adapters.math", "~adapters.code", "~checks.forward", "~checks.wrapper"]),
         ("recipe=prod checks.forward.", ["checks.forward.prompts=", "checks.forward.seed="]),
         ("recipe=prod saved_modules_from=", ["saved_modules_from=math", "saved_modules_from=code"]),
+        ("-m recipe=prod adapter_names=", [r"adapter_names=subsets\(\)", r"adapter_names=leave_one_out\(\)"]),
+        ("merge ./base adapter_names=", []),
         ("recipe=prod safe_merge=f", ["safe_merge=false"]),
         ("recipe=prod tied_embeddings=", [f"tied_embeddings={word}" for word in ("untie", "peft", "error")]),
         ("recipe=nope dty", ["dtype="]),

@@ -262,7 +262,7 @@ def commands() -> list[str]:
 
 
 def test_every_command_in_the_document_can_be_planned(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(commands()) == 18
+    assert len(commands()) == 21
     folders = []
     for command in commands():
         words = shlex.split(command, comments=True)[1:]
