@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         MergeError,
         PlanError,
         RecipeError,
+        ScoreError,
         SourceError,
         StorageError,
         VerificationError,
@@ -53,9 +54,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Build", "BuildDiff", "CheckedFile", "Collected", "Explanation", "ForwardReport", "Inspection", "ListedBuild",
     "Locking", "LoraBuildError", "LoraModel", "Manifest", "MergeError", "Merged", "NewRecipe", "Plan", "PlanError",
-    "Recipe", "RecipeError", "SourceError", "StorageError", "Verification", "VerificationError", "WrapperReport",
-    "__version__", "build", "builds", "check", "diff", "explain", "gc", "init", "inspect", "load_recipe", "lock",
-    "merge", "pin", "plan", "unpin", "verify",
+    "Recipe", "RecipeError", "ScoreError", "SourceError", "StorageError", "Verification", "VerificationError",
+    "WrapperReport", "__version__", "build", "builds", "check", "diff", "explain", "gc", "init", "inspect",
+    "load_recipe", "lock", "merge", "pin", "plan", "unpin", "verify",
 ]  # fmt: skip
 
 _HOMES = {
@@ -63,6 +64,7 @@ _HOMES = {
     "MergeError": "errors",
     "PlanError": "errors",
     "RecipeError": "errors",
+    "ScoreError": "errors",
     "SourceError": "errors",
     "StorageError": "errors",
     "VerificationError": "errors",

@@ -5,6 +5,7 @@
     ├── SourceError           2  an input is missing, not readable or not what its format says
     ├── PlanError             2  base and adapters do not fit together; carries every issue found
     ├── MergeError            1  a merged value is not finite
+    ├── ScoreError            1  a build could not be scored, or does not pass a gate
     ├── VerificationError     3  bytes differ from what a digest promised
     └── StorageError          4  the disk or the network failed
 
@@ -72,6 +73,12 @@ class PlanError(LoraBuildError):
 
 class MergeError(LoraBuildError):
     """A merged value is not finite."""
+
+
+class ScoreError(LoraBuildError):
+    """A build could not be scored, or a score is not within its gate; `gates` has all, with what was held to them."""
+
+    gates: Sequence[Any] = ()
 
 
 class VerificationError(LoraBuildError):

@@ -41,22 +41,31 @@ from lora_build.proof.twins import find_twin
 from lora_build.recipe.committed import Committed, committed
 from lora_build.recipe.schema import IfExists, Recipe
 from lora_build.recipe.validate import from_mapping
+from lora_build.scores.interface import Tell
+from lora_build.scores.planning import memory_bytes as scoring_bytes
+from lora_build.scores.planning import plan_scores, refuse_commands, refuse_unscorable, with_commands
+from lora_build.scores.running import Scoring
 
 log = logging.getLogger(__name__)
 
 
-def plan(recipe: Recipe | Mapping[str, Any], *, replace: bool = False, locked: bool = False) -> Plan:
+def plan(
+    recipe: Recipe | Mapping[str, Any], *, replace: bool = False, locked: bool = False, allow_commands: bool = False
+) -> Plan:
     """Return what a build of a recipe would do, without doing it; the recipe is given as such or as plain data.
 
-    `replace` and `locked` are as for `build`.
+    `replace`, `locked` and `allow_commands` are as for `build`.
 
     Raises:
         LoraBuildError: see `prepare`.
     """
-    return prepare(_checked(recipe, "plan"), replace=replace, locked=locked)
+    found = prepare(_checked(recipe, "plan"), replace=replace, locked=locked)
+    return with_commands(found, allow_commands=allow_commands)
 
 
-def build(recipe: Recipe | Mapping[str, Any], *, replace: bool = False, locked: bool = False) -> Build:
+def build(
+    recipe: Recipe | Mapping[str, Any], *, replace: bool = False, locked: bool = False, allow_commands: bool = False
+) -> Build:
     """Build a recipe, given as such or as plain data, and return what is then in its output directory.
 
     Its warnings are logged besides, and what it replaced.
@@ -66,11 +75,13 @@ def build(recipe: Recipe | Mapping[str, Any], *, replace: bool = False, locked: 
         replace: whether to replace a build of another recipe or of other overrides, or one with files that were changed
             since it was built.
         locked: whether every source must be one that the lock beside the recipe's file has.
+        allow_commands: whether its scores may run programs, which a recipe alone may not.
 
     Raises:
         LoraBuildError: see `prepare` and `run`.
     """
-    built = run(prepare(_checked(recipe, "build"), replace=replace, locked=locked, is_told=False), replan=True)
+    planned = prepare(_checked(recipe, "build"), replace=replace, locked=locked, is_told=False)
+    built = run(with_commands(planned, allow_commands=allow_commands), replan=True)
     if built.replaced:
         why = "; ".join(built.reasons)
         log.warning("%s: %s replaces %s: %s", built.dir, built.manifest.manifest_hash, built.replaced, why)
@@ -111,7 +122,9 @@ def survey(recipe: Recipe) -> Plan:
 def _prepare(recipe: Recipe, *, replace: bool, locked: bool, is_told: bool, heirs: tuple[str, ...]) -> Plan:
     """Return the plan of a recipe on which others stand."""
     found = _survey(recipe, replace=replace, locked=locked, heirs=heirs)
-    return dataclasses.replace(found, at_target=foresee(found, is_told=is_told))
+    scores = plan_scores(recipe)
+    refuse_unscorable(scores, found.inputs, found.merge_plan)
+    return dataclasses.replace(found, at_target=foresee(found, is_told=is_told), scores=scores)
 
 
 def _survey(recipe: Recipe, *, replace: bool, locked: bool, heirs: tuple[str, ...]) -> Plan:
@@ -153,34 +166,44 @@ def _prepare_base(recipe: Recipe, heirs: tuple[str, ...], *, locked: bool) -> Pl
         raise kind(lines, issues=[where + issue for issue in error.issues]) from error
 
 
-def run(plan: Plan, *, progress: Callable[[int], None] | None = None, replan: bool = False) -> Build:
+def run(
+    plan: Plan, *, progress: Callable[[int], None] | None = None, replan: bool = False, tell: Tell | None = None
+) -> Build:
     """Return the build of a plan: the one that is there if nothing changed, else a new one.
 
     Args:
         plan: what to build.
         progress: is told how many more bytes have been written, out of `num_bytes_written`.
         replan: after a wait for another build of the target, build the recipe as it is then, not the plan.
+        tell: is told of which score how many parts are done, and of how many.
 
     Raises:
         LoraBuildError: the target is somebody else's, the disk or the network failed, an input's bytes are not the
-            promised ones or not those that were planned with, or a merged value is not finite. The target is then as
-            it was.
+            promised ones or not those that were planned with, a merged value is not finite, or a score is not within
+            its gate. The target is then as it was.
     """
+    refuse_commands(plan.scores, allow_commands=plan.allow_commands)
     base = None
     if plan.below is not None and plan.below.at_target.action is not Action.reuse:
-        base = run(plan.below, progress=progress, replan=True)
-        plan = prepare(plan.recipe, replace=plan.replace, locked=plan.locked, is_told=False)  # on what is there now
+        base = run(plan.below, progress=progress, replan=True, tell=tell)
+        plan = _again(plan)  # on what is there now
     with lock(plan.target) as waited:
         notes: tuple[str, ...] = ()
         if waited and replan:
             plan, notes = _plan_anew(plan)
-        built = _run(plan, progress)
+        built = _run(plan, progress, Scoring(plan, tell))
     return dataclasses.replace(built, notes=(*notes, *built.notes), base=base)
+
+
+def _again(plan: Plan) -> Plan:
+    """Return the plan of the same recipe today."""
+    fresh = prepare(plan.recipe, replace=plan.replace, locked=plan.locked, is_told=False)
+    return with_commands(fresh, allow_commands=plan.allow_commands)
 
 
 def _plan_anew(plan: Plan) -> tuple[Plan, tuple[str, ...]]:
     """Return the plan of the same recipe today, and a note of what changed."""
-    fresh = prepare(plan.recipe, replace=plan.replace, locked=plan.locked, is_told=False)
+    fresh = _again(plan)
     changed = [
         f"{role}/{name}"
         for role, source in fresh.sources.items()
@@ -193,7 +216,7 @@ def _plan_anew(plan: Plan) -> tuple[Plan, tuple[str, ...]]:
     return fresh, (f"planned anew after the wait for another build, since {what} had changed meanwhile",)
 
 
-def _run(plan: Plan, progress: Callable[[int], None] | None) -> Build:
+def _run(plan: Plan, progress: Callable[[int], None] | None, scoring: Scoring) -> Build:
     """Return the build of a plan; the caller holds the target's lock."""
     cleared = clear_stagings(plan.target, Builds())
     there = find_build(plan)
@@ -205,13 +228,13 @@ def _run(plan: Plan, progress: Callable[[int], None] | None) -> Build:
         before = None if there is None else Replaced.of(there)
         refuse_lack_of_space(plan.target, plan.num_bytes_written)
         fetch(plan.merge_plan, plan.sources, quiet=progress is None)
-        built = _cloned(plan, there) or _made(plan, there, progress or (lambda _: None))
+        built = _cloned(plan, there, scoring) or _made(plan, there, progress or (lambda _: None), scoring)
         if there is not None and before is not None:
             hash_there, kept = there.manifest.manifest_hash, there.additions.names
             reasons = before.reasons(plan.recipe, built.manifest)
             built = dataclasses.replace(built, replaced=hash_there, reasons=reasons, kept=kept)
     passed = tuple(check.name for check in checks_of(plan.recipe))  # or an error would have been raised
-    return dataclasses.replace(built, notes=(*cleared, *built.notes), passed=passed)
+    return scoring.after(dataclasses.replace(built, notes=(*cleared, *built.notes), passed=passed))
 
 
 def _is_current(plan: Plan, there: Manifest) -> bool:
@@ -248,7 +271,7 @@ def _made_of(plan: Plan) -> dict[str, list[Path]]:
     }
 
 
-def _cloned(plan: Plan, there: BuildThere | None) -> Build | None:
+def _cloned(plan: Plan, there: BuildThere | None, scoring: Scoring) -> Build | None:
     """Return the build of a plan as a clone of a twin; None where there is none, or it cannot be cloned."""
     twin = find_twin(plan)
     if twin is None:
@@ -259,19 +282,19 @@ def _cloned(plan: Plan, there: BuildThere | None) -> Build | None:
             for file in sorted(twin.manifest.files, key=lambda file: file.size_bytes):  # a small one tells if it can be
                 target.clone(twin.folder / file.path, file)
             done = Written(inputs=twin.inputs, manifest=twin.manifest, survival=twin.survival, report=twin.report)
-            return dataclasses.replace(finish(plan, target, done, begun), cloned_from=twin.folder)
+            return dataclasses.replace(finish(plan, target, done, begun, gate=scoring.before), cloned_from=twin.folder)
     except NotClonedError as error:
         log.debug("%s: not cloned: %s", plan.target, error)
         return None
 
 
-def _made(plan: Plan, there: BuildThere | None, progress: Callable[[int], None]) -> Build:
+def _made(plan: Plan, there: BuildThere | None, progress: Callable[[int], None], scoring: Scoring) -> Build:
     """Return the build of a plan, made of its inputs."""
     with DirectoryTarget(plan.target, there, _made_of(plan)) as target:
-        return _build(plan, target, progress)
+        return _build(plan, target, progress, scoring)
 
 
-def _build(plan: Plan, target: DirectoryTarget, progress: Callable[[int], None]) -> Build:
+def _build(plan: Plan, target: DirectoryTarget, progress: Callable[[int], None], scoring: Scoring) -> Build:
     from lora_build.engine.execute import execute  # the compiled pass, or torch, which planning does without
 
     begun = Begun(committed=_committed(plan.recipe))  # as the recipe is when it is built, and not after it
@@ -281,7 +304,7 @@ def _build(plan: Plan, target: DirectoryTarget, progress: Callable[[int], None])
     inputs = {**small, **done.inputs}
     manifest = make_manifest(merge_plan, inputs=inputs, files=(*files, *done.files), tensors=done.tensors)
     made = Written(inputs=inputs, manifest=manifest, survival=done.survival, report=survival_bytes(done.survival))
-    built = finish(plan, target, made, begun)
+    built = finish(plan, target, made, begun, gate=scoring.before)
     return dataclasses.replace(built, seconds={**done.seconds, **built.seconds}, notes=_notes(merge_plan))
 
 
@@ -304,6 +327,7 @@ def memory_bytes(plan: Plan) -> int:
     `numerics: peft` works on whole parameters; a check may hold a model.
     """
     checks = checks_of(plan.recipe)
-    runtime = runtime_bytes(plan.merge_plan, with_torch=bool(checks))
+    runtime = runtime_bytes(plan.merge_plan, with_torch=bool(checks or plan.scores))
     of_checks = (check.memory_bytes(plan.inputs, plan.merge_plan) for check in checks)
-    return runtime + max([merge_bytes(plan.merge_plan), *of_checks])
+    of_scores = scoring_bytes(plan.scores, plan.merge_plan)
+    return runtime + max([merge_bytes(plan.merge_plan), *of_checks, of_scores])

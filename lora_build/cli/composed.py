@@ -44,6 +44,11 @@ def parser(verb: str, *, about: str) -> Parser:
     )
     made.add_argument("--locked", action="store_true", help="refuse sources that recipes/lora-build.lock does not have")
     made.add_argument(
+        "--allow-commands",
+        action="store_true",
+        help="let scores run programs, and code of tasks, that the recipe names",
+    )
+    made.add_argument(
         "-m", "--multirun", action="store_true", help="sweep, one point for each value: dtype=float32,bfloat16"
     )
     made.add_argument(
@@ -185,16 +190,13 @@ def _inspect(flags: list[str], overrides: list[str]) -> int:
 
 def _run_single(asked: Asked, config: "DictConfig", name: str, overrides: Sequence[str]) -> int:
     """Plan or build a recipe, say it, and return the exit code."""
-    from lora_build import pipeline
     from lora_build.cli import json, text
     from lora_build.recipe.compose import in_folder_of_its_own, to_recipe
 
     recipe = in_folder_of_its_own(to_recipe(config, name, overrides), config)
     if asked.command == "plan":
-        return _say_plan(asked, pipeline.prepare(recipe, replace=asked.replace, locked=asked.locked))
-    built = work.build(
-        recipe, replace=asked.replace, locked=asked.locked, progressbar=config.progressbar and asked.manner.progress
-    )
+        return _say_plan(asked, work.plan(recipe, asked))
+    built = work.build(recipe, asked, progressbar=config.progressbar and asked.manner.progress)
 
     def lines() -> list[Said]:
         return [*text.built_lines(built), *(text.timing_lines(built) if asked.timings else [])]

@@ -13,6 +13,8 @@ from lora_build.files.targets.disk import free_bytes
 from lora_build.pipeline import memory_bytes
 from lora_build.planning.operations import Convert, Copy, Merge, Operation, Replace
 from lora_build.proof.builds import Build, Plan
+from lora_build.proof.scored import gates_of
+from lora_build.proof.scores_file import finite, gates_json
 
 if TYPE_CHECKING:
     from lora_build.planning.inspection.result import Inspection
@@ -51,9 +53,25 @@ def plan_json(plan: Plan, *, tensors: bool = False) -> dict[str, Any]:
             for shard in merge_plan.shards
         ],
         **({} if plan.below is None else {"below": _below_json(plan.below)}),
+        **_scoring_json(plan),
     }
     listed = [_tensor_json(op, shard.file) for shard in merge_plan.shards for op in shard.operations] if tensors else []
     return found | ({"tensors": listed} if tensors else {})
+
+
+def _scoring_json(plan: Plan) -> dict[str, Any]:
+    """Return what a build is scored by, held to and chosen by, where it is."""
+    if not plan.scores:
+        return {}
+    scores = {
+        score.name: {
+            "scorer": score.scorer, "version": score.version, "options": dict(score.options),
+            "data": score.data_digest, "command": list(score.command),
+        }
+        for score in plan.scores
+    }  # fmt: skip
+    gates = [{"score": g.score, "metric": g.metric, "limit": g.limit} for g in gates_of(plan.recipe.gates)]
+    return {"scores": scores, "gates": gates, "objective": dict(plan.recipe.objective) or None}
 
 
 def _below_json(plan: Plan) -> dict[str, Any]:
@@ -83,7 +101,16 @@ def built_json(built: Build) -> dict[str, Any]:
         **({} if built.base is None else {"base": built_json(built.base)}),
         **({} if built.cloned_from is None else {"cloned_from": str(built.cloned_from)}),
         **({"passed": list(built.passed)} if built.passed else {}),
+        **_scores_json(built),
     }
+
+
+def _scores_json(built: Build) -> dict[str, Any]:
+    """Return what a build was scored, where it was."""
+    if not built.scores:
+        return {}
+    scores = {name: {metric: finite(x) for metric, x in metrics.items()} for name, metrics in built.scores.items()}
+    return {"scores": scores, "gates": gates_json(built.gates), "objective": finite(built.objective)}
 
 
 def verification_json(found: "Verification") -> dict[str, Any]:

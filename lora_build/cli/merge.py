@@ -13,6 +13,7 @@ from lora_build.cli.init import adapters_of
 from lora_build.cli.json import built_json
 from lora_build.cli.output import Manner, say
 from lora_build.cli.text import built_lines
+from lora_build.cli.work import Asked
 from lora_build.errors import RecipeError, label
 from lora_build.recipe.schema import DType, Recipe
 from lora_build.recipe.shorthand import names_of
@@ -39,6 +40,7 @@ def parser() -> Parser:
         help="keep, float32, bfloat16 or float16",
     )  # fmt: skip
     made.add_argument("--replace", action="store_true", help="replace a build of a recipe, or with changed files")
+    made.add_argument("--allow-commands", action="store_true", help="let scores run programs")
     made.add_argument("--no-progress", action="store_true", help="do not say how far the build has come")
     return made
 
@@ -60,7 +62,7 @@ def run(asked: Namespace) -> int:
     if not manner.as_json and not manner.quiet:
         sys.stdout.write(f"# as {label(found.folder / 'NAME.yaml')} this builds the same bytes\n{found.text}\n")
         sys.stdout.flush()
-    built = work.build(found.recipe, replace=asked.replace, progressbar=manner.progress)
+    built = work.build(found.recipe, Asked.of("build", asked), progressbar=manner.progress)
 
     def result() -> object:
         return built_json(built) | {"recipe": found.text}

@@ -74,3 +74,25 @@ def _plain_progress(word: str, stream: TextIO) -> Advance:
                 stream.flush()
 
     return advance
+
+
+def scoring_progress() -> Callable[[str, int, int], None]:
+    """Return what to tell of which score how many parts are done, and of how many: a line every few seconds."""
+    stream = unguarded(sys.stderr)
+    done: dict[str, int] = {}
+    last = time.monotonic()
+
+    def tell(name: str, count: int, of: int) -> None:
+        nonlocal last
+        done[name] = done.get(name, 0) + count
+        now = time.monotonic()
+        if now - last < _PLAIN_EVERY_SECONDS:
+            return
+        last = now
+        if (to := events()) is not None:
+            to.tell("log", message=f"score {name}: {done[name]} of {of}")
+        else:
+            stream.writelines(f"{line}\n" for line in plain(Line("score", f"{name}: {done[name]} of {of}")))
+            stream.flush()
+
+    return tell

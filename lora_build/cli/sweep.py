@@ -161,10 +161,9 @@ def _plan_points(run: _Run, points: list[list[str]]) -> None:
 
 def _plan_point(asked: Asked, recipe: "Recipe", point: Point) -> Point:
     """Return a point with its plan."""
-    from lora_build import pipeline
     from lora_build.cli import json
 
-    plan = pipeline.prepare(recipe, replace=asked.replace, locked=asked.locked)
+    plan = work.plan(recipe, asked)
     return replace(point, plan=json.plan_json(plan, tensors=asked.tensors))
 
 
@@ -221,7 +220,7 @@ def _run_point(asked: Asked, recipe: "Recipe", point: Point, *, progressbar: boo
     """Return a point with what came of it."""
     if asked.command == "plan":
         return _plan_point(asked, recipe, point)
-    built = work.build(recipe, replace=asked.replace, locked=asked.locked, progressbar=progressbar)
+    built = work.build(recipe, asked, progressbar=progressbar)
     digest, warnings = built.manifest.manifest_hash, tuple(built.warnings)
     return replace(point, manifest_hash=digest, reused=built.reused, replaced=built.replaced, warnings=warnings)
 

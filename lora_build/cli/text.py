@@ -66,9 +66,41 @@ def plan_lines(plan: Plan) -> list[Line]:
         found = {**merge_plan.left_out.get(source, {}), **merge_plan.skipped.get(source, {})}
         lines += left_out_lines(source, found)
     lines += [Line("note", note) for note in (*merge_plan.remarks, *merge_plan.notes, *plan.at_target.notes)]
+    lines += scoring_lines(plan)
     there, build_key = plan.at_target.manifest_hash, plan.at_target.build_key
     lines += [] if there is None else [Line("there", there)]
     return [*lines, *([] if build_key is None else [Line("build_key", build_key)]), outcome]
+
+
+def scoring_lines(plan: Plan) -> list[Line]:
+    """Return what a build is scored by, held to and chosen by."""
+    recipe = plan.recipe
+    lines = []
+    for score in plan.scores:
+        written = score.options.get("run") or score.options.get("data") or score.options.get("tasks") or ""
+        written = written if isinstance(written, str) else ", ".join(written)
+        what = f"{score.scorer} of {written}" if written else score.scorer
+        lines.append(Line("score", f"{score.name}: runs {written}" if score.command else f"{score.name}: {what}"))
+    lines += [
+        Line("gate", f"{name}.{metric} {limit}")
+        for name, gate in recipe.gates.items()
+        for metric, limit in gate.items()
+    ]
+    for direction, of in recipe.objective.items():
+        weighed = of if isinstance(of, str) else ", ".join(
+            f"{weight:g} x {name}.{metric}" for name, part in of.items() for metric, weight in part.items()
+        )  # fmt: skip
+        lines.append(Line("objective", f"{direction} {weighed if isinstance(of, str) else f'the mean of {weighed}'}"))
+    return lines
+
+
+def scored_lines(scores: Mapping[str, Mapping[str, float]], objective: float | None) -> list[Line]:
+    """Return what a build was scored."""
+    lines = [
+        Line("score", f"{name}: {', '.join(f'{metric} {value:.6g}' for metric, value in metrics.items())}")
+        for name, metrics in scores.items()
+    ]
+    return [*lines, *([] if objective is None else [Line("objective", f"{objective:.6g}")])]
 
 
 def _below(plan: Plan) -> str:
@@ -156,6 +188,9 @@ def built_lines(built: Build) -> list[Line]:
         lines += [Line("since", reason) for reason in first(built.reasons, _SHOWN_REASONS)]
     if built.passed:
         lines.append(Line("passed", " and ".join(f"checks.{name}" for name in built.passed)))
+    lines += scored_lines(built.scores, built.objective)
+    if built.gates:
+        lines.append(Line("passed", f"{count(len(built.gates), 'gate')}: {'; '.join(g.said for g in built.gates)}"))
     if built.kept:
         lines.append(Line("kept", some_of(built.kept)))
     for source, found in built.left_out.items():

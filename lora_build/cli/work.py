@@ -8,7 +8,7 @@ from lora_build.cli.output import Manner
 from lora_build.errors import RecipeError
 
 if TYPE_CHECKING:
-    from lora_build.proof.builds import Build
+    from lora_build.proof.builds import Build, Plan
     from lora_build.recipe.schema import Recipe
 
 
@@ -27,11 +27,12 @@ class Asked:
     locked: bool = False
     exit_code: bool = False
     tensors: bool = False
+    allow_commands: bool = False
 
     @classmethod
     def of(cls, command: str, asked: Namespace) -> "Asked":
         """Return what a verb's parser has read."""
-        names = ("timings", "replace", "locked", "exit_code", "tensors")
+        names = ("timings", "replace", "locked", "exit_code", "tensors", "allow_commands")
         options = {name: getattr(asked, name, False) for name in names}
         return cls(command=command, manner=Manner.of(asked), **options)
 
@@ -47,12 +48,21 @@ class Asked:
             raise RecipeError("--exit-code is of a plan; --cfg and --info have none")
 
 
-def build(recipe: "Recipe", *, replace: bool, locked: bool = False, progressbar: bool) -> "Build":
+def plan(recipe: "Recipe", asked: Asked, *, is_told: bool = True) -> "Plan":
+    """Return the plan of a recipe."""
+    from lora_build import pipeline
+    from lora_build.scores.planning import with_commands
+
+    found = pipeline.prepare(recipe, replace=asked.replace, locked=asked.locked, is_told=is_told)
+    return with_commands(found, allow_commands=asked.allow_commands)
+
+
+def build(recipe: "Recipe", asked: Asked, *, progressbar: bool) -> "Build":
     """Return the build of a recipe, and say how far it has come."""
     from lora_build import pipeline
-    from lora_build.cli.progress import progress
+    from lora_build.cli.progress import progress, scoring_progress
 
-    plan = pipeline.prepare(recipe, replace=replace, locked=locked, is_told=False)
+    planned = plan(recipe, asked, is_told=False)
     with progress("write", enabled=progressbar) as advance:
-        tell = (lambda count: advance(count, plan.num_bytes_of_all)) if advance else None
-        return pipeline.run(plan, progress=tell, replan=True)
+        tell = (lambda count: advance(count, planned.num_bytes_of_all)) if advance else None
+        return pipeline.run(planned, progress=tell, replan=True, tell=scoring_progress() if progressbar else None)

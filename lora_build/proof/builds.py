@@ -14,6 +14,7 @@ from lora_build.planning.pins import NO_PINS, Pins
 from lora_build.planning.plan import MergePlan
 from lora_build.proof.difference import Difference
 from lora_build.proof.manifest import Manifest
+from lora_build.proof.scored import HeldGate, PlannedScore
 from lora_build.recipe.schema import Recipe
 
 
@@ -93,6 +94,8 @@ class Plan:
         below: the plan of the recipe whose build is the base; None where the base is no recipe's.
         at_target: what was at the target when it was planned, and will be done there.
         locked: whether only what is locked may be built.
+        scores: what the build is to be scored by.
+        allow_commands: whether these may run programs.
     """
 
     inputs: BuildInputs
@@ -102,6 +105,8 @@ class Plan:
     below: "Plan | None" = None
     at_target: AtTarget = AtTarget()
     locked: bool = False
+    scores: tuple[PlannedScore, ...] = ()
+    allow_commands: bool = False
 
     def __repr__(self) -> str:
         """Name what is built, where and how; all that it is made of fills pages."""
@@ -158,6 +163,7 @@ class Build:
         cloned_from: the build of the same build_key whose files it was cloned from.
         passed: the checks that its recipe asks for, all of which it has passed.
         scores: what it was scored, by the recipe's name of each score, then by metric.
+        gates: the gates that it was held to, all of which it has passed.
         objective: the one number of them by which a sweep chooses; None where the recipe has no objective.
     """
 
@@ -177,6 +183,7 @@ class Build:
     cloned_from: Path | None = None
     passed: tuple[str, ...] = ()
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    gates: tuple[HeldGate, ...] = ()
     objective: float | None = None
 
     def __repr__(self) -> str:

@@ -1,6 +1,7 @@
 """Finishing a build: what was written is checked, gets its proof beside it, and takes its place."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,11 +40,14 @@ class Written:
     report: bytes
 
 
-def finish(plan: Plan, target: DirectoryTarget, done: Written, begun: Begun) -> Build:
-    """Return the build of what was written, after it has passed its checks and taken its place."""
+def finish(
+    plan: Plan, target: DirectoryTarget, done: Written, begun: Begun, *, gate: Callable[[Path, Manifest], None]
+) -> Build:
+    """Return the build of what was written, after it has passed its checks, and then its gate, and taken its place."""
     merge_plan, manifest = plan.merge_plan, done.manifest
     target.write(SURVIVAL_NAME, done.report)
     checks = pass_checks(plan, target.staging, manifest)
+    gate(target.staging, manifest)
     root = root_above(Path(plan.recipe.root), plan.target)
     happened = BuildRun(started=begun.started, root=root, committed=begun.committed, checks=checks)
     target.write(PROVENANCE_NAME, provenance_bytes(plan.inputs, digests=done.inputs, manifest=manifest, run=happened))

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 MANIFEST_NAME = "lora-build.manifest.json"
 SURVIVAL_NAME = "lora-build.survival.json"
 PROVENANCE_NAME = "lora-build.provenance.json"
-_OWN_FILES = frozenset((MANIFEST_NAME, SURVIVAL_NAME, PROVENANCE_NAME))
+SCORES_NAME = "lora-build.scores.json"
+_OWN_FILES = frozenset((MANIFEST_NAME, SURVIVAL_NAME, PROVENANCE_NAME, SCORES_NAME))
 _SCHEMA = "lora-build/manifest/v2"
 _FIELDS = (
     "schema", "reproducibility", "build_key", "output_digest", "weights_digest", "plan", "files", "tensors", "left_out",

@@ -29,7 +29,7 @@ from lora_build.recipe.committed import Committed
 from lora_build.recipe.renamed import with_new_names
 from lora_build.recipe.schema import Recipe
 from lora_build.recipe.words import for_people
-from lora_build.terminal import without_secrets
+from lora_build.terminal import masked, without_secrets
 
 _BUILD_TYPE = "https://lora-build.dev/merge/v1"
 _FREE = ("name", "description")
@@ -220,7 +220,7 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
 
     written: dict[str, Any] = plain(dataclasses.asdict(recipe))
     del written["root"], written["output"]["dir"], written["composed"]
-    return written | {key: without_secrets(written[key]) for key in _FREE}
+    return written | {key: without_secrets(written[key]) for key in _FREE} | {"scores": masked(written["scores"])}
 
 
 def _composed(recipe: Recipe) -> dict[str, Any]:

@@ -13,9 +13,11 @@ from lora_build.proof.build_files import BuildFiles, find_files
 from lora_build.proof.file_check import check_files, size_bytes
 from lora_build.proof.manifest import (
     PROVENANCE_NAME,
+    SCORES_NAME,
     SURVIVAL_NAME,
     Manifest,
 )
+from lora_build.proof.scores_file import parse_scores
 from lora_build.proof.survival_report import parse_survival, why_unread
 from lora_build.proof.wanted import Places, Wanted
 
@@ -235,8 +237,21 @@ def _remarks(files: BuildFiles, manifest: Manifest) -> Iterator[str]:
     ):
         if not files.has(name):
             yield f"no {name}: {lost} is not known"
+    if files.has(SCORES_NAME):
+        yield from _remark_of_scores(files, manifest)
     if links := files.links(manifest):
         yield f"links, whose targets have the right bytes today: {some_of(links)}"
+
+
+def _remark_of_scores(files: BuildFiles, manifest: Manifest) -> Iterator[str]:
+    """Yield what is wrong with the scores beside the manifest, which whoever may write there may have put there."""
+    try:
+        found = parse_scores(files.small(SCORES_NAME), f"{files.where}/{SCORES_NAME}")
+    except (SourceError, VerificationError) as error:
+        yield str(error)
+    else:
+        if found.manifest_hash != manifest.manifest_hash:
+            yield f"{SCORES_NAME}: is of another build, {found.manifest_hash}, and says nothing of this one"
 
 
 def _doubts(files: BuildFiles, manifest: Manifest) -> Iterator[str]:

@@ -48,7 +48,7 @@ def _keys(above: str, adapters: Sequence[str]) -> dict[str, str]:
     """Return the keys below a dotted path, each with what follows it: `=`, or `.` where more keys are below."""
     declared = _declared(above)
     if typing.get_origin(declared) is Mapping:
-        return dict.fromkeys(adapters, ".")
+        return dict.fromkeys(adapters, ".") if above == "adapters" else {}
     if not dataclasses.is_dataclass(declared):
         return {}
     kinds = {key: _of_key(kind) for key, kind in typing.get_type_hints(declared).items() if key != "composed"}

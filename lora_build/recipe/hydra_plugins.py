@@ -51,7 +51,8 @@ def register() -> None:
         schema = OmegaConf.structured(Config)
         OmegaConf.set_struct(schema.recipe, True)
         OmegaConf.set_struct(schema.recipe.adapters, False)  # an override may add an adapter without a +
-        OmegaConf.set_struct(schema.recipe.checks, False)  # or a key of a check
+        for part in ("checks", "scores", "gates", "objective"):  # or a key of a check
+            OmegaConf.set_struct(schema.recipe[part], False)
         ConfigStore.instance().store(name="lora_build_schema", node=schema, provider="lora-build")
         alone = {"defaults": ["lora_build_schema", {"recipe": "???"}, "_self_"]}
         ConfigStore.instance().store(name=RECIPE_ALONE, node=alone, provider="lora-build")

@@ -20,6 +20,8 @@ from typing import Any
 from lora_build.recipe import defaults, hydra_keys
 from lora_build.recipe.declared import every_key, types_of
 from lora_build.recipe.schema import MISSING, AdapterSpec, Recipe
+from lora_build.recipe.scoring_checks import KEYS
+from lora_build.recipe.scoring_schema import scoring_schema
 from lora_build.recipe.shorthand import SHORT
 from lora_build.recipe.values import NAME, REPOSITORY, SIZE
 
@@ -96,7 +98,7 @@ def _key(key: "Field[Any]", hint: Any, path: str) -> Schema:
     return {
         "description": described(path),
         **({"default": default} if is_plain else {}),
-        **(_adapters() if path == "adapters" else _of_type(hint, path)),
+        **(_adapters() if path == "adapters" else scoring_schema(path) if path in KEYS else _of_type(hint, path)),
     }
 
 

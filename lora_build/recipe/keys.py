@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Any
 
 from lora_build.errors import RecipeError, did_you_mean
-from lora_build.recipe import guesses
+from lora_build.recipe import guesses, scoring_checks
 from lora_build.recipe.declared import declared_for, every_key, types_of
 from lora_build.recipe.defaults import check_defaults
 from lora_build.recipe.renamed import answer
@@ -103,7 +103,9 @@ class _Check:
         known = types_of(declared)
         for key, item in value.items():
             inner = f"{path}.{key}" if path else str(key)
-            if key in known:
+            if inner in scoring_checks.KEYS:
+                yield from scoring_checks.check_scoring(inner, item)
+            elif key in known:
                 yield from self.value(item, known[key], inner)
             elif said := answer(inner, item):
                 yield said

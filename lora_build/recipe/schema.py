@@ -308,6 +308,30 @@ class Recipe:
         default_factory=ChecksSpec,
         metadata=_holds("What a build must pass before it is published, see [checks](#checks)."),
     )
+    scores: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict,
+        metadata=_affects(
+            "nothing",
+            "How good a build is: names of yours, each with one scorer and its options, see "
+            "[scoring](scoring.md#scores).",
+        ),
+    )
+    gates: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict,
+        metadata=_affects(
+            "nothing",
+            "Which scores a build must have before it takes its place, by name and metric: `{sums: {exact_match: "
+            '">= 0.9"}}`, see [gates](scoring.md#gates).',
+        ),
+    )
+    objective: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata=_affects(
+            "nothing",
+            "The one number by which a sweep chooses: `{maximize: sums.exact_match}` or `{minimize: wiki.perplexity}`, "
+            "see [the objective](scoring.md#the-objective).",
+        ),
+    )
     root: str = field(default=".", metadata=_affects("nothing", "Where relative paths begin. It is not inherited."))
     composed: Composed | None = field(default=None, compare=False, metadata=_affects("nothing", ""))
 

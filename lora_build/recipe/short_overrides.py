@@ -20,7 +20,9 @@ from lora_build.recipe.shorthand import expand_values
 from lora_build.recipe.values import flatten, is_local
 from lora_build.recipe.words import for_hydra
 
-_MAY_BE_SHORT = re.compile(r"\+{0,2}recipe\.(base(\.source)?|adapters(\.[\w-]+(\.source)?)?|combine|output)=", re.ASCII)
+_MAY_BE_SHORT = re.compile(
+    r"\+{0,2}recipe\.(base(\.source)?|adapters(\.[\w-]+(\.source)?)?|combine|output|scores\.[\w-]+\.\w+)=", re.ASCII
+)
 _PLAIN = re.compile(r"[\w./@+-]+", re.ASCII)
 
 

@@ -10,6 +10,7 @@
     output: ./merged                  output: {dir: ./merged}
     max_shard_size: 5000000000        max_shard_size: 5GB
     base: {recipe: sft}               base: {recipe: sft, source: null, revision: null}
+    scores: {a: {choice: ./a.jsonl}}  scores: {a: {choice: {data: ./a.jsonl}, perplexity: null, ...}}
 
 A source alone says all of where it is, so an heir's `base: org/y` does not have the revision of the `org/x` that it
 inherits. Each file is written out as it is read, before files are merged: mappings merge key by key, a text would take
@@ -23,6 +24,7 @@ from typing import Any
 
 from lora_build.errors import RecipeError
 from lora_build.recipe.schema import MISSING
+from lora_build.recipe.scoring import expand_scoring, only_one
 from lora_build.recipe.values import parse_source, size_text
 
 SHORT = {"base": "source", "adapters.NAME": "source", "combine": "method", "output": "dir"}
@@ -34,7 +36,7 @@ def expand(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
     What is wrong in it stays as it is, for a check to find.
     """
-    data = expand_values(mapping)
+    data = only_one(expand_values(mapping))
     if isinstance(base := data.get("base"), Mapping):
         data["base"] = only_base(base)
     return data
@@ -42,7 +44,7 @@ def expand(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 def expand_values(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Return the same of values that are laid over others key by key, as those of a command line are."""
-    data = dict(mapping)
+    data = expand_scoring(mapping)
     for key in ("combine", "output"):
         if isinstance(text := data.get(key), str):
             data[key] = {SHORT[key]: text}

@@ -18,6 +18,8 @@ from lora_build.recipe.declared import declared_for
 from lora_build.recipe.keys import check_recipe, raise_problems
 from lora_build.recipe.references import too_much
 from lora_build.recipe.schema import MISSING, Recipe
+from lora_build.recipe.scoring import without_unset
+from lora_build.recipe.scoring_checks import check_whole
 from lora_build.recipe.shorthand import expand
 from lora_build.recipe.values import flatten, is_local, laid_over
 
@@ -39,6 +41,7 @@ def from_mapping(mapping: Mapping[str, Any] | Recipe, *, where: str = "recipe") 
     found = expand(_followed(expand(data), where))  # a reference may lead to what is short
     raise_problems(where, check_recipe(found))
     found["adapters"] = {name: spec for name, spec in found["adapters"].items() if spec is not None}
+    found |= without_unset(found)
     raise_problems(where, _check_whole(found))
     return dataclasses.replace(typing.cast("Recipe", _typed(Recipe, found)), composed=composed)
 
@@ -51,6 +54,7 @@ def refuse_wrong(data: Mapping[str, Any], *, where: str) -> None:
     raise_problems(where, check_recipe(data))
     whole = laid_over(to_plain(Recipe()), expand(data))
     whole["adapters"] = {name: spec for name, spec in whole["adapters"].items() if spec is not None}
+    whole |= without_unset(whole)
     raise_problems(where, _check_whole(whole))
 
 
@@ -89,8 +93,8 @@ def _followed(data: dict[str, Any], where: str) -> dict[str, Any]:
 
 def _typed(declared: Any, value: Any) -> Any:
     """Return checked plain data as the schema has it: an enumeration's member, a tuple, a dataclass."""
-    if value is None:
-        return None
+    if value is None or declared is Any:
+        return value
     declared = declared_for(declared, value)
     if dataclasses.is_dataclass(declared):
         hints = typing.get_type_hints(declared)
@@ -128,6 +132,7 @@ def _check_whole(data: Mapping[str, Any]) -> Iterator[str]:
     if (winner := data["saved_modules_from"]) is not None and winner not in adapters:
         yield f"saved_modules_from: no adapter '{winner}'{did_you_mean(winner, adapters)}"
     yield from _check_tokenizer(data["tokenizer"], adapters)
+    yield from check_whole(data)
     merged = [spec.get("weight", 1.0) for name, spec in adapters.items() if chosen is None or name in chosen]
     if merged and not any(merged):
         yield "adapters: every adapter has weight 0, so the output would equal the base"
