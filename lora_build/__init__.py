@@ -6,6 +6,7 @@
     built = lora_build.build(lora_build.load_recipe("prod_math", ["dtype=float32"]))
     built.manifest.manifest_hash, built.warnings
     lora_build.verify("./merged")
+    lora_build.score("./merged", {"sums": {"exact_match": "./sums.jsonl"}}).scores["sums"].metrics
     lora_build.merge("./base", "./math", output="./merged").build.manifest
     lora_build.init("acme/math-lora")
     lora_build.lock("prod_math")
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from lora_build.proof.wrapper_check import WrapperReport
     from lora_build.recipe.compose import load_recipe
     from lora_build.recipe.schema import Recipe
+    from lora_build.scores.scoring import Scored, score
     from lora_build.start.init import NewRecipe, init
     from lora_build.start.merge import Merged, merge
     from lora_build.wrapper.model import LoraModel
@@ -54,9 +56,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Build", "BuildDiff", "CheckedFile", "Collected", "Explanation", "ForwardReport", "Inspection", "ListedBuild",
     "Locking", "LoraBuildError", "LoraModel", "Manifest", "MergeError", "Merged", "NewRecipe", "Plan", "PlanError",
-    "Recipe", "RecipeError", "ScoreError", "SourceError", "StorageError", "Verification", "VerificationError",
-    "WrapperReport", "__version__", "build", "builds", "check", "diff", "explain", "gc", "init", "inspect",
-    "load_recipe", "lock", "merge", "pin", "plan", "unpin", "verify",
+    "Recipe", "RecipeError", "ScoreError", "Scored", "SourceError", "StorageError", "Verification",
+    "VerificationError", "WrapperReport", "__version__", "build", "builds", "check", "diff", "explain", "gc", "init",
+    "inspect", "load_recipe", "lock", "merge", "pin", "plan", "score", "unpin", "verify",
 ]  # fmt: skip
 
 _HOMES = {
@@ -86,6 +88,8 @@ _HOMES = {
     "LoraModel": "wrapper.model",
     "ForwardReport": "proof.forward.report",
     "WrapperReport": "proof.wrapper_check",
+    "score": "scores.scoring",
+    "Scored": "scores.scoring",
     "init": "start.init",
     "NewRecipe": "start.init",
     "builds": "keeping.listing",

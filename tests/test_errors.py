@@ -13,7 +13,7 @@ KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and is
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_error_has_issues(kind: type[LoraBuildError]) -> None:
-    assert len(KINDS) == 7
+    assert len(KINDS) == 8
     error = kind(["a: wrong"]) if kind is PlanError else kind("a: wrong")  # type: ignore[arg-type]
     assert error.issues == ("a: wrong",)
     again = pickle.loads(pickle.dumps(error))

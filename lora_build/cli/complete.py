@@ -97,7 +97,7 @@ def _offers(done: list[str], begun: str) -> Iterator[str]:
             yield from VERBS
         if name == "merge" and begun:
             yield from _of_any_recipe(begun)
-        if name in ("diff", "explain") and begun:  # else a shell would not offer folders
+        if name in ("diff", "explain", "score") and begun:  # else a shell would not offer folders
             found = _of_a_recipe(parser, words, begun, is_named=False)
             yield from (word for word in found if not word.startswith("sweep"))
         if name in (None, "build", "plan"):

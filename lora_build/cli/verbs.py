@@ -18,6 +18,7 @@ VERBS = {
     "inspect": "say what an adapter is, and whether it fits a base",
     "verify": "check every byte of a build against its manifest",
     "explain": "say why a build is up to date or not, and where a tensor comes from",
+    "score": "score a build, and hold it to gates",
     "diff": "say what two builds differ in, or a recipe and its build",
     "list": "list the recipes",
     "check": "name every broken recipe at once",

@@ -17,6 +17,7 @@ from lora_build.errors import RecipeError, did_you_mean
 from lora_build.recipe import guesses, scoring_checks
 from lora_build.recipe.declared import declared_for, every_key, types_of
 from lora_build.recipe.defaults import check_defaults
+from lora_build.recipe.references import num_references
 from lora_build.recipe.renamed import answer
 from lora_build.recipe.requires import unmet
 from lora_build.recipe.schema import MISSING, AdapterSpec, Recipe
@@ -37,9 +38,9 @@ def check_recipe(data: object, *, as_override: bool = False) -> list[str]:
     problem = unmet(versions) if isinstance(versions, str) and "${" not in versions else None
     if problem is not None:
         return [f"requires: {problem}"]
-    num_references = _num_references(data)
-    if num_references > _MAX_REFERENCES:
-        return [f"refers {num_references} times to other keys, expected at most {_MAX_REFERENCES}: write values out"]
+    number = num_references(data)
+    if number > _MAX_REFERENCES:
+        return [f"refers {number} times to other keys, expected at most {_MAX_REFERENCES}: write values out"]
     return list(itertools.islice(_Check(as_override=as_override).value(data, Recipe, ""), _MAX_PROBLEMS))
 
 
@@ -54,19 +55,6 @@ def why_unknown(key: str, value: object) -> str:
     for part in reversed(key.split(".")):
         data = {part: data}
     return next(iter(check_recipe(data, as_override=True)), f"{key}: unknown key")
-
-
-def _num_references(value: object) -> int:
-    """Return how many `${` there are in a value's texts."""
-    match value:
-        case str():
-            return value.count("${")
-        case Mapping():
-            return sum(map(_num_references, value.values()))
-        case list():
-            return sum(map(_num_references, value))
-        case _:
-            return 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

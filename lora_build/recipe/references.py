@@ -65,3 +65,16 @@ class _Following:
                 value = value.get(part) if isinstance(value, Mapping) else None
             self.known[key] = self(value, depth + 1)
         return self.known[key]
+
+
+def num_references(value: object) -> int:
+    """Return how many `${` there are in a value's texts."""
+    match value:
+        case str():
+            return value.count("${")
+        case Mapping():
+            return sum(map(num_references, value.values()))
+        case list():
+            return sum(map(num_references, value))
+        case _:
+            return 0

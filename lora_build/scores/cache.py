@@ -13,13 +13,13 @@ from lora_build.proof.canonical_json import canonical_json, without_floats
 from lora_build.proof.passed import keep, recall
 from lora_build.proof.readback import parse_json, table, text
 from lora_build.proof.scored import PlannedScore
-from lora_build.scores.interface import Measured
+from lora_build.scores.interface import Metrics
 
 _KIND = "scores"
 _MOST_BYTES = 4 << 20
 
 
-def recall_score(score: PlannedScore, manifest_hash: Digest, device: str) -> Measured | None:
+def recall_score(score: PlannedScore, manifest_hash: Digest, device: str) -> Metrics | None:
     """Return what a build was scored, None where nobody remembers it."""
     data = recall(_KIND, _key(score, manifest_hash, device))
     if data is None:
@@ -27,12 +27,12 @@ def recall_score(score: PlannedScore, manifest_hash: Digest, device: str) -> Mea
     try:
         found = table(parse_json(data, floats=True))
         metrics = {name: float(text(value)) for name, value in table(found["metrics"]).items()}
-        return Measured(metrics=metrics, details=found["details"])
+        return Metrics(metrics=metrics, details=found["details"])
     except (ValueError, KeyError, RecursionError):  # another version wrote it
         return None
 
 
-def keep_score(score: PlannedScore, manifest_hash: Digest, device: str, found: Measured) -> None:
+def keep_score(score: PlannedScore, manifest_hash: Digest, device: str, found: Metrics) -> None:
     """Remember what a build was scored."""
     metrics = {name: repr(float(value)) for name, value in found.metrics.items()}
     data = json.dumps({"metrics": metrics, "details": without_nan(found.details)}).encode()

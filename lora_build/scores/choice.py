@@ -13,7 +13,7 @@ from typing import Any
 
 from lora_build.proof.scored import PlannedScore
 from lora_build.scores.data import planned, prompt_problem, read_planned, rows_of
-from lora_build.scores.interface import Measured, ScoredBuild
+from lora_build.scores.interface import Metrics, ScoredBuild
 from lora_build.scores.models import device_of, model_of, refuse_long
 from lora_build.scores.tokens import Tokens
 
@@ -35,7 +35,7 @@ class Choice:
         """Return what it will run on."""
         return device_of(score)
 
-    def measure(self, score: PlannedScore, build: ScoredBuild) -> Measured:
+    def measure(self, score: PlannedScore, build: ScoredBuild) -> Metrics:
         """Return the share; NaN where the model gives some option no number."""
         options = score.options
         rows = _rows(read_planned(score), str(options["data"]))
@@ -62,7 +62,7 @@ class Choice:
             own = [value for value, owner in zip(scaled, owners, strict=True) if owner == number]
             right += own.index(max(own)) == _place(row)
         share = math.nan if any(map(math.isnan, scaled)) else right / len(rows)
-        return Measured(metrics={"accuracy": share}, details={"right": right, "of": len(rows)})
+        return Metrics(metrics={"accuracy": share}, details={"right": right, "of": len(rows)})
 
 
 def _rows(data: bytes, where: str) -> list[dict[str, Any]]:

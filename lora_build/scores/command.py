@@ -24,7 +24,7 @@ from lora_build.interrupts import held
 from lora_build.proof.readback import parse_json
 from lora_build.proof.scored import PlannedScore
 from lora_build.recipe.scoring import METRIC
-from lora_build.scores.interface import Measured, ScoredBuild, failed
+from lora_build.scores.interface import Metrics, ScoredBuild, failed
 
 _DIR = "{dir}"
 _MOST_BYTES = 1 << 20  # of the end of the output that is looked at
@@ -54,7 +54,7 @@ class Command:
         """Return nothing: that is the program's to say."""
         return ""
 
-    def measure(self, score: PlannedScore, build: ScoredBuild) -> Measured:
+    def measure(self, score: PlannedScore, build: ScoredBuild) -> Metrics:
         """Return what the program prints."""
         words = [word.replace(_DIR, str(build.folder)) for word in score.command]
         build.models.clear()  # it may need the memory
@@ -65,7 +65,7 @@ class Command:
             why = f"it was ended by signal {-code}" if code < 0 else f"it ended with exit code {code}"
             raise failed(score, f"{why}: {_last_line(complained) or _last_line(said) or 'it said nothing'}")
         build.tell(score.name, 1, 1)
-        return Measured(metrics=_metrics(score, _last_line(said)))
+        return Metrics(metrics=_metrics(score, _last_line(said)))
 
 
 def _run(score: PlannedScore, words: list[str], out: IO[bytes], err: IO[bytes]) -> int:

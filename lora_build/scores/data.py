@@ -13,7 +13,6 @@ from lora_build.errors import RecipeError, SourceError
 from lora_build.files.identity import Digest
 from lora_build.proof.readback import parse_json, read_file
 from lora_build.proof.scored import PlannedScore
-from lora_build.terminal import escaped
 
 _MOST_ROWS = 100_000
 _MOST_SHOWN = 5
@@ -122,7 +121,7 @@ def prompt_problem(row: Mapping[str, Any], known: tuple[str, ...]) -> str | None
     if missing := [key for key in known if key not in row]:
         return f"has no {missing[0]!r}; expected {', '.join(known)}"
     if unknown := sorted(row.keys() - set(known)):
-        return f"has {escaped(unknown[0])!r}; expected {', '.join(known)} and no more"
+        return f"has '{unknown[0]}'; expected {', '.join(known)} and no more"
     if not isinstance(row["prompt"], str) or not row["prompt"]:
         return "expected text as prompt"
     return None

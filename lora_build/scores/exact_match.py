@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_build.proof.scored import PlannedScore
 from lora_build.scores.data import planned, prompt_problem, read_planned, rows_of
-from lora_build.scores.interface import Measured, ScoredBuild
+from lora_build.scores.interface import Metrics, ScoredBuild
 from lora_build.scores.models import device_of, model_of, refuse_long
 from lora_build.scores.tokens import Tokens
 
@@ -32,7 +32,7 @@ class ExactMatch:
         """Return what it will run on."""
         return device_of(score)
 
-    def measure(self, score: PlannedScore, build: ScoredBuild) -> Measured:
+    def measure(self, score: PlannedScore, build: ScoredBuild) -> Metrics:
         """Return the share, with the first answers that are wrong."""
         options = score.options
         rows = _rows(read_planned(score), str(options["data"]))
@@ -40,7 +40,7 @@ class ExactMatch:
         prompts = tokens.encode_chat(texts) if options["chat"] else tokens.encode(texts)
         most = int(options["max_new_tokens"])
         end, model = tokens.end(), model_of(score, build)
-        refuse_long(score, model, [len(prompt) for prompt in prompts], more=most)
+        refuse_long(score, model, [len(prompt) for prompt in prompts], more=1)
         answers = model.greedy(
             prompts, most=most, end=model.end_ids(end), at_once=int(options["batch_size"]),
             done=lambda count, of: build.tell(score.name, count, of),
@@ -53,7 +53,7 @@ class ExactMatch:
             if not is_right
         ]
         details = {"right": sum(right), "of": len(rows), "wrong": wrong[:_SHOWN]}
-        return Measured(metrics={"exact_match": sum(right) / len(rows)}, details=details)
+        return Metrics(metrics={"exact_match": sum(right) / len(rows)}, details=details)
 
 
 def _rows(data: bytes, where: str) -> list[dict[str, Any]]:

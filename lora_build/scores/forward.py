@@ -13,7 +13,7 @@ from lora_build.files.identity import Digest
 from lora_build.proof.readback import read_file
 from lora_build.proof.scored import PlannedScore
 from lora_build.scores.data import located, read_planned
-from lora_build.scores.interface import Measured, ScoredBuild
+from lora_build.scores.interface import Metrics, ScoredBuild
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Forward:
         """Return what it runs on."""
         return "cpu"
 
-    def measure(self, score: PlannedScore, build: ScoredBuild) -> Measured:
+    def measure(self, score: PlannedScore, build: ScoredBuild) -> Metrics:
         """Return how far its answers are off."""
         from lora_build.proof.forward.compare import compare_forward
         from lora_build.proof.forward.inputs import Prompts, read_prompts
@@ -52,7 +52,7 @@ class Forward:
         build.tell(score.name, 1, 1)
         top1 = [check.top1 for check in found.prompts if check.top1 is not None]
         kl = [check.kl for check in found.prompts if check.kl is not None]
-        return Measured(
+        return Metrics(
             metrics={
                 "ok": float(found.is_ok),
                 "top1": min(top1, default=math.nan),

@@ -37,7 +37,7 @@ class ScoredBuild:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class Metrics:
     """What a scorer says: its metrics, and more of them as JSON."""
 
     metrics: Mapping[str, float]
@@ -65,7 +65,7 @@ class Scorer(Protocol):
     def device(self, score: PlannedScore) -> str:
         """Return what it will run on, cpu or cuda; empty where that is not ours to say."""
 
-    def measure(self, score: PlannedScore, build: ScoredBuild) -> Measured:
+    def measure(self, score: PlannedScore, build: ScoredBuild) -> Metrics:
         """Return what a build scores.
 
         Raises:

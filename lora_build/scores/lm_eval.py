@@ -20,7 +20,7 @@ from lora_build.proof.canonical_json import canonical_json
 from lora_build.proof.readback import read_file
 from lora_build.proof.scored import PlannedScore
 from lora_build.scores.data import located
-from lora_build.scores.interface import Measured, ScoredBuild, failed
+from lora_build.scores.interface import Metrics, ScoredBuild, failed
 from lora_build.scores.models import device_of, model_of
 
 _MOST_FILES = 1_000
@@ -54,7 +54,7 @@ class LmEval:
         """Return what it will run on."""
         return device_of(score)
 
-    def measure(self, score: PlannedScore, build: ScoredBuild) -> Measured:
+    def measure(self, score: PlannedScore, build: ScoredBuild) -> Metrics:
         """Return the metrics of each task, and the harness' own JSON of them."""
         import lm_eval  # type: ignore[import-not-found]
         from lm_eval.models.huggingface import HFLM  # type: ignore[import-not-found]
@@ -76,7 +76,7 @@ class LmEval:
             why = (str(error) or type(error).__name__).splitlines()[0]
             raise failed(score, f"the harness cannot go on: {why[:300]}") from error
         build.tell(score.name, 1, 1)
-        return Measured(metrics=_metrics(found["results"]), details=_plain({key: found.get(key) for key in _KEPT}))
+        return Metrics(metrics=_metrics(found["results"]), details=_plain({key: found.get(key) for key in _KEPT}))
 
 
 def _metrics(results: Any) -> dict[str, float]:

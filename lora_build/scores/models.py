@@ -1,7 +1,7 @@
 """The model of a build on the device at hand: log-likelihoods of tokens, and greedy answers, some prompts at once."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +93,12 @@ class LoadedModel:
         )
         self.model.generation_config = wanted  # what the build's says besides, such as sampling, is not meant here
         found: list[list[int]] = [[] for _ in prompts]
-        for places in _batches(prompts, at_once):
-            width = max(len(prompts[place]) for place in places)
+        lengths = [len(prompt) for prompt in prompts]
+        # where the model's positions end an answer, they end it at its own prompt's length, not at its neighbour's
+        bound = {length for length in lengths if length + most > self.most_tokens}
+        for places in _batches(prompts, at_once, apart=bound):
+            width = max(lengths[place] for place in places)
+            wanted.max_new_tokens = min(most, self.most_tokens - width)
             ids = torch.full((len(places), width), pad, dtype=torch.int64)
             mask = torch.zeros_like(ids)
             for row, place in enumerate(places):
@@ -139,10 +143,17 @@ def _sum_of_logs(logits: "torch.Tensor", ids: "torch.Tensor", start: int, end: i
     return float(logs.gather(-1, ids[start:end, None]).double().sum())
 
 
-def _batches(rows: Sequence[Sequence[int]], at_once: int) -> Iterator[list[int]]:
-    """Yield the places of rows, those of like lengths together."""
-    places = sorted(range(len(rows)), key=lambda place: (len(rows[place]), place))
-    yield from (places[start : start + at_once] for start in range(0, len(places), at_once))
+def _batches(rows: Sequence[Sequence[int]], at_once: int, *, apart: Container[int] = ()) -> Iterator[list[int]]:
+    """Yield the places of rows, those of like lengths together, of the lengths in `apart` only those of the same."""
+    batch: list[int] = []
+    for place in sorted(range(len(rows)), key=lambda place: (len(rows[place]), place)):
+        length = len(rows[place])
+        if batch and (len(batch) == at_once or (length in apart and length != len(rows[batch[-1]]))):
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
 
 
 class _run:  # noqa: N801  # reads as a function where it is used
@@ -161,9 +172,9 @@ class _run:  # noqa: N801  # reads as a function where it is used
             raise ScoreError(f"the build {self.what}: {why}; a smaller batch_size takes less memory") from error
 
 
-def refuse_long(score: PlannedScore, model: LoadedModel, lengths: Sequence[int], more: int = 0) -> None:
-    """Raise ScoreError where a row has more tokens than the model has positions for."""
+def refuse_long(score: PlannedScore, model: LoadedModel, lengths: Sequence[int], *, more: int = 0) -> None:
+    """Raise ScoreError where a row has no tokens, or more with so many `more` than the model has positions for."""
     for number, length in enumerate(lengths, 1):
         if length < 1 or length + more > model.most_tokens:
-            most = f"at most {model.most_tokens - more}" + (f", for {more} more to be answered" if more else "")
-            raise failed(score, f"row {number} has {length} tokens, expected {most}")
+            expected = f"1 to {model.most_tokens - more}, since the model has {model.most_tokens} positions"
+            raise failed(score, f"row {number} has {length} tokens, expected {expected}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lora_build.proof.scored import PlannedScore
 from lora_build.scores.data import planned, read_planned, text_of
-from lora_build.scores.interface import Measured, ScoredBuild, failed
+from lora_build.scores.interface import Metrics, ScoredBuild, failed
 from lora_build.scores.models import device_of, model_of
 from lora_build.scores.tokens import Tokens
 
@@ -31,7 +31,7 @@ class Perplexity:
         """Return what it will run on."""
         return device_of(score)
 
-    def measure(self, score: PlannedScore, build: ScoredBuild) -> Measured:
+    def measure(self, score: PlannedScore, build: ScoredBuild) -> Metrics:
         """Return the perplexity, and how many tokens it is of."""
         text = text_of(read_planned(score), str(score.options["data"]))
         (ids,) = Tokens(build.folder).encode([text])
@@ -47,7 +47,8 @@ class Perplexity:
         )
         number = sum(end - first for _, first, end in rows)
         mean = -math.fsum(sums) / number
-        return Measured(metrics={"perplexity": math.exp(mean) if mean < 700 else math.inf}, details={"tokens": number})
+        value = math.inf if mean > 700 else math.exp(mean)  # of NaN NaN
+        return Metrics(metrics={"perplexity": value}, details={"tokens": number})
 
 
 def windows(length: int, window: int, stride: int) -> list[tuple[int, int, int]]:

@@ -109,6 +109,7 @@ def test_there_are_these_pages() -> None:
         "proving.md",
         "recipe.md",
         "reliability.md",
+        "scoring.md",
         "supported.md",
     ]
     assert [page.name for page in PAGES] == names

@@ -34,6 +34,7 @@ def test_every_key_says_what_it_affects() -> None:
     assert set(found.values()) == {"bytes", "layout", "nothing"}
     assert {path for path, what in found.items() if what == "nothing"} == {
         "name", "description", "requires", "output.dir", "output.if_exists", "checks.forward", "checks.wrapper", "root",
+        "scores", "gates", "objective",
         "adapters.NAME.ignore_files",
     }  # fmt: skip
 
@@ -50,8 +51,11 @@ def test_a_point_has_another_name_where_a_key_affects_the_output_and_only_there(
             "combine.method",
             "checks.forward",
             "checks.wrapper",
+            "scores",
+            "gates",
+            "objective",
         ):
-            continue  # of inputs below; one combination cannot change; checks are of mappings
+            continue  # of inputs below; one combination cannot change; checks and scores are of mappings
         value = others.get(kind) or (
             next(m.value for m in kind if m != key.default) if issubclass(kind, Enum) else False
         )
