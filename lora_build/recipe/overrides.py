@@ -25,7 +25,7 @@ from lora_build.terminal import without_secrets
 
 _MOST_POINTS = 100_000
 _KEYS = tuple(key for key in Recipe.__dataclass_fields__ if key != "composed")
-_ALWAYS = {*_KEYS} - {"adapters", "checks"}  # which have a value always
+_ALWAYS = {*_KEYS} - {"adapters", "checks", "scores", "gates", "objective"}  # which have a value always
 
 
 @plain_errors()
@@ -190,7 +190,7 @@ def _may_change_bytes(key: str) -> bool:
 
 
 def _check_deletion(key: str) -> Iterator[str]:
-    """Yield what is wrong with `~KEY`: adapters, checks and Hydra's own can be taken out, other keys have a value."""
+    """Yield what is wrong with `~KEY`: adapters, checks, scores and Hydra's own can be, other keys have a value."""
     old = key.removeprefix("recipe.")
     if (new := NEW_NAMES.get(old)) is not None:
         yield f"{old}: is called {new} now, and always has a value: write {new}=VALUE"

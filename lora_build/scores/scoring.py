@@ -88,6 +88,7 @@ def recorded_scoring(folder: Path) -> dict[str, Any]:
     Raises:
         SourceError: the build has no provenance that says so.
     """
+    read_manifest(folder)  # which says better that there is no build
     path = folder / PROVENANCE_NAME
     recorded = read(read_file(path), str(path))
     root = Path.cwd() if recorded.root is None else folder / recorded.root

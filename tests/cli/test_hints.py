@@ -128,6 +128,12 @@ HINTS: dict[str, tuple[str, str]] = {
         "plan -m recipe=prod --tensors", "plan -m recipe=prod --tensors --json"),
     "lora-build explain DIR [TENSOR], or lora-build explain recipe=NAME [KEY=VALUE ...] [TENSOR]": (
         "explain", "explain builds/prod"),
+    "lora-build score DIR [scores.NAME.SCORER=...], or lora-build score recipe=NAME [KEY=VALUE ...]": (
+        "score", "score --help"),
+    "scores.{}.{}: would run {}; a recipe runs nothing by itself: to allow it add --allow-commands (allow_commands=True, {}=1)": (
+        "plan prod scores.s.command=\"'sh {dir}'\"", "plan prod scores.s.command=\"'sh {dir}'\" --allow-commands"),
+    "--junit: {} cannot be written: its folder is not there, or it is one": (
+        "score builds/prod --junit no/x.xml", "score --help"),
     "--since asks git, and there is no git on this machine; install it": ("", "plan --help"),
     "--since: {} is in no git repository that can be read": ("plan --since HEAD", "plan --help"),
     "--since: expected a commit, a branch or a tag, found '{}'": ("", "plan --help"),
@@ -215,6 +221,8 @@ HINTS: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 # what looks like a hint and is none: names, formats, and what no command line gets
 OTHERS = {
+    '; write ">= {}"', "A folder with tasks of your own, which may run code: `--allow-commands` has to allow it.",
+    "--junit: {}: {}",
     "lora-build {}", "lora-build {} [OPTION ...] {}", "lora-build plan recipe={}", "lora-build watch", "lora-build request",
     "complete -r lora-build; unset -f _lora_build", "compdef -d lora-build; unfunction _lora_build",
     "complete -e -c lora-build; functions -e __lora_build",

@@ -46,6 +46,7 @@ def engine(monkeypatch):
     from lora_build.cli import progress, text
     from lora_build.proof import verify
     from lora_build.proof.verify import Verification
+    from lora_build.scores import planning
 
     errors = {"bad": PlanError(["lora_A has no base"]), "merge": MergeError("not finite"), "full": StorageError("full")}
     fake = SimpleNamespace(recipes=[], progress=[], replace=[])
@@ -59,7 +60,7 @@ def engine(monkeypatch):
             raise errors[recipe.description]
         return SimpleNamespace(num_bytes_of_all=10, recipe=recipe)
 
-    def run(plan, *, progress=None, replan=False):
+    def run(plan, *, progress=None, replan=False, tell=None):
         progress(10)
         return SimpleNamespace(
             manifest=SimpleNamespace(manifest_hash="sha256:abc"),
@@ -79,6 +80,7 @@ def engine(monkeypatch):
         return contextlib.nullcontext(lambda count, total_bytes: None)
 
     monkeypatch.setattr(pipeline, "prepare", prepare)
+    monkeypatch.setattr(planning, "with_commands", lambda plan, *, allow_commands: plan)
     monkeypatch.setattr(pipeline, "run", run)
     monkeypatch.setattr(verify, "verify_bytes", verify_bytes)
     monkeypatch.setattr(progress, "progress", bar)
@@ -512,7 +514,7 @@ def test_info_says_where_a_recipe_comes_from(project, capsys, words):
         ("diff builds/prod rec", ["recipe="]),
         ("diff recipe=", ["recipe=prod", "recipe=team/chat"]),
         ("diff recipe=prod dty", ["dtype="]),
-        ("diff s", ["safe_merge=", "saved_modules_from="]),
+        ("diff s", ["safe_merge=", "saved_modules_from=", "scores."]),
         ("diff --w", ["--weights"]),
         ("merge ./base ./math dty", ["dtype="]),
     ],
