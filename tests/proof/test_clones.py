@@ -180,6 +180,14 @@ def test_no_link_or_pipe_is_cloned_and_nothing_outside_the_output_folders(
     lora_build.verify("builds/two")
 
 
+@pytest.mark.parametrize(("where", "is_found"), [("one", True), ("runs/one", False)])
+def test_beside_an_output_folder_of_its_own_nothing_is_looked_for_deeper_down(
+    folder: Path, clones: list[int], where: str, is_found: bool
+) -> None:
+    first = build("one", output=f"elsewhere/{where}").dir
+    assert build("two", output="elsewhere/two").cloned_from == (first if is_found else None)
+
+
 def test_where_the_file_system_cannot_clone_it_is_built(folder: Path) -> None:
     first, second = build("one"), build("two")
     assert (second.cloned_from, second.manifest) == (None, first.manifest)

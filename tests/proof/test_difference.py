@@ -9,6 +9,7 @@ from lora_build.files.identity import BASE, Digest, FileRecord, SourceName
 from lora_build.proof.difference import Side, compare
 from lora_build.proof.plan_record import AdapterRecord, PlanRecord
 from lora_build.proof.planned_tensor import PlannedTensor, SegmentRecord, TensorRef, UpdateRecord
+from lora_build.proof.sides import adapter_names
 
 WEIGHTS = "adapter_model.safetensors"
 MATH, TEXT = SourceName.of_adapter("math"), SourceName.of_adapter("text")
@@ -133,3 +134,9 @@ def test_tensors_that_come_and_go_are_listed() -> None:
     found = compare(side(), side(tensors=(tensor("a", 0), tensor("b", 0, 1), tensor("c", 1), tensor("e"))))
     assert (found.added, found.removed) == (("e",), ("d",))
     assert found.reasons == ("e, d planned in another way",)
+
+
+def test_an_adapter_whose_recipe_says_no_weight_is_known_by_one() -> None:
+    digests = {source: frozenset(f.sha256 for f in adapter(c).files) for source, c in ((MATH, "m"), (TEXT, "t"))}
+    assert adapter_names(side().record, digests, {"text": 1.0}) == ("math", "text")
+    assert adapter_names(side(adapter("m", 0.5), adapter("t")).record, digests, {"text": 1.0}) is None

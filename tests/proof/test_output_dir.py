@@ -12,6 +12,7 @@ import lora_build
 from lora_build.files.targets.disk import is_mount_point, is_on_overlay, mounted_below
 from lora_build.files.targets.staging import make_staging
 from lora_build.proof.builds import Action
+from lora_build.proof.occupant import BuildThere
 from makers import small
 
 
@@ -392,3 +393,50 @@ def test_the_build_key_of_a_plan_is_that_of_its_build(folder: Path) -> None:
     planned = plan(folder).at_target.build_key
     assert build(folder).manifest.build_key == planned
     assert plan(folder).at_target.build_key == planned
+
+
+def test_a_build_in_the_place_of_another_needs_space_beside_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(folder)
+    monkeypatch.setattr("lora_build.proof.output_dir.free_bytes", lambda _: 10)
+
+    assert "out needs 0.0 MB, its disk has 0.0 MB free" in refusal(folder, dtype="float32")
+    assert build(folder).reused
+
+
+@pytest.mark.parametrize("mode", [os.W_OK, os.X_OK])
+def test_a_folder_in_which_nothing_may_be_made_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    (folder / "closed").mkdir()
+    may = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, asked: may(path, asked) and not (Path(path).name == "closed" and asked & mode)
+    )
+
+    said = refusal(folder, "closed/out")
+    assert said.endswith(f"closed/out cannot be made: no permission to write in {folder / 'closed'}")
+
+
+def test_a_build_that_is_broken_meanwhile_is_left_as_it_is(folder: Path) -> None:
+    there = BuildThere.read(build(folder).dir)
+    assert there.look(folder / "out").own
+    (folder / "out/lora-build.manifest.json").write_text("{}")
+
+    with pytest.raises(
+        lora_build.StorageError, match=r"out is no longer as it was when this build began: .*; it is left"
+    ):
+        there.look(folder / "out")
+
+
+@pytest.mark.parametrize("names", [("math", "code"), ("code", "math")])
+def test_the_adapter_that_changed_is_named_whatever_its_place_in_the_manifest(
+    folder: Path, names: tuple[str, str]
+) -> None:
+    small.make_adapter(folder / "other", seed=90)
+    adapters = dict(zip(names, ("./math", "./other"), strict=True))
+    made = {"base": "./base", "adapters": adapters, "output": "./out"}
+    lora_build.build(made)
+    small.edit(folder / "other", lora_B__weight=small.values(77, 8, 2))
+
+    (reason,) = lora_build.plan(made).at_target.reasons
+    assert reason.startswith(f"adapters.{names[1]} changed (")

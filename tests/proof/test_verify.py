@@ -15,8 +15,9 @@ from blake3 import blake3
 
 import lora_build
 from lora_build.cli.main import main
-from lora_build.errors import LoraBuildError
+from lora_build.errors import LoraBuildError, SourceError
 from lora_build.proof import checks
+from lora_build.proof.build_files import FolderFiles
 from lora_build.proof.canonical_json import canonical_json
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, SURVIVAL_NAME, read_manifest
 from lora_build.recipe.validate import from_mapping
@@ -70,6 +71,11 @@ def refusal(folder: Path, **asked: Any) -> str:
     assert caught.value.exit_code == 3, caught.value
     assert len(str(caught.value)) < 3000
     return str(caught.value)
+
+
+def test_a_file_that_goes_while_it_is_verified_is_named_with_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=f"^{tmp_path}/model.safetensors: cannot be opened "):
+        FolderFiles(tmp_path).open("model.safetensors", None)
 
 
 # --- the manifest's fields ------------------------------------------------------------------------------------

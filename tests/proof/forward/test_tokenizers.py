@@ -1,5 +1,6 @@
 """The tokenizer of a build reads and writes as that of what it was made of, or the check says how not."""
 
+import dataclasses
 import json
 import os
 import time
@@ -13,6 +14,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 import lora_build
 from lora_build.errors import SourceError, VerificationError
+from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.proof.forward import apart
 from lora_build.proof.forward.apart import ApartError, done_apart
 from lora_build.proof.forward.inputs import Prompts, questions
@@ -77,6 +79,19 @@ def test_a_tokenizer_that_differs_fails_the_check(
         compare(out)
 
 
+def test_a_build_of_which_no_tokenizer_was_ever_said_fails_where_the_base_has_one(tmp_path: Path) -> None:
+    out = build(tmp_path)
+    manifest = read_manifest(out)
+    inputs = reopen(out, manifest)
+    lost = [file.path for file in manifest.files if is_tokenizer_file(file.path)]
+    for name in lost:
+        (out / name).unlink()
+    without = dataclasses.replace(manifest, files=tuple(file for file in manifest.files if file.path not in lost))
+
+    with pytest.raises(VerificationError, match="transformers does not load the build's, but the other"):
+        compare_tokenizers(out, without, inputs)
+
+
 def test_a_tokenizer_that_nobody_loads_is_a_note(tmp_path: Path) -> None:
     small.make_base(tmp_path / "base")
     small.make_adapter(tmp_path / "math")
@@ -115,6 +130,8 @@ def test_work_apart_is_bounded_and_says_how_it_ended(monkeypatch: pytest.MonkeyP
         done_apart(lambda: {}["x"])
     with pytest.raises(ApartError, match="SIGABRT"):
         done_apart(os.abort)
+    with pytest.raises(ApartError, match="exit code 0"):
+        done_apart(lambda: os._exit(0))
     monkeypatch.setattr(apart, "_MAX_ANSWER_BYTES", 1 << 20)
     with pytest.raises(ApartError, match="answers with over 1 MiB"):
         done_apart(lambda: "x" * (2 << 20))
@@ -123,3 +140,8 @@ def test_work_apart_is_bounded_and_says_how_it_ended(monkeypatch: pytest.MonkeyP
         done_apart(lambda: time.sleep(60))
     with pytest.raises(ChildProcessError):  # none is left
         os.waitpid(-1, os.WNOHANG)
+
+
+def test_work_apart_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    assert done_apart(lambda: [os.write(fd, b"said\n") for fd in (1, 2)] + [len(os.read(0, 1))]) == [5, 5, 0]
+    assert capfd.readouterr() == ("", "")
