@@ -21,6 +21,7 @@ import lora_build
 from lora_build.proof import plan_record, readback
 from lora_build.proof.additions import find_additions
 from lora_build.proof.canonical_json import canonical_json
+from lora_build.proof.choices import LeftOut
 from lora_build.proof.manifest import MANIFEST_NAME, Manifest
 from lora_build.proof.plan_record import PlanRecord
 from lora_build.proof.planned_tensor import PlannedTensor
@@ -60,6 +61,14 @@ def test_the_record_of_a_plan_is_read_back_as_it_was(built: Path) -> None:
         for planned, t in zip(record.tensors, document["tensors"], strict=True)
     ] == document["tensors"]
     assert [adapter.weight for adapter in record.adapters] == [1.0]
+
+
+def test_a_file_that_was_left_out_is_read_back_as_it_was() -> None:
+    entry = LeftOut(source="base", path="onnx/", why="a folder that no file of the model names")
+
+    assert LeftOut.from_json(entry.to_json()) == entry
+    with pytest.raises(ValueError, match="`why` is missing"):
+        LeftOut.from_json({"source": "base", "path": "onnx/"})
 
 
 @pytest.mark.parametrize(
