@@ -3,12 +3,16 @@
 torch, transformers and pytest are imported once; then each mutant has a fork, which imports the package with the fault and
 runs the package's own tests that execute the line, up to the first that fails. What survives that, and is not explained in
 `record.toml`, is tried on all that execute anything of the module.
+
+With `--json FILE` a run that was ended goes on where it was: what FILE says of a mutant holds for as long as the texts of
+its module, and of the tests that it was tried on, are the same.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import gc
+import hashlib
 import importlib
 import json
 import os
@@ -16,7 +20,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,21 +46,36 @@ class Outcome:
         killed_by: `own` or `wider` tests, `time`, or an empty text.
         test: the one that failed, or hung.
         seconds: that it took.
+        texts: a digest of the module and of the file of this test; of all of the package's tests where none failed.
     """
 
     name: str
     killed_by: str
     test: str
     seconds: float
+    texts: str = ""
 
 
-def tried(package: str) -> Iterator[Outcome]:
-    """Yield what becomes of the chosen mutants of a package; first the tests that fail without a fault."""
+def tried(package: str, before: Mapping[str, Outcome]) -> Iterator[Outcome]:
+    """Yield what becomes of the chosen mutants of a package, beginning with what became of them `before`.
+
+    Then come the tests that fail without a fault.
+    """
+    explained, elsewhere = recorded(package)
+    left = list[Mutant]()
+    for mutant in chosen(package):
+        known = before.get(mutant.name)
+        holds = known and known.texts == _texts(mutant, known.test) and (known.killed_by or mutant.name in explained)
+        if known and holds:
+            yield known
+        else:
+            left.append(mutant)
+    if not left:
+        return
     usual = _usual(package)
     for test in usual.failed:
         yield Outcome(name="no fault", killed_by="own", test=test, seconds=usual.seconds[test])
-    explained, elsewhere = recorded(package)
-    for mutant in chosen(package):
+    for mutant in left:
         start = time.monotonic()
         covering = usual.tests_of(mutant.file, mutant.lines)
         by, test = _killed(mutant, covering, usual)
@@ -64,7 +83,20 @@ def tried(package: str) -> Iterator[Outcome]:
             by, test = _judged(_run(mutant, [elsewhere[mutant.name]]), "wider")
         if not by and mutant.name not in explained:  # what is remembered is executed by its first user alone
             by, test = _killed(mutant, sorted({*usual.tests_of(mutant.file, None)} - {*covering}), usual)
-        yield Outcome(name=mutant.name, killed_by=by, test=test, seconds=round(time.monotonic() - start, 1))
+        seconds = round(time.monotonic() - start, 1)
+        yield Outcome(name=mutant.name, killed_by=by, test=test, seconds=seconds, texts=_texts(mutant, test))
+
+
+def _texts(mutant: Mutant, test: str) -> str:
+    files = (
+        [ROOT / test.partition("::")[0]]
+        if test
+        else sorted((ROOT / "tests" / mutant.module.split(".")[1]).rglob("*.py"))
+    )
+    digest = hashlib.sha256()
+    for file in (ROOT / mutant.file, *files):
+        digest.update(hashlib.sha256(file.read_bytes() if file.exists() else b"").digest())
+    return digest.hexdigest()
 
 
 def tried_on(package: str, word: str, files: Sequence[str]) -> Iterator[Outcome]:
@@ -141,18 +173,21 @@ def main() -> int:
     parser.add_argument("package", choices=PACKAGES)
     parser.add_argument("--word", default="", help="those that have it in their names, and only with --tests")
     parser.add_argument("--tests", nargs="+", default=[], metavar="FILE", help="try these tests alone")
-    parser.add_argument("--json", type=Path, help="where to write what came of it")
+    parser.add_argument("--json", type=Path, help="what came of it, and had come of it before")
     asked = parser.parse_args()
     os.chdir(ROOT)
     os.environ["PYTHONPATH"] = os.pathsep.join(_PATH)
     explained, _ = recorded(asked.package)
-    outcomes = []
-    for outcome in tried_on(asked.package, asked.word, asked.tests) if asked.tests else tried(asked.package):
-        outcomes.append(outcome)
+    before = {}
+    if asked.json and asked.json.exists():
+        before = {found["name"]: Outcome(**found) for found in json.loads(asked.json.read_text())}
+    outcomes: list[dict[str, object]] = []
+    for outcome in tried_on(asked.package, asked.word, asked.tests) if asked.tests else tried(asked.package, before):
+        outcomes.append(dataclasses.asdict(outcome))
         how = outcome.killed_by or ("harmless" if outcome.name in explained else "SURVIVES")
         print(f"{how:<8} {outcome.seconds:6.1f} s  {outcome.name}  [{outcome.test}]", flush=True)
-    if asked.json:
-        asked.json.write_text(json.dumps([dataclasses.asdict(outcome) for outcome in outcomes]))
+        if asked.json:
+            asked.json.write_text(json.dumps(outcomes))
     return 0
 
 

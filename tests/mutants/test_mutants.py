@@ -30,8 +30,10 @@ def names(text: str) -> list[str]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_fault_in_the_code_is_found_by_tests_or_harms_nobody(package: str, count: Count, tmp_path: Path) -> None:
-    result = tmp_path / "outcomes.json"
+def test_a_fault_in_the_code_is_found_by_tests_or_harms_nobody(
+    package: str, count: Count, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    result = pytestconfig.cache.mkdir("mutants") / f"{package}.json" if pytestconfig.cache else tmp_path / "outcomes"
 
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     command = [sys.executable, str(RUN), package, "--json", str(result)]
