@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import lora_build
 from lora_build.proof import plan_record, readback
 from lora_build.proof.additions import find_additions
-from lora_build.proof.canonical_json import canonical_json
+from lora_build.proof.canonical_json import canonical_json, without_floats
 from lora_build.proof.choices import LeftOut
 from lora_build.proof.manifest import MANIFEST_NAME, Manifest
 from lora_build.proof.plan_record import PlanRecord
@@ -261,6 +261,12 @@ def test_names_and_order_of_adapters_do_not_change_the_manifest(tmp_path: Path) 
     ).manifest
 
     assert first.manifest_hash == second.manifest_hash
+
+
+def test_floats_go_in_as_text_however_deep_they_are() -> None:
+    assert without_floats({"a": [0.5, 1, [{"b": 1e-7}]], "c": "0.5", "d": None, "e": True}) == {
+        "a": ["0.5", 1, [{"b": "1e-07"}]], "c": "0.5", "d": None, "e": True,
+    }  # fmt: skip
 
 
 def test_floats_do_not_get_into_canonical_json() -> None:
