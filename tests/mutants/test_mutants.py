@@ -31,9 +31,9 @@ def names(text: str) -> list[str]:
 @pytest.mark.long
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_fault_in_the_code_is_found_by_tests_or_harms_nobody(
-    package: str, count: Count, tmp_path: Path, pytestconfig: pytest.Config
+    package: str, count: Count, tmp_path: Path, cache: pytest.Cache
 ) -> None:
-    result = pytestconfig.cache.mkdir("mutants") / f"{package}.json" if pytestconfig.cache else tmp_path / "outcomes"
+    result = cache.mkdir("mutants") / f"{package}.json"
 
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     command = [sys.executable, str(RUN), package, "--json", str(result)]
