@@ -27,7 +27,8 @@ FLOORS = (
     ("scores",),
     ("pipeline",),
     ("pages",),
-    ("keeping", "start", "sweep"),
+    ("keeping", "start"),
+    ("sweep",),
     ("cli",),
     ("__main__",),
 )

@@ -29,6 +29,7 @@ keys:
   KEY=VALUE               change a key: dtype=bfloat16 adapters.math.weight=0.5
   ~KEY                    take an adapter or a check out: ~adapters.math
   sweep=NAME              sweep as recipes/sweep/NAME.yaml says
+  keep=best:3             of a sweep, keep the builds of the 3 best points; or all, best, none
 
 docs/recipe.md describes every key; lora-build list names the recipes.
 """
@@ -96,8 +97,8 @@ def run(asked: Asked, words: Namespace) -> int:
         axes_of(overrides)  # a line is proposed that is right but for that
         each = proposed(words.typed, more=("-m",))
         raise RecipeError(f"{next(iter(several))}: has several values; to build each: {each}; a list is written [a,b]")
-    if of_a_sweep := [text for text in overrides if text.lstrip("+~").startswith("hydra")]:
-        check_overrides(of_a_sweep)
+    if of_a_sweep := [text for text in overrides if text.lstrip("+~").startswith(("hydra", "keep="))]:
+        check_overrides([text for text in of_a_sweep if not text.startswith("keep=")])
         each = proposed(words.typed, more=("-m",))
         raise RecipeError(f"{of_a_sweep[0]}: is of a sweep, of which each point is built; try: {each}")
     check_overrides(overrides)

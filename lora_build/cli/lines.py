@@ -35,11 +35,19 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """A column: its cells, and what stands above them, if anything."""
+    """A column.
+
+    Attributes:
+        cells: from above.
+        head: what stands above them, if anything.
+        kind: what they are.
+        spare: how soon a terminal without room for it leaves it out: 1 first; 0 never.
+    """
 
     cells: Sequence[str]
     head: str = ""
     kind: Kind = Kind.text
+    spare: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

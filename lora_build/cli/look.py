@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO, assert_never
 
-from lora_build.cli.lines import INDENT, Kind, Line, Said, Table, aligned, begin_of
+from lora_build.cli.lines import INDENT, Column, Kind, Line, Said, Table, aligned, begin_of
 from lora_build.terminal import escaped
 
 if TYPE_CHECKING:
@@ -138,23 +138,18 @@ def _fitted(table: Table, look: Look, width: int) -> "Iterator[Text]":
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    columns = [[_cut(escaped(cell), width) for cell in column.cells] for column in table.shown]
-    room = width - table.indent
-    heads: list[str] = []
-    for num_lines in (1, 2, 3):
-        heads = [_stacked(escaped(c.head), cells, num_lines) for c, cells in zip(table.shown, columns, strict=True)]
-        if _over(heads, columns, room) <= 0:
+    room, shown = width - table.indent, list(table.shown)
+    while True:
+        heads, columns = _in_room(shown, room, width)
+        spare = sorted((column for column in shown if column.spare), key=lambda column: column.spare)
+        if not spare or _over(heads, columns, room) <= 0:
             break
-    if (over := _over(heads, columns, room)) > 0:
-        columns = [
-            [_shortened(cell, max(map(len, cells)) - over) for cell in cells] if column.kind is Kind.path else cells
-            for column, cells in zip(table.shown, columns, strict=True)
-        ]
+        shown.remove(spare[0])
     grid = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(heads))
-    for head, column in zip(heads, table.shown, strict=True):
+    for head, column in zip(heads, shown, strict=True):
         grid.add_column(Text(head, _HEAD), overflow="fold", no_wrap=column.kind is not Kind.text)
     for row in zip(*columns, strict=True):
-        styles = [_style(cell) if c.kind is Kind.word else "" for c, cell in zip(table.shown, row, strict=True)]
+        styles = [_style(cell) if c.kind is Kind.word else "" for c, cell in zip(shown, row, strict=True)]
         grid.add_row(*map(Text, row, styles))
     for number, segments in enumerate(look.console.render_lines(grid, look.console.options.update(width=room))):
         line = _text((begin_of(table) if number == 0 else " " * table.indent, ""))
@@ -162,6 +157,22 @@ def _fitted(table: Table, look: Look, width: int) -> "Iterator[Text]":
             line.append(segment.text, segment.style)
         line.rstrip()
         yield line
+
+
+def _in_room(shown: Sequence[Column], room: int, width: int) -> tuple[list[str], list[list[str]]]:
+    """Return heads and cells that take no more room than there is, if heads of several lines and short paths can do."""
+    columns = [[_cut(escaped(cell), width) for cell in column.cells] for column in shown]
+    heads: list[str] = []
+    for num_lines in (1, 2, 3):
+        heads = [_stacked(escaped(c.head), cells, num_lines) for c, cells in zip(shown, columns, strict=True)]
+        if _over(heads, columns, room) <= 0:
+            break
+    if (over := _over(heads, columns, room)) > 0:
+        columns = [
+            [_shortened(cell, max(map(len, cells)) - over) for cell in cells] if column.kind is Kind.path else cells
+            for column, cells in zip(shown, columns, strict=True)
+        ]
+    return heads, columns
 
 
 def _over(heads: Sequence[str], columns: Sequence[Sequence[str]], room: int) -> int:

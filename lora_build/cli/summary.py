@@ -8,7 +8,7 @@ from lora_build.cli.lines import Column, Kind, Line, Said, Table
 from lora_build.cli.text import ACTIONS, count, first, size
 from lora_build.errors import label
 from lora_build.proof.builds import Action
-from lora_build.sweep.points import Point
+from lora_build.proof.sweep_record import Point
 
 _NONE = "-"
 _TO_DO = {
@@ -19,11 +19,16 @@ _TO_DO = {
 }
 
 
-def summary_lines(points: Sequence[Point], said: Sequence[str] = ()) -> list[Said]:
+def summary_lines(points: Sequence[Point], said: Sequence[str] = (), best: Sequence[Point] = ()) -> list[Said]:
     """Return how many points there are, a row for each, and the messages of those that failed.
 
-    `said` are the words that all of them share, as they were typed.
+    Args:
+        points: those of the sweep.
+        said: the words that all of them share, as they were typed.
+        best: those that have an objective, the best one first: so do their rows stand.
     """
+    first = [point.number for point in best]
+    points = sorted(points, key=lambda p: first.index(p.number) if p.number in first else len(first) + p.number)
     shared = [text for text in points[0].overrides if all(text in point.overrides for point in points)]
     own = [[text for text in point.overrides if text not in shared] for point in points]
     failed = sum(1 for point in points if point.exit_code)
@@ -32,11 +37,13 @@ def summary_lines(points: Sequence[Point], said: Sequence[str] = ()) -> list[Sai
         Column(cells=[f"#{point.number}" for point in points]),
         *_override_columns(own),
         Column(cells=list(map(_outcome, points)), kind=Kind.word),
+        Column(head="objective", cells=[_number(point.objective) for point in points], kind=Kind.word),
+        *_score_columns(points),
         Column(head="to write", cells=list(map(_to_write, points))),
-        Column(head="output", cells=[_NONE if p.dir is None else label(Path(p.dir)) for p in points], kind=Kind.path),
+        Column(head="output", cells=list(map(_output, points)), kind=Kind.path, spare=3),
         Column(head="why", cells=[_why(point) for point in points]),
-        Column(head="manifest", cells=[point.manifest_hash or "" for point in points], kind=Kind.word),
-        Column(head="replaces", cells=[point.replaced or "" for point in points], kind=Kind.word),
+        Column(head="manifest", cells=[point.manifest_hash or "" for point in points], kind=Kind.word, spare=2),
+        Column(head="replaces", cells=[point.replaced or "" for point in points], kind=Kind.word, spare=1),
     ]
     lines: list[Said] = [title, Table(columns=columns, indent=0), *_messages(points)]
     return lines if all(point.plan is None for point in points) else [*lines, Line("plan", _counted(points))]
@@ -61,6 +68,25 @@ def _override_columns(own: Sequence[Sequence[str]]) -> list[Column]:
     return [Column(head=key.removeprefix("adapters."), cells=[f.get(key, _NONE) for f in values]) for key in keys]
 
 
+def _score_columns(points: Sequence[Point]) -> list[Column]:
+    """Return a column for each score, but for one that is the objective itself."""
+    found = dict.fromkeys((name, m) for point in points for name, of in (point.scores or {}).items() for m in of)
+    columns = []
+    for name, metric in found:
+        values = [(point.scores or {}).get(name, {}).get(metric) for point in points]
+        if values != [point.objective for point in points]:
+            columns.append(Column(head=f"{name} {metric}", cells=list(map(_number, values)), kind=Kind.word, spare=4))
+    return columns
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _output(point: Point) -> str:
+    return _NONE if point.dir is None or point.kept is False else label(Path(point.dir))
+
+
 def _key_and_value(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     return key, value if equals else "left out"  # ~key
@@ -69,6 +95,8 @@ def _key_and_value(text: str) -> tuple[str, str]:
 def _outcome(point: Point) -> str:
     if point.same_as is not None:
         return f"same as #{point.same_as}"
+    if point.kept is False:
+        return "not kept"
     if point.exit_code:
         return f"failed ({point.exit_code})"
     if point.plan is not None:

@@ -8,24 +8,28 @@ import functools
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_build.cli import work
 from lora_build.cli.output import events, hush, log_to_stderr, say, tell_events
 from lora_build.cli.work import Asked
 from lora_build.errors import RecipeError, StorageError
 from lora_build.proof.builds import Action
-from lora_build.sweep.points import Point, exit_code, gather, run_point
+from lora_build.proof.sweep_record import Point
+from lora_build.sweep.points import exit_code, gather, run_point
 from lora_build.terminal import escaped
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from lora_build.proof.sweep_record import SweepRecord
     from lora_build.recipe.axes import Axes
     from lora_build.recipe.schema import Recipe
+    from lora_build.sweep.folder import SweepFolder
 
 
 def run(asked: Asked, overrides: list[str], typed: Sequence[str]) -> int:
@@ -36,34 +40,120 @@ def run(asked: Asked, overrides: list[str], typed: Sequence[str]) -> int:
         overrides: the words of the sweep, as Hydra has them.
         typed: the same as they were typed.
     """
-    from lora_build.cli.summary import counts, summary_lines
     from lora_build.recipe.axes import axes_of
+    from lora_build.recipe.files import refuse_keep
     from lora_build.recipe.hydra_errors import known_names
 
-    points: list[Point] = []
     broken: dict[str, RecipeError] = {}
-    with _scratch(overrides) as name, environ(HYDRA_FULL_ERROR="1"):  # Hydra then raises, and we say it shorter
+    with environ(HYDRA_FULL_ERROR="1"):  # Hydra then raises, and we say it shorter
+        place, keep = _taken(overrides, "hydra.sweep.dir"), _taken(overrides, "keep")
+        refuse_keep(keep)
         axes = axes_of(overrides)
-        try:
-            _run_points(asked, axes, Path(name), broken)
-        finally:  # what came of the points before an interrupt is said too
-            points += gather(Path(name))
-            for recipe, error in broken.items():
-                point = Point(number=len(points), overrides=(f"recipe={recipe}",))
-                points.append(replace(point, exit_code=error.exit_code, error=str(error)))
-            if points:
-                _tell_errors(points)
-                said = [point.to_json() for point in points]
-                summary = {"summary": counts(points)} if asked.command == "plan" else {}
-                result = {"schema": "lora-build/points/v1", "points": said, **summary}
-                say(
-                    lambda: summary_lines(points, _shared(typed, axes)), asked.manner,
-                    result=lambda: result, final=("", "failed", "plan"),
-                )  # fmt: skip
+        head = _head(axes, overrides, typed, keep or axes.keep)
+        with _opened(asked, head, place) as (scratch, folder):
+            run = _Run(asked=asked, scratch=scratch, folder=folder, axes=axes)
+            is_whole = False
+            try:
+                _run_points(run, broken)
+                is_whole = True
+            finally:  # what came of the points before an interrupt is said too
+                points = _end(run, broken, typed, is_whole=is_whole)
     if not points:
         raise RecipeError(("the sweep has no points", *known_names("recipe")))
     code = exit_code(points)
     return work.WORK if not code and asked.exit_code and any(map(_is_work, points)) else code
+
+
+def _end(run: "_Run", broken: dict[str, RecipeError], typed: Sequence[str], *, is_whole: bool) -> list[Point]:
+    """Print what came of the points of a sweep, and return them."""
+    from lora_build.cli.summary import counts, summary_lines
+
+    points, best = gather(run.scratch), list[Point]()
+    number = max((point.number + 1 for point in points), default=0)
+    failed = [
+        Point(number=number + n, overrides=(f"recipe={recipe}",), exit_code=error.exit_code, error=str(error))
+        for n, (recipe, error) in enumerate(broken.items())
+    ]
+    if run.folder is None:
+        points += failed
+        said = [point.to_json() for point in points]
+        result: dict[str, Any] = {"schema": "lora-build/points/v1", "points": said, "summary": counts(points)}
+    else:
+        record = run.folder.end(failed, is_whole=is_whole)
+        points, best, result = list(record.points), record.ranked(), record.to_json()
+    if points:
+        _tell_errors(points)
+        say(
+            lambda: summary_lines(points, _shared(typed, run.axes), best), run.asked.manner,
+            result=lambda: result, final=("", "failed", "plan"),
+        )  # fmt: skip
+    return points
+
+
+def _head(axes: "Axes", overrides: Sequence[str], typed: Sequence[str], keep: str) -> "SweepRecord":
+    """Return a sweep without its points.
+
+    Raises:
+        RecipeError: it is to keep the best, and has nothing to tell them by.
+    """
+    from lora_build.keeping.places import project_folder
+    from lora_build.proof.sweep_record import SweepRecord
+    from lora_build.sweep.folder import SWEEPS, folder_name
+
+    if axes.are_recipes and keep != "all":
+        raise RecipeError(f"keep: {keep}: the points of this sweep are recipes, whose own builds stay; keep=all")
+    name = folder_name(overrides)
+    return SweepRecord(
+        name=name, folder=project_folder() / SWEEPS / name, sweep=axes.sweep, words=tuple(typed), axes=axes.keys,
+        keep=keep, direction=_direction(axes, keep),
+    )  # fmt: skip
+
+
+def _direction(axes: "Axes", keep: str) -> str | None:
+    """Return whether the objective of a sweep's recipes is the best at its most or at its least; None of none.
+
+    Raises:
+        RecipeError: the best are to be kept, and there is nothing to tell them by.
+    """
+    from lora_build.recipe.composer import composer
+
+    is_best, found = keep.startswith("best"), dict[str, str | None]()
+    with composer() as compose:
+        for words in axes.firsts():
+            try:
+                recipe = compose(words).recipe
+            except RecipeError:  # which its point says
+                continue
+            objective = recipe.objective
+            found[str(recipe.name)] = next((of for of in objective if objective[of] is not None), None)
+            if not is_best:
+                break
+    if is_best and (lacks := next((name for name, of in found.items() if of is None), None)):
+        raise RecipeError(
+            f"keep: {keep} is by an objective, and recipe '{lacks}' has none; give it one, objective: "
+            "{maximize: NAME.METRIC}, or keep=all"
+        )
+    if is_best and len(set(found.values())) > 1:
+        each = ", ".join(f"{name} would {of}" for name, of in found.items())
+        raise RecipeError(f"keep: {keep} is by one objective: {each}")
+    return next(iter(found.values()), None)
+
+
+@contextlib.contextmanager
+def _opened(asked: Asked, head: "SweepRecord", place: str | None) -> Iterator[tuple[Path, "SweepFolder | None"]]:
+    """Yield where a sweep's points write what came of them, and its folder, which a plan has not."""
+    from lora_build.sweep.folder import opened
+
+    if asked.command != "plan":
+        with opened(head, place) as folder:
+            yield folder.scratch, folder
+        return
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix="lora-build-", dir=place)
+    except OSError as error:
+        raise StorageError(f"hydra.sweep.dir: {place or tempfile.gettempdir()}: {error.strerror}") from error
+    with scratch as name:
+        yield Path(name), None
 
 
 def _shared(typed: Sequence[str], axes: "Axes") -> list[str]:
@@ -75,22 +165,21 @@ def _is_work(point: Point) -> bool:
     return point.plan is not None and Action(point.plan["action"]) is not Action.reuse
 
 
-def _run_points(asked: Asked, axes: "Axes", folder: Path, broken: dict[str, RecipeError]) -> None:
+def _run_points(run: "_Run", broken: dict[str, RecipeError]) -> None:
     """Run the points of the recipes that compose; note what is wrong with the others."""
     from lora_build.recipe import compose
     from lora_build.recipe.inherited import merged
     from lora_build.recipe.overrides import without_broken_recipes
 
-    chosen = any(word.lstrip("+").startswith("sweep=") for word in axes.words)
-    run = _Run(asked=asked, folder=folder, axes=axes, is_of_recipes={*axes.keys} == {"recipe"} and not chosen)
+    asked, axes = run.asked, run.axes
 
     def sweep(words: list[str]) -> None:
         if "recipe=" in words:  # none is left
             return
-        if asked.command == "plan" and (points := compose.points(words)) is not None:
-            _plan_points(run, points)
+        if (points := compose.points(words, is_planned=asked.command == "plan")) is not None:
+            _run_here(run, points)
         else:
-            compose.sweep([*words, f"hydra.sweep.dir='{folder}'"], functools.partial(_job, run))
+            compose.sweep([*words, f"hydra.sweep.dir='{run.scratch}'"], functools.partial(_job, run))
 
     def drop(words: list[str], try_out: Callable[[str], object]) -> list[str]:
         words, found = without_broken_recipes(words, try_out)
@@ -106,7 +195,7 @@ def _run_points(asked: Asked, axes: "Axes", folder: Path, broken: dict[str, Reci
         sweep(whole)
     except RecipeError:  # one of them does not take the overrides, perhaps
         rest = drop(whole, functools.partial(compose.try_recipe, whole))
-        if rest == whole or gather(folder):
+        if rest == whole or gather(run.scratch):
             raise
         sweep(rest)
 
@@ -117,16 +206,15 @@ class _Run:
 
     Attributes:
         asked: what is asked for.
-        folder: where what came of each point is written.
+        scratch: where what came of each point is written.
+        folder: that of the sweep; a plan has none.
         axes: those of the sweep.
-        is_of_recipes: whether its points are recipes: each has then the output that it has by itself, as if it were
-            asked for alone.
     """
 
     asked: Asked
-    folder: Path
+    scratch: Path
+    folder: "SweepFolder | None"
     axes: "Axes"
-    is_of_recipes: bool
 
     def recipe(self, config: "DictConfig", name: str, point: Point) -> "Recipe":
         """Return the recipe of a point, with its output."""
@@ -136,27 +224,29 @@ class _Run:
 
         check_overrides(point.overrides)
         made = to_recipe(config, name, point.overrides)
-        if self.is_of_recipes:
+        if self.axes.are_recipes:
             return in_folder_of_its_own(made, config)
         sweep = next((word.partition("=")[2] for word in point.overrides if word.startswith("sweep=")), None)
         return as_point(at_point(made), sweep, point.number)
 
 
-def _plan_points(run: _Run, points: list[list[str]]) -> None:
-    """Plan points one after the other, here: that takes less than to start anything for it."""
+def _run_here(run: _Run, points: Sequence[Sequence[str]]) -> None:
+    """Run points one after the other, here: that takes less than Hydra takes to compose them."""
     from lora_build.recipe.composer import chosen_recipe, composer
     from lora_build.recipe.words import for_people
 
-    with composer() as compose:
+    with contextlib.ExitStack() as stack:
+        composed = stack.enter_context(composer()) if run.folder is None else None
         for number, found in enumerate(points):
             words = run.axes.of_point(found)
             point = Point(number=number, overrides=tuple(map(for_people, words)))
 
             def recipe(words: list[str] = words, point: Point = point) -> "Recipe":
-                config = compose(words)
-                return run.recipe(config, chosen_recipe(words, config), point)
+                with contextlib.nullcontext(composed) if composed is not None else composer() as compose:
+                    config = compose(words)
+                    return run.recipe(config, chosen_recipe(words, config), point)
 
-            run_point(run.folder, point, recipe=recipe, work=functools.partial(_plan_point, run.asked))
+            _run_point(run, point, recipe, progressbar="progressbar=false" not in words)
 
 
 def _plan_point(asked: Asked, recipe: "Recipe", point: Point) -> Point:
@@ -198,14 +288,23 @@ def _job(run: _Run, config: "DictConfig") -> None:
             found = compose(words)
         return run.recipe(found, chosen_recipe(words, found), point)
 
-    def work(recipe: "Recipe", point: Point) -> Point:
-        _announce(asked, point, recipe.output.dir)
-        bar = (
-            config.progressbar and asked.manner.progress and job.runtime.choices["hydra/launcher"] == "basic"
-        )  # others would draw over it
-        return _run_point(asked, recipe, point, progressbar=bar)
+    bar = config.progressbar and job.runtime.choices["hydra/launcher"] == "basic"  # others would draw over it
+    _run_point(run, point, recipe, progressbar=bar)
 
-    run_point(run.folder, point, recipe=recipe, work=work)
+
+def _run_point(run: _Run, point: Point, recipe: "Callable[[], Recipe]", *, progressbar: bool) -> None:
+    """Run a point, and leave what came of it."""
+    bar = progressbar and run.asked.manner.progress
+
+    def work(recipe: "Recipe", point: Point) -> Point:
+        if run.folder is None:
+            return _plan_point(run.asked, recipe, point)
+        _announce(run.asked, point, recipe.output.dir)
+        return _build_point(run.asked, run.folder, recipe, point, progressbar=bar)
+
+    point = run_point(run.scratch, point, recipe=recipe, work=work)
+    if run.folder is not None:
+        run.folder.note(point)
 
 
 def _announce(asked: Asked, point: Point, folder: str) -> None:
@@ -216,25 +315,29 @@ def _announce(asked: Asked, point: Point, folder: str) -> None:
         sys.stderr.write(f"#{point.number} {escaped(folder)}\n")
 
 
-def _run_point(asked: Asked, recipe: "Recipe", point: Point, *, progressbar: bool) -> Point:
-    """Return a point with what came of it."""
-    if asked.command == "plan":
-        return _plan_point(asked, recipe, point)
+def _build_point(
+    asked: Asked, folder: "SweepFolder", recipe: "Recipe", point: Point, *, progressbar: bool
+) -> Point:  # fmt: skip
+    """Return a point with its build, or with what is known of it."""
+    from lora_build.sweep.again import begun, built_before, with_build
+
+    known, point = folder.known(point), begun(folder.known(point), point, recipe)
+    if known is not None and known.is_built:
+        found = built_before(known, work.plan(recipe, asked), point, is_wanted=point.dir in folder.wanted)
+        if found is not None:
+            return found
+    folder.note(point)
+    start = time.monotonic()
     built = work.build(recipe, asked, progressbar=progressbar)
-    digest, warnings = built.manifest.manifest_hash, tuple(built.warnings)
-    return replace(point, manifest_hash=digest, reused=built.reused, replaced=built.replaced, warnings=warnings)
+    return with_build(point, built, seconds=time.monotonic() - start)
 
 
-def _scratch(overrides: list[str]) -> tempfile.TemporaryDirectory[str]:
-    """Return a folder for a sweep's results; hydra.sweep.dir=DIR says where, say on a disk that machines share."""
-    given = [text for text in overrides if text.startswith("hydra.sweep.dir=")]
+def _taken(overrides: list[str], key: str) -> str | None:
+    """Take what is no word for Hydra out of a sweep's words, and return its value."""
+    given = [text for text in overrides if text.startswith(f"{key}=")]
     for text in given:
         overrides.remove(text)
-    place = given[-1].partition("=")[2] if given else None
-    try:
-        return tempfile.TemporaryDirectory(prefix="lora-build-", dir=place)
-    except OSError as error:
-        raise StorageError(f"hydra.sweep.dir: {place or tempfile.gettempdir()}: {error.strerror}") from error
+    return given[-1].partition("=")[2] if given else None
 
 
 @contextlib.contextmanager

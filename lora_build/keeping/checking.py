@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_build.errors import LoraBuildError, RecipeError, label
-from lora_build.keeping.today import chosen_by, composed
+from lora_build.keeping.today import composed
 from lora_build.pipeline import survey
 from lora_build.recipe import files as recipe_files
 from lora_build.recipe.axes import check_file_axes
@@ -77,7 +77,7 @@ def _recipe(folder: Folder, name: str, *, plan: bool) -> CheckedFile:
 def _check_sweep(name: str, file: Path) -> None:
     data = recipe_files.load_sweep_file(file)
     hydra = data.get("hydra") or {}
-    chosen = chosen_by(data)
+    chosen = recipe_files.recipe_of_sweep(data)
     recipe = None if chosen is None else composed(chosen, (), name)
     names = None if recipe is None else list(recipe.adapters if recipe.adapter_names is None else recipe.adapter_names)
     check_file_axes((hydra.get("sweeper") or {}).get("params") or {}, lambda: names)

@@ -6,7 +6,7 @@ what the next build of that target, or the next `gc`, clears or puts back.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from lora_build.keeping.needs import Needs
 from lora_build.keeping.pins import PinnedBuilds, pins_of
 from lora_build.keeping.places import Found
 from lora_build.keeping.record import read_record
+from lora_build.keeping.sweeps import builds_of, sweeps_in
 from lora_build.keeping.today import State, Today
 from lora_build.proof.additions import find_additions
 from lora_build.proof.manifest import own_files, read_manifest
@@ -103,9 +104,9 @@ def _clear(staging: Staging) -> Collected:
         with lock(staging.target, wait=False):
             notes = clear_stagings(staging.target, Builds())
     except TargetInUseError as error:
-        return replace(before, action="kept", why=_said(error))
+        return replace(before, action="kept", why=said(error))
     except (LoraBuildError, OSError) as error:
-        return replace(before, action="failed", why=_said(error))
+        return replace(before, action="failed", why=said(error))
     if os.path.lexists(staging.folder):
         return replace(before, action="failed", why="; ".join(notes) or "holds what lora-build did not write")
     return replace(before, action="removed", why="; ".join(notes) or before.why)
@@ -119,6 +120,7 @@ class _Judge:
         self._of_recipes: tuple[str, Needs] = ("", {})
         self.inputs: dict[Path, Needs] = {}  # what each build was made of
         self.staying: dict[Path, str] = {}  # the inputs of builds that stay
+        self._of_sweeps: Mapping[Path, str] = {}
 
     def all(self) -> list[Collected]:
         """Return every build, and whether it goes."""
@@ -153,6 +155,7 @@ class _Judge:
         if stamp is None or stamp != self._of_recipes[0]:
             self._of_recipes = (stamp or "", needs.of_recipes())
         needed = {**self._of_recipes[1], **needs.of_links(found), **needs.of_links(everywhere)}
+        self._of_sweeps = builds_of(sweeps_in([*found.folders, *everywhere.folders]))
         parents = (folder.parent for folder in found.builds)
         return found, needed, pins_of([*parents, *found.folders, *everywhere.folders]), today
 
@@ -165,7 +168,7 @@ class _Judge:
                 return replace(kept, why="is a link" if folder.is_symlink() else "is gone already")
             record = read_record(folder)
         except (LoraBuildError, OSError) as error:
-            return replace(kept, why=f"is broken: {_said(error)}")
+            return replace(kept, why=f"is broken: {said(error)}")
         self.inputs[folder] = needs.of_build(folder, name, record)
         kept = replace(kept, size_bytes=record.size_bytes)
         pin = pins.of(folder, record.manifest_hash)
@@ -173,8 +176,10 @@ class _Judge:
             return replace(kept, why="is pinned" if pin.folder == folder else f"is pinned as {pin.folder.name}")
         if why := needs.why_needed(folder, needed):
             return replace(kept, why=why)
+        if why := self._of_sweeps.get(folder):
+            return replace(kept, why=why)
         listed = describe(folder, name, record, today)
-        if why := _why_kept(listed) or _why_not_ours(folder):
+        if why := _why_kept(listed) or why_not_ours(folder):
             return replace(kept, why=why)
         why = listed.why if listed.state is State.unlisted else f"is stale: {listed.why}"
         return replace(kept, action="goes", why=why)
@@ -191,7 +196,7 @@ def _why_kept(listed: ListedBuild) -> str | None:
     return None
 
 
-def _why_not_ours(folder: Path) -> str | None:
+def why_not_ours(folder: Path) -> str | None:
     """Return what in a build lora-build did not write, or may not have written."""
     try:
         own = own_files(read_manifest(folder))
@@ -202,7 +207,7 @@ def _why_not_ours(folder: Path) -> str | None:
         if is_mount_point(folder) or mounted_below(folder):
             return "something is mounted there"
     except (LoraBuildError, OSError) as error:
-        return _said(error)
+        return said(error)
     return None
 
 
@@ -238,15 +243,15 @@ def _remove(judge: _Judge, item: Collected) -> Collected:
             now = judge.again(folder)
             if now.action != "goes":
                 return now
-            _move_and_remove(folder)
+            move_and_remove(folder)
     except TargetInUseError as error:
-        return replace(item, action="kept", why=_said(error))
+        return replace(item, action="kept", why=said(error))
     except (LoraBuildError, OSError) as error:
-        return replace(item, action="failed", why=_said(error))
+        return replace(item, action="failed", why=said(error))
     return replace(item, action="removed")
 
 
-def _move_and_remove(folder: Path) -> None:
+def move_and_remove(folder: Path) -> None:
     """Remove a build: out of its place at once, looked at where nobody looks for it, then file by file."""
     _look(folder)
     was = folder.lstat()
@@ -291,7 +296,8 @@ def _look(folder: Path) -> Contents:
     return contents
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
+    """Return an error in a line."""
     if isinstance(error, LoraBuildError):
         return error.issues[0]
     return f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else str(error)

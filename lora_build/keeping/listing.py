@@ -101,7 +101,7 @@ def _problems(found: Found) -> tuple[str, ...]:
 def _listed(folder: Path, name: str, today: Today, wanted: WantedBuilds) -> list[ListedBuild]:
     """Return a build, unless it is not wanted; of a broken one nobody knows whether it is."""
     try:
-        record = _record(folder, today.index)
+        record = record_of(folder, today.index)
     except (LoraBuildError, OSError) as error:
         said = error.issues[0] if isinstance(error, LoraBuildError) else f"{error.strerror}: {error.filename}"
         why = said.removeprefix(f"{folder / MANIFEST_NAME}: ").removeprefix(f"{folder}: ")
@@ -133,7 +133,7 @@ def describe(folder: Path, name: str, record: BuildRecord, today: Today) -> List
     return replace(listed, state=verdict.state, why=verdict.why, sweep=verdict.sweep)
 
 
-def _record(folder: Path, index: Index) -> BuildRecord:
+def record_of(folder: Path, index: Index) -> BuildRecord:
     """Return what a build says of itself, read anew where its files changed."""
     signatures = signatures_of(folder)
     stamp = json.dumps(signatures)

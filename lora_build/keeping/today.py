@@ -300,19 +300,11 @@ def _sweeps(name: str) -> Iterator[str]:
     for folder in recipe_files.folders():
         for sweep in folder.names("sweep") if not folder.shipped else ():
             try:
-                chosen = chosen_by(recipe_files.load_sweep_file(folder.path / f"sweep/{sweep}.yaml"))
+                chosen = recipe_files.recipe_of_sweep(recipe_files.load_sweep_file(folder.path / f"sweep/{sweep}.yaml"))
             except RecipeError:
                 continue
             if chosen in (None, name):
                 yield sweep
-
-
-def chosen_by(sweep: dict[str, Any]) -> str | None:
-    """Return the recipe that a sweep chooses by itself."""
-    for item in sweep.get("defaults", []):
-        if isinstance(item, dict) and next(iter(item)).endswith("/recipe"):
-            return str(next(iter(item.values())))
-    return None
 
 
 def composed(name: str, changing: Sequence[str], sweep: str | None = None) -> Recipe:

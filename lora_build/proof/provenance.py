@@ -126,6 +126,15 @@ def read(data: bytes, where: str) -> Recorded:
         raise SourceError(f"{where}: is not a provenance file of lora-build ({error!r})") from error
 
 
+def is_of_sweep(data: bytes) -> bool:
+    """Whether a provenance file says that its build is a point of a sweep."""
+    try:
+        parameters = readback.parse_json(data, floats=True)["predicate"]["buildDefinition"]["externalParameters"]
+        return isinstance(parameters["sweep"], dict)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
 def contradictions(data: bytes, where: str, manifest: Manifest) -> list[str]:
     """Return what a provenance file says that the manifest beside it does not; it must be of that very build.
 

@@ -8,13 +8,14 @@ whose values are their steps: a point has the words of its step in its place.
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hydra.core.override_parser.types import Glob, Override
 from hydra.types import RunMode
 
 from lora_build.errors import RecipeError
+from lora_build.recipe import files as recipe_files
 from lora_build.recipe.chosen import chosen_recipes
 from lora_build.recipe.compose import compose_command
 from lora_build.recipe.composer import composer
@@ -36,11 +37,34 @@ class Axes:
         words: for Hydra.
         steps: the words of each step of the axes that advance together.
         keys: what has several values, as people write it.
+        sweep: the sweep's file; None where the command line alone sweeps.
+        keep: which builds that file keeps.
     """
 
     words: tuple[str, ...]
     steps: tuple[tuple[str, ...], ...] = ()
     keys: tuple[str, ...] = ()
+    sweep: str | None = None
+    keep: str = "all"
+
+    @property
+    def are_recipes(self) -> bool:
+        """Whether points are recipes: each has then the output that it has by itself, as if it were asked for alone."""
+        return {*self.keys} == {"recipe"} and self.sweep is None
+
+    def firsts(self) -> Iterator[list[str]]:
+        """Yield the words of a point of each recipe, at the first value of every axis."""
+        fixed = [_at_first(word) for word in self.words if not word.startswith(("recipe=", "hydra"))]
+        zipped = [word for step in self.steps for word in step if word.startswith("recipe=")]
+        plain = [word for word in self.words if word.startswith("recipe=")]
+        names = [word.partition("=")[2] for word in zipped]
+        try:
+            names = names or (chosen_recipes(plain) if plain else [""])
+        except RecipeError:  # a pattern that fits none
+            return
+        for name in names:
+            point = [word for word in self.of_point(fixed) if not word.startswith("recipe=")]
+            yield [*([f"recipe={name}"] if name else []), *point]
 
     def is_shared(self, word: str) -> bool:
         """Whether a word, as people write it, is the same for all points."""
@@ -69,9 +93,12 @@ def axes_of(words: Sequence[str]) -> Axes:
     of_file = _axes_of_file(words) if sweeps or any(_PARAMS in word for word in words) else {}
     given = {_key(word) for word in words}
     every = [*(f"{key}={value}" for key, value in of_file.items() if key.lstrip("+") not in given), *words]
+    sweep = sweeps[-1].partition("=")[2] if sweeps else None
+    kept = None if sweep is None else _keep_of(sweep)
+    named = Axes(words=(), sweep=sweep, keep=kept or "all")
     if all(map(is_resolved, every)):
         check_axes(of_file)
-        return Axes(words=_with_params_done(every, of_file), keys=tuple(swept(every)))
+        return replace(named, words=_with_params_done(every, of_file), keys=tuple(swept(every)))
     adapters = functools.cache(lambda: _adapters_of(every))
     expanded, zipped = _expanded(every, adapters)
     _check(expanded, zipped, len(every) - len(words))
@@ -85,7 +112,7 @@ def axes_of(words: Sequence[str]) -> Axes:
         *swept(word for word in plain if not word.startswith(_STEP)),
         *(key_for_people(z.key) for z in zipped.values()),
     ]
-    return Axes(words=_with_params_done(plain, of_file), steps=tuple(steps), keys=tuple(keys))
+    return replace(named, words=_with_params_done(plain, of_file), steps=tuple(steps), keys=tuple(keys))
 
 
 def many_valued(words: Sequence[str]) -> list[str]:
@@ -211,7 +238,7 @@ def _without_axes(words: Sequence[str]) -> Iterator[str]:
         elif override.key_or_group.startswith("recipe/adapter"):
             raise RecipeError("of which adapters? They are an axis too; name those of each set")
         elif override.is_discrete_sweep() and not isinstance(override.value(), Glob):
-            yield from (f"{word.partition('=')[0]}={text}" for text in [*override.sweep_string_iterator()][:1])
+            yield _at_first(word)
 
 
 def _recipes(word: str) -> list[str]:
@@ -219,6 +246,28 @@ def _recipes(word: str) -> list[str]:
     if not is_resolved(word) and (axis := zipped_axis(word, tuple)) is not None:
         return [step[-1].partition("=")[2] for step in axis.values]
     return chosen_recipes([word])
+
+
+def _keep_of(sweep: str) -> str | None:
+    """Return which builds a sweep's file keeps, or the one that it inherits from; None where none says it."""
+    folders = (folder for folder in recipe_files.folders() if (folder.path / f"sweep/{sweep}.yaml").is_file())
+    if (folder := next(folders, None)) is None:
+        return None
+    data = recipe_files.load_sweep_file(folder.path / f"sweep/{sweep}.yaml")
+    above = sweep.rpartition("/")[0]
+    for item in reversed(data.get("defaults", [])):
+        if "keep" not in data and isinstance(item, str) and item != "_self_":
+            inner = item.removeprefix("/sweep/") if item.startswith("/") else f"{above}/{item}".lstrip("/")
+            data |= {"keep": kept} if (kept := _keep_of(inner)) is not None else {}
+    return data.get("keep")
+
+
+def _at_first(word: str) -> str:
+    """Return a word at the first of its values."""
+    override = parse_word(word)
+    if not override.is_sweep_override() or not override.is_discrete_sweep() or isinstance(override.value(), Glob):
+        return word
+    return f"{word.partition('=')[0]}={next(iter(override.sweep_string_iterator()), '')}"
 
 
 def _key(word: str) -> str:

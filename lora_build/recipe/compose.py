@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
@@ -74,15 +75,18 @@ def sweep(overrides: Sequence[str], task: Callable[[DictConfig], None]) -> None:
         run(["--multirun"], overrides, task)
 
 
-def points(overrides: Sequence[str]) -> list[list[str]] | None:
-    """Return the words of each point of a sweep, None where only its sweeper can tell, which asks what came of others.
+def points(overrides: Sequence[str], *, is_planned: bool = False) -> list[list[str]] | None:
+    """Return the words of each point of a sweep, to be run here one after the other.
+
+    None where only its sweeper can tell, which asks what came of others, or where a launcher runs them elsewhere; what
+    is only planned, is planned here.
 
     Raises:
         RecipeError: the sweep does not compose.
     """
     config = compose_command(overrides, RunMode.MULTIRUN)
     sweeper = config.hydra.sweeper
-    if sweeper is None or sweeper.get("_target_") != f"{BasicSweeper.__module__}.{BasicSweeper.__name__}":
+    if not _is(sweeper, BasicSweeper) or not (is_planned or _is(config.hydra.launcher, BasicLauncher)):
         return None
     axes = sweeper.get("params") or {}
     with hydra_opened() as opened:
@@ -91,6 +95,11 @@ def points(overrides: Sequence[str]) -> list[list[str]] | None:
         words = [*(f"{key}={axes[key]}" for key in axes), *config.hydra.overrides.task]
         batches = BasicSweeper.split_arguments(parser.parse_overrides(words), max_batch_size=None)
     return [point for batch in batches for point in batch]
+
+
+def _is(config: DictConfig | None, kind: type) -> bool:
+    """Whether a part of Hydra's config makes what Hydra has by itself."""
+    return config is not None and config.get("_target_") == f"{kind.__module__}.{kind.__name__}"
 
 
 def run(flags: Sequence[str], overrides: Sequence[str], task: Callable[[DictConfig], None]) -> None:

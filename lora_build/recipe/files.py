@@ -9,7 +9,7 @@ recipes/sweep/grid.yaml     a sweep: sweep=grid
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,14 @@ def load_sweep_file(file: Path) -> dict[str, Any]:
     return {**data, "recipe": expand(data.get("recipe", {}))}
 
 
+def recipe_of_sweep(sweep: Mapping[str, Any]) -> str | None:
+    """Return the recipe that a sweep chooses by itself, given its keys."""
+    for item in sweep.get("defaults", []):
+        if isinstance(item, dict) and next(iter(item)).endswith("/recipe"):
+            return str(next(iter(item.values())))
+    return None
+
+
 def load_first(place: str, kind: str, name: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return what the first folder of recipes that has a file says there."""
     every = folders()
@@ -137,9 +145,25 @@ def describe(folder: Folder, name: str) -> str:
         return ""
 
 
+def why_no_keep(value: object) -> str | None:
+    """Return why a value does not say which builds a sweep keeps, None where it does."""
+    if isinstance(value, str) and re.fullmatch(r"all|none|best(:0*[1-9]\d{0,5})?", value):
+        return None
+    near = did_you_mean(str(value), ("all", "best", "none"))
+    return f"expected all, best, best:N (of the N best) or none, found {value!r}{near}"
+
+
+def refuse_keep(value: str | None) -> None:
+    """Raise RecipeError if a command line says wrongly which builds a sweep keeps."""
+    if value is not None and (why := why_no_keep(value)) is not None:
+        raise RecipeError(f"keep: {why}")
+
+
 def _check_sweep(data: dict[str, Any]) -> Iterator[str]:
     yield from check_defaults(data.get("defaults", []), "sweep")
     yield from (f"recipe.{problem}" for problem in check_recipe(data.get("recipe", {})))
-    for key in sorted(map(str, data.keys() - {"defaults", "recipe", "hydra"})):
-        yield f"{key}: unknown key; a sweep has defaults, recipe and hydra (hydra.sweeper.params are its axes)"
+    for key in sorted(map(str, data.keys() - {"defaults", "recipe", "hydra", "keep"})):
+        yield f"{key}: unknown key; a sweep has defaults, recipe, hydra (hydra.sweeper.params are its axes) and keep"
+    if "keep" in data and (why := why_no_keep(data["keep"])) is not None:
+        yield f"keep: {why}"
     yield from check_hydra(data.get("hydra", {}))

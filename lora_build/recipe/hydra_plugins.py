@@ -124,6 +124,7 @@ class RecipeSource(ConfigSource):
 
 def _with_meant_axes(sweep: dict[str, Any]) -> dict[str, Any]:
     """Return the keys of a sweep's file with short values of its axes written out."""
+    sweep = {key: value for key, value in sweep.items() if key != "keep"}  # which is ours to read
     hydra, sweeper = sweep.get("hydra", {}), sweep.get("hydra", {}).get("sweeper", {})
     if not sweeper.get("params"):
         return sweep

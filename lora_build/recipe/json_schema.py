@@ -189,5 +189,10 @@ def _sweep() -> Schema:
         "additionalProperties": False,
         "properties": {"sweeper": {**open_object, "properties": {"params": axes}}, "launcher": open_object},
     }
-    keys = {"recipe": {"$ref": "#/$defs/recipe"}, "hydra": hydra}
+    keep = {
+        "description": "Which builds stay once they are scored: all, the best by the objective, or none.",
+        "type": "string",
+        "pattern": "^(all|none|best(:0*[1-9][0-9]{0,5})?)$",
+    }
+    keys = {"recipe": {"$ref": "#/$defs/recipe"}, "hydra": hydra, "keep": keep}
     return {"type": "object", "additionalProperties": False, "properties": keys}

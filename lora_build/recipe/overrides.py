@@ -41,7 +41,9 @@ def check_overrides(overrides: Sequence[str]) -> None:
     for override in parsed:
         key, value = override.key_or_group, override.value()
         shown, (top, _, rest) = key_for_people(key), key.partition(".")
-        if top.partition("/")[0] == "hydra":
+        if key == "keep":
+            problems.append("keep: is of a sweep, of which each point is built")
+        elif top.partition("/")[0] == "hydra":
             deleted = override.is_delete() and key.count(".") < 2
             problems += [f"{key}: cannot be taken out"] if deleted else check_hydra_override(key, value)
         elif override.package is not None and not re.fullmatch(r"recipe\.adapters\.[\w-]+", override.package, re.ASCII):

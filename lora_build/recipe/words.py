@@ -12,8 +12,8 @@ its own at once, messages and provenance have the other.
 
 import re
 
-RESERVED = ("recipe", "sweep", "progressbar", "hydra")
-"""What is no key of a recipe: which one, over what, and how it is built."""
+RESERVED = ("recipe", "sweep", "keep", "progressbar", "hydra")
+"""What is no key of a recipe: which one, over what, what is kept of that, and how it is built."""
 _WORD = re.compile(r"(~|\+{0,2})([^=@]*)(@[^=]*)?(=.*)?", re.DOTALL)
 
 

@@ -28,7 +28,7 @@ from lora_build.cli.output import complain, guarded_output, print_lines
 from lora_build.cli.summary import summary_lines
 from lora_build.cli.text import forward_lines, seconds_text
 from lora_build.proof.forward.report import ForwardReport, PromptComparison
-from lora_build.sweep.points import Point
+from lora_build.proof.sweep_record import Point
 from lora_build.terminal import escaped
 from makers import small
 

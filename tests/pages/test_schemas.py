@@ -54,7 +54,8 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
 def test_there_is_a_schema_for_each_format_and_each_names_its_version() -> None:
     kinds = (
         "build builds check composed diff error event explanation gc init inspection lock locking manifest "
-        "manifest-v1 pinned pins plan points provenance recipe recipes scored scores since survival unpinned verification "
+        "manifest-v1 pinned pins plan points provenance recipe recipes scored scores since survival sweep unpinned "
+        "verification "
         "version"
     )
     assert sorted(SCHEMAS) == kinds.split()
@@ -239,7 +240,7 @@ def test_what_commands_print_holds_to_their_schemas(project: Path, printed: Any)
 
 
 def test_what_a_sweep_prints_holds_to_its_schema(project: Path, printed: Any) -> None:
-    hold(printed("-m", "recipe=two", "dtype=float32,keep"), "points")
+    hold(printed("-m", "recipe=two", "dtype=float32,keep"), "sweep")
     hold(printed("plan", "-m", "recipe=two", "dtype=float32,keep"), "points")
 
 

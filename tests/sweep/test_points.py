@@ -10,7 +10,8 @@ import pytest
 
 from lora_build.cli import main as app
 from lora_build.errors import PlanError
-from lora_build.sweep.points import Point, gather
+from lora_build.proof.sweep_record import Point
+from lora_build.sweep.points import gather
 
 
 @pytest.fixture
@@ -33,17 +34,19 @@ def project(tmp_path, monkeypatch):
             raise PlanError(["lora_A has no base"])
         if recipe.description == "bug":
             raise ZeroDivisionError("division by zero")
-        return SimpleNamespace(num_bytes_of_all=10, recipe=recipe)
+        there = SimpleNamespace(action=None)  # nobody knows, so that all is asked of `run`
+        return SimpleNamespace(num_bytes_of_all=10, recipe=recipe, at_target=there)
 
     def run(plan, *, progress=None, replan=False):
         builds.append(plan.recipe.output.dir)
         directory = Path(plan.recipe.output.dir)
         reused = directory.exists()
         directory.mkdir(parents=True, exist_ok=True)
-        manifest = SimpleNamespace(manifest_hash=f"sha256:{len(builds)}")
+        digests = {key: f"sha256:{len(builds)}" for key in ("manifest_hash", "weights_digest", "build_key")}
         return SimpleNamespace(
-            manifest=manifest, dir=directory, reused=reused, replaced=None, warnings=("code moved little",)
-        )
+            manifest=SimpleNamespace(**digests), dir=directory, reused=reused, replaced=None, scores={}, objective=None,
+            warnings=("code moved little",),
+        )  # fmt: skip
 
     monkeypatch.setattr(pipeline, "prepare", prepare)
     monkeypatch.setattr(pipeline, "run", run)
@@ -209,7 +212,7 @@ def test_a_sweep_in_a_file_needs_no_flag(project, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("axes: {}", "axes: unknown key; a sweep has defaults, recipe and hydra"),
+        ("axes: {}", "axes: unknown key; a sweep has defaults, recipe, hydra"),
         ("recipe: {dtyp: x}", "recipe.dtyp: unknown key; did you mean 'dtype'?"),
         (
             "hydra: {sweeper: {params: {recipe.base.source: '${oc.env:HOME}'}}}",

@@ -1,0 +1,82 @@
+"""A sweep that is run again: what came of a point before, where that is still so.
+
+A finished point is not built and not scored twice: its recipe asks for the same, word by word, and its inputs are the
+same, byte for byte; its build is there as it was, or went because the sweep was not to keep it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from dataclasses import replace
+from enum import Enum
+from typing import Any
+
+from lora_build.proof.builds import Action, Build, Plan
+from lora_build.proof.sweep_record import Point
+from lora_build.recipe.schema import Recipe
+from lora_build.scores.planning import plan_scores
+
+
+def begun(known: Point | None, point: Point, recipe: Recipe) -> Point:
+    """Return a point that begins: what it is asked, and whether its folder is one of this sweep, of nobody before."""
+    assert point.dir is not None, "a point knows where it is built"
+    is_new = not os.path.lexists(point.dir)
+    was_made = known is not None and bool(known.made) and known.dir == point.dir
+    return replace(point, made=is_new or was_made, scored_by=asked_by(recipe))
+
+
+def built_before(known: Point, plan: Plan, point: Point, *, is_wanted: bool) -> Point | None:
+    """Return a point with what came of it in a run before; None where that may not be so any more.
+
+    Args:
+        known: what came of it.
+        plan: of its recipe today.
+        point: the point.
+        is_wanted: whether its build is to be there; else what it was scored is enough.
+    """
+    if known.dir != point.dir or known.scored_by != point.scored_by:
+        return None
+    there = plan.at_target
+    is_gone = not os.path.lexists(plan.target)
+    if is_gone and not is_wanted:
+        is_same = there.action is Action.create and there.build_key == known.build_key
+    else:
+        is_same = there.action is Action.reuse and there.manifest_hash == known.manifest_hash
+    if not is_same:
+        return None
+    return replace(
+        known, number=point.number, overrides=point.overrides, reused=True, earlier=None, same_as=None,
+        kept=not is_gone,
+    )  # fmt: skip
+
+
+def with_build(point: Point, built: Build, *, seconds: float) -> Point:
+    """Return a point with its build."""
+    objective = built.objective
+    return replace(
+        point,
+        manifest_hash=built.manifest.manifest_hash,
+        weights_digest=built.manifest.weights_digest,
+        build_key=built.manifest.build_key,
+        scores={name: dict(of) for name, of in built.scores.items()},
+        objective=objective if objective is not None and math.isfinite(objective) else None,
+        seconds=round(seconds, 3),
+        reused=built.reused,
+        replaced=built.replaced,
+        warnings=tuple(built.warnings),
+        kept=True,
+    )
+
+
+def asked_by(recipe: Recipe) -> str:
+    """Return a digest of all that a recipe asks for, where it is built aside, and of the data that it is scored by."""
+    data = dataclasses.asdict(replace(recipe, composed=None, root="", output=replace(recipe.output, dir="")))
+    by = [[score.name, score.scorer, score.version, score.data_digest] for score in plan_scores(recipe)]
+    text = json.dumps([data, by], sort_keys=True, default=_plain)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else str(value)
