@@ -111,6 +111,7 @@ def test_there_are_these_pages() -> None:
         "reliability.md",
         "scoring.md",
         "supported.md",
+        "sweeping.md",
     ]
     assert [page.name for page in PAGES] == names
 

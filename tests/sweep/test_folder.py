@@ -70,9 +70,9 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def objective(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the recipes of sweeps have an objective, without what measures it."""
-    from lora_build.cli import sweep
+    from lora_build.cli import sweep_folder
 
-    monkeypatch.setattr(sweep, "_direction", lambda axes, keep: "maximize")
+    monkeypatch.setattr(sweep_folder, "_direction", lambda axes, keep: "maximize")
 
 
 @pytest.fixture
