@@ -49,6 +49,7 @@ def recipe_schema() -> Schema:
     of_sweeps = [
         {"required": ["recipe"]},
         {"required": ["hydra"]},
+        {"required": ["keep"]},
         {"required": ["defaults"], "properties": {"defaults": {"contains": chosen}}},
     ]
     return {

@@ -19,6 +19,7 @@ def project(tmp_path, monkeypatch):
     """Three adapters, and an engine that makes folders; a description makes it fail."""
     from lora_build import pipeline
     from lora_build.cli import json as to_json
+    from lora_build.scores import planning
 
     monkeypatch.delenv("LORA_BUILD_RECIPES", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -37,7 +38,7 @@ def project(tmp_path, monkeypatch):
         there = SimpleNamespace(action=None)  # nobody knows, so that all is asked of `run`
         return SimpleNamespace(num_bytes_of_all=10, recipe=recipe, at_target=there)
 
-    def run(plan, *, progress=None, replan=False):
+    def run(plan, *, progress=None, replan=False, tell=None):
         builds.append(plan.recipe.output.dir)
         directory = Path(plan.recipe.output.dir)
         reused = directory.exists()
@@ -48,6 +49,7 @@ def project(tmp_path, monkeypatch):
             warnings=("code moved little",),
         )  # fmt: skip
 
+    monkeypatch.setattr(planning, "with_commands", lambda plan, allow_commands: plan)
     monkeypatch.setattr(pipeline, "prepare", prepare)
     monkeypatch.setattr(pipeline, "run", run)
     monkeypatch.setattr(
