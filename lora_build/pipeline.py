@@ -19,6 +19,7 @@ from lora_build.numerics.survival import to_bytes as survival_bytes
 from lora_build.planning.pins import pins_of, refuse_unlocked, remarks
 from lora_build.planning.plan import MergePlan, make_plan
 from lora_build.planning.resolve import resolve
+from lora_build.planning.shared import Shared
 from lora_build.proof.builds import Action, Build, BuildInputs, Plan
 from lora_build.proof.checks import checks_of, have_passed
 from lora_build.proof.finish import Begun, Written, finish, pass_checks
@@ -98,7 +99,9 @@ def _checked(recipe: Recipe | Mapping[str, Any], verb: str) -> Recipe:
     return from_mapping(recipe)
 
 
-def prepare(recipe: Recipe, *, replace: bool = False, locked: bool = False, is_told: bool = True) -> Plan:
+def prepare(
+    recipe: Recipe, *, replace: bool = False, locked: bool = False, is_told: bool = True, shared: Shared | None = None
+) -> Plan:
     """Return a recipe resolved and planned; reads headers and configs, writes nothing.
 
     `replace` and `locked` are as for `build`. A plan that is not to be told, but built, has no build_key where nothing
@@ -107,31 +110,42 @@ def prepare(recipe: Recipe, *, replace: bool = False, locked: bool = False, is_t
     Raises:
         LoraBuildError: the recipe, an input, or how they fit together; every issue at once.
     """
-    return _prepare(recipe, replace=replace, locked=locked, is_told=is_told, heirs=())
+    terms = _Terms(replace=replace, locked=locked, shared=shared)
+    return _prepare(recipe, terms, is_told=is_told)
 
 
-def survey(recipe: Recipe) -> Plan:
+def survey(recipe: Recipe, *, shared: Shared | None = None) -> Plan:
     """Return the same without a look at what is at the target: for who compares a plan and builds nothing.
 
     Raises:
         LoraBuildError: the recipe, an input, or how they fit together; every issue at once.
     """
-    return _survey(recipe, replace=False, locked=False, heirs=())
+    return _survey(recipe, _Terms(shared=shared))
 
 
-def _prepare(recipe: Recipe, *, replace: bool, locked: bool, is_told: bool, heirs: tuple[str, ...]) -> Plan:
-    """Return the plan of a recipe on which others stand."""
-    found = _survey(recipe, replace=replace, locked=locked, heirs=heirs)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Terms:
+    """How a recipe is planned, as `prepare` has it, and the recipes that stand on it."""
+
+    replace: bool = False
+    locked: bool = False
+    shared: Shared | None = None
+    heirs: tuple[str, ...] = ()
+
+
+def _prepare(recipe: Recipe, terms: _Terms, *, is_told: bool) -> Plan:
+    found = _survey(recipe, terms)
     scores = plan_scores(recipe)
     refuse_unscorable(scores, found.inputs, found.merge_plan)
     return dataclasses.replace(found, at_target=foresee(found, is_told=is_told), scores=scores)
 
 
-def _survey(recipe: Recipe, *, replace: bool, locked: bool, heirs: tuple[str, ...]) -> Plan:
+def _survey(recipe: Recipe, terms: _Terms) -> Plan:
     target = target_of(recipe)
-    below = _prepare_base(recipe, heirs, locked=locked) if recipe.base.is_recipe else None
-    pins = pins_of(recipe, locked=locked)
-    resolved = resolve(recipe, given=None if below is None else {BASE: open_planned(recipe, below)}, pins=pins)
+    below = _prepare_base(recipe, terms) if recipe.base.is_recipe else None
+    pins = pins_of(recipe, locked=terms.locked)
+    given = None if below is None else {BASE: open_planned(recipe, below)}
+    resolved = resolve(recipe, given=given, pins=pins, shared=terms.shared)
     refuse_overlap(target, resolved.sources)
     inputs = BuildInputs(
         recipe=recipe, sources=resolved.sources, base=resolved.inputs.base, facts=resolved.inputs.facts, pins=pins
@@ -140,7 +154,9 @@ def _survey(recipe: Recipe, *, replace: bool, locked: bool, heirs: tuple[str, ..
     refuse_unlocked(merge_plan.input_files, resolved.sources, pins)
     said = remarks(pins, resolved.sources, merge_plan.input_files)
     merge_plan = dataclasses.replace(merge_plan, remarks=(*merge_plan.remarks, *said))
-    found = Plan(inputs=inputs, merge_plan=merge_plan, target=target, replace=replace, locked=locked, below=below)
+    found = Plan(
+        inputs=inputs, merge_plan=merge_plan, target=target, replace=terms.replace, locked=terms.locked, below=below
+    )
     refuse_links_away(found.merge_plan, resolved.sources)
     refuse_too_many_updates(found.merge_plan)
     for check in checks_of(recipe):
@@ -148,15 +164,16 @@ def _survey(recipe: Recipe, *, replace: bool, locked: bool, heirs: tuple[str, ..
     return found
 
 
-def _prepare_base(recipe: Recipe, heirs: tuple[str, ...], *, locked: bool) -> Plan:
+def _prepare_base(recipe: Recipe, terms: _Terms) -> Plan:
     """Return the plan of the recipe whose build is the base of another one."""
     from lora_build.recipe.compose import load_recipe  # Hydra, which a recipe from Python does without
 
     name = str(recipe.base.recipe)
-    if name in heirs:
-        raise RecipeError(f"base.recipe: {' stands on '.join([*heirs, name])}; a recipe cannot be its own base")
+    if name in terms.heirs:
+        raise RecipeError(f"base.recipe: {' stands on '.join([*terms.heirs, name])}; a recipe cannot be its own base")
+    terms = dataclasses.replace(terms, replace=False, heirs=(*terms.heirs, name))
     try:
-        return _prepare(load_recipe(name), replace=False, locked=locked, is_told=False, heirs=(*heirs, name))
+        return _prepare(load_recipe(name), terms, is_told=False)
     except LoraBuildError as error:
         if error.lines[0].startswith("base.recipe: "):
             raise
@@ -230,7 +247,7 @@ def _run(plan: Plan, progress: Callable[[int], None] | None, scoring: Scoring) -
         fetch(plan.merge_plan, plan.sources, quiet=progress is None)
         built = _cloned(plan, there, scoring) or _made(plan, there, progress or (lambda _: None), scoring)
         if there is not None and before is not None:
-            hash_there, kept = there.manifest.manifest_hash, there.additions.names
+            hash_there, kept = there.known.manifest_hash, there.additions.names
             reasons = before.reasons(plan.recipe, built.manifest)
             built = dataclasses.replace(built, replaced=hash_there, reasons=reasons, kept=kept)
     passed = tuple(check.name for check in checks_of(plan.recipe))  # or an error would have been raised

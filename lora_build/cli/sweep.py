@@ -26,7 +26,9 @@ from lora_build.terminal import escaped
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from lora_build.planning.shared import Shared
     from lora_build.recipe.axes import Axes
+    from lora_build.recipe.composer import ComposedData
     from lora_build.recipe.schema import Recipe
     from lora_build.sweep.folder import SweepFolder
 
@@ -142,14 +144,16 @@ class _Run:
         scratch: where what came of each point is written.
         folder: that of the sweep; a plan has none.
         axes: those of the sweep.
+        shared: what its plans share, where they are made one after the other.
     """
 
     asked: Asked
     scratch: Path
     folder: "SweepFolder | None"
     axes: "Axes"
+    shared: "Shared | None" = None
 
-    def recipe(self, config: "DictConfig", name: str, point: Point) -> "Recipe":
+    def recipe(self, config: "DictConfig | ComposedData", name: str, point: Point) -> "Recipe":
         """Return the recipe of a point, with its output."""
         from lora_build.recipe.compose import as_point, in_folder_of_its_own, to_recipe
         from lora_build.recipe.identity import at_point
@@ -165,9 +169,11 @@ class _Run:
 
 def _run_here(run: _Run, points: Sequence[Sequence[str]]) -> None:
     """Run points one after the other, here: that takes less than Hydra takes to compose them."""
+    from lora_build.planning.shared import Shared
     from lora_build.recipe.composer import chosen_recipe, composer
     from lora_build.recipe.words import for_people
 
+    run = replace(run, shared=Shared())
     with contextlib.ExitStack() as stack:
         composed = stack.enter_context(composer()) if run.folder is None else None
         for number, found in enumerate(points):
@@ -182,11 +188,11 @@ def _run_here(run: _Run, points: Sequence[Sequence[str]]) -> None:
             _run_point(run, point, recipe, progressbar="progressbar=false" not in words)
 
 
-def _plan_point(asked: Asked, recipe: "Recipe", point: Point) -> Point:
+def _plan_point(asked: Asked, recipe: "Recipe", point: Point, shared: "Shared | None") -> Point:
     """Return a point with its plan."""
     from lora_build.cli import json
 
-    plan = work.plan(recipe, asked)
+    plan = work.plan(recipe, asked, shared=shared)
     return replace(point, plan=json.plan_json(plan, tensors=asked.tensors))
 
 
@@ -231,7 +237,7 @@ def _run_point(run: _Run, point: Point, recipe: "Callable[[], Recipe]", *, progr
 
     def work(recipe: "Recipe", point: Point) -> Point:
         if run.folder is None:
-            return _plan_point(run.asked, recipe, point)
+            return _plan_point(run.asked, recipe, point, run.shared)
         _announce(run.asked, point, recipe.output.dir)
         return _build_point(run.asked, run.folder, recipe, point, progressbar=bar)
 

@@ -8,6 +8,7 @@ from lora_build.cli.output import Manner
 from lora_build.errors import RecipeError
 
 if TYPE_CHECKING:
+    from lora_build.planning.shared import Shared
     from lora_build.proof.builds import Build, Plan
     from lora_build.recipe.schema import Recipe
 
@@ -48,12 +49,12 @@ class Asked:
             raise RecipeError("--exit-code is of a plan; --cfg and --info have none")
 
 
-def plan(recipe: "Recipe", asked: Asked, *, is_told: bool = True) -> "Plan":
-    """Return the plan of a recipe."""
+def plan(recipe: "Recipe", asked: Asked, *, is_told: bool = True, shared: "Shared | None" = None) -> "Plan":
+    """Return the plan of a recipe; `shared` keeps what one plan after the other needs."""
     from lora_build import pipeline
     from lora_build.scores.planning import with_commands
 
-    found = pipeline.prepare(recipe, replace=asked.replace, locked=asked.locked, is_told=is_told)
+    found = pipeline.prepare(recipe, replace=asked.replace, locked=asked.locked, is_told=is_told, shared=shared)
     return with_commands(found, allow_commands=asked.allow_commands)
 
 

@@ -66,6 +66,9 @@ def refuse_link_away(root: Path, name: str, where: str) -> None:
     Links of the Hub's client may: from a snapshot to the `blobs` beside or above it, from any folder to a repository's.
     """
     path = root / name
+    below = [path, *(root / up for up in Path(name).parents if up.name)]
+    if not any(map(os.path.islink, below)) and ".." not in Path(name).parts:
+        return
     real, home = Path(os.path.realpath(path)), Path(os.path.realpath(root))
     if real.is_relative_to(home) or any(real.is_relative_to(parent / "blobs") for parent in home.parents[:3]):
         return

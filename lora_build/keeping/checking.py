@@ -11,6 +11,7 @@ from pathlib import Path
 from lora_build.errors import LoraBuildError, RecipeError, label
 from lora_build.keeping.today import composed
 from lora_build.pipeline import survey
+from lora_build.planning.shared import Shared
 from lora_build.recipe import files as recipe_files
 from lora_build.recipe.axes import check_file_axes
 from lora_build.recipe.chosen import chosen_recipes
@@ -52,7 +53,8 @@ def check(*names: str, plan: bool = False) -> list[CheckedFile]:
         raise RecipeError([f"no recipe '{name}'; lora-build list names those that there are" for name in unknown])
     if not folders:
         raise RecipeError("there is no folder of recipes here; lora-build list says where they are looked for")
-    found = [_recipe(folder, name, plan=plan) for folder, name in every if not chosen or name in chosen]
+    shared = Shared()
+    found = [_recipe(folder, name, shared if plan else None) for folder, name in every if not chosen or name in chosen]
     return found if chosen else [*found, *_others(folders)]
 
 
@@ -67,9 +69,11 @@ def _others(folders: Sequence[Folder]) -> Iterator[CheckedFile]:
             yield _checked(folder, file, "sweep", name, lambda name=name, file=file: _check_sweep(name, file))  # type: ignore[misc]
 
 
-def _recipe(folder: Folder, name: str, *, plan: bool) -> CheckedFile:
+def _recipe(folder: Folder, name: str, shared: Shared | None) -> CheckedFile:
+    """Return a recipe's file, and what is wrong with it, its inputs too if what plans share is given."""
+
     def look() -> object:
-        return survey(load_recipe(name)) if plan else composed(name, ())
+        return composed(name, ()) if shared is None else survey(load_recipe(name), shared=shared)
 
     return _checked(folder, folder.path / f"{name}.yaml", "recipe", name, look)
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_build.errors import LoraBuildError, RecipeError, StorageError, VerificationError, did_you_mean, label
+from lora_build.files import readback
 from lora_build.files.targets.disk import disk_errors
 from lora_build.files.targets.lock import lock
 from lora_build.keeping import places
 from lora_build.keeping.index import FOLDER
 from lora_build.keeping.places import Found
-from lora_build.proof import readback
 from lora_build.proof.canonical_json import canonical_json
 from lora_build.proof.manifest import read_manifest
 

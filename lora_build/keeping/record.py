@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from lora_build.errors import LoraBuildError, VerificationError
+from lora_build.files import readback
 from lora_build.files.identity import BASE, Digest, FileRecord, SourceName
-from lora_build.proof import readback
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, Manifest, read_manifest
 from lora_build.proof.provenance import Recorded, read
 

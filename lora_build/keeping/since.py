@@ -19,6 +19,7 @@ from lora_build.errors import LoraBuildError, RecipeError, SourceError, label
 from lora_build.files.identity import Digest, FileRecord
 from lora_build.keeping.explaining import NO_SIDE
 from lora_build.pipeline import survey
+from lora_build.planning.shared import Shared
 from lora_build.proof.builds import Plan
 from lora_build.proof.difference import Side, compare
 from lora_build.proof.known_digests import known_digests
@@ -184,7 +185,7 @@ def _at(revision: str) -> Iterator[_Then]:
 
 def _sides(then: _Then | None, names: Sequence[str] | None) -> dict[str, Side | str]:
     """Return the plans of recipes then or now, by name, or why one has none."""
-    found = dict[str, Side | str]()
+    found, shared = dict[str, Side | str](), Shared()
     with contextlib.nullcontext() if then is None else _in_folder(then.folder):
         folders = [known for known in recipe_files.folders() if not known.shipped]
         there = {name for known in folders for name in known.names()}
@@ -193,7 +194,7 @@ def _sides(then: _Then | None, names: Sequence[str] | None) -> dict[str, Side | 
                 recipe = load_recipe(name)
                 if then is not None:
                     _lay_out_inputs(recipe, then)
-                found[name] = _side(survey(recipe), then)
+                found[name] = _side(survey(recipe, shared=shared), then)
             except LoraBuildError as error:
                 more = f" and {len(error.issues) - 1} more" if len(error.issues) > 1 else ""
                 found[name] = str(error.issues[0]).replace(f"{then.folder}/" if then else "\0", "") + more

@@ -24,6 +24,7 @@ from lora_build.keeping.index import Index
 from lora_build.keeping.record import BuildRecord
 from lora_build.pipeline import survey
 from lora_build.planning.pins import pins_of
+from lora_build.planning.shared import Shared
 from lora_build.proof.builds import Action
 from lora_build.proof.difference import compare
 from lora_build.proof.known_digests import known_digests
@@ -79,6 +80,7 @@ class Today:
     """Holds builds to what their recipes make today. What it has looked at, it does not look at again."""
 
     index: Index
+    _shared: Shared = field(default_factory=Shared)
     _stamps: dict[str, str | None] = field(default_factory=dict)
     _recipes: str | None = ""  # nobody has looked
 
@@ -92,7 +94,7 @@ class Today:
         stamp = f"{record.manifest_hash} {recipes}"
         if (known := self._known(folder, stamp)) is not None:
             return known
-        found = _verdict(folder, record)
+        found = _verdict(folder, record, self._shared)
         if found.state is not State.unknown and found.folders is not None and recipes is not None:
             stamps = {text: self._stamp(text) for text in found.folders}
             value = {"state": found.state.value, "why": found.why, "sweep": found.sweep, "folders": stamps}
@@ -150,7 +152,7 @@ def _signatures(top: str) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-def _verdict(folder: Path, record: BuildRecord) -> Verdict:
+def _verdict(folder: Path, record: BuildRecord, shared: Shared) -> Verdict:
     """Return what a build with provenance is to its recipe."""
     name = record.recipe
     assert name is not None
@@ -167,7 +169,7 @@ def _verdict(folder: Path, record: BuildRecord) -> Verdict:
             )
         if hub := _on_hub(recipe):
             return replace(_by_commits(folder, record, recipe, hub), sweep=sweep)
-        return replace(_by_plan(folder, record, recipe), sweep=sweep)
+        return replace(_by_plan(folder, record, recipe, shared), sweep=sweep)
     except LoraBuildError as error:
         more = f" and {len(error.issues) - 1} more" if len(error.issues) > 1 else ""
         return Verdict(state=State.unknown, why=f"{record.file} cannot be planned: {error.issues[0]}{more}")
@@ -202,10 +204,10 @@ def _hub_below(recipe: Recipe) -> str | None:
     return None
 
 
-def _by_plan(folder: Path, record: BuildRecord, recipe: Recipe) -> Verdict:
+def _by_plan(folder: Path, record: BuildRecord, recipe: Recipe, shared: Shared) -> Verdict:
     """Return the verdict by the plan of a recipe whose inputs are all on this machine."""
     nowhere = Path(tempfile.gettempdir(), f"lora-build.{os.getpid()}")  # whether its own may be written, is no matter
-    plan = survey(replace(recipe, output=replace(recipe.output, dir=str(nowhere))))
+    plan = survey(replace(recipe, output=replace(recipe.output, dir=str(nowhere))), shared=shared)
     folders = None
     if plan.below is None:  # else it depends on all that the base is made of, and on that folder
         folders = tuple(sorted({str(resolve_path(recipe, spec.source)) for _, spec in _inputs(recipe)}))

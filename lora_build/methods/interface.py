@@ -56,6 +56,7 @@ class AdaptedModule:
         wrapped: whether it lies inside another adapted module (its key has `.base_layer.` in it).
         shared: tensors that belong to the adapter as a whole, by the end of their key.
         expert_packing: how the factors of expert stacks are packed, `peft` or `unsloth`.
+        known: what follows from all this but the weight, for the next plan of the same module.
     """
 
     adapter: str
@@ -67,6 +68,7 @@ class AdaptedModule:
     wrapped: bool = False
     shared: Mapping[str, TensorInfo] = field(default_factory=dict)
     expert_packing: str = "peft"
+    known: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def where(self) -> str:

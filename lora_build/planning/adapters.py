@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from lora_build.files.formats.adapter import Adapter, AdapterParts
 from lora_build.methods.checks import unmergeable
 from lora_build.methods.interface import Method, methods
+from lora_build.planning.inputs import Inputs
 from lora_build.planning.peft_compat import refuse_adapter
+from lora_build.planning.shared import once
 from lora_build.planning.targets import config_problems
 from lora_build.recipe.schema import Recipe
 
@@ -36,17 +38,17 @@ class MergeableAdapters:
     notes: tuple[str, ...]
 
 
-def mergeable_adapters(adapters: Sequence[Adapter], *, model_type: str | None, repeats_peft: bool) -> MergeableAdapters:
-    """Return the adapters that can be merged into a base of a type, as peft merges them if that is to be repeated."""
+def mergeable_adapters(inputs: Inputs, *, repeats_peft: bool) -> MergeableAdapters:
+    """Return the adapters that can be merged into a base of its type, as peft merges them if that is to be repeated."""
     found: list[MergeableAdapter] = []
     issues: list[str] = []
     notes: list[str] = []
-    for adapter in adapters:
+    for adapter in inputs.adapters:
         method = methods().get(adapter.peft_type)
         if method is None:
             issues.append(f"{adapter.source}: peft_type {adapter.peft_type} {unmergeable(adapter.peft_type)}")
             continue
-        problems = config_problems(adapter, method, model_type)
+        problems = _problems(inputs, adapter, method)
         issues += problems
         if repeats_peft:
             issues += refuse_adapter(adapter)
@@ -57,6 +59,13 @@ def mergeable_adapters(adapters: Sequence[Adapter], *, model_type: str | None, r
         if not problems:
             found.append(MergeableAdapter(adapter=adapter, method=method))
     return MergeableAdapters(adapters=tuple(found), issues=tuple(issues), notes=tuple(notes))
+
+
+def _problems(inputs: Inputs, adapter: Adapter, method: Method) -> list[str]:
+    model_type = inputs.base.config.model_type
+    key, size = ("config", adapter.source, model_type), len(adapter.tensors)
+    of = (adapter.config, adapter.parts)
+    return once(inputs.shared, of, key, lambda: config_problems(adapter, method, model_type), size=size)
 
 
 def other_bases(recipe: Recipe, adapters: Sequence[Adapter]) -> Iterator[str]:

@@ -86,7 +86,10 @@ def _wanted(
 
     Of several patterns that match, the one with the most characters that stand for themselves decides.
     """
-    patterns = recipe.dtype if isinstance(recipe.dtype, Mapping) else {ALL: recipe.dtype}
+    if not isinstance(recipe.dtype, Mapping):
+        asked = named(recipe.dtype.value)
+        return {name: (asked, False) for name, dtype in stored.items() if dtype in FLOATS}, []
+    patterns = recipe.dtype
     found: dict[str, tuple[str | None, bool]] = {}
     unused, issues = set(patterns) - {ALL}, []
     ranked = sorted(patterns, key=_num_literals, reverse=True)

@@ -19,6 +19,7 @@ from lora_build.files.sources import Source, open_hashed
 from lora_build.models.facts import Facts
 from lora_build.models.heads import Head
 from lora_build.models.names import Names
+from lora_build.planning.shared import Shared
 
 _CHUNK_BYTES = 4 << 20
 
@@ -34,7 +35,8 @@ class Inputs:
     because it is in this process anyway. `heads` holds the heads that adapters may bring. `tokenizers` holds that of
     the base and of the adapters that bring one, none where no adapter does, and `generation_config` then the text of
     the base's generation_config.json. `apart` names the parameters that the base's config would tie, and whose tensors
-    have values of their own: transformers does not tie them.
+    have values of their own: transformers does not tie them. `shared` keeps what other plans may have worked out of
+    the same base and adapters: what is planned does not hang on it.
     """
 
     base: Checkpoint
@@ -46,6 +48,7 @@ class Inputs:
     tokenizers: Mapping[SourceName, Tokenizer] = field(default_factory=dict)
     generation_config: str | None = None
     apart: frozenset[str] = frozenset()
+    shared: Shared | None = field(default=None, repr=False, compare=False)
 
 
 def digests_of(sources: Mapping[SourceName, Source], adapters: tuple[Adapter, ...]) -> dict[TensorKey, Digest]:

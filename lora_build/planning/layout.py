@@ -20,6 +20,7 @@ from lora_build.models.names import Names, is_conv1d
 from lora_build.models.parameters import Parameter, Part
 from lora_build.models.tied_weights import TiedWeights, same_parameter
 from lora_build.planning.inputs import Inputs
+from lora_build.planning.shared import once
 
 _CLASS = "architectures"  # the key of config.json that names a model's class, and so its head
 
@@ -58,7 +59,8 @@ class Layout:
         found = self.names.find(parameter)
         if found is None or not is_plain(found) or len(found.shape) > 4:  # a Conv3d's kernel is flat in memory
             return found
-        return replace(found, shape=self.sources[found.parts[0].name].shape)
+        shape = self.sources[found.parts[0].name].shape
+        return found if found.shape == shape else replace(found, shape=shape)
 
     def look_all(self, parameter: str) -> list[Parameter]:
         """Return a parameter and all that share, or shared, its tensor, as they lie here; each tensor once."""
@@ -146,8 +148,23 @@ def first_layout(inputs: Inputs, *, cuts_ties: bool) -> FirstLayout:
         inputs: the base, and the adapters that take part; they may replicate its layers.
         cuts_ties: whether each parameter that `tie_word_embeddings: false` sets free has a tensor of its own.
     """
-    base = inputs.base
     layers, problems = replication_of(inputs.adapters)
+    if layers or problems:
+        return _first_layout(inputs, layers, problems, cuts_ties=cuts_ties)
+    return once(
+        inputs.shared,
+        (inputs.base, inputs.facts),
+        ("layout", cuts_ties, inputs.apart),
+        lambda: _first_layout(inputs, None, (), cuts_ties=cuts_ties),
+        size=len(inputs.base.tensors),
+    )
+
+
+def _first_layout(
+    inputs: Inputs, layers: Sequence[int] | None, problems: Sequence[str], *, cuts_ties: bool
+) -> FirstLayout:
+    """Return the first layout, with the base's layer that each of its own is where an adapter replicates them."""
+    base = inputs.base
     sources, homes = base.tensors, {name: tensor.file for name, tensor in base.tensors.items()}
     changes: Mapping[str, Any] = {}
     issues: list[str] = []

@@ -43,6 +43,7 @@ from typing import Any
 
 from lora_build._version import VERSION
 from lora_build.errors import RecipeError, SourceError, label
+from lora_build.files import readback
 from lora_build.files.formats.json_object import decode_json, parse_object
 from lora_build.files.identity import BASE, Digest, SourceName
 from lora_build.files.opening import kind
@@ -136,9 +137,10 @@ def parse_lock(data: bytes, where: str) -> dict[str, LockedRecipe]:
         )
     try:
         if schema != SCHEMA:
-            raise ValueError(f"its format is {_short(schema)}, expected {SCHEMA}")
+            raise ValueError(f"its format is {readback.short(schema)}, expected {SCHEMA}")
         return {
-            name: _recipe(name, entry) for name, entry in _table(_entry(found, "recipes schema")["recipes"]).items()
+            name: _recipe(name, entry)
+            for name, entry in readback.table(readback.entry(found, ("recipes", "schema"))["recipes"]).items()
         }
     except ValueError as error:
         raise RecipeError(f"{where}: is not a lock of lora-build: {error}{again}") from error
@@ -199,11 +201,11 @@ def _read(path: Path) -> bytes | None:
 
 def _recipe(name: str, value: Any) -> LockedRecipe:
     if (why := why_no_name(name)) is not None:
-        raise ValueError(f"{_short(name)} is no recipe's name: {why}")
+        raise ValueError(f"{readback.short(name)} is no recipe's name: {why}")
     found = {}
-    for role, entry in _table(value).items():
+    for role, entry in readback.table(value).items():
         if role != BASE and not re.fullmatch(rf"adapters\.{NAME}", role, re.ASCII):
-            raise ValueError(f"{_short(role)} is neither base nor adapters.NAME")
+            raise ValueError(f"{readback.short(role)} is neither base nor adapters.NAME")
         try:
             found[SourceName(role)] = _source(entry)
         except ValueError as error:
@@ -212,60 +214,40 @@ def _recipe(name: str, value: Any) -> LockedRecipe:
 
 
 def _source(value: Any) -> LockedSource:
-    entry = _entry(value, "files source", "commit others revision")
+    entry = readback.entry(value, ("files", "source"), ("commit", "others", "revision"))
     source, revision, commit = entry["source"], entry.get("revision"), entry.get("commit")
     for text in (source, "" if revision is None else revision):
         if not isinstance(text, str):
-            raise ValueError(f"{_short(text)} is not text")
-    others = {_plain(name): _size(name, size) for name, size in _table(entry.get("others", {})).items()}
+            raise ValueError(f"{readback.short(text)} is not text")
+    others = {_plain(name): _size(name, size) for name, size in readback.table(entry.get("others", {})).items()}
     if is_local(source) and ((revision, commit) != (None, None) or others):
         raise ValueError("a folder has neither revision nor commit, nor others")
     if not is_local(source) and not (isinstance(commit, str) and COMMIT.fullmatch(commit)):
-        raise ValueError(f"commit: {_short(commit)} is not 40 hexadecimal digits")
-    files = {_plain(name): _file(name, file) for name, file in _table(entry["files"]).items()}
+        raise ValueError(f"commit: {readback.short(commit)} is not 40 hexadecimal digits")
+    files = {_plain(name): _file(name, file) for name, file in readback.table(entry["files"]).items()}
     if twice := sorted(files.keys() & others.keys()):
-        raise ValueError(f"{_short(twice[0])} is there twice")
+        raise ValueError(f"{readback.short(twice[0])} is there twice")
     return LockedSource(named=NamedSource(source=source, revision=revision), commit=commit, files=files, others=others)
 
 
 def _file(name: str, value: Any) -> LockedFile:
-    entry = _entry(value, "sha256 size")
+    entry = readback.entry(value, ("sha256", "size"))
     digest = entry["sha256"]
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
-        raise ValueError(f"{name}: {_short(digest)} is not sha256: and 64 hexadecimal digits")
+        raise ValueError(f"{name}: {readback.short(digest)} is not sha256: and 64 hexadecimal digits")
     return LockedFile(size_bytes=_size(name, entry["size"]), sha256=Digest(digest))
 
 
 def _plain(name: str) -> str:
     if not is_plain(name):
-        raise ValueError(f"{_short(name)} is no name of a file below a folder")
+        raise ValueError(f"{readback.short(name)} is no name of a file below a folder")
     return name
 
 
 def _size(name: str, value: Any) -> int:
     if type(value) is not int or not 0 <= value < _LARGEST:
-        raise ValueError(f"{name}: {_short(value)} is not a number of bytes")
+        raise ValueError(f"{name}: {readback.short(value)} is not a number of bytes")
     return value
-
-
-def _entry(value: Any, keys: str, optional: str = "") -> dict[str, Any]:
-    found = _table(value)
-    if missing := [key for key in keys.split() if key not in found]:
-        raise ValueError(f"`{missing[0]}` is missing")
-    if unknown := sorted(found.keys() - {*keys.split(), *optional.split()}):
-        raise ValueError(f"{_short(unknown[0])} is no key that lora-build {VERSION} knows")
-    return found
-
-
-def _table(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{_short(value)} is not an object")
-    return value
-
-
-def _short(value: Any) -> str:
-    found = repr(value)
-    return found if len(found) <= 80 else f"{found[:77]}..."
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ converted, replaced or merged. Whatever does not fit is an issue; all issues are
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from lora_build.errors import PlanError, did_you_mean
@@ -125,6 +125,15 @@ def make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
     Raises:
         PlanError: base, adapters and recipe do not fit together; with every issue found.
     """
+    try:
+        return _make_plan(recipe, inputs)
+    except PlanError:
+        if inputs.shared is None:
+            raise
+        return _make_plan(recipe, replace(inputs, shared=None))  # what is near, names know only for a while
+
+
+def _make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
     planned = plan_tensors(recipe, inputs)
     found = completeness(inputs.base, inputs.facts, planned.config.changes)
     issues, config = [*found.issues, *planned.issues], planned.config

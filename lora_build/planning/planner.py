@@ -67,14 +67,14 @@ def _plan(recipe: Recipe, inputs: Inputs, *, cuts_ties: bool) -> TensorPlan | No
     """Return the plan with ties cut or whole, None where one that is whole has to be cut."""
     repeats_peft = recipe.numerics is Numerics.peft
     first = first_layout(inputs, cuts_ties=cuts_ties)
-    found = mergeable_adapters(inputs.adapters, model_type=inputs.base.config.model_type, repeats_peft=repeats_peft)
+    found = mergeable_adapters(inputs, repeats_peft=repeats_peft)
     whole = bring_whole_tensors(first.layout, adapters=found.adapters, recipe=recipe, inputs=inputs)
     if whole.must_cut:
         return None
-    updates = add_updates(whole, adapters=found.adapters, recipe=recipe, digests=inputs.digests)
+    updates = add_updates(whole, adapters=found.adapters, recipe=recipe, inputs=inputs)
     if updates.must_cut:
         return None
-    promised = promises(whole.layout, found.adapters, inputs.facts)
+    promised = promises(whole.layout, found.adapters, inputs)
     vocabulary = _vocabulary(whole)
     names = _in_file_order(whole.layout)
     dtypes = output_dtypes(recipe, whole.layout, names, inputs.facts)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from lora_build.files.formats.adapter_config import CONFIG_NAME
 from lora_build.files.formats.patterns import PatternError
 from lora_build.methods.trainable_tokens import TrainableTokens
-from lora_build.models.facts import Facts
 from lora_build.planning.adapters import MergeableAdapter
-from lora_build.planning.inputs import may_be_tied
+from lora_build.planning.inputs import Inputs, may_be_tied
 from lora_build.planning.layout import Layout, is_plain
+from lora_build.planning.shared import once
 from lora_build.planning.targets import Targets
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -38,25 +38,35 @@ class Promises:
     remarks: tuple[str, ...]
 
 
-def promises(layout: Layout, adapters: Sequence[MergeableAdapter], facts: Facts | None) -> Promises:
+def promises(layout: Layout, adapters: Sequence[MergeableAdapter], inputs: Inputs) -> Promises:
     """Return what the configs of adapters promise and their files lack.
 
     Args:
         layout: the output's tensors.
         adapters: those that are merged.
-        facts: what transformers says of the base; without it, less is told.
+        inputs: what they were read from; where transformers says nothing of the base, less is told.
     """
-    is_known = facts is not None and not facts.problem
-    issues: list[str] = []
-    remarks: list[str] = []
-    for mergeable in adapters:
+    is_known = inputs.facts is not None and not inputs.facts.problem
+    found = [_of_adapter(layout, mergeable, inputs, is_known=is_known) for mergeable in adapters]
+    return Promises(
+        issues=tuple(issue for one in found for issue in one.issues),
+        remarks=tuple(remark for one in found for remark in one.remarks),
+    )
+
+
+def _of_adapter(layout: Layout, mergeable: MergeableAdapter, inputs: Inputs, *, is_known: bool) -> Promises:
+    """Return what one adapter's config promises and its file lacks."""
+
+    def look() -> Promises:
         step = _Promised(layout, mergeable, is_known=is_known)
-        issues += step.saved()
-        issues += step.tokens()
-        if is_known and layout.layers is None:
-            issues += step.saved_elsewhere()
-            remarks += step.factors()
-    return Promises(issues=tuple(issues), remarks=tuple(remarks))
+        more = is_known and layout.layers is None
+        return Promises(
+            issues=(*step.saved(), *step.tokens(), *(step.saved_elsewhere() if more else ())),
+            remarks=tuple(step.factors() if more else ()),
+        )
+
+    of = (layout, mergeable.adapter.config, mergeable.parts)
+    return once(inputs.shared, of, ("promises", is_known), look, size=len(mergeable.adapter.tensors))
 
 
 class _Promised:

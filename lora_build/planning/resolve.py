@@ -5,15 +5,16 @@ Opens sources and reads headers and configs; of weights only what `digests_of` h
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from lora_build.errors import LoraBuildError, PlanError, SourceError, did_you_mean
 from lora_build.files.formats.adapter import Adapter, open_adapter
 from lora_build.files.formats.checkpoint import Checkpoint, open_checkpoint, read_generation_config
 from lora_build.files.formats.config_json import ModelConfig
-from lora_build.files.formats.modules import NO_MODULES, compare_modules
+from lora_build.files.formats.modules import NO_MODULES, AdapterModules, compare_modules
 from lora_build.files.formats.tokenizer import read_tokenizers
 from lora_build.files.identity import BASE, SourceName
 from lora_build.files.sources import Source
@@ -26,6 +27,7 @@ from lora_build.planning.local_map import mapped
 from lora_build.planning.mapped_source import open_mapped
 from lora_build.planning.pins import NO_PINS, Pins, held
 from lora_build.planning.questions import Answers, ask_for_plan
+from lora_build.planning.shared import Shared, once
 from lora_build.recipe.identity import selected
 from lora_build.recipe.keys import check_adapter, raise_problems
 from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe, resolve_path
@@ -48,6 +50,7 @@ def resolve(
     for_planning: bool = True,
     given: Mapping[SourceName, Source] | None = None,
     pins: Pins = NO_PINS,
+    shared: Shared | None = None,
 ) -> Resolved:
     """Return a recipe's inputs as they are today.
 
@@ -57,6 +60,7 @@ def resolve(
             compared.
         given: the sources that are open already.
         pins: what is locked of the others.
+        shared: what plans before this one have opened.
 
     Raises:
         PlanError: several of them cannot be opened; names each.
@@ -74,25 +78,45 @@ def resolve(
             failures.append(error)
             return None
 
-    base = attempt(BASE, recipe.base, open_checkpoint)
+    base = attempt(BASE, recipe.base, lambda source: _opened(shared, source, open_checkpoint))
     adapters = []
     for name, spec in selected(recipe).items():
 
         def read(source: Source, spec: AdapterSpec = spec) -> Adapter:
             modules = NO_MODULES if base is None else compare_modules(source, sources[BASE], base.side_files)
-            opened = open_adapter(
-                source, rules=key_rules, expert_packing=spec.expert_packing.value, ignore_files=spec.ignore_files,
-                modules=modules,
-            )  # fmt: skip
-            return replace(opened, weight=spec.weight)
+            return _open_adapter(source, spec, modules, shared)
 
         adapters.append(attempt(SourceName.of_adapter(name), spec, read))
     if failures:
         raise together(failures)
-    opened = tuple(adapter for adapter in adapters if adapter is not None)
+    taking_part = tuple(adapter for adapter in adapters if adapter is not None)
     assert base is not None
-    answers = ask_for_plan(recipe, base, opened) if for_planning else Answers()
-    return Resolved(inputs=_inputs(sources, base, opened, answers, for_planning=for_planning), sources=sources)
+    answers = _answers(recipe, base, taking_part, shared) if for_planning else Answers()
+    inputs = _inputs(sources, base, taking_part, answers, for_planning=for_planning)
+    return Resolved(inputs=replace(inputs, shared=shared), sources=sources)
+
+
+def _opened(shared: Shared | None, source: Source, read: Callable[[Source], _Opened], key: Hashable = None) -> _Opened:
+    return read(source) if shared is None else shared.opened(source, key, read)
+
+
+def _open_adapter(source: Source, spec: AdapterSpec, modules: AdapterModules, shared: Shared | None) -> Adapter:
+    packing, ignored = spec.expert_packing.value, spec.ignore_files
+    read = partial(
+        open_adapter, rules=key_rules, expert_packing=packing, ignore_files=ignored, modules=modules
+    )  # fmt: skip
+    return replace(_opened(shared, source, read, (packing, ignored, modules)), weight=spec.weight)
+
+
+def _answers(recipe: Recipe, base: Checkpoint, adapters: tuple[Adapter, ...], shared: Shared | None) -> Answers:
+    """Return what transformers says of opened inputs; equal facts of one base are one object."""
+    of = (base, *(part for adapter in adapters for part in (adapter.config, adapter.parts)))
+    key = ("answers", recipe.numerics, str(recipe.dtype), *(adapter.source for adapter in adapters))
+    size = len(base.tensors) + sum(len(adapter.tensors) for adapter in adapters)
+    found = once(shared, of, key, lambda: ask_for_plan(recipe, base, adapters), size=size)
+    model = found.facts and found.facts.model
+    facts = once(shared, (base,), ("facts", model), lambda: found.facts, size=len(base.tensors))
+    return replace(found, facts=facts) if facts == found.facts else found
 
 
 def _inputs(

@@ -10,9 +10,11 @@ from lora_build.methods.trainable_tokens import TrainableTokens
 from lora_build.models.parameters import Parameter
 from lora_build.models.tied_weights import Digests
 from lora_build.planning.adapters import MergeableAdapter
+from lora_build.planning.inputs import Inputs
 from lora_build.planning.layout import Layout, is_plain
 from lora_build.planning.peft_compat import as_in_peft
 from lora_build.planning.placement import Placements
+from lora_build.planning.shared import once
 from lora_build.planning.ties import separate
 from lora_build.planning.whole_tensors import WholeTensors
 from lora_build.recipe.schema import Numerics, Recipe
@@ -49,8 +51,23 @@ class _Factors:
     keeps_ties: bool
 
 
+@dataclass(slots=True, kw_only=True)
+class _Module:
+    """What follows from a module of an adapter and the layout, whatever a recipe says.
+
+    Attributes:
+        base: what the base has there.
+        known: see `AdaptedModule.known`.
+        parameters: those that an update of a leaf changes, where each is its own.
+    """
+
+    base: "_BaseModule"
+    known: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, list[Parameter]] = field(default_factory=dict)
+
+
 def add_updates(
-    whole: WholeTensors, *, adapters: Sequence[MergeableAdapter], recipe: Recipe, digests: Digests
+    whole: WholeTensors, *, adapters: Sequence[MergeableAdapter], recipe: Recipe, inputs: Inputs
 ) -> Updates:
     """Return what the adapters' factors do to the output's tensors.
 
@@ -58,11 +75,13 @@ def add_updates(
         whole: the output's tensors, and updates that there are already.
         adapters: in the recipe's order.
         recipe: says what becomes of ties, and in whose arithmetic.
-        digests: see `Inputs.digests`.
+        inputs: what they were read from.
     """
     step = _Updating(layout=whole.layout, recipe=recipe, placements=whole.placements.copy())
     for adapter in adapters:
-        for factors in step.factors_of(adapter, digests):
+        of, size = (whole.layout, adapter.adapter.config, adapter.parts), len(adapter.parts.factors)
+        step.modules = once(inputs.shared, of, ("modules", adapter.adapter.expert_packing), dict, size=size)
+        for factors in step.factors_of(adapter, inputs.digests):
             step.update(factors)
     return Updates(
         placements=step.placements, must_cut=step.must_cut, issues=tuple(step.issues), notes=tuple(step.notes)
@@ -71,7 +90,11 @@ def add_updates(
 
 @dataclass(slots=True, kw_only=True)
 class _Updating:
-    """The step while it goes on; `tied_through` has the module that peft changes a shared tensor through."""
+    """The step while it goes on.
+
+    `modules` has what is known of those of the adapter at hand, `tied_through` the module that peft changes a shared
+    tensor through.
+    """
 
     layout: Layout
     recipe: Recipe
@@ -80,6 +103,7 @@ class _Updating:
     issues: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     tied_through: dict[str, str] = field(default_factory=dict)
+    modules: dict[str, _Module] = field(default_factory=dict)
 
     @property
     def _repeats_peft(self) -> bool:
@@ -125,30 +149,35 @@ class _Updating:
     def update(self, factors: _Factors) -> None:
         """Place what a module's factors do to its parameters."""
         adapter, parts = factors.of.adapter, factors.of.parts
-        base = _BaseModule(self.layout, factors.module)
+        here = self.modules.get(factors.module)
+        if here is None:
+            here = self.modules[factors.module] = _Module(base=_BaseModule(self.layout, factors.module))
         module = AdaptedModule(
             adapter=adapter.name,
             path=factors.module,
             config=adapter.config.data,
             adapter_weight=adapter.weight,
             factors=factors.factors,
-            base=base,
+            base=here.base,
             wrapped=factors.module in parts.wrapped,
             shared=parts.shared,
             expert_packing=adapter.expert_packing,
+            known=here.known,
         )
         updates, problems = factors.method.updates(module)
-        if base.is_missing:
+        if here.base.is_missing:
             self.issues.append(f"{adapter.source}: {self.layout.missing(f'{factors.module}.weight')}")
             return
         self.issues += problems
         for leaf, update in updates.items():
-            for parameter in self._parameters(f"{factors.module}.{leaf}", keeps_ties=factors.keeps_ties):
+            found = here.parameters.get(leaf)
+            for parameter in found or self._parameters(here, factors, leaf):
                 self._place(module, leaf, update, parameter)
 
-    def _parameters(self, path: str, *, keeps_ties: bool) -> list[Parameter]:
+    def _parameters(self, here: _Module, factors: _Factors, leaf: str) -> list[Parameter]:
         """Return the parameters that an update of one of them changes: more than one where they stay tied."""
-        if keeps_ties:
+        path = f"{factors.module}.{leaf}"
+        if factors.keeps_ties:
             return self.layout.look_all(path)
         separation = separate(self.layout, path, tied=self.recipe.tied_embeddings, replaces=False)
         self.must_cut |= separation.must_cut
@@ -158,6 +187,9 @@ class _Updating:
             return self.layout.look_all(path)
         found = self.layout.look(path)
         assert found is not None, "a method updates what it found"
+        tied = self.layout.tied_weights
+        if not tied.shared(path) and not tied.is_kept_apart(path):  # so it is its own whatever a recipe says of ties
+            here.parameters[leaf] = [found]
         return [found]
 
     def _place(self, module: AdaptedModule, leaf: str, update: Update, parameter: Parameter) -> None:

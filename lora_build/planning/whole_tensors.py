@@ -58,6 +58,10 @@ def bring_whole_tensors(
         recipe: says what becomes of ties, and whose tensors win.
         inputs: holds the digests of these tensors, and the heads that they may be of.
     """
+    if not any(adapter.parts.frozen or adapter.parts.replaced for adapter in adapters):
+        return WholeTensors(
+            layout=layout, placements=Placements(), owners={}, regrown={}, must_cut=False, issues=(), notes=()
+        )
     step = _Bringing(layout, recipe, inputs)
     for adapter in adapters:
         for parameter, tensor in adapter.parts.frozen.items():

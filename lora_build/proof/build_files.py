@@ -9,9 +9,9 @@ from lora_build.errors import SourceError
 from lora_build.files.executor import SerialQueue
 from lora_build.files.hashing.hashed_file import HashedFile
 from lora_build.files.identity import Digest, FileRecord, new_hash
+from lora_build.files.readback import MOST_BYTES, read_file
 from lora_build.proof.additions import Additions, find_additions, sort_additions
 from lora_build.proof.manifest import Manifest, own_files, read_manifest
-from lora_build.proof.readback import MOST_BYTES, read_file
 
 if TYPE_CHECKING:
     from lora_build.files.sources.hub import HubSource

@@ -15,7 +15,8 @@ def canonical_json(value: Any) -> bytes:
     Equals RFC 8785 for such values with keys in the Basic Multilingual Plane.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    assert not _FLOAT.search(_TEXT.sub("", text)), "numbers that are not whole go in as text"
+    outside = _TEXT.sub("", text) if "\\" in text else "".join(text.split('"')[::2])  # of texts in quotes
+    assert not _FLOAT.search(outside), "numbers that are not whole go in as text"
     return text.encode()
 
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lora_build.files import readback
 from lora_build.files.identity import BASE, SourceName
-from lora_build.proof import readback
 
 if TYPE_CHECKING:
     from lora_build.planning.plan import MergePlan  # what verifies a build need not know how it is planned

@@ -6,8 +6,8 @@ adapters that had a part in each. A build of this kind is verified for ever; a b
 
 from typing import TYPE_CHECKING, Any
 
+from lora_build.files import readback
 from lora_build.files.identity import Digest
-from lora_build.proof import readback
 from lora_build.proof.canonical_json import canonical_json
 from lora_build.proof.choices import LeftOut
 from lora_build.proof.plan_record import AdapterRecord, PlanRecord, files_from_json

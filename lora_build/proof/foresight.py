@@ -17,6 +17,7 @@ from lora_build.proof.manifest import Manifest
 from lora_build.proof.occupant import BuildThere
 from lora_build.proof.output_dir import find_build, recorded_in, refuse_lack_of_space, refuse_replacing
 from lora_build.proof.plan_record import record_plan
+from lora_build.proof.provenance import Recorded
 from lora_build.proof.sides import side_of_build, side_of_plan
 from lora_build.recipe.schema import IfExists, Recipe
 
@@ -34,7 +35,7 @@ def foresee(plan: Plan, *, is_told: bool = True) -> AtTarget:
     notes = tuple(_left_over(plan))
     if there is None:
         refuse_lack_of_space(plan.target, plan.num_bytes_written)
-        return AtTarget(build_key=_build_key(plan) if is_told else None, notes=notes)
+        return AtTarget(build_key=_build_key(plan, known_digests(plan)) if is_told else None, notes=notes)
     found = _compare(plan, there, known_digests(plan))
     if found.action is not Action.reuse:
         refuse_lack_of_space(plan.target, plan.num_bytes_written)
@@ -46,14 +47,13 @@ def foresee(plan: Plan, *, is_told: bool = True) -> AtTarget:
     if kept and found.action is not Action.reuse:
         notes = (*notes, f"what people have put into {plan.target.name} is kept: {some_of(kept)}")
     return AtTarget(
-        action=found.action, manifest_hash=there.manifest.manifest_hash, build_key=found.build_key,
+        action=found.action, manifest_hash=there.known.manifest_hash, build_key=found.build_key,
         reasons=found.reasons, unread=found.unread, difference=found.difference, kept=kept, notes=notes,
     )  # fmt: skip
 
 
-def _build_key(plan: Plan) -> Digest | None:
+def _build_key(plan: Plan, inputs: KnownDigests) -> Digest | None:
     """Return the build_key of a plan, None where the digest of an input is not known."""
-    inputs = known_digests(plan)
     return None if inputs.unknown else record_plan(plan.merge_plan, inputs.known).build_key
 
 
@@ -70,19 +70,23 @@ class _Compared:
 
 def _compare(plan: Plan, there: BuildThere, inputs: KnownDigests) -> _Compared:
     """Return whether the build that is there is what a plan makes, and why not."""
-    manifest = there.manifest
-    before = side_of_build(manifest, recorded_in(there.target))
-    after = side_of_plan(plan, inputs.taken_for(before))
+    recorded = recorded_in(there.target)
     unread = [f"{key.source}/{key.name}" for key in inputs.unknown]
-    build_key = after.record.build_key
-    difference = Difference() if build_key == manifest.build_key else compare(before, after)
-    known = None if inputs.unknown else build_key
-    files = look_at_files(there.target, manifest.files)
+    known = _build_key(plan, inputs)
+    difference = Difference() if known == there.known.build_key else _difference(plan, there, recorded, inputs)
+    files = look_at_files(there.target, there.known.files)
     if reasons := why_replaced(plan.recipe, difference, files.changed):
         return _Compared(action=Action.replace, build_key=known, reasons=reasons, difference=difference or None)
     if unread := [*unread, *(f"{there.target.name}/{name}" for name in files.unread)]:
         return _Compared(action=Action.replace_or_reuse, build_key=known, unread=tuple(unread))
     return _Compared(action=Action.reuse, build_key=known)
+
+
+def _difference(plan: Plan, there: BuildThere, recorded: Recorded | None, inputs: KnownDigests) -> Difference:
+    """Return what a plan differs in from the build that is there, inputs of unknown digest taken for the build's."""
+    before = side_of_build(there.manifest, recorded)
+    after = side_of_plan(plan, inputs.taken_for(before))
+    return Difference() if after.record.build_key == there.known.build_key else compare(before, after)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

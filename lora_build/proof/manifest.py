@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_build.errors import SourceError, VerificationError, did_you_mean, some_of
+from lora_build.files import readback
 from lora_build.files.identity import Digest, FileRecord
 from lora_build.files.sources.local import folders_in
-from lora_build.proof import first_version, readback
+from lora_build.proof import first_version
 from lora_build.proof.canonical_json import canonical_json
 from lora_build.proof.choices import LeftOut, choices, left_out
 from lora_build.proof.plan_record import (
@@ -233,6 +234,16 @@ def read_manifest(directory: Path) -> Manifest:
         SourceError: the directory or its manifest is missing.
         VerificationError: the manifest is not what lora-build wrote.
     """
+    path = manifest_file(directory)
+    return Manifest.from_bytes(readback.read_file(path), str(path))
+
+
+def manifest_file(directory: Path) -> Path:
+    """Return the file of a build's manifest.
+
+    Raises:
+        SourceError: the directory or its manifest is missing.
+    """
     path = directory / MANIFEST_NAME
     if directory.is_file():
         raise SourceError(f"{directory}: is a file; expected the folder of a build, such as {directory.parent}")
@@ -247,10 +258,18 @@ def read_manifest(directory: Path) -> Manifest:
         raise SourceError(
             f"{directory}: has no {MANIFEST_NAME}: not a build of lora-build, or not a finished one{hint}"
         )
-    return Manifest.from_bytes(readback.read_file(path), str(path))
+    return path
 
 
-def own_files(manifest: Manifest) -> frozenset[str]:
+class ListedFiles(Protocol):
+    """A manifest, or what is known of one."""
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """The files that it lists."""
+
+
+def own_files(manifest: ListedFiles) -> frozenset[str]:
     """Return the names of all files that lora-build wrote into a build."""
     return _OWN_FILES | {file.path for file in manifest.files}
 

@@ -11,7 +11,8 @@ from lora_build.files.hashing.hashed_file import file_digest
 from lora_build.files.identity import FileRecord
 from lora_build.files.targets.contents import Contents
 from lora_build.proof.additions import Additions, find_additions
-from lora_build.proof.manifest import MANIFEST_NAME, Manifest, own_files, read_manifest
+from lora_build.proof.known_manifest import KnownManifest
+from lora_build.proof.manifest import MANIFEST_NAME, ListedFiles, Manifest, own_files, read_manifest
 
 Signature = tuple[int, ...]
 
@@ -22,17 +23,22 @@ class BuildThere:
 
     Attributes:
         target: the folder.
-        manifest: its manifest.
+        known: what is known of its manifest without parsing all of it.
         additions: what people have put there.
         folder: the device and inode of the folder.
         signatures: what changes with each of its own files.
     """
 
     target: Path
-    manifest: Manifest
+    known: KnownManifest
     additions: Additions
     folder: tuple[int, int]
     signatures: Mapping[str, Signature]
+
+    @property
+    def manifest(self) -> Manifest:
+        """Its manifest."""
+        return self.known.whole
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -44,12 +50,12 @@ class BuildThere:
         """
         if folder.is_symlink():
             raise SourceError(f"{folder}: is a link, through which nothing is written")
-        manifest = read_manifest(folder)
-        own = own_files(manifest)
+        known = KnownManifest.read(folder)
+        own = own_files(known)
         found = folder.lstat()
         return cls(
             target=folder,
-            manifest=manifest,
+            known=known,
             additions=find_additions(folder, own),
             folder=(found.st_dev, found.st_ino),
             signatures={name: _signature(folder / name) for name in own},
@@ -65,14 +71,14 @@ class BuildThere:
             now = self.read(folder)
         except (SourceError, VerificationError, OSError) as error:
             raise self._changed(str(error)) from error
-        if now.folder != self.folder or now.manifest != self.manifest:
+        if now.folder != self.folder or now.known.manifest_hash != self.known.manifest_hash:
             raise self._changed("another one is there")
         changed = [name for name in sorted(self.signatures) if now.signatures[name] != self.signatures[name]]
-        if files := [name for name in changed if not _is_as_built(folder, name, self.manifest)]:
+        if files := [name for name in changed if not _is_as_built(folder, name, self.known)]:
             raise self._changed(f"{some_of(files)} changed")
         if put := now.additions.read_by_loaders:
             raise self._changed(f"{some_of(put)} was put there")
-        return _contents(now.manifest, now.additions)
+        return _contents(now.known, now.additions)
 
     def _changed(self, what: str) -> StorageError:
         return StorageError(
@@ -117,7 +123,7 @@ def _is_changed(folder: Path, file: FileRecord) -> bool:
     return file_digest(path, file.path) != file.sha256
 
 
-def _is_as_built(folder: Path, name: str, manifest: Manifest) -> bool:
+def _is_as_built(folder: Path, name: str, manifest: ListedFiles) -> bool:
     """Whether a file whose signature changed has its bytes still; of those that no digest covers nobody knows."""
     record = next((file for file in manifest.files if file.path == name), None)
     return name == MANIFEST_NAME or (record is not None and not _is_changed(folder, record))
@@ -131,6 +137,6 @@ def _signature(path: Path) -> Signature:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _contents(manifest: Manifest, additions: Additions) -> Contents:
+def _contents(manifest: ListedFiles, additions: Additions) -> Contents:
     own = sorted(own_files(manifest), key=lambda name: (name == MANIFEST_NAME, name))
     return Contents(own=tuple(own), others=additions.names)

@@ -164,7 +164,7 @@ def refuse_replacing(plan: Plan, there: BuildThere) -> None:
     issues = []
     if whose := _another_recipe(plan.recipe, recorded_in(there.target)):
         issues.append(
-            f"output.dir: {there.target} holds another build ({there.manifest.manifest_hash[:19]}): {whose}; to "
+            f"output.dir: {there.target} holds another build ({there.known.manifest_hash[:19]}): {whose}; to "
             "replace it add --replace (replace=True), to keep both set name or output.dir"
         )
     if changed := changed_files(there.target, there.manifest):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lora_build.errors import SourceError
 from lora_build.files.hashing.remembered import cache_dir
-from lora_build.proof.readback import read_file
+from lora_build.files.readback import read_file
 
 _CHECKS = "checks"
 

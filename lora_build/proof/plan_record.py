@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_build.errors import PlanError
+from lora_build.files import readback
 from lora_build.files.formats.checkpoint import GENERATION_CONFIG_NAME
 from lora_build.files.formats.config_json import CONFIG_NAME
 from lora_build.files.identity import BASE, Digest, FileKey, FileRecord, SourceName
 from lora_build.planning.operations import Merge
-from lora_build.proof import readback
 from lora_build.proof.canonical_json import canonical_json, without_floats
 from lora_build.proof.planned_tensor import PlannedTensor, planned_tensor
 

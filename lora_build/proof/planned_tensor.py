@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lora_build.files import readback
 from lora_build.files.formats.adapter import WEIGHTS_NAME
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import SourceName
 from lora_build.planning.operations import Merge, Operation, Segment
-from lora_build.proof import readback
 from lora_build.proof.canonical_json import without_floats
 
 if TYPE_CHECKING:
@@ -171,14 +171,15 @@ class PlannedTensor:
 
 def planned_tensor(op: Operation, file: str, places: Mapping[SourceName, int]) -> PlannedTensor:
     """Return what is done for a tensor."""
-    source = _ref(op.source, places)
+    info = op.source
+    is_at_home = info.source.is_base and (info.file, info.name) == (file, op.name)
     return PlannedTensor(
         name=op.name,
         dtype=op.dtype,
         shape=op.source.shape,
         file=file,
         operation=op.verb,
-        source=None if source == TensorRef(adapter=None, file=file, name=op.name) else source,
+        source=None if is_at_home else _ref(info, places),
         segments=tuple(_segment(segment, places) for segment in op.segments) if isinstance(op, Merge) else (),
     )
 

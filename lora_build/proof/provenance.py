@@ -19,9 +19,9 @@ from typing import Any
 
 from lora_build._version import VERSION
 from lora_build.errors import SourceError
+from lora_build.files import readback
 from lora_build.files.formats.config_json import CONFIG_NAME
 from lora_build.files.identity import BASE, Digest, SourceName
-from lora_build.proof import readback
 from lora_build.proof.builds import BuildInputs
 from lora_build.proof.manifest import Manifest
 from lora_build.proof.plan_record import InputDigests

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lora_build.errors import LoraBuildError, SourceError, did_you_mean
 from lora_build.files.identity import Digest, SourceName
+from lora_build.files.readback import MOST_BYTES, read_file
 from lora_build.files.sources import Source, SourceFile
 from lora_build.files.sources.hub import HubSource, is_offline, open_hub
 from lora_build.files.sources.local import LocalSource, open_local
@@ -21,7 +22,6 @@ from lora_build.planning.resolve import split_reference
 from lora_build.proof import provenance
 from lora_build.proof.manifest import MANIFEST_NAME, PROVENANCE_NAME, Manifest, own_files
 from lora_build.proof.provenance import Recorded
-from lora_build.proof.readback import MOST_BYTES, read_file
 from lora_build.recipe.schema import Recipe, resolve_path
 from lora_build.recipe.values import is_local
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_build.errors import LoraBuildError, RecipeError, SourceError, VerificationError, label
 from lora_build.files.identity import BASE, Digest, FileKey, FileRecord, SourceName
+from lora_build.files.readback import read_file
 from lora_build.files.sources import Source, digest
 from lora_build.files.sources.hub import HubSource, is_offline
 from lora_build.files.sources.local import LocalSource
@@ -21,7 +22,6 @@ from lora_build.proof.manifest import PROVENANCE_NAME, Manifest
 from lora_build.proof.places import how_to_say, placed
 from lora_build.proof.plan_record import InputDigests
 from lora_build.proof.provenance import Recorded, read
-from lora_build.proof.readback import read_file
 from lora_build.proof.sides import adapter_names
 from lora_build.proof.wanted import AS_RECORDED, Places
 from lora_build.recipe.identity import selected

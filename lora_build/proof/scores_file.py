@@ -21,8 +21,8 @@ from typing import Any
 
 from lora_build.errors import SourceError, StorageError, VerificationError
 from lora_build.files.identity import Digest
+from lora_build.files.readback import digest, entry, hold_format, items, parse_json, read_file, table, text, whole
 from lora_build.proof.manifest import SCORES_NAME
-from lora_build.proof.readback import digest, entry, hold_format, items, parse_json, read_file, table, text, whole
 from lora_build.proof.scored import Gate, HeldGate, Score
 from lora_build.terminal import masked
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_build.errors import SourceError, VerificationError
+from lora_build.files.readback import hold_format, parse_json, read_file
 from lora_build.numerics.measure import Share
 from lora_build.numerics.survival import TensorSurvival
 from lora_build.proof.manifest import SURVIVAL_NAME
-from lora_build.proof.readback import hold_format, parse_json, read_file
 
 _SCHEMA = "lora-build/survival/v1"
 _LARGEST_NORM = 1e150  # whose square is a number

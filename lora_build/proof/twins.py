@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_build.errors import LoraBuildError
+from lora_build.files.readback import read_file
 from lora_build.numerics.survival import TensorSurvival
 from lora_build.proof import passed
 from lora_build.proof.builds import Plan
 from lora_build.proof.known_digests import known_digests
 from lora_build.proof.manifest import MANIFEST_NAME, SURVIVAL_NAME, Manifest, make_manifest, read_manifest
 from lora_build.proof.plan_record import InputDigests, adapter_places, record_plan
-from lora_build.proof.readback import read_file
 from lora_build.proof.survival_report import read_survival
 from lora_build.recipe.schema import IfExists
 

@@ -13,12 +13,13 @@ from typing import Any
 
 from hydra.core.override_parser.types import Glob, Override
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from lora_build.errors import RecipeError
 from lora_build.recipe import files as recipe_files
 from lora_build.recipe.chosen import chosen_recipes
 from lora_build.recipe.compose import compose_command
-from lora_build.recipe.composer import composer
+from lora_build.recipe.composer import composer, data_of
 from lora_build.recipe.hydra_errors import plain_errors
 from lora_build.recipe.keys import raise_problems
 from lora_build.recipe.overrides import check_axes, check_overrides, parse_word, swept
@@ -204,10 +205,11 @@ def _adapters_of(words: Sequence[str]) -> list[str]:
     with composer() as compose:
         for name in recipes or [""]:
             try:
-                recipe = compose([*([f"recipe={name}"] if name else []), *fixed]).recipe
+                data = data_of(compose([*([f"recipe={name}"] if name else []), *fixed]))
             except RecipeError as error:
                 failed.append(error)
                 continue
+            recipe: Any = OmegaConf.create({"recipe": data}).recipe  # which follows references
             chosen = recipe.adapter_names
             found[name] = [n for n, spec in recipe.adapters.items() if spec is not None and (not chosen or n in chosen)]
     if not found:

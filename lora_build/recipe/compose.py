@@ -15,12 +15,12 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lora_build.errors import RecipeError
 from lora_build.recipe import files as recipe_files
 from lora_build.recipe.composed import SweepPoint
-from lora_build.recipe.composer import VERSION_BASE, composer, hydra_opened
+from lora_build.recipe.composer import VERSION_BASE, ComposedData, composer, data_of, hydra_opened
 from lora_build.recipe.hydra_errors import plain_errors, refused_values
 from lora_build.recipe.hydra_keys import check_composed
 from lora_build.recipe.hydra_plugins import CONF, register
@@ -113,12 +113,13 @@ def run(flags: Sequence[str], overrides: Sequence[str], task: Callable[[DictConf
             sys.argv = arguments
 
 
-def to_recipe(config: DictConfig, name: str, overrides: Sequence[str]) -> Recipe:
+def to_recipe(config: DictConfig | ComposedData, name: str, overrides: Sequence[str]) -> Recipe:
     """Return the recipe of a composed config: the one of a name, changed by some words."""
-    data: Any = OmegaConf.to_container(config.recipe, resolve=False, enum_to_str=True)
+    data = data_of(config)
     if any(folder.shipped and folder.path.parent == Path(data["root"]) for folder in recipe_files.folders()):
-        data["output"]["dir"] = str(Path.cwd() / Path(data["output"]["dir"]).expanduser())  # not where it is installed
-    data["base"] = _as_overridden(data["base"], overrides)
+        folder = str(Path.cwd() / Path(data["output"]["dir"]).expanduser())  # not where it is installed
+        data = {**data, "output": {**data["output"], "dir": folder}}
+    data = {**data, "base": _as_overridden(data["base"], overrides)}
     recipe = from_mapping(data, where=f"recipe '{data['name']}'")
     return dataclasses.replace(recipe, composed=composed_of(name, overrides))
 
@@ -140,14 +141,13 @@ def _as_overridden(base: Any, overrides: Sequence[str]) -> Any:
     return only_base({key: value for key, value in base.items() if key not in dropped})
 
 
-def in_folder_of_its_own(recipe: Recipe, config: DictConfig) -> Recipe:
+def in_folder_of_its_own(recipe: Recipe, config: DictConfig | ComposedData) -> Recipe:
     """Return a recipe that overrides have changed with the output of a sweep's point, lest it take the plain one's.
 
     So is its output where they change what is built, and neither they nor the recipe say where it goes.
     """
     composed = recipe.composed
-    is_set = OmegaConf.to_container(config.recipe, resolve=False)["output"]["dir"] != OutputSpec().dir  # type: ignore[index, call-overload]
-    if composed is None or is_set or not composed.changing:
+    if composed is None or not composed.changing or data_of(config)["output"]["dir"] != OutputSpec().dir:
         return recipe
     try:
         if effective(load_recipe(composed.name)) == effective(recipe):

@@ -1,12 +1,15 @@
-"""How much the references of a recipe (`${recipe.name}`) would become, before any of them is followed.
+"""References of a recipe (`${recipe.name}`): how much they would become, before any is followed, and the plain ones.
 
-OmegaConf follows each one anew, so forty lines that each refer twice to the next would take for ever.
+OmegaConf follows each one anew, so forty lines that each refer twice to the next would take for ever. It takes some
+milliseconds for any recipe, so what refers to a text alone, as the default of `output.dir` does, goes without it.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from lora_build.recipe.schema import MISSING
 
 _REFERENCE = re.compile(r"\$\{recipe\.([\w.-]+)\}")
 _MOST_STEPS, _MOST_CHARACTERS, _DEEPEST = 2_000, 1_000_000, 20
@@ -30,6 +33,43 @@ def too_much(recipe: Mapping[str, Any]) -> str:
     found = f"{cost.steps:.3g} references in all, {cost.characters:.3g} characters"
     most = f"at most {_MOST_STEPS} and {_MOST_CHARACTERS}"
     return f"its references refer to others that do the same, to {found}, expected {most}; write values out"
+
+
+def plainly_followed(recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return a recipe with its references followed; None where one leads to more than a text: OmegaConf does these."""
+
+    def follow(value: Any) -> Any:
+        match value:
+            case str() if "${" in value:
+                if "\\" in value or "${" in _REFERENCE.sub("", value):
+                    raise _NotPlainError
+                return _REFERENCE.sub(lambda found: text(found[1]), value)
+            case Mapping():
+                if "${" in "".join(map(str, value)):
+                    raise _NotPlainError
+                return {key: follow(item) for key, item in value.items()}
+            case list():
+                return [follow(item) for item in value]
+            case _:
+                return value
+
+    def text(key: str) -> str:
+        value: Any = recipe
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if not isinstance(value, str) or "${" in value or value == MISSING:
+            raise _NotPlainError
+        return value
+
+    try:
+        found: dict[str, Any] = follow(recipe)
+    except _NotPlainError:
+        return None
+    return found
+
+
+class _NotPlainError(Exception):
+    """A reference leads to another one, or to no text."""
 
 
 class _TooDeepError(Exception):

@@ -9,9 +9,9 @@ import math
 from typing import Any
 
 from lora_build.files.identity import Digest
+from lora_build.files.readback import parse_json, table, text
 from lora_build.proof.canonical_json import canonical_json, without_floats
 from lora_build.proof.passed import keep, recall
-from lora_build.proof.readback import parse_json, table, text
 from lora_build.proof.scored import PlannedScore
 from lora_build.scores.interface import Metrics
 

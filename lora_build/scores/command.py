@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from lora_build.errors import RecipeError
+from lora_build.files.readback import parse_json
 from lora_build.interrupts import held
-from lora_build.proof.readback import parse_json
 from lora_build.proof.scored import PlannedScore
 from lora_build.recipe.scoring import METRIC
 from lora_build.scores.interface import Metrics, ScoredBuild, failed

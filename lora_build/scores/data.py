@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_build.errors import RecipeError, SourceError
 from lora_build.files.identity import Digest
-from lora_build.proof.readback import parse_json, read_file
+from lora_build.files.readback import parse_json, read_file
 from lora_build.proof.scored import PlannedScore
 
 _MOST_ROWS = 100_000

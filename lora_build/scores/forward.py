@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 from lora_build.files.identity import Digest
-from lora_build.proof.readback import read_file
+from lora_build.files.readback import read_file
 from lora_build.proof.scored import PlannedScore
 from lora_build.scores.data import located, read_planned
 from lora_build.scores.interface import Metrics, ScoredBuild

@@ -15,9 +15,9 @@ from typing import Any
 
 from lora_build.errors import RecipeError
 from lora_build.files.identity import Digest
+from lora_build.files.readback import read_file
 from lora_build.models.architecture import FAULTS, quiet
 from lora_build.proof.canonical_json import canonical_json
-from lora_build.proof.readback import read_file
 from lora_build.proof.scored import PlannedScore
 from lora_build.scores.data import located
 from lora_build.scores.interface import Metrics, ScoredBuild, failed

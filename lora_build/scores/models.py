@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_build.errors import PlanError, ScoreError
 from lora_build.files.formats.config_json import CONFIG_NAME, ModelConfig
+from lora_build.files.readback import read_file
 from lora_build.models.architecture import FAULTS, quiet
-from lora_build.proof.readback import read_file
 from lora_build.proof.scored import PlannedScore
 from lora_build.scores.interface import ScoredBuild, failed
 

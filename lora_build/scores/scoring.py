@@ -12,10 +12,10 @@ from typing import Any
 from lora_build.errors import RecipeError, SourceError, VerificationError, some_of
 from lora_build.files.hashing.hashed_file import file_digest
 from lora_build.files.identity import Digest
+from lora_build.files.readback import read_file
 from lora_build.proof.builds import Build
 from lora_build.proof.manifest import PROVENANCE_NAME, Manifest, read_manifest
 from lora_build.proof.provenance import read
-from lora_build.proof.readback import read_file
 from lora_build.proof.reopen import reopen
 from lora_build.proof.scored import HeldGate, Score
 from lora_build.proof.scores_file import read_scores, write_scores

@@ -241,8 +241,7 @@ OTHERS = {
     # of locks: tests/planning/test_lock_file.py and test_locked_hub.py do what they say
     "lora-build lock", "lora-build lock recipe={}", "lora-build lock {}", "--locked: not all of the sources are those that were locked:",
     "--locked: the recipe is of no file, so no lock is of it", "--locked: {} does not have recipe '{}'; to add it: {}",
-    "--locked: {} is not there; to write it: {}", "{} is no key that lora-build {} knows",
-    "; `git checkout {}` brings the last one back, or remove it and run: lora-build lock",
+    "--locked: {} is not there; to write it: {}", "; `git checkout {}` brings the last one back, or remove it and run: lora-build lock",
     "its host has changed what this commit holds; if you trust that: {} --upgrade {}",
     "recipe '{}' is no file; expected a recipe that `lora-build list` names",
     "there are no recipes to lock; `lora-build list` says where they are looked for",

@@ -51,7 +51,7 @@ def engine(monkeypatch):
     errors = {"bad": PlanError(["lora_A has no base"]), "merge": MergeError("not finite"), "full": StorageError("full")}
     fake = SimpleNamespace(recipes=[], progress=[], replace=[])
 
-    def prepare(recipe, *, replace, locked=False, is_told=True):
+    def prepare(recipe, *, replace, locked=False, is_told=True, shared=None):
         fake.replace.append(replace)
         fake.recipes.append(recipe)
         if recipe.description == "ctrl-c":
@@ -585,7 +585,7 @@ def test_ctrl_c_and_a_polite_kill_end_a_process_with_130_and_no_traceback(projec
     code = f"""
 import time
 from lora_build import pipeline
-def prepare(recipe, *, replace, locked=False, is_told=True):
+def prepare(recipe, *, replace, locked=False, is_told=True, shared=None):
     print("ready", flush=True)
     time.sleep(60)
 pipeline.prepare = prepare

@@ -10,7 +10,7 @@ import pytest
 import lora_build
 from lora_build.cli.main import main
 from lora_build.recipe import compose
-from lora_build.recipe.composer import composer
+from lora_build.recipe.composer import ComposedData, composer
 from makers import small
 
 RECIPES = {
@@ -104,6 +104,25 @@ def test_a_recipe_composed_alone_is_the_one_that_all_of_hydra_composes(
             return composed(words)
 
     assert outcome(alone) == outcome(lambda: compose.compose_command(words))
+
+
+def test_recipes_that_inherit_in_the_plain_ways_are_composed_without_hydra(project: Path) -> None:
+    with composer() as composed:
+        assert all(isinstance(composed([f"recipe={name}"]), ComposedData) for name in WHOLE)
+        assert not isinstance(composed(["recipe=alone", "recipe.dtype=float16"]), ComposedData)
+        (project / "recipes/picks.yaml").write_text("defaults: [alone, {override adapter: math}, _self_]\n")
+        (project / "recipes/open.yaml").write_text("defaults: [alone, _self_]\nbase: '???'\n")
+        for name in ("picks", "open", *sorted(RECIPES.keys() - {"adapter/math"})):
+            one_of_several = made(lambda name=name: compose.to_recipe(composed([f"recipe={name}"]), name, []))
+            assert one_of_several == made(lambda name=name: lora_build.load_recipe(name))
+
+
+def made(recipe: Callable[[], Any]) -> Any:
+    """Return a recipe, or why there is none."""
+    try:
+        return recipe()
+    except lora_build.RecipeError as error:
+        return str(error)
 
 
 def outcome(composed: Callable[[], Any]) -> Any:

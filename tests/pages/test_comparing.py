@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -11,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_build.cli.main import main
+from makers import pages
 
-ROOT = Path(__file__).parent.parent.parent
-PAGE = ROOT / "docs/comparing.md"
-DATA = Path(os.environ.get("LORA_BUILD_REAL_DATA", ROOT.parent / "shared" / "data"))
+PAGE = pages.ROOT / "docs/comparing.md"
+DATA = Path(os.environ.get("LORA_BUILD_REAL_DATA", pages.ROOT.parent / "shared" / "data"))
 VARIES = re.compile(r"(?<=sha256:)[0-9a-f]{64}|(?<=B in )[\d.]+ s")  # transformers' version stands in config.json
 
 
@@ -39,38 +37,16 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def ran(block: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """Return a block with what its commands print, but for what goes into a file."""
-    lines = []
-    for command in re.findall(r"^\$ lora-build (.*)$", block, re.MULTILINE):
-        words, _, file = command.partition(" > ")
-        assert main(shlex.split(words)) == (10 if words.startswith("diff ") else 0)
-        printed = capsys.readouterr().out
-        if file:
-            Path(file).write_text(printed)
-        lines += [f"$ lora-build {command}\n", "" if file else printed]
-    return "".join(lines)
-
-
 @pytest.mark.long
 @pytest.mark.real
 def test_every_command_of_the_page_prints_what_is_shown(
     project: Path, capsys: pytest.CaptureFixture[str], update_goldens: bool
 ) -> None:
-    text = PAGE.read_text()
-    blocks = re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 3
-    shown = {block: ran(block, capsys) for block in blocks}
-    comment = re.findall(r"^```markdown\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    (block,) = comment
+    shown = {block: pages.printed(block, capsys) for block in pages.blocks(PAGE)}
+    assert len(shown) == 3
+    (block,) = pages.blocks(PAGE, "markdown")
     shown[f"```markdown\n{block}"] = "```markdown\n" + (project / "comment.md").read_text()
-    for block, printed in shown.items():
-        if update_goldens:
-            text = text.replace(block, printed)
-        else:
-            assert VARIES.sub("?", printed) == VARIES.sub("?", block)
-    if update_goldens:
-        PAGE.write_text(text)
+    pages.hold(PAGE, shown, VARIES, update=update_goldens)
 
 
 def test_the_page_shows_what_a_diff_and_its_markdown_look_like() -> None:

@@ -190,7 +190,7 @@ DAMAGED = {
     "a newer one": (edited(("lock/v1", "lock/v2")), "was made by a newer lora-build.*upgrade"),
     "a recipe twice": (edited(('"prod": {', '"prod": {}, "prod": {')), "names 'prod' twice"),
     "a file twice": (edited(('"config.json": {', '"config.json": {}, "config.json": {')), "names 'config.json' twice"),
-    "an unknown key": (edited(('"size": 2', '"size": 2, "mode": 1')), "config.json.*'mode' is no key|'mode' is no key"),
+    "an unknown key": (edited(('"size": 2', '"size": 2, "mode": 1')), "config.json.*'mode' is no field|'mode' is no field"),
     "a missing key": (edited((', "size": 2', "")), "`size` is missing"),
     "a size that is none": (edited(('"size": 2', '"size": -2')), "config.json: -2 is not a number of bytes"),
     "a size that is true": (edited(('"size": 2', '"size": true')), "config.json: True is not a number of bytes"),

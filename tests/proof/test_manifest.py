@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import lora_build
-from lora_build.proof import plan_record, readback
+from lora_build.files import readback
+from lora_build.proof import plan_record
 from lora_build.proof.additions import find_additions
 from lora_build.proof.canonical_json import canonical_json, without_floats
 from lora_build.proof.choices import LeftOut

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from lora_build.errors import RecipeError
+from lora_build.recipe import validate
 from lora_build.recipe.validate import from_mapping
 
 PLAIN: dict[str, Any] = {"base": "org/base", "adapters": {"math": "org/math"}}
@@ -45,3 +46,31 @@ def test_references_that_grow_without_measure_are_refused(changes: dict[str, Any
 def test_a_circle_is_still_named() -> None:
     with pytest.raises(RecipeError, match="name"):
         from_mapping(PLAIN | {"name": "${recipe.description}", "description": "${recipe.name}"})
+
+
+@pytest.mark.parametrize(
+    ("description", "is_plain"),
+    [
+        ("of ${recipe.name}", True), ("${recipe.name}${recipe.name}", True), ("${recipe.base.source}", True),
+        ("$recipe.name", True), ("${recipe.output.dir}", False), ("\\${recipe.name}", False),
+        ("${recipe.safe_merge}", False), ("x ${recipe.adapters.math.weight}", False), ("${recipe.nope}", False),
+        ("${ recipe.name }", False), ("${recipe.base}", False), ("${.name}", False),
+    ],
+)  # fmt: skip
+def test_plain_references_are_followed_as_omegaconf_follows_them(
+    description: str, is_plain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def outcome() -> object:
+        try:
+            return from_mapping(PLAIN | {"name": "n", "description": description})
+        except RecipeError as error:
+            return str(error)
+
+    follow = validate.plainly_followed
+    monkeypatch.setattr(validate, "plainly_followed", lambda recipe: asked.append(follow(recipe)) or asked[-1])
+    found = outcome()
+    monkeypatch.setattr(validate, "plainly_followed", lambda _: None)
+    assert found == outcome()
+    assert [answer is not None for answer in asked] in ([is_plain], [])

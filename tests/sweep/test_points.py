@@ -30,7 +30,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "recipes" / "other.yaml").write_text("base: ./base\nadapters: {math: ./m}\n")
     builds = []
 
-    def prepare(recipe, *, replace, locked=False, is_told=True):
+    def prepare(recipe, *, replace, locked=False, is_told=True, shared=None):
         if recipe.description == "bad":
             raise PlanError(["lora_A has no base"])
         if recipe.description == "bug":

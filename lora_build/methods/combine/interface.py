@@ -84,10 +84,23 @@ class SumOfProducts(Protocol):
 
 def is_sum_of_products(combination: Combination, updates: Sequence[PlacedUpdate]) -> bool:
     """Whether all that happens to a stored matrix comes to W + Σ B@A, with products that need nothing of W."""
-    return isinstance(combination, SumOfProducts) and all(
-        placed.update.additive and not placed.update.decomposes_base and isinstance(methods()[placed.method], LowRank)
+    return _makes_sums(type(combination)) and all(
+        placed.update.additive and not placed.update.decomposes_base and _is_low_rank(placed.method)
         for placed in updates
     )
+
+
+# to ask a protocol takes long, and a model has thousands of updates
+
+
+@cache
+def _makes_sums(combination: type[Combination]) -> bool:
+    return issubclass(combination, SumOfProducts)
+
+
+@cache
+def _is_low_rank(method: str) -> bool:
+    return isinstance(methods()[method], LowRank)
 
 
 def low_rank_deltas(updates: "Sequence[tuple[PlacedUpdate, Mapping[str, Array]]]") -> list[Delta]:

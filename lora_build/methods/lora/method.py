@@ -6,8 +6,8 @@ m·(W + s·B@A)/‖W + s·B@A‖. Semantics of `peft/tuners/lora/layer.py` and `
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.methods.checks import by_pattern, check_alpha, check_pattern, check_rank, unknown_keys
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lora_build.numerics.exact_compiled import Array, Pair
+
+_Made = TypeVar("_Made")
 
 _EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
 _LINEAR = ("lora_A.weight", "lora_B.weight")
@@ -98,7 +100,7 @@ class Lora:
 
     def updates(self, module: AdaptedModule) -> tuple[dict[str, Update], list[str]]:
         """Return the updates of the module's weight, and of its bias with `lora_bias`."""
-        if stacks := fit_stacks(module):
+        if stacks := _once(module, "stacks", fit_stacks):
             return self._stacked(module, stacks)
         a_leaf, b_leaf = _EMBEDDING if any(leaf in module.factors for leaf in _EMBEDDING) else _LINEAR
         A, B = module.factors.get(a_leaf), module.factors.get(b_leaf)
@@ -106,7 +108,7 @@ class Lora:
             missing, there = (a_leaf, b_leaf) if A is None else (b_leaf, a_leaf)
             there = there if there in module.factors else ", ".join(sorted(module.factors))
             return {}, [f"{module.where}: has {there} but no {missing}; the adapter's file is incomplete"]
-        fit = fit_matrix(module, A, B, embedding=a_leaf in _EMBEDDING)
+        fit = _once(module, "fit", lambda module: fit_matrix(module, A, B, embedding=a_leaf in _EMBEDDING))
         if isinstance(fit, str):
             return {}, [fit]
         factors = {"A": A, "B": B}
@@ -118,7 +120,7 @@ class Lora:
         return {fit.parameter: update} | bias_update, []
 
     def _update(self, module: AdaptedModule, fit: Fit, factors: Mapping[str, TensorInfo]) -> Update:
-        _, alpha = self.settings(module, fit.parameter)
+        own = _once(module, f"scaling of {fit.parameter}", lambda module: self._scaling(module, fit))
         options = dict(fit.options)
         offset = _offset(module, fit)
         if offset:
@@ -127,7 +129,7 @@ class Lora:
         return Update(
             adapter=module.adapter,
             method=self.peft_type,
-            scale=module.adapter_weight * fit.doubled * _scaling(module.config, alpha, fit.rank),
+            scale=module.adapter_weight * fit.doubled * own,
             factors=factors,
             options=options,
             transposed=fit.transposed,
@@ -138,6 +140,11 @@ class Lora:
             stack=fit.stack,
             decomposes_base=bool(offset),
         )
+
+    def _scaling(self, module: AdaptedModule, fit: Fit) -> float:
+        """Return alpha/r, or alpha/√r with rsLoRA; `peft/tuners/lora/layer.py` update_layer."""
+        _, alpha = self.settings(module, fit.parameter)
+        return alpha / math.sqrt(fit.rank) if module.config.get("use_rslora") else alpha / fit.rank
 
     def _stacked(self, module: AdaptedModule, stacks: "Mapping[str, Fit | str]") -> tuple[dict[str, Update], list[str]]:
         problems = [fit for fit in stacks.values() if isinstance(fit, str)]
@@ -203,6 +210,14 @@ class Lora:
         return forward(updates, call)
 
 
+def _once(module: AdaptedModule, what: str, make: Callable[[AdaptedModule], _Made]) -> _Made:
+    """Return what a function makes of a module, whatever its weight is; for the next plan of it, as it was made."""
+    if what not in module.known:
+        module.known[what] = make(module)
+    found: _Made = module.known[what]
+    return found
+
+
 def _init(config: Mapping[str, Any]) -> str:
     return str(config.get("init_lora_weights", True)).lower()
 
@@ -222,11 +237,6 @@ def _check_init(config: Mapping[str, Any]) -> list[str]:
         if init.startswith(name):
             return [f"init_lora_weights: '{init}': {why}"]
     return [f"init_lora_weights: '{init}' is not known and may have changed the base; {_CONVERT}"]
-
-
-def _scaling(config: Mapping[str, Any], alpha: float, rank: int) -> float:
-    """Return alpha/r, or alpha/√r with rsLoRA; `peft/tuners/lora/layer.py` update_layer."""
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
 def _add_magnitude(module: AdaptedModule, fit: Fit, factors: dict[str, TensorInfo]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reading back the files that a build leaves of itself, which may come from anybody.
+"""Reading back files that lora-build writes of builds and of sources, which may come from anybody.
 
 Each is a file and no pipe or device, and small enough to look at; its JSON holds no key twice and no number that is
 none; its format is one that this version knows; and a value is of its type before it is believed.
@@ -74,41 +74,41 @@ def hold_format(found: Any, known: str, where: str) -> None:
             f"{where}: was made by a newer lora-build: its format is {found}, this one ({VERSION}) reads {known}; "
             "upgrade lora-build"
         )
-    raise VerificationError(f"{where}: its format is {_short(found)}, expected {known}")
+    raise VerificationError(f"{where}: its format is {short(found)}, expected {known}")
 
 
 def number(value: Any) -> float:
     """Return a finite number that is written as text."""
     if not math.isfinite(found := float(text(value))):
-        raise ValueError(f"{_short(value)} is not finite")
+        raise ValueError(f"{short(value)} is not finite")
     return found
 
 
 def text(value: Any) -> str:
     """Return a value that is text; any other is a ValueError, here and around."""
     if not isinstance(value, str):
-        raise ValueError(f"{_short(value)} is not text")
+        raise ValueError(f"{short(value)} is not text")
     return value
 
 
 def whole(value: Any) -> int:
     """Return a value that is a whole number, 0 or more."""
     if type(value) is not int or not 0 <= value < _LARGEST:
-        raise ValueError(f"{_short(value)} is not a whole number from 0 to 2^63")
+        raise ValueError(f"{short(value)} is not a whole number from 0 to 2^63")
     return value
 
 
 def digest(value: Any, algorithm: str = "sha256") -> Digest:
     """Return a value that is a digest of an algorithm with 32 bytes."""
     if not isinstance(value, str) or not re.fullmatch(rf"{algorithm}:[0-9a-f]{{64}}", value):
-        raise ValueError(f"{_short(value)} is not {algorithm}: and 64 hex digits")
+        raise ValueError(f"{short(value)} is not {algorithm}: and 64 hex digits")
     return Digest(value)
 
 
 def items(value: Any) -> list[Any]:
     """Return a value that is a list."""
     if not isinstance(value, list):
-        raise ValueError(f"{_short(value)} is not a list")
+        raise ValueError(f"{short(value)} is not a list")
     return value
 
 
@@ -118,18 +118,19 @@ def entry(value: Any, keys: tuple[str, ...], optional: tuple[str, ...] = ()) -> 
     if missing := [key for key in keys if key not in found]:
         raise ValueError(f"`{missing[0]}` is missing")
     if unknown := sorted(found.keys() - {*keys, *optional}):
-        raise ValueError(f"{_short(unknown[0])} is no field that lora-build {VERSION} knows")
+        raise ValueError(f"{short(unknown[0])} is no field that lora-build {VERSION} knows")
     return found
 
 
 def table(value: Any) -> dict[str, Any]:
     """Return a value that is an object of any keys."""
     if not isinstance(value, dict):
-        raise ValueError(f"{_short(value)} is not an object")
+        raise ValueError(f"{short(value)} is not an object")
     return value
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Return a value as a message shows it: its beginning, if it is long."""
     found = repr(value)
     return found if len(found) <= 80 else f"{found[:77]}..."
 
