@@ -40,17 +40,17 @@ def _direction(axes: "Axes", keep: str) -> str | None:
     Raises:
         RecipeError: the best are to be kept, and there is nothing to tell them by.
     """
-    from lora_build.recipe.composer import composer
+    from lora_build.recipe.composer import composer, data_of
 
     is_best, found = keep.startswith("best"), dict[str, str | None]()
     with composer() as compose:
         for words in axes.firsts():
             try:
-                recipe = compose(words).recipe
+                recipe = data_of(compose(words))
             except RecipeError:  # which its point says
                 continue
-            objective = recipe.objective
-            found[str(recipe.name)] = next((of for of in objective if objective[of] is not None), None)
+            objective = recipe["objective"]
+            found[str(recipe["name"])] = next((of for of in objective if objective[of] is not None), None)
             if not is_best:
                 break
     if is_best and (lacks := next((name for name, of in found.items() if of is None), None)):

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from lora_build.errors import LoraBuildError
+from lora_build.files.readback import read_file
 from lora_build.files.targets.lock import TargetInUseError, lock
 from lora_build.files.targets.staging import clear_stagings
 from lora_build.keeping import needs, places
@@ -18,7 +19,6 @@ from lora_build.keeping.today import Today
 from lora_build.proof.manifest import PROVENANCE_NAME
 from lora_build.proof.occupant import Builds
 from lora_build.proof.provenance import is_of_sweep
-from lora_build.proof.readback import read_file
 
 
 def discard(folder: Path, manifest_hash: str, *, sweep: Path) -> str | None:

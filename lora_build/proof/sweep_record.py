@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from lora_build.errors import LoraBuildError, VerificationError
+from lora_build.files import readback
 from lora_build.files.targets.disk import disk_errors
 from lora_build.numerics.survival import json_numbers
-from lora_build.proof import readback
 from lora_build.terminal import masked
 
 SWEEP_NAME = "sweep.json"
