@@ -20,7 +20,7 @@ from lora_build.cli.work import Asked
 from lora_build.errors import RecipeError
 from lora_build.proof.builds import Action
 from lora_build.proof.sweep_record import Point
-from lora_build.sweep.points import exit_code, gather, run_point
+from lora_build.sweep.points import exit_code, gather, objective_of, run_point
 from lora_build.terminal import escaped
 
 if TYPE_CHECKING:
@@ -129,6 +129,8 @@ def _run_points(run: "_Run", broken: dict[str, RecipeError]) -> None:
     try:
         sweep(whole)
     except RecipeError:  # one of them does not take the overrides, perhaps
+        if (done := gather(run.scratch)) and all(point.exit_code for point in done):
+            return  # of which a sweeper that searches has nothing to choose from
         rest = drop(whole, functools.partial(compose.try_recipe, whole))
         if rest == whole or gather(run.scratch):
             raise
@@ -203,8 +205,12 @@ def _tell_errors(points: list[Point]) -> None:
             to.tell("error", number=point.number, message=point.error, exit_code=point.exit_code)
 
 
-def _job(run: _Run, config: "DictConfig") -> None:
-    """Hydra's task: run a point of a sweep, maybe in another process or on another machine."""
+def _job(run: _Run, config: "DictConfig") -> float | None:
+    """Hydra's task: run a point of a sweep, maybe in another process or on another machine; return its objective.
+
+    A point that failed has none, which a sweeper takes for a trial that failed; one that is only planned is as good as
+    any.
+    """
     from hydra.core.hydra_config import HydraConfig
 
     from lora_build.recipe.composer import chosen_recipe, composer
@@ -229,6 +235,7 @@ def _job(run: _Run, config: "DictConfig") -> None:
 
     bar = config.progressbar and job.runtime.choices["hydra/launcher"] == "basic"  # others would draw over it
     _run_point(run, point, recipe, progressbar=bar)
+    return 0.0 if asked.command == "plan" else objective_of(run.scratch, point.number)
 
 
 def _run_point(run: _Run, point: Point, recipe: "Callable[[], Recipe]", *, progressbar: bool) -> None:

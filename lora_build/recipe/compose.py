@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from lora_build.errors import RecipeError
 from lora_build.recipe import files as recipe_files
+from lora_build.recipe.chosen import chosen_recipes
 from lora_build.recipe.composed import SweepPoint
 from lora_build.recipe.composer import VERSION_BASE, ComposedData, composer, data_of, hydra_opened
 from lora_build.recipe.hydra_errors import plain_errors, refused_values
@@ -30,6 +31,7 @@ from lora_build.recipe.overrides import at_first_choice, check_axes, check_overr
 from lora_build.recipe.schema import OutputSpec, Recipe
 from lora_build.recipe.short_overrides import words_for_hydra
 from lora_build.recipe.shorthand import only_base
+from lora_build.recipe.sweeper import searches, with_direction
 from lora_build.recipe.validate import from_mapping
 
 
@@ -56,21 +58,26 @@ def compose_command(overrides: Sequence[str], mode: RunMode = RunMode.RUN) -> Di
     return config
 
 
-def try_recipe(overrides: Sequence[str], name: str) -> None:
-    """Compose one of the recipes of a sweep, its axes aside but for those that pick files.
+def try_recipe(overrides: Sequence[str], name: str) -> DictConfig:
+    """Return one of the recipes of a sweep, composed with its axes aside but for those that pick files.
 
     Raises:
         RecipeError: it does not take the overrides.
     """
     others = [at_first_choice(word) for word in overrides if not word.startswith("recipe=")]
-    compose_command([f"recipe={name}", *others], RunMode.MULTIRUN)
+    return compose_command([f"recipe={name}", *others], RunMode.MULTIRUN)
 
 
-def sweep(overrides: Sequence[str], task: Callable[[DictConfig], None]) -> None:
+def sweep(overrides: Sequence[str], task: Callable[[DictConfig], object]) -> None:
     """Run a task for each point of the sweep that a command line composes, as its launcher does it."""
-    sweeper = compose_command(overrides, RunMode.MULTIRUN).hydra.sweeper
+    config = compose_command(overrides, RunMode.MULTIRUN)
+    sweeper = config.hydra.sweeper
     with plain_errors():
         check_axes((sweeper and sweeper.get("params")) or {})
+    if searches(sweeper):
+        names = chosen_recipes([word for word in overrides if word.startswith("recipe=")])
+        several = [try_recipe(overrides, name) for name in names] if names[1:] else [config]
+        overrides = with_direction(overrides, sweeper, [one.recipe for one in several])
     with refused_values():  # by a sweeper or a launcher, which are anybody's
         run(["--multirun"], overrides, task)
 
@@ -102,7 +109,7 @@ def _is(config: DictConfig | None, kind: type) -> bool:
     return config is not None and config.get("_target_") == f"{kind.__module__}.{kind.__name__}"
 
 
-def run(flags: Sequence[str], overrides: Sequence[str], task: Callable[[DictConfig], None]) -> None:
+def run(flags: Sequence[str], overrides: Sequence[str], task: Callable[[DictConfig], object]) -> None:
     """Have Hydra's own run answer flags, or sweep."""
     with plain_errors():
         register()

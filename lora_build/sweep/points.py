@@ -6,6 +6,7 @@ result-3.json: {"number": 3, "overrides": ["dtype=float16"], "dir": "/x/builds/d
 
 import hashlib
 import json
+import math
 import traceback
 import uuid
 from collections.abc import Callable, Sequence
@@ -54,6 +55,14 @@ def _lost(point: Point) -> Point:
     """Return a point whose build was that of another one, whose process was ended from outside."""
     why = "its build was that of another point, which left no result"
     return replace(point, exit_code=UNEXPECTED, error=why)
+
+
+def objective_of(folder: Path, number: int) -> float | None:
+    """Return the objective of a point that is done; None of one that failed, or has none that is a number."""
+    point = next((point for point in gather(folder) if point.number == number), None)
+    if point is None or point.error is not None or point.objective is None or math.isnan(point.objective):
+        return None
+    return point.objective
 
 
 def exit_code(points: Sequence[Point]) -> int:
