@@ -84,9 +84,10 @@ def _metrics(results: Any) -> dict[str, float]:
     found = {}
     for task, values in results.items():
         for key, value in values.items():
-            metric, _, chosen = key.partition(",")
-            if isinstance(value, int | float) and not isinstance(value, bool) and not metric.endswith("_stderr"):
-                found["/".join([task, metric, *([] if chosen in ("", "none") else [chosen])])] = float(value)
+            metric, comma, chosen = key.partition(",")
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if comma and is_number and not metric.endswith("_stderr"):
+                found["/".join([task, metric, *([] if chosen == "none" else [chosen])])] = float(value)
     return found
 
 
