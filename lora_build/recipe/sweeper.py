@@ -20,7 +20,7 @@ _SEARCH = ("optuna", "nevergrad", "hydra_ax", "orion", "smac", "dehb", "hyperswe
 def searches(sweeper: Any) -> bool:
     """Return whether a composed sweeper chooses its points by an objective."""
     target = str((sweeper and sweeper.get("_target_")) or "")
-    if target == f"{BasicSweeper.__module__}.{BasicSweeper.__name__}":
+    if not target or target == f"{BasicSweeper.__module__}.{BasicSweeper.__name__}":
         return False
     return "direction" in sweeper or any(name in target.lower() for name in _SEARCH)
 
