@@ -182,16 +182,16 @@ def _stored_pairs(delta: Delta) -> Sequence[tuple[Array, Array]]:
 
 def _inner(one: Delta, other: Delta) -> float:
     """Return ⟨ΔW₁, ΔW₂⟩: Σ of (L₁ᵀL₂) ∘ (R₁R₂ᵀ), each [r₁, r₂]."""
-    pairs = itertools.product(_stored_pairs(one), _stored_pairs(other))
     return float(
         sum(
             np.sum((left.T @ other_left) * (right @ other_right.T))
-            for (left, right), (other_left, other_right) in pairs
+            for left, right in _stored_pairs(one)
+            for other_left, other_right in _stored_pairs(other)
         )
     )
 
 
 def _rows(delta: Delta, rows: Array) -> Array:
     """Return some rows of the stored ΔW."""
-    parts = [left[rows] @ right for left, right in _stored_pairs(delta)]
-    return np.sum(parts, axis=0)
+    parts: list[Array] = [left[rows] @ right for left, right in _stored_pairs(delta)]
+    return sum(parts[1:], parts[0])

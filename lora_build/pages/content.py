@@ -181,4 +181,5 @@ def _plain(value: Any) -> Any:
             return None
         case bool() | int() | float() | str() | None:
             return value
-    return str(value)
+        case _:
+            return str(value)

@@ -70,15 +70,11 @@ def front_of(points: Sequence[ReportPoint], metrics: Sequence[str], lower_is_bet
         for point in points
         if all(_is_number(point.scores.get(metric)) for metric in metrics)
     }
-    return tuple(
-        sorted(
-            number
-            for number, own in scored.items()
-            if not any(
-                other != own and all(b >= a for a, b in zip(own, other, strict=True)) for other in scored.values()
-            )
-        )
-    )
+
+    def is_bettered(own: tuple[float, ...]) -> bool:
+        return any(o != own and all(b >= a for a, b in zip(own, o, strict=True)) for o in scored.values())
+
+    return tuple(sorted(number for number, own in scored.items() if not is_bettered(own)))
 
 
 def drops_of(

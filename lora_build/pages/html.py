@@ -1,7 +1,7 @@
 """The report as one file of HTML: its data, the library that draws it and its style, all inside.
 
-The charts are drawn by Observable Plot and D3 (assets/LICENSES.txt). The page may load nothing (its own policy says so),
-and text of others only ever becomes text: the data is JSON in which no tag can end, drawn without innerHTML.
+The charts are drawn by Observable Plot and D3 (assets/LICENSES.txt). The page may load nothing (its own policy says
+so), and text of others only ever becomes text: the data is JSON in which no tag can end, drawn without innerHTML.
 """
 
 import html
@@ -24,7 +24,7 @@ def html_of(report: Report) -> bytes:
         f"<title>{title}: lora-build</title>",
         f"<!--\n{_asset('LICENSES.txt')}-->",
         f"<style>\n{_asset('report.css')}</style>",
-        f"<main><h1>{title}</h1><noscript>This page is drawn by its own script, which is switched off.</noscript></main>",
+        f"<main><h1>{title}</h1><noscript>This page is drawn by its script, which is switched off.</noscript></main>",
         f'<script id="report" type="application/json">{_without_tags(data)}</script>',
         *(f"<script>{_asset(name)}</script>" for name in ("d3.min.js", "plot.min.js", "report.js")),
         "</html>\n",

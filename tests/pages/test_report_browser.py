@@ -11,8 +11,17 @@ from typing import Any
 
 import pytest
 
-from lora_build.pages.content import AdapterShare, Cell, Drop, GroupOverlap, PairOverlap, Report, ReportBuild
-from lora_build.pages.content import ReportInterference, ReportPoint
+from lora_build.pages.content import (
+    AdapterShare,
+    Cell,
+    Drop,
+    GroupOverlap,
+    PairOverlap,
+    Report,
+    ReportBuild,
+    ReportInterference,
+    ReportPoint,
+)
 from lora_build.pages.html import html_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
