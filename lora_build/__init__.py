@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from lora_build.keeping.explaining import Explanation, explain
     from lora_build.keeping.listing import ListedBuild, builds
     from lora_build.keeping.pins import pin, unpin
+    from lora_build.keeping.reporting import Reported, report
+    from lora_build.pages.content import Report
     from lora_build.pipeline import build, plan
     from lora_build.planning.inspection.inspecting import inspect
     from lora_build.planning.inspection.result import Inspection
@@ -56,9 +58,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Build", "BuildDiff", "CheckedFile", "Collected", "Explanation", "ForwardReport", "Inspection", "ListedBuild",
     "Locking", "LoraBuildError", "LoraModel", "Manifest", "MergeError", "Merged", "NewRecipe", "Plan", "PlanError",
-    "Recipe", "RecipeError", "ScoreError", "Scored", "SourceError", "StorageError", "Verification",
-    "VerificationError", "WrapperReport", "__version__", "build", "builds", "check", "diff", "explain", "gc", "init",
-    "inspect", "load_recipe", "lock", "merge", "pin", "plan", "score", "unpin", "verify",
+    "Recipe", "RecipeError", "Report", "Reported", "ScoreError", "Scored", "SourceError", "StorageError",
+    "Verification", "VerificationError", "WrapperReport", "__version__", "build", "builds", "check", "diff", "explain",
+    "gc", "init", "inspect", "load_recipe", "lock", "merge", "pin", "plan", "report", "score", "unpin", "verify",
 ]  # fmt: skip
 
 _HOMES = {
@@ -102,6 +104,9 @@ _HOMES = {
     "Collected": "keeping.collecting",
     "pin": "keeping.pins",
     "unpin": "keeping.pins",
+    "report": "keeping.reporting",
+    "Report": "pages.content",
+    "Reported": "keeping.reporting",
     "merge": "start.merge",
     "Merged": "start.merge",
 }

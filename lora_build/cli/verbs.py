@@ -20,6 +20,7 @@ VERBS = {
     "explain": "say why a build is up to date or not, and where a tensor comes from",
     "score": "score a build, and hold it to gates",
     "diff": "say what two builds differ in, or a recipe and its build",
+    "report": "write the page of a sweep or of builds: scores, charts, interference",
     "list": "list the recipes",
     "check": "name every broken recipe at once",
     "builds": "list the builds, and which of them are what their recipes make today",

@@ -7,9 +7,12 @@ so), and text of others only ever becomes text: the data is JSON in which no tag
 import html
 import json
 from importlib.resources import files
+from pathlib import Path
 
 from lora_build.pages.content import Report
 
+PAGE_NAME = "report.html"
+_MARK = '<meta name="generator" content="lora-build report">'
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -20,6 +23,7 @@ def html_of(report: Report) -> bytes:
     parts = [
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+        _MARK,
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{title}: lora-build</title>",
         f"<!--\n{_asset('LICENSES.txt')}-->",
@@ -30,6 +34,12 @@ def html_of(report: Report) -> bytes:
         "</html>\n",
     ]
     return "\n".join(parts).encode()
+
+
+def is_page(file: Path) -> bool:
+    """Whether a file is a page that `html_of` has made, and may be replaced."""
+    with file.open("rb") as opened:
+        return _MARK.encode() in opened.read(1024)
 
 
 def _without_tags(data: str) -> str:
