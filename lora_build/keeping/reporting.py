@@ -1,7 +1,7 @@
 """Reports: the page of a sweep, or of builds side by side.
 
-    lora_build.report("grid").file               # builds/sweeps/grid/report.html
-    lora_build.report("builds/math", "builds/both", file="both.html").report.points
+lora_build.report("grid").file               # builds/sweeps/grid/report.html
+lora_build.report("builds/math", "builds/both", file="both.html").report.points
 """
 
 import os
@@ -13,7 +13,7 @@ from lora_build.errors import LoraBuildError, RecipeError, StorageError, did_you
 from lora_build.keeping.places import project_folder
 from lora_build.pages.content import Report
 from lora_build.pages.html import PAGE_NAME, html_of, is_page
-from lora_build.pages.measured import BuildThere
+from lora_build.pages.measured import OpenedBuild
 from lora_build.pages.of_builds import report_of_builds
 from lora_build.pages.of_sweep import report_of_sweep
 from lora_build.proof.references import open_build
@@ -48,12 +48,13 @@ def report(*what: str | os.PathLike[str], file: str | os.PathLike[str] | None = 
     home = found.folder if isinstance(found, SweepRecord) else Path.cwd()
     page = home / PAGE_NAME if file is None else Path(file).absolute()
     _refuse(page)
-    if isinstance(found, SweepRecord):
-        made = report_of_sweep(found, page=page, is_measured=True)
-    else:
-        made = report_of_builds(found, page=page)
+    made = _made(found, page)
     replace_file(page, html_of(made))
     return Reported(file=page, report=made)
+
+
+def _made(found: SweepRecord | list[OpenedBuild], page: Path) -> Report:
+    return report_of_sweep(found, page=page) if isinstance(found, SweepRecord) else report_of_builds(found, page=page)
 
 
 def _refuse(page: Path) -> None:
@@ -65,7 +66,7 @@ def _refuse(page: Path) -> None:
         raise StorageError(f"{label(page)}: {what}, and is left alone; name another file: --output FILE")
 
 
-def _found(what: Sequence[str | os.PathLike[str]]) -> SweepRecord | list[BuildThere]:
+def _found(what: Sequence[str | os.PathLike[str]]) -> SweepRecord | list[OpenedBuild]:
     """Return the sweep that is meant, or the builds."""
     folder = project_folder() / SWEEPS
     names = sorted(path.parent.name for path in folder.glob(f"*/{SWEEP_NAME}"))
@@ -93,7 +94,7 @@ def _sweep_of(word: str | os.PathLike[str], folder: Path) -> Path | None:
     return by_name if "/" not in str(word) and not path.exists() and (by_name / SWEEP_NAME).exists() else None
 
 
-def _build_of(word: str | os.PathLike[str], names: Sequence[str]) -> BuildThere:
+def _build_of(word: str | os.PathLike[str], names: Sequence[str]) -> OpenedBuild:
     try:
         named = open_build(word)
     except LoraBuildError as error:
@@ -103,4 +104,4 @@ def _build_of(word: str | os.PathLike[str], names: Sequence[str]) -> BuildThere:
         raise
     if named.manifest is None or named.folder is None:
         raise RecipeError(f"{word}: is not in a folder on this machine, where alone a report reads builds")
-    return BuildThere(folder=named.folder, manifest=named.manifest, recorded=named.recorded)
+    return OpenedBuild(folder=named.folder, manifest=named.manifest, recorded=named.recorded)

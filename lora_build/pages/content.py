@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_build._version import VERSION
+from lora_build.terminal import masked
 
 SCHEMA = "lora-build/report/v1"
 
@@ -22,7 +23,9 @@ class ReportPoint:
         scores: by `NAME.METRIC`.
         objective: what its sweep is sorted by.
         state: built, reused, failed, removed, or what else became of it.
+        dir: the folder of its build.
         manifest_hash: of its build.
+        weights_digest: of its weights.
         manifest: the way from the page to the manifest's file, as a relative URL; None where it is not there.
         seconds: how long it took.
         error: why it failed.
@@ -34,7 +37,9 @@ class ReportPoint:
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
     objective: float | None = None
     state: str = "built"
+    dir: str | None = None
     manifest_hash: str | None = None
+    weights_digest: str | None = None
     manifest: str | None = None
     seconds: float | None = None
     error: str | None = None
@@ -154,7 +159,7 @@ class Report:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON has it; what is no number is null."""
+        """Return it as JSON has it: what is no number is null, and secrets are masked."""
         found = dataclasses.asdict(self)
         for point in found["points"]:  # a list is one value of an axis
             axes = point["axes"].items()
@@ -166,7 +171,7 @@ class Report:
             }
             for drop in self.drops
         ]  # fmt: skip
-        plain: dict[str, Any] = _plain({"schema": SCHEMA, "version": VERSION, **found})
+        plain: dict[str, Any] = masked(_plain({"schema": SCHEMA, "version": VERSION, **found}))
         return plain
 
 

@@ -15,7 +15,7 @@ from lora_build.proof.reopen import find_inputs, read_provenance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BuildThere:
+class OpenedBuild:
     """A build in a folder, with its manifest and what its provenance says; None where it has none that can be read."""
 
     folder: Path
@@ -29,17 +29,17 @@ class BuildThere:
         return tuple(map(str, found)) if isinstance(found, dict) else ()
 
 
-def build_there(folder: Path) -> BuildThere | None:
+def build_there(folder: Path) -> OpenedBuild | None:
     """Return the build in a folder, None where there is none."""
     try:
         named = open_build(folder)
     except LoraBuildError:
         return None
     assert named.manifest is not None
-    return BuildThere(folder=folder, manifest=named.manifest, recorded=named.recorded)
+    return OpenedBuild(folder=folder, manifest=named.manifest, recorded=named.recorded)
 
 
-def measured(build: BuildThere) -> ReportInterference | None:
+def measured(build: OpenedBuild) -> ReportInterference | None:
     """Return how the adapters of a build go together; None where it has one alone.
 
     Raises:

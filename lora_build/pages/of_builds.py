@@ -9,13 +9,13 @@ from typing import Any
 from lora_build.errors import LoraBuildError
 from lora_build.pages.content import Report, ReportPoint
 from lora_build.pages.findings import build_of, front_of
-from lora_build.pages.measured import BuildThere, measured
+from lora_build.pages.measured import OpenedBuild, measured
 from lora_build.pages.of_sweep import is_lower_better, link, value_of
 from lora_build.proof.scores_file import ScoresFile, read_scores
 from lora_build.proof.survival_report import read_survival
 
 
-def report_of_builds(builds: Sequence[BuildThere], *, page: Path) -> Report:
+def report_of_builds(builds: Sequence[OpenedBuild], *, page: Path) -> Report:
     """Return the report of builds, with how the adapters of each go together where it is one build alone.
 
     Args:
@@ -24,7 +24,9 @@ def report_of_builds(builds: Sequence[BuildThere], *, page: Path) -> Report:
     """
     scores = [read_scores(build.folder, build.manifest.manifest_hash) for build in builds]
     given = [_axes(build) for build in builds]
-    axes = tuple(key for key in dict.fromkeys(k for of in given for k in of) if len({str(of.get(key)) for of in given}) > 1)
+    axes = tuple(
+        key for key in dict.fromkeys(k for of in given for k in of) if len({str(of.get(key)) for of in given}) > 1
+    )
     points = [
         ReportPoint(
             number=number,
@@ -33,7 +35,9 @@ def report_of_builds(builds: Sequence[BuildThere], *, page: Path) -> Report:
             scores=_scores(scored),
             objective=None if scored is None else scored.objective,
             state="built",
+            dir=str(build.folder),
             manifest_hash=build.manifest.manifest_hash,
+            weights_digest=build.manifest.weights_digest,
             manifest=link(page, build.folder),
         )
         for number, (build, of, scored) in enumerate(zip(builds, given, scores, strict=True))
@@ -63,7 +67,7 @@ def report_of_builds(builds: Sequence[BuildThere], *, page: Path) -> Report:
         return replace(report, notes=(f"How the adapters go together is not known: {error.issues[0]}",))
 
 
-def _axes(build: BuildThere) -> Mapping[str, Any]:
+def _axes(build: OpenedBuild) -> Mapping[str, Any]:
     """Return what may differ between builds: their recipe's file, and the words that changed it."""
     if build.recorded is None:
         return {}

@@ -2,15 +2,16 @@
 
 import os
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from lora_build.errors import LoraBuildError
 from lora_build.pages.content import Report, ReportBuild, ReportPoint
 from lora_build.pages.findings import build_of, drops_of, front_of, merged_adapters
-from lora_build.pages.measured import BuildThere, build_there, measured
+from lora_build.pages.measured import OpenedBuild, build_there, measured
 from lora_build.proof.manifest import MANIFEST_NAME
 from lora_build.proof.survival_report import read_survival
 from lora_build.proof.sweep_record import Point, SweepRecord
@@ -19,13 +20,20 @@ _LOWER_IS_BETTER = ("perplexity", "loss")  # what a metric's name ends in
 _MOST_BUILDS = 3  # that are drawn, the best ones
 
 
-def report_of_sweep(record: SweepRecord, *, page: Path, is_measured: bool = False) -> Report:
+class Depth(Enum):
+    """How far a report looks: at the points alone, at builds that are there, or at the weights of adapters too."""
+
+    points = "points"
+    measured = "measured"
+
+
+def report_of_sweep(record: SweepRecord, *, page: Path, depth: Depth = Depth.measured) -> Report:
     """Return the report of a sweep.
 
     Args:
         record: what the sweep has left.
         page: where the page will lie, from where it links to manifests.
-        is_measured: whether to measure how the adapters go together, for which their weights are read.
+        depth: how far it looks.
     """
     ranked = record.ranked()
     done = [*ranked, *(point for point in record.points if point not in ranked)]
@@ -33,8 +41,7 @@ def report_of_sweep(record: SweepRecord, *, page: Path, is_measured: bool = Fals
     metrics = tuple(sorted({metric for point in points for metric in point.scores}))
     lower = tuple(metric for metric in metrics if is_lower_better(metric, points, record.direction))
     pareto = metrics[:2] if len(metrics) > 1 else ()
-    there = _there(ranked or record.points)
-    base = Report(
+    report = Report(
         title=f"Sweep {record.name}",
         is_sweep=True,
         points=tuple(points),
@@ -45,9 +52,11 @@ def report_of_sweep(record: SweepRecord, *, page: Path, is_measured: bool = Fals
         best=ranked[0].number if ranked else None,
         front=front_of(points, pareto, lower) if pareto else (),
         pareto=pareto,
-        builds=_builds(there),
     )
-    return _with_adapters(base, there, is_measured=is_measured)
+    if depth is Depth.points:
+        return report
+    there = _there(done)
+    return _with_adapters(replace(report, builds=_builds(there)), there)
 
 
 def _point(point: Point, axes: tuple[str, ...], page: Path) -> ReportPoint:
@@ -59,7 +68,9 @@ def _point(point: Point, axes: tuple[str, ...], page: Path) -> ReportPoint:
         scores={f"{name}.{metric}": value for name, of in (point.scores or {}).items() for metric, value in of.items()},
         objective=point.objective,
         state=_state(point),
+        dir=point.dir,
         manifest_hash=point.manifest_hash,
+        weights_digest=point.weights_digest,
         manifest=link(page, Path(point.dir)) if point.dir and point.is_built and point.kept is not False else None,
         seconds=point.seconds,
         error=point.error,
@@ -118,17 +129,18 @@ class _There:
     """A point whose build is there."""
 
     point: Point
-    build: BuildThere
+    build: OpenedBuild
 
 
-def _there(points: Any) -> list[_There]:
+def _there(points: Sequence[Point]) -> list[_There]:
     """Return the points whose builds are there, in their order; those that share one are one."""
-    found: dict[str, _There] = {}
+    found: dict[Path, _There] = {}
     for point in points:
-        if point.is_built and point.kept is not False and point.dir not in found:
-            build = build_there(Path(point.dir))
+        folder = Path(point.dir) if point.is_built and point.kept is not False and point.dir is not None else None
+        if folder is not None and folder not in found:
+            build = build_there(folder)
             if build is not None and build.manifest.manifest_hash == point.manifest_hash:
-                found[point.dir] = _There(point, build)
+                found[folder] = _There(point, build)
     return [*found.values()]
 
 
@@ -139,7 +151,7 @@ def _builds(there: list[_There]) -> tuple[ReportBuild, ...]:
     )
 
 
-def _with_adapters(report: Report, there: list[_There], *, is_measured: bool) -> Report:
+def _with_adapters(report: Report, there: list[_There]) -> Report:
     """Return a report with what each adapter brings, and how they go together."""
     names = next((names for one in there if (names := one.build.adapters)), ())
     if not names:
@@ -149,12 +161,10 @@ def _with_adapters(report: Report, there: list[_There], *, is_measured: bool) ->
         drops = drops_of(report.points, best, names, report.metrics)
         about = f"Point #{best.number} beside the point that lacks one adapter, or has it with weight 0."
         report = replace(report, drops=drops, about_drops=about)
-    if is_measured:
-        axes: Mapping[int, Mapping[str, Any]] = {point.number: point.axes for point in report.points}
-        most = max(there, key=lambda one: len(merged_adapters(axes[one.point.number], names)))
-        try:
-            report = replace(report, interference=measured(most.build))
-        except LoraBuildError as error:
-            note = f"How the adapters go together is not known: {error.issues[0]}"
-            report = replace(report, notes=(*report.notes, note))
-    return report
+    axes: Mapping[int, Mapping[str, Any]] = {point.number: point.axes for point in report.points}
+    most = max(there, key=lambda one: len(merged_adapters(axes[one.point.number], names)))
+    try:
+        return replace(report, interference=measured(most.build))
+    except LoraBuildError as error:
+        note = f"How the adapters go together is not known: {error.issues[0]}"
+        return replace(report, notes=(*report.notes, note))

@@ -4,9 +4,10 @@ import csv
 import io
 
 from lora_build.pages.content import Report
+from lora_build.terminal import without_secrets
 
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets take a cell that begins so for
-_MORE = ("objective", "state", "seconds", "manifest_hash", "error")
+_MORE = ("objective", "state", "seconds", "dir", "manifest_hash", "weights_digest", "error")
 
 
 def table_bytes(report: Report) -> bytes:
@@ -15,7 +16,7 @@ def table_bytes(report: Report) -> bytes:
     table = csv.writer(text, lineterminator="\n")
     first = "number" if report.is_sweep else "build"
     table.writerow([first, *map(_cell, report.axes), *map(_cell, report.metrics), *_MORE])
-    for point in report.points:
+    for point in sorted(report.points, key=lambda point: point.number):
         own = [getattr(point, key) for key in _MORE]
         of_axes = [point.axes.get(axis) for axis in report.axes]
         of_scores = [point.scores.get(metric) for metric in report.metrics]
@@ -30,5 +31,5 @@ def _cell(value: object) -> str:
         return "" if value is None else str(value).lower()
     if isinstance(value, list | tuple):
         value = ", ".join(map(str, value))
-    text = str(value)
+    text = without_secrets(str(value))
     return f"'{text}" if not isinstance(value, int | float) and text.startswith(_FORMULAS) else text

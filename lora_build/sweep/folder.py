@@ -2,6 +2,7 @@
 
     sweep.json      every point that was run (proof/sweep_record.py)
     sweep.csv       the same as a table
+    report.html     the same as a page (pages/); when all have ended, with updates and interference
     .points-...     what runs now; left behind only by a process that was killed, and cleared by the next one
 
 One process runs a sweep at a time; another one waits, and then finds what the first has made. Points may be run by
@@ -9,10 +10,8 @@ other processes, or on other machines that share the folder: each writes what ca
 """
 
 import contextlib
-import csv
 import fcntl
 import hashlib
-import io
 import os
 import shutil
 import tempfile
@@ -24,6 +23,9 @@ from lora_build.errors import StorageError, VerificationError, label, some_of
 from lora_build.files.targets.disk import disk_errors
 from lora_build.files.targets.lock import lock
 from lora_build.interrupts import held
+from lora_build.pages.html import PAGE_NAME, html_of
+from lora_build.pages.of_sweep import Depth, report_of_sweep
+from lora_build.pages.table import table_bytes
 from lora_build.proof.canonical_json import canonical_json
 from lora_build.proof.manifest import MANIFEST_NAME
 from lora_build.proof.sweep_record import (
@@ -45,7 +47,6 @@ TABLE_NAME = "sweep.csv"
 _SCRATCH = ".points-"
 _MOST_BYTES_OF_A_NAME = 100
 _NOT_OF_IT = ("hydra/launcher", "hydra.launcher", "hydra.sweep.dir", "progressbar", "keep=", "recipe.output.if_exists")
-_FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets take a cell that begins so for
 
 
 def folder_name(words: Sequence[str]) -> str:
@@ -110,10 +111,10 @@ class SweepFolder:
             found = [_with_end(point, written.get(point.number)) for point in [*gather(self.scratch), *more]]
             numbers = {point.number for point in found}
             left = [p for p in read_sweep(self.head.folder).points if p.earlier or p.number not in numbers]
-            self._write([*found, *([] if is_whole else left)])
+            self._write([*found, *([] if is_whole else left)], is_end=True)
             return replace(self.head, points=tuple(found))
 
-    def _write(self, points: Sequence[Point]) -> None:
+    def _write(self, points: Sequence[Point], *, is_end: bool = False) -> None:
         """Write the sweep with these points, and what follows from it."""
         ordered = sorted(points, key=lambda point: (bool(point.earlier), point.number))
         record = replace(self.head, points=tuple(ordered))
@@ -122,7 +123,10 @@ class SweepFolder:
         if left != ordered:
             record = replace(record, points=tuple(left))
             write_sweep(record)
-        replace_file(self.head.folder / TABLE_NAME, table_bytes(record))
+        page = record.folder / PAGE_NAME
+        report = report_of_sweep(record, page=page, depth=Depth.measured if is_end else Depth.points)
+        replace_file(record.folder / TABLE_NAME, table_bytes(report))
+        replace_file(page, html_of(report))
 
 
 @contextlib.contextmanager
@@ -152,35 +156,6 @@ def opened(head: SweepRecord, scratch: str | None = None) -> Iterator[SweepFolde
             raise StorageError(f"{'hydra.sweep.dir: ' * bool(scratch)}{scratch or folder}: {error.strerror}") from error
         with made as name:
             yield SweepFolder(head=head, scratch=Path(name), before={point.overrides: point for point in known})
-
-
-def table_bytes(record: SweepRecord) -> bytes:
-    """Return the points of a sweep as CSV: a column for each axis and each score."""
-    points = [point for point in record.points if point.is_done]
-    metrics = sorted({(name, m) for point in points for name, of in (point.scores or {}).items() for m in of})
-    axes = list(dict.fromkeys([*record.axes]))
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    of_build = ("dir", "manifest_hash", "weights_digest", "objective", "seconds", "kept", "error")
-    table.writerow(["number", *map(_cell, axes), *(_cell(".".join(metric)) for metric in metrics), *of_build])
-    for point in points:
-        values = dict(word.partition("=")[::2] for word in point.overrides)
-        scored = [(point.scores or {}).get(name, {}).get(metric) for name, metric in metrics]
-        own = [getattr(point, key) for key in of_build]
-        table.writerow([point.number, *map(_cell, [*(values.get(axis, "") for axis in axes), *scored, *own])])
-    return text.getvalue().encode(errors="backslashreplace")
-
-
-def _cell(value: object) -> str:
-    """Return a cell: empty for nothing, and no text that a spreadsheet would compute."""
-    if value is None or isinstance(value, bool):
-        return "" if value is None else str(value).lower()
-    text = str(value)
-    try:
-        float(text)
-    except ValueError:
-        return f"'{text}" if text.startswith(_FORMULAS) else text
-    return text
 
 
 def _is_same(there: Point, point: Point) -> bool:
@@ -227,7 +202,7 @@ def _there(folder: Path) -> tuple[Point, ...]:
     Raises:
         StorageError: what is there is no sweep's.
     """
-    for name in (SWEEP_NAME, TABLE_NAME):
+    for name in (SWEEP_NAME, TABLE_NAME, PAGE_NAME):
         if (folder / name).is_symlink():
             raise StorageError(f"{label(folder / name)}: is a link; it is left alone: move it away")
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []

@@ -18,9 +18,11 @@ from lora_build.cli import main as app
 from lora_build.errors import MergeError, RecipeError, StorageError, VerificationError
 from lora_build.files.targets.lock import lock
 from lora_build.keeping.discarding import discard
+from lora_build.pages.of_sweep import report_of_sweep
+from lora_build.pages.table import table_bytes
 from lora_build.proof.manifest import MANIFEST_NAME, read_manifest
 from lora_build.proof.sweep_record import Point, SweepRecord, read_sweep, write_sweep
-from lora_build.sweep.folder import folder_name, opened, table_bytes
+from lora_build.sweep.folder import folder_name, opened
 from lora_build.sweep.kept import stays
 from makers import small
 from makers.schemas import hold
@@ -106,7 +108,7 @@ def snapshot(project: Path) -> dict[Path, Any]:
 def test_a_sweep_leaves_what_came_of_its_points(project: Path, swept: Run, built: list[str]) -> None:
     said = swept(WEIGHTS)
     folder = folder_of(project)
-    assert sorted(path.name for path in folder.iterdir()) == ["sweep.csv", "sweep.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "sweep.csv", "sweep.json"]
     text = (folder / "sweep.json").read_text()
     hold(json.loads(text), "sweep")
     assert json.loads(text) == said
@@ -122,8 +124,8 @@ def test_a_sweep_leaves_what_came_of_its_points(project: Path, swept: Run, built
         assert (point.seconds or 0) > 0
     assert [point.objective for point in record.points] == [1, 2, 0.5]
     rows = list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
-    assert [(row["adapters.math.weight"], row["fake.value"], row["kept"]) for row in rows] == [
-        ("1", "1.0", "true"), ("2", "2.0", "true"), ("0.5", "0.5", "true"),
+    assert [(row["adapters.math.weight"], row["fake.value"], row["state"]) for row in rows] == [
+        ("1", "1.0", "built"), ("2", "2.0", "built"), ("0.5", "0.5", "built"),
     ]  # fmt: skip
 
 
@@ -237,7 +239,7 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(project: Path, swept: Run) 
     reused = [point for point in found if point["reused"]]
     assert {tuple(point["overrides"]) for point in reused} >= before.keys()
     assert len(reused) <= len(before) + 1
-    assert sorted(path.name for path in folder_of(project).iterdir()) == ["sweep.csv", "sweep.json"]
+    assert sorted(path.name for path in folder_of(project).iterdir()) == ["report.html", "sweep.csv", "sweep.json"]
 
 
 def test_points_of_a_sweep_that_has_changed_are_none_of_it_any_more(project: Path, built: list[str]) -> None:
@@ -338,7 +340,7 @@ def test_no_secret_and_no_formula_goes_into_a_sweep_s_files(tmp_path: Path) -> N
     record = SweepRecord(name="x", folder=tmp_path, axes=("description", "adapters.m.weight"), points=tuple(points))
     write_sweep(record)
     assert "word" not in (tmp_path / "sweep.json").read_text().replace('"words"', "")
-    rows = list(csv.reader(table_bytes(record).decode().splitlines()))
+    rows = list(csv.reader(table_bytes(report_of_sweep(record, page=tmp_path / "report.html")).decode().splitlines()))
     assert [*rows[1][1:3], rows[1][-1]] == ["'=cmd|x", "-0.5", "'+boom"]
     assert rows[2][1] == "'@x"
     assert record.ranked() == []
