@@ -10,12 +10,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 help: ## what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "%-16s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/run.stamp ## build the demo, verify it, and score it beside its parts
+demo: $(VENV)/run.stamp ## build the demo, verify it, score it beside its parts, and sweep over it
 	$(BIN)/lora-build recipe=demo
 	$(BIN)/lora-build verify builds/demo
 	$(BIN)/lora-build recipe=demo adapter_names=[math] output.dir=builds/demo-math
 	$(BIN)/lora-build recipe=demo adapter_names=[text] output.dir=builds/demo-text
 	$(BIN)/python examples/tiny/score.py examples/tiny/base builds/demo-math:math builds/demo-text:text builds/demo:math,text
+	$(BIN)/lora-build sweep=weights
+	$(BIN)/lora-build report weights
 
 test: $(VENV)/dev.stamp lint ## lint, and all tests but the long ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder

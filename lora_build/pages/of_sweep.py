@@ -121,7 +121,8 @@ def _objective(direction: str | None, points: list[ReportPoint], metrics: tuple[
     """Return the objective in words."""
     if direction is None:
         return None
-    return f"{direction} {next((metric for metric in metrics if _is_objective(metric, points)), 'the objective')}"
+    of = next((metric for metric in metrics if _is_objective(metric, points)), "the recipe's objective")
+    return f"{direction} {of}"
 
 
 @dataclass(frozen=True, slots=True)

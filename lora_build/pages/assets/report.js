@@ -237,7 +237,7 @@ function ofBuild(build) {
 }
 
 function ofPairs(found) {
-  const sign = (value) => (isNumber(value) ? value.toFixed(3) : missing);
+  const sign = (value) => (isNumber(value) ? value.toFixed(3).replace(/^-(0\.0+)$/, "$1") : missing);
   const rows = found.pairs.map((pair) =>
     make("tr", {}, make("td", {}, `${pair.first} and ${pair.second}`), make("td", { class: "number", "data-value": pair.cosine ?? "" }, sign(pair.cosine)),
       make("td", { class: "number", "data-value": pair.opposed ?? "" }, percent(pair.opposed)), make("td", { class: "number" }, shown(pair.num_tensors))));
