@@ -14,12 +14,14 @@ PICTURES = {  # the page's width and height, and what is asked of the browser
 
 
 def main() -> None:
+    """Draw each picture of the page that the command line names."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     assert chromium, "no Chromium is installed"
     for name, (width, height, flags) in PICTURES.items():
         command = [
-            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={width},{height}",
-            f"--screenshot={HERE / name}", *flags, Path(sys.argv[1]).absolute().as_uri(),
+            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+            f"--window-size={width},{height}", f"--screenshot={HERE / name}", *flags,
+            Path(sys.argv[1]).absolute().as_uri(),
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True)
 

@@ -206,6 +206,10 @@ HINTS: dict[str, tuple[str, str]] = {
     "(replace=True)": ("recipe=two output.dir=builds/edited", "recipe=two output.dir=builds/edited --replace"),
     "--markdown and --json are two forms of one answer; take one": (
         "diff builds/prod builds/prod --json --markdown", "diff builds/prod builds/prod --markdown"),
+    "--csv and --json are two forms of one answer; take one": (
+        "report builds/prod --csv --json", "report builds/prod --csv"),
+    "{}: {}, and is left alone; name another file: --output FILE": (
+        "report builds/prod --output recipes/prod.yaml", "report builds/prod --output page.html"),
     "lora-build diff [--weights] A B, or lora-build diff recipe=NAME [KEY=VALUE ...] [B]": (
         "diff builds/prod", "diff --weights builds/prod builds/prod"),
     "; to read every byte: lora-build verify {}": ("diff builds/prod builds/prod", "verify builds/prod"),
@@ -221,6 +225,7 @@ HINTS: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 # what looks like a hint and is none: names, formats, and what no command line gets
 OTHERS = {
+    '<meta name="generator" content="lora-build report">',
     '; write ">= {}"', "A folder with tasks of your own, which may run code: `--allow-commands` has to allow it.",
     "--junit: {}: {}",
     "lora-build {}", "lora-build {} [OPTION ...] {}", "lora-build plan recipe={}", "lora-build watch", "lora-build request",

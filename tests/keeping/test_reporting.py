@@ -13,6 +13,7 @@ from lora_build.cli.main import main
 from lora_build.errors import LoraBuildError
 from lora_build.proof.sweep_record import Point, SweepRecord, write_sweep
 from makers import small
+from makers.schemas import hold
 
 
 @pytest.fixture
@@ -59,6 +60,7 @@ def data_of(page: Path) -> dict[str, Any]:
     found = re.search(r'<script id="report" type="application/json">(.*?)</script>', page.read_text())
     assert found is not None
     data: dict[str, Any] = json.loads(found[1])
+    hold(data, "report")
     return data
 
 
@@ -120,6 +122,7 @@ def test_builds_stand_side_by_side(project: Path, capsys: pytest.CaptureFixture[
         lora_build.build(lora_build.load_recipe("duo", [*words, f"output.dir=builds/{name}"]))
     assert main(["report", "builds/math", "builds/both", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
+    hold(data, "report")
     assert data["file"] == str(project / "report.html")
     assert [one["label"] for one in data["points"]] == ["builds/math", "builds/both"]
     assert data["axes"] == ["adapter_names", "dtype"]

@@ -109,6 +109,7 @@ def test_there_are_these_pages() -> None:
         "proving.md",
         "recipe.md",
         "reliability.md",
+        "reporting.md",
         "scoring.md",
         "supported.md",
         "sweeping.md",
