@@ -17,7 +17,7 @@ PACKAGE = Path(lora_build.__file__).parent
 # from the bottom; a package imports only from packages in rows above its own
 FLOORS = (
     ("terminal",),
-    ("_native", "errors", "_version", "dtypes", "interrupts"),
+    ("_native", "errors", "_version", "dtypes", "grading", "interrupts"),
     ("recipe", "files", "numerics"),
     ("methods", "models"),
     ("planning",),

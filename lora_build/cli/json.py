@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from lora_build.files.identity import SourceName
 from lora_build.files.targets.disk import free_bytes
+from lora_build.grading import base_of, by_module
 from lora_build.pipeline import memory_bytes
 from lora_build.planning.operations import Convert, Copy, Merge, Operation, Replace
+from lora_build.planning.plan import MergePlan
 from lora_build.proof.builds import Build, Plan
 from lora_build.proof.scored import gates_of
 from lora_build.proof.scores_file import finite, gates_json
@@ -39,7 +41,7 @@ def plan_json(plan: Plan, *, tensors: bool = False) -> dict[str, Any]:
         "kept": list(plan.at_target.kept),
         "options": dict(merge_plan.options.recorded),
         "sources": {role: source.uri for role, source in plan.sources.items()},
-        "adapters": {name: {"weight": weight, "tensors": touched[name]} for name, weight in merge_plan.weights.items()},
+        "adapters": {n: {**_weighed(merge_plan, n), "tensors": touched[n]} for n in merge_plan.weights},
         "summary": summary,
         "bytes_to_write": plan.num_bytes_written,
         "disk_free_bytes": free_bytes(plan.target),
@@ -72,6 +74,14 @@ def _scoring_json(plan: Plan) -> dict[str, Any]:
     }  # fmt: skip
     gates = [{"score": g.score, "metric": g.metric, "limit": g.limit} for g in gates_of(plan.recipe.gates)]
     return {"scores": scores, "gates": gates, "objective": dict(plan.recipe.objective) or None}
+
+
+def _weighed(plan: MergePlan, name: str) -> dict[str, Any]:
+    """Return an adapter's weight, its density if it has its own, and what they are multiplied by in some modules."""
+    weight, density = plan.weights[name], plan.densities.get(name)
+    own = {} if density is None else {"density": base_of(density)}
+    graded = {"weights": by_module(weight), "densities": {} if density is None else by_module(density)}
+    return {"weight": base_of(weight), **own, **{key: value for key, value in graded.items() if value}}
 
 
 def _below_json(plan: Plan) -> dict[str, Any]:

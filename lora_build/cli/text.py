@@ -7,8 +7,11 @@ from lora_build.cli.lines import Column, Kind, Line, Said, Table
 from lora_build.errors import label, some_of
 from lora_build.files.identity import BASE, SourceName
 from lora_build.files.targets.disk import free_bytes
+from lora_build.grading import text as graded_text
 from lora_build.numerics.survival import by_adapter, describe_norm
 from lora_build.pipeline import memory_bytes
+from lora_build.planning.combining import said
+from lora_build.planning.plan import MergePlan
 from lora_build.proof.builds import Action, Build, Plan
 
 if TYPE_CHECKING:
@@ -40,18 +43,19 @@ def plan_lines(plan: Plan) -> list[Line]:
     merge_plan, touched = plan.merge_plan, plan.merge_plan.num_touched
     volumes = [(verb, *found) for verb, found in merge_plan.volumes.items() if found[0]]
     parts = [f"{number} {_DONE[verb]} ({size(volume)})" for verb, number, volume in volumes]
-    outcome = outcome_line(plan)
+    outcome, combination = outcome_line(plan), merge_plan.options.combination
     lines = [
         outcome,
         Line("base", plan.sources[BASE].uri + _below(plan)),
         *(
             Line(
                 "adapter",
-                f"{name}: weight {weight:g}, {count(touched[name], 'tensor')}, "
+                f"{name}: weight {graded_text(weight)}{_density(merge_plan, name)}, {count(touched[name], 'tensor')}, "
                 f"{plan.sources[SourceName.of_adapter(name)].uri}",
             )
             for name, weight in merge_plan.weights.items()
         ),
+        *([] if combination.name == "linear" else [Line("combine", said(combination))]),
         Line("tensors", f"{len(merge_plan.operations)}: {', '.join(parts)}"),
         Line(
             "files",
@@ -101,6 +105,11 @@ def scored_lines(scores: Mapping[str, Mapping[str, float]], objective: float | N
         for name, metrics in scores.items()
     ]
     return [*lines, *([] if objective is None else [Line("objective", f"{objective:.6g}")])]
+
+
+def _density(plan: MergePlan, name: str) -> str:
+    """Return what part of an adapter's values is kept, where it says so itself."""
+    return f", density {graded_text(plan.densities[name])}" if name in plan.densities else ""
 
 
 def _below(plan: Plan) -> str:

@@ -1,7 +1,8 @@
 """Blocks: parts of an output tensor, each made in one go by whichever thread is free; what they are made by."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from lora_build.files.formats.safetensors import TensorInfo
@@ -60,12 +61,24 @@ class Piece:
     read: Callable[[int, int], Data]
     factor: Callable[[TensorInfo, bool], Data]
 
+    def others(self) -> "Iterator[Piece]":
+        """Yield the other rows of the tensor that are merged, each a piece of its own."""
+        for segment in self.op.segments:
+            if segment != self.segment:
+                apart = segment.start - self.segment.start
+                yield replace(self, segment=segment, read=partial(_moved, self.read, apart))
+
     def load(self) -> StoredUpdates:
         """Return the updates with their factors; those of a stack are kept for its other matrices."""
         return [
             (u, {role: (t, self.factor(t, u.update.stack is not None)) for role, t in u.factors.items()})
             for u in self.segment.updates
         ]
+
+
+def _moved(read: Callable[[int, int], Data], rows: int, start: int, stop: int) -> Data:
+    """Return rows that are counted from another one than those of a reader."""
+    return read(start + rows, stop + rows)
 
 
 class Merger(Protocol):

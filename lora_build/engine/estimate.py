@@ -3,11 +3,14 @@
 import sys
 
 from lora_build.engine.backends.choice import uses_torch
+from lora_build.methods.combine.interface import InTurn
+from lora_build.methods.interface import LowRank, methods
 from lora_build.planning.operations import Merge, Operation
 from lora_build.planning.plan import MergePlan
 
 _RUNTIME_BYTES = 110_000_000  # Python with numpy, and the blocks in flight; measured, rounded up
 _TORCH_BYTES = 290_000_000
+_BLOCKS_BYTES = 24_000_000  # of float64, in the threads that merge; measured, rounded up
 
 
 def runtime_bytes(plan: MergePlan, *, with_torch: bool = False) -> int:
@@ -23,8 +26,24 @@ def runtime_bytes(plan: MergePlan, *, with_torch: bool = False) -> int:
 
 def merge_bytes(plan: MergePlan) -> int:
     """Return the memory that merging takes besides: the factors of the largest merge, or a whole parameter for peft."""
-    factors = max(map(_factor_bytes, _unlike(plan)), default=0)
+    factors = max(map(_factor_bytes, _unlike(plan)), default=0) + _combining_bytes(plan)
     return factors + (max(map(_parameter_bytes, plan.operations), default=0) if plan.repeats_peft else 0)
+
+
+def _combining_bytes(plan: MergePlan) -> int:
+    """Return the memory that blocks of what several adapters add take, where it is no sum; some of each are at hand."""
+    if isinstance(plan.options.combination, InTurn):
+        return 0
+    held = 0
+    if getattr(plan.options.combination, "holds_matrix", False):  # as such, once more of each adapter, and decomposed
+        held = max((_matrix_bytes(op) for op in plan.operations if isinstance(op, Merge)), default=0)
+    return (len(plan.weights) + 2) * _BLOCKS_BYTES + (len(plan.weights) + 4) * held
+
+
+def _matrix_bytes(op: Merge) -> int:
+    """Return the memory of the largest matrix in float64 that is changed by more than products of low rank."""
+    held = (s for s in op.segments if not all(isinstance(methods()[u.method], LowRank) for u in s.updates))
+    return max(((segment.stop - segment.start) * op.columns * 8 for segment in held), default=0)
 
 
 def _unlike(plan: MergePlan) -> list[Merge]:

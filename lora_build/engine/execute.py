@@ -107,7 +107,7 @@ def _maker(
     plan: MergePlan, inputs: InputFiles, executor: Executor, timer: StageTimer, stack: ExitStack
 ) -> Maker:  # fmt: skip
     """Return what makes the blocks of a plan; some backends are put to the test while the first tensors are copied."""
-    backends = Backends(offers_for(plan), plan.options.combine, on_one_core=stack)
+    backends = Backends(offers_for(plan), plan.options.combination, on_one_core=stack)
 
     def test() -> None:
         with timer.time("load"), held():  # it imports, and an import that is cut short can keep others waiting

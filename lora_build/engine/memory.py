@@ -9,6 +9,7 @@ from lora_build.engine.backends.choice import EXACT, Backends
 from lora_build.engine.blocks import Data
 from lora_build.engine.making import Maker
 from lora_build.files.formats.safetensors import TensorInfo
+from lora_build.methods.combine.interface import Combination, combinations
 from lora_build.planning.operations import Merge, Operation
 
 if TYPE_CHECKING:
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 class TensorMerger:
     """Merges one tensor after another in memory; its arithmetic is put to the test when it is first needed."""
 
-    def __init__(self, load: "Callable[[TensorInfo], Tensor]", combination: str = "linear") -> None:
-        """Take what reads a tensor of an adapter, and how adapters are combined."""
+    def __init__(self, load: "Callable[[TensorInfo], Tensor]", combination: Combination | None = None) -> None:
+        """Take what reads a tensor of an adapter, and what combines adapters; without it they are added up."""
         self._load = load
-        self._backends = Backends(EXACT, combination)
+        self._backends = Backends(EXACT, combination or combinations()["linear"])
 
     def test_for(self, operations: Iterable[Operation]) -> None:
         """Put the arithmetic of some operations to the test before the first of them is made.

@@ -23,11 +23,11 @@ from lora_build.numerics.survival import TensorSurvival
 from lora_build.pipeline import survey
 from lora_build.planning.operations import Merge
 from lora_build.proof.builds import Plan
-from lora_build.proof.difference import Difference, InputChange, Side, compare, short
+from lora_build.proof.difference import Difference, InputChange, Side, compare, settings_said, short
 from lora_build.proof.foresight import look_at_files
 from lora_build.proof.known_digests import known_digests
 from lora_build.proof.manifest import MANIFEST_NAME, Manifest
-from lora_build.proof.plan_record import PlanRecord
+from lora_build.proof.plan_record import PlanRecord, flat_options
 from lora_build.proof.planned_tensor import PlannedTensor, TensorRef, UpdateRecord
 from lora_build.proof.references import NamedBuild, open_build
 from lora_build.proof.reopen import find_inputs, read_provenance
@@ -183,7 +183,10 @@ def _explained(named: NamedBuild | None, before: Side | None, plan: Plan | None,
             ExplainedInput(source=source, state="unknown", how=_content(files), uri=None)
             for source, files in _files_of(before).items()
         )
-        options = tuple(ExplainedOption(name=k, before=v, after=None) for k, v in sorted(before.record.options.items()))
+        options = tuple(
+            ExplainedOption(name=k, before=v, after=None)
+            for k, v in sorted(flat_options(before.record.options).items())
+        )
         return Explanation(
             where=named.where, state="unknown", by=by, inputs=inputs, options=options,
             manifest_hash=None if manifest is None else manifest.manifest_hash,
@@ -232,9 +235,8 @@ def _inputs(
         uri = plan.sources[source].uri if source in plan.sources else None
         change = changes.get(source)
         if change is not None:
-            yield ExplainedInput(
-                source=source, state=change.kind, how=_how(change), uri=uri, tensors=change.tensors
-            )  # fmt: skip
+            how = _how(change)
+            yield ExplainedInput(source=source, state=change.kind, how=how, uri=uri, tensors=change.tensors)
         elif source in now:
             state = "unread" if source in unread else "new" if before is None else "unchanged"
             yield ExplainedInput(source=source, state=state, how=_content(now[source]), uri=uri)
@@ -243,6 +245,7 @@ def _inputs(
 def _how(change: InputChange) -> str:
     """Return which files of an input changed, and how."""
     parts = [] if change.weights is None else [f"weight {change.weights[0]:g} to {change.weights[1]:g}"]
+    parts += settings_said(change)
     for file in change.files[:4]:
         was, now = ("none" if f is None else short(f.sha256) for f in (file.before, file.after))
         parts.append(f"{file.path} {was} to {now}")
@@ -262,7 +265,7 @@ def _files_of(side: Side) -> dict[SourceName, tuple[FileRecord, ...]]:
 
 
 def _options(before: Side | None, after: Side) -> Iterator[ExplainedOption]:
-    was, now = ({} if side is None else side.record.options for side in (before, after))
+    was, now = ({} if side is None else flat_options(side.record.options) for side in (before, after))
     for name in sorted(now.keys() | was.keys()):
         yield ExplainedOption(name=name, before=was.get(name), after=now.get(name))
 

@@ -107,6 +107,8 @@ class Update:
         decomposes_base: whether it is what an adapter adds to a part of the base that its initialisation took out.
         tokens: the rows that are replaced by trained ones, in the order of these; a range where all are; None where
             rows are changed and not replaced.
+        density: the part of its values that the recipe's combination is to keep; None where it keeps all.
+        order: the adapter's place in the recipe.
     """
 
     adapter: str
@@ -122,6 +124,8 @@ class Update:
     stack: ExpertStack | None = None
     decomposes_base: bool = False
     tokens: Sequence[int] | None = None
+    density: float | None = None
+    order: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +211,8 @@ class PlacedUpdate:
                 "peft_layer": self.peft.name, "peft_variant": self.peft.variant, "peft_shape": list(self.peft.shape),
                 "peft_crossed": self.peft.crossed,
             }  # fmt: skip
-        return {"options": more, "expert": self.expert, "rows": None if self.rows is None else list(self.rows)}
+        rows = None if self.rows is None else list(self.rows)
+        return {"options": more, "expert": self.expert, "rows": rows, "density": update.density}
 
 
 ReadRows = Callable[[int, int], "Tensor"]

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lora_build.methods.combine.interface import Combination
 from lora_build.models.keep_float32 import TABLE_ID
+from lora_build.planning.combining import combination_of, recorded
 from lora_build.recipe.identity import recorded_options
 from lora_build.recipe.schema import DType, Numerics, Recipe
 from lora_build.recipe.values import parse_size
@@ -18,7 +20,7 @@ class PlanOptions:
     """What is asked of a recipe's options once it is planned, and all of them as a manifest records them.
 
     Attributes:
-        combine: the name of the combination that makes one change of several adapters' updates.
+        combination: makes one change of several adapters' updates.
         numerics: in whose arithmetic.
         safe_merge: whether a value that is not finite is refused.
         max_shard_bytes: the size that no weight file may exceed; None keeps the files of the base.
@@ -26,7 +28,7 @@ class PlanOptions:
             of the build_key.
     """
 
-    combine: str
+    combination: Combination
     numerics: Numerics
     safe_merge: bool
     max_shard_bytes: int | None
@@ -36,19 +38,21 @@ class PlanOptions:
     def of(cls, recipe: Recipe) -> "PlanOptions":
         """Return the options of a recipe.
 
-        Which of its keys are recorded, and by what name, its schema says. Two are not recorded as written: of numerics
-        what it computes today, of sizes how many bytes they are, however they are spelled. Where floats are narrowed,
-        the table of those that are not is recorded besides.
+        Which of its keys are recorded, and by what name, its schema says. Three are not recorded as written: of
+        numerics what it computes today, of sizes how many bytes they are, however they are spelled, and of the
+        combination all parameters, those that are not written too. Where floats are narrowed, the table of those that
+        are not is recorded besides.
         """
-        recorded = recorded_options(recipe)
+        options, combination = recorded_options(recipe), combination_of(recipe.combine)
         max_shard_bytes = parse_size(recipe.output.max_shard_size)
         return cls(
-            combine=recorded["combine"],
+            combination=combination,
             numerics=recipe.numerics,
             safe_merge=recipe.safe_merge,
             max_shard_bytes=max_shard_bytes,
-            recorded=recorded
+            recorded=options
             | {"max_shard_size": max_shard_bytes or "keep", "numerics": NUMERICS[recipe.numerics]}
+            | {"combine": recorded(combination)}
             | ({"kept_dtypes": TABLE_ID} if narrows(recipe) else {}),
         )
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from lora_build.files.formats.adapter import Adapter
+from lora_build.grading import text
 from lora_build.methods.checks import by_pattern
 from lora_build.methods.interface import AdaptedModule, ExpertStack, PeftLayer, Update
 from lora_build.planning.operations import Segment
@@ -22,7 +23,7 @@ def refuse_adapter(adapter: Adapter) -> list[str]:
     """Return what in a recipe or a config keeps an adapter from being merged as peft does, one line each."""
     problems = []
     if adapter.weight != 1:
-        problems.append(f"has weight {adapter.weight!r}, but peft merges whole adapters; set its weight to 1")
+        problems.append(f"has weight {text(adapter.weight)}, but peft merges whole adapters; set its weight to 1")
     if adapter.peft_type not in _REPEATED:
         problems.append(f"numerics: peft repeats only {' and '.join(_REPEATED)}, not {adapter.peft_type}")
     if adapter.config.layer_replication:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from lora_build.errors import PlanError, did_you_mean
+from lora_build.errors import PlanError
 from lora_build.files.formats.adapter import WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
 from lora_build.files.formats.adapter_config import CONFIG_NAME
 from lora_build.files.formats.checkpoint import GENERATION_CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
@@ -18,9 +18,10 @@ from lora_build.files.formats.config_json import ModelConfig
 from lora_build.files.formats.json_object import PatchedJson
 from lora_build.files.formats.safetensors import format_index
 from lora_build.files.identity import BASE, SourceName
-from lora_build.methods.combine.interface import combinations
+from lora_build.grading import Graded
 from lora_build.planning.adapters import other_bases
 from lora_build.planning.beside import SideFiles, what_goes_along
+from lora_build.planning.combining import combination_issues, combination_of, graded_issues, is_exact, refused_updates
 from lora_build.planning.completeness import completeness
 from lora_build.planning.dtypes import config_dtype
 from lora_build.planning.inputs import Inputs
@@ -38,7 +39,8 @@ class MergePlan:
 
     Attributes:
         options: the recipe's choices that can change the output or what is proven of it.
-        weights: the weight of each adapter, by its name.
+        weights: the weight of each adapter, by its name, in the recipe's order.
+        densities: what part of its values is kept of each adapter that says one.
         input_files: the files that are read, by source (`base`, `adapters.math`).
         shards: the files with tensors.
         config: the output's config.json: the base's, with some top-level keys set.
@@ -53,13 +55,14 @@ class MergePlan:
     """
 
     options: PlanOptions
-    weights: Mapping[str, float]
+    weights: Mapping[str, Graded]
     input_files: Mapping[SourceName, tuple[str, ...]]
     shards: tuple[Shard, ...]
     config: ModelConfig
     side_files: Mapping[str, SourceName]
     left_out: Mapping[SourceName, Mapping[str, str]] = field(default_factory=dict)
     skipped: Mapping[SourceName, Mapping[str, str]] = field(default_factory=dict)
+    densities: Mapping[str, Graded] = field(default_factory=dict)
     generation: PatchedJson | None = None
     notes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
@@ -74,7 +77,8 @@ class MergePlan:
     def is_exact(self) -> bool:
         """Whether every machine builds the same bytes."""
         merges = (op for op in self.operations if isinstance(op, Merge))
-        return self.has_exact_dtypes and all(update.update.exact for op in merges for update in op.updates)
+        of_updates = all(update.update.exact for op in merges for update in op.updates)
+        return self.has_exact_dtypes and of_updates and is_exact(self.options.combination)
 
     @property
     def repeats_peft(self) -> bool:
@@ -137,9 +141,9 @@ def _make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
     planned = plan_tensors(recipe, inputs)
     found = completeness(inputs.base, inputs.facts, planned.config.changes)
     issues, config = [*found.issues, *planned.issues], planned.config
-    if (name := recipe.combine.method) not in combinations():
-        expected = f"expected one of {', '.join(sorted(combinations()))}, found '{name}'"
-        issues.append(f"combine.method: {expected}{did_you_mean(name, combinations())}")
+    issues += combination_issues(recipe, inputs.adapters)
+    issues += graded_issues(inputs.adapters, inputs.base.tensors)
+    issues += refused_updates(combination_of(recipe.combine), planned.operations)
     if not inputs.adapters:
         issues.append("no adapter is left to merge: every weight is 0; the output would equal the base")
     elif not issues and not config.changes and all(isinstance(op, Copy | Convert) for op in planned.operations):
@@ -155,6 +159,7 @@ def _make_plan(recipe: Recipe, inputs: Inputs) -> MergePlan:
     return MergePlan(
         options=options,
         weights={adapter.name: adapter.weight for adapter in inputs.adapters},
+        densities={adapter.name: adapter.density for adapter in inputs.adapters if adapter.density is not None},
         input_files={source: _read(inputs, source, beside) for source in (BASE, *(a.source for a in inputs.adapters))},
         shards=lay_out(
             planned.operations, limit_bytes=options.max_shard_bytes, homes=planned.layout.homes, files=base.shards

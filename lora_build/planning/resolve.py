@@ -105,7 +105,7 @@ def _open_adapter(source: Source, spec: AdapterSpec, modules: AdapterModules, sh
     read = partial(
         open_adapter, rules=key_rules, expert_packing=packing, ignore_files=ignored, modules=modules
     )  # fmt: skip
-    return replace(_opened(shared, source, read, (packing, ignored, modules)), weight=spec.weight)
+    return replace(_opened(shared, source, read, (packing, ignored, modules)), weight=spec.weight, density=spec.density)
 
 
 def _answers(recipe: Recipe, base: Checkpoint, adapters: tuple[Adapter, ...], shared: Shared | None) -> Answers:

@@ -1,15 +1,19 @@
 """Updates: what the factors of each adapter do to the modules that they are of, and where on disk these lie."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lora_build.files.formats.adapter import Adapter
 from lora_build.files.formats.safetensors import TensorInfo
+from lora_build.grading import Layers, factor
+from lora_build.methods.combine.interface import InTurn
 from lora_build.methods.interface import AdaptedModule, Method, PeftLayer, Update
 from lora_build.methods.trainable_tokens import TrainableTokens
 from lora_build.models.parameters import Parameter
 from lora_build.models.tied_weights import Digests
 from lora_build.planning.adapters import MergeableAdapter
+from lora_build.planning.combining import combination_of, parameters
 from lora_build.planning.inputs import Inputs
 from lora_build.planning.layout import Layout, is_plain
 from lora_build.planning.peft_compat import as_in_peft
@@ -77,12 +81,16 @@ def add_updates(
         recipe: says what becomes of ties, and in whose arithmetic.
         inputs: what they were read from.
     """
-    step = _Updating(layout=whole.layout, recipe=recipe, placements=whole.placements.copy())
-    for adapter in adapters:
+    combination = combination_of(recipe.combine)
+    step = _Updating(
+        layout=whole.layout, recipe=recipe, placements=whole.placements.copy(), layers=Layers(whole.layout.sources),
+        adds_up=isinstance(combination, InTurn), density=parameters(combination).get("density"),
+    )  # fmt: skip
+    for order, adapter in enumerate(adapters):
         of, size = (whole.layout, adapter.adapter.config, adapter.parts), len(adapter.parts.factors)
         step.modules = once(inputs.shared, of, ("modules", adapter.adapter.expert_packing), dict, size=size)
         for factors in step.factors_of(adapter, inputs.digests):
-            step.update(factors)
+            step.update(factors, order)
     return Updates(
         placements=step.placements, must_cut=step.must_cut, issues=tuple(step.issues), notes=tuple(step.notes)
     )
@@ -93,12 +101,16 @@ class _Updating:
     """The step while it goes on.
 
     `modules` has what is known of those of the adapter at hand, `tied_through` the module that peft changes a shared
-    tensor through.
+    tensor through, `adds_up` says whether the recipe's combination is the plain sum, `density` what the recipe's combination keeps of an update, if it leaves out any, `layers` where in
+    the model a module lies.
     """
 
     layout: Layout
     recipe: Recipe
     placements: Placements
+    adds_up: bool
+    density: float | None
+    layers: Layers
     must_cut: bool = False
     issues: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -146,8 +158,8 @@ class _Updating:
                     f"{bias} of the head that is tied to it; untie the base first"
                 )
 
-    def update(self, factors: _Factors) -> None:
-        """Place what a module's factors do to its parameters."""
+    def update(self, factors: _Factors, order: int) -> None:
+        """Place what a module's factors do to its parameters; `order` is the adapter's place in the recipe."""
         adapter, parts = factors.of.adapter, factors.of.parts
         here = self.modules.get(factors.module)
         if here is None:
@@ -156,7 +168,7 @@ class _Updating:
             adapter=adapter.name,
             path=factors.module,
             config=adapter.config.data,
-            adapter_weight=adapter.weight,
+            adapter_weight=factor(adapter.weight, factors.module, self.layers),
             factors=factors.factors,
             base=here.base,
             wrapped=factors.module in parts.wrapped,
@@ -170,9 +182,17 @@ class _Updating:
             return
         self.issues += problems
         for leaf, update in updates.items():
+            if not self.adds_up:  # of sums nobody asks
+                update = replace(update, order=order, density=self._density(adapter, factors.module, update))
             found = here.parameters.get(leaf)
             for parameter in found or self._parameters(here, factors, leaf):
                 self._place(module, leaf, update, parameter)
+
+    def _density(self, adapter: Adapter, module: str, update: Update) -> float | None:
+        """Return what part of a module's update the recipe's combination keeps; None where it leaves out nothing."""
+        if self.density is None or update.tokens is not None:
+            return None
+        return self.density if adapter.density is None else factor(adapter.density, module, self.layers)
 
     def _parameters(self, here: _Module, factors: _Factors, leaf: str) -> list[Parameter]:
         """Return the parameters that an update of one of them changes: more than one where they stay tied."""

@@ -11,6 +11,7 @@ from lora_build.dtypes import FLOATS, num_bytes
 from lora_build.files.formats.adapter import Adapter
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import Digest, TensorKey
+from lora_build.grading import Layers, factor
 from lora_build.methods.interface import PlacedUpdate
 from lora_build.methods.trainable_tokens import replacement
 from lora_build.models.heads import Head
@@ -131,9 +132,10 @@ class _Bringing:
                     f"{adapter.source}: '{tensor.name}' and '{copy.name}' both replace {parameter} and differ; "
                     "delete the one that is not meant"
                 )
-        if adapter.weight != 1:
+        weight = factor(adapter.weight, parameter, Layers(self._layout.sources))
+        if weight != 1:
             self._issues.append(
-                f"{adapter.source}: has weight {adapter.weight!r}, but it replaces {parameter} whole, "
+                f"{adapter.source}: has weight {weight!r}, but it replaces {parameter} whole, "
                 "which cannot be weighted; set its weight to 1"
             )
         if self._find(mergeable, parameter) is None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from lora_build.files.formats.adapter import WEIGHTS_NAME
 from lora_build.files.formats.adapter_config import CONFIG_NAME
 from lora_build.files.identity import BASE, FileKey, SourceName
+from lora_build.proof.plan_record import AdapterRecord
 from lora_build.proof.planned_tensor import PlannedTensor, TensorRef, UpdateRecord
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class AffectedTensors:
         self._weighed = {
             source
             for source, was in before.adapters.items()
-            if (now := after.adapters.get(source)) is None or now.weight != was.weight
+            if (now := after.adapters.get(source)) is None or _is_weighed_anew(was, now)
         } | {source for source in after.adapters if source not in before.adapters}
         self.affected = tuple(name for name in self.before if name in self.after and self._is_affected(name, options))
 
@@ -37,11 +38,24 @@ class AffectedTensors:
             if name in self.after
             and any(self._is_of_change(key, source) for key in _read_by(tensor, self._sides[side]))
         }
-        return len(names)
+        return len(names | {name for name in self.affected if self._is_updated_otherwise(name, source)})
+
+    def _is_updated_otherwise(self, name: str, source: SourceName) -> bool:
+        """Whether an adapter's updates of a tensor have other weights or densities, as those by module may have."""
+        was, now = (
+            [
+                (segment.start, segment.stop, _of_update(update))
+                for segment in tensor.segments
+                for update in segment.updates
+                if list(side.adapters)[update.adapter] == source
+            ]
+            for tensor, side in zip((self.before[name], self.after[name]), self._sides, strict=True)
+        )
+        return was != now and not any(side.is_first_version for side in self._sides)
 
     def _is_affected(self, name: str, options: set[str]) -> bool:
         was, now = self.before[name], self.after[name]
-        if not options.isdisjoint(_OF_MERGES) and now.operation == "merge":
+        if now.operation == "merge" and any(name.partition(".")[0] in _OF_MERGES for name in options):
             return True
         return self._is_other(was, now) or self._reads_change(was, 0) or self._reads_change(now, 1)
 
@@ -77,18 +91,25 @@ def _by_name(tensor: PlannedTensor, side: "Side") -> tuple[object, ...]:
     """Return what is planned for a tensor with its adapters by name: places differ where another adapter comes."""
     names = list(side.adapters)
 
-    def of_update(update: UpdateRecord) -> tuple[Any, ...]:
-        factors = sorted((role, factor.file, factor.name) for role, factor in update.factors.items())
-        return names[update.adapter], update.method, update.scale, factors, repr(sorted(update.more.items()))
-
     segments = []
     for segment in tensor.segments:
-        updates = [of_update(update) for update in segment.updates]
+        updates = [(names[update.adapter], *_of_update(update)) for update in segment.updates]
         in_order = any(update.more.get("ordered") for update in segment.updates)
         segments.append((segment.start, segment.stop, updates if in_order else sorted(updates)))
     source = tensor.source
     begins = None if source is None else (_owner(source, names), source.file, source.name)
     return tensor.dtype, tensor.shape, tensor.file, tensor.operation, begins, segments
+
+
+def _of_update(update: UpdateRecord) -> tuple[Any, ...]:
+    """Return what an update is, but for whose."""
+    factors = sorted((role, factor.file, factor.name) for role, factor in update.factors.items())
+    return update.method, update.scale, factors, repr(sorted(update.more.items()))
+
+
+def _is_weighed_anew(was: AdapterRecord, now: AdapterRecord) -> bool:
+    """Whether all that an adapter does is done otherwise; what is said of some modules, their updates tell."""
+    return was.weight != now.weight or was.settings.get("order") != now.settings.get("order")
 
 
 def _owner(tensor: TensorRef, names: Sequence[SourceName]) -> SourceName:

@@ -20,7 +20,8 @@ from lora_build.errors import some_of
 from lora_build.files.formats.adapter import WEIGHTS_NAME
 from lora_build.files.identity import BASE, Digest, FileKey, FileRecord, SourceName
 from lora_build.proof.affected import AffectedTensors
-from lora_build.proof.plan_record import AdapterRecord, PlanRecord
+from lora_build.proof.plan_record import AdapterRecord, PlanRecord, flat_options
+from lora_build.recipe.values import flatten
 
 _SHOWN = 4  # digits of a digest in a sentence
 UNKNOWN = Digest("unknown:")  # of a file that is another one, by its size, and has not been read
@@ -68,6 +69,7 @@ class InputChange:
         kind: added, removed or changed.
         files: those that differ, of an input that is on both sides.
         weights: an adapter's weights in the sum, if they differ.
+        settings: what else the recipes say of an adapter and differ in: its density, weights by module.
         commits: of a Hub repository whose files differ, before and after, if they differ; None of a folder.
         tensors: how many output tensors that affects.
     """
@@ -76,6 +78,7 @@ class InputChange:
     kind: str
     files: tuple[FileChange, ...] = ()
     weights: tuple[float, float] | None = None
+    settings: "tuple[ValueChange, ...]" = ()
     commits: tuple[str | None, str | None] | None = None
     tensors: int = 0
 
@@ -166,8 +169,13 @@ def compare(before: Side, after: Side) -> Difference:
             files[source] = _files(was.files, now.files)
             weights = None if was.weight == now.weight else (was.weight, now.weight)
             at = commits.get(source) if files[source] else None
-            inputs.append(InputChange(source=source, kind="changed", files=files[source], weights=weights, commits=at))
-    options = _values(before.record.options, after.record.options)
+            inputs.append(
+                InputChange(
+                    source=source, kind="changed", files=files[source], weights=weights, commits=at,
+                    settings=_values(flatten(was.settings), flatten(now.settings)),
+                )
+            )  # fmt: skip
+    options = _values(flat_options(before.record.options), flat_options(after.record.options))
     changed = {FileKey(source, file.path) for source, found in files.items() for file in found}
     tensors = AffectedTensors(before, after, changed, {option.name for option in options})
     return Difference(
@@ -263,6 +271,7 @@ def _input_reason(change: InputChange, num_tensors: int) -> str:
         what.append(f"{change.source} {change.kind}")
     if change.weights is not None:
         what.append(f"{change.source} weight {change.weights[0]:g} to {change.weights[1]:g}")
+    what += [f"{change.source} {said}" for said in settings_said(change)]
     if change.files:
         what.append(_files_reason(change) + (_commits_reason(*change.commits) if change.commits else ""))
     of = f", {change.tensors} of {num_tensors} tensors" if change.tensors or not change.source.is_base else ""
@@ -294,6 +303,11 @@ def _commits_reason(before: str | None, after: str | None) -> str:
 def short(digest: Digest) -> str:
     """Return the first digits of a digest: `ca17..`."""
     return f"{digest.hex[:_SHOWN]}.."
+
+
+def settings_said(change: InputChange) -> list[str]:
+    """Return what differs of what recipes say of an adapter, beside its weight."""
+    return [f"{setting.name} {_said(setting.before)} to {_said(setting.after)}" for setting in change.settings]
 
 
 def _said(value: Any) -> str:

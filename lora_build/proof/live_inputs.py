@@ -35,11 +35,15 @@ def attach_adapters(model: "nn.Module", inputs: BuildInputs) -> "LoraModel":
 
     recipe = inputs.recipe
     wrapped = LoraModel(
-        model, tied_embeddings=recipe.tied_embeddings.value, saved_modules_from=recipe.saved_modules_from
-    )
+        model, tied_embeddings=recipe.tied_embeddings.value, saved_modules_from=recipe.saved_modules_from,
+        combine=recipe.combine,
+    )  # fmt: skip
     chosen = selected(recipe)
     for name, spec in chosen.items():
-        options: dict[str, Any] = {"expert_packing": spec.expert_packing.value, "ignore_files": spec.ignore_files}
+        options: dict[str, Any] = {
+            "expert_packing": spec.expert_packing.value, "ignore_files": spec.ignore_files, "weight": spec.weight,
+            "density": spec.density,
+        }  # fmt: skip
         match inputs.sources[SourceName.of_adapter(name)]:
             case LocalSource(root=root):
                 wrapped.load_adapter(root.resolve(), name, **options)
@@ -47,7 +51,5 @@ def attach_adapters(model: "nn.Module", inputs: BuildInputs) -> "LoraModel":
                 wrapped.load_adapter(repo, name, revision=commit, **options)
             case other:
                 raise AssertionError(other)
-        if spec.weight != 1:
-            wrapped.set_scale(name, spec.weight)
     wrapped.set_adapter(list(chosen))
     return wrapped.eval()

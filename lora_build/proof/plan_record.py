@@ -13,7 +13,7 @@ beside their digests, in `tensors` (`manifest.py`).
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_build.errors import PlanError
@@ -21,6 +21,8 @@ from lora_build.files import readback
 from lora_build.files.formats.checkpoint import GENERATION_CONFIG_NAME
 from lora_build.files.formats.config_json import CONFIG_NAME
 from lora_build.files.identity import BASE, Digest, FileKey, FileRecord, SourceName
+from lora_build.grading import base_of, to_record
+from lora_build.planning.combining import is_ordered
 from lora_build.planning.operations import Merge
 from lora_build.proof.canonical_json import canonical_json, without_floats
 from lora_build.proof.planned_tensor import PlannedTensor, planned_tensor
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 _CERTAINLY_FEW = 60_000  # tensors and updates: some 500 bytes each
 _SHARE = 0.95  # of a manifest that its tensors may have; files and notes have the rest
 _DIGEST_BYTES = len(f',"blake3":"blake3:{"0" * 64}"')
+_SETTINGS = ("weights", "density", "order")  # of an adapter, where its recipe says them
 REPRODUCIBILITY = "reproducibility"  # an option only where it is not `exact`
 
 InputDigests = Mapping[FileKey, FileRecord]
@@ -39,20 +42,31 @@ InputDigests = Mapping[FileKey, FileRecord]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterRecord:
-    """An adapter: its files by content, and its weight in the sum. `from_json(r.to_json()) == r`."""
+    """An adapter. `from_json(r.to_json()) == r`.
+
+    Attributes:
+        files: by content.
+        weight: its weight in the sum, where nothing else is said of a module.
+        settings: what else the recipe says of it: `weights` by module and layer, its `density`, and its `order` among
+            the adapters where a combination asks for that.
+    """
 
     files: tuple[FileRecord, ...]
     weight: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as the manifest has it; the weight is text, as every number that is not whole."""
-        return {"files": [file_to_json(file) for file in self.files], "weight": repr(self.weight)}
+        return {"files": [file_to_json(file) for file in self.files], "weight": repr(self.weight), **self.settings}
 
     @classmethod
     def from_json(cls, data: Any) -> "AdapterRecord":
         """Return what the manifest says."""
-        found = readback.entry(data, ("files", "weight"))
-        return cls(files=files_from_json(found["files"]), weight=readback.number(found["weight"]))
+        found = readback.entry(data, ("files", "weight"), _SETTINGS)
+        settings = {key: found[key] for key in _SETTINGS if key in found}
+        return cls(
+            files=files_from_json(found["files"]), weight=readback.number(found["weight"]), settings=settings
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +112,15 @@ class PlanRecord:
             changes={file: readback.table(keys) for file, keys in readback.table(found["changes"]).items()},
             tensors=tuple(tensors),
         )
+
+
+def flat_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a record with each parameter of a combination as one of its own: `combine.density`."""
+    found = dict(options)
+    if isinstance(combine := found.get("combine"), Mapping):
+        found["combine"] = combine.get("method")
+        found |= {f"combine.{key}": value for key, value in combine.items() if key != "method"}
+    return found
 
 
 def file_to_json(file: FileRecord) -> dict[str, Any]:
@@ -171,7 +194,15 @@ def adapter_places(plan: "MergePlan", inputs: InputDigests) -> dict[SourceName, 
 
 
 def _adapter(plan: "MergePlan", inputs: InputDigests, source: SourceName) -> AdapterRecord:
-    weight = plan.weights[source.adapter_name]
+    name = source.adapter_name
+    weight, density, settings = plan.weights[name], plan.densities.get(name), dict[str, Any]()
+    if isinstance(by_module := to_record(weight), dict):
+        settings["weights"] = {key: part for key, part in by_module.items() if key != "default"}
+    if density is not None:
+        settings["density"] = to_record(density)
+    if is_ordered(plan.options.combination):
+        settings["order"] = list(plan.weights).index(name)
     return AdapterRecord(
-        files=tuple(inputs[FileKey(source, name)] for name in plan.input_files[source]), weight=float(weight)
-    )
+        files=tuple(inputs[FileKey(source, file)] for file in plan.input_files[source]),
+        weight=float(base_of(weight)), settings=settings,
+    )  # fmt: skip

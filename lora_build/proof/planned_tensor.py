@@ -51,7 +51,8 @@ class UpdateRecord:
         scale: the weight in the recipe x the method's own scaling.
         factors: the tensors it is made of, by role.
         more: what else tells it from other updates: `transposed`, `ordered` (the order of the adapters matters),
-            `expert`, `rows` of the parameter as [start, stop, step], and the method's own constants as `options`.
+            `expert`, `rows` of the parameter as [start, stop, step], the method's own constants as `options`, and the
+            `density` that a combination keeps of it.
     """
 
     adapter: int
@@ -91,7 +92,7 @@ class UpdateRecord:
         )
 
 
-_MORE = ("transposed", "ordered", "expert", "rows", "options")
+_MORE = ("transposed", "ordered", "expert", "rows", "options", "density")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

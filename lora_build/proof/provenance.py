@@ -83,6 +83,7 @@ class Recorded:
         adapters = self.recipe.get("adapters")
         specs = adapters.items() if isinstance(adapters, Mapping) else ()
         found = {name: spec.get("weight", 1.0) for name, spec in specs if isinstance(spec, Mapping)}
+        found |= {name: w.get("default", 1.0) for name, w in found.items() if isinstance(w, Mapping)}
         return {name: float(weight) for name, weight in found.items() if isinstance(weight, int | float)}
 
 

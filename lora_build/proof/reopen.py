@@ -16,6 +16,7 @@ from lora_build.files.readback import read_file
 from lora_build.files.sources import Source, digest
 from lora_build.files.sources.hub import HubSource, is_offline
 from lora_build.files.sources.local import LocalSource
+from lora_build.planning.combining import spec_of
 from lora_build.planning.resolve import open_source, resolve, together
 from lora_build.proof.builds import BuildInputs
 from lora_build.proof.manifest import PROVENANCE_NAME, Manifest
@@ -192,7 +193,7 @@ def _with_recorded_options(recipe: Recipe, manifest: Manifest, where: str) -> Re
             tied_embeddings=TiedEmbeddings(options["tied"]),
             numerics=Numerics(str(options["numerics"]).partition("-")[0]),
             safe_merge=bool(options["safe_merge"]),
-            combine=dataclasses.replace(recipe.combine, method=str(options["combine"])),
+            combine=spec_of(options["combine"]),
             output=dataclasses.replace(recipe.output, max_shard_size=str(options["max_shard_size"])),
         )
     except (KeyError, ValueError) as error:

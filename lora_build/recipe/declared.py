@@ -33,7 +33,7 @@ def every_key(kind: Any = Recipe, path: str = "") -> Iterator[tuple[str, "Field[
 
 
 def declared_for(declared: Any, value: object) -> Any:
-    """Return which type of a union a value is to be of: the mapping for a mapping, else the first."""
+    """Return which type of a union a value is to be of: of a mapping what has keys, else the first."""
     types = typing.get_args(declared) if isinstance(declared, UnionType) else (declared,)
-    mappings = [one for one in types if typing.get_origin(one) is Mapping]
+    mappings = [one for one in types if typing.get_origin(one) is Mapping or is_dataclass(one)]
     return mappings[0] if mappings and isinstance(value, Mapping) else types[0]

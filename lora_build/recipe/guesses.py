@@ -54,6 +54,11 @@ _WORDS = {  # by the key of a recipe, from the top; NAME is an adapter
         "merge_method merge_strategy merge_type merge_mode combination combination_type combine_method merging strategy"
     ),
     "combine.method": "merge_method name type kind combination_type strategy mode",
+    "combine.density": "densities majority_density",
+    "combine.sign": "majority_sign_method sign_method consensus_method consensus",
+    "combine.seed": "random_seed",
+    "combine.rank": "svd_rank new_rank",
+    "adapters.NAME.density": "densities",
     "dtype": (
         "torch_dtype out_dtype output_dtype infer_dtype export_dtype merge_dtype lora_merge_dtype save_dtype "
         "data_type precision torch_type fp16 bf16 fp32 half float float16 bfloat16 float32"
@@ -79,11 +84,8 @@ _WORDS = {  # by the key of a recipe, from the top; NAME is an adapter
     "root": "root_dir base_dir cwd working_dir workdir",
 }
 _NEEDLESS = {  # words that no key means, and why
-    "density": "all values of an update are merged",
-    "densities": "all values of an update are merged",
     "normalize": "weights multiply as they are written",
-    "int8_mask": "nothing is masked",
-    "gradient": "an adapter has one weight",
+    "int8_mask": "masks are never kept",
     **dict.fromkeys(("alpha", "lora_alpha"), "it stands in adapter_config.json, and weight multiplies beside it"),
     "lora_r": "it stands in adapter_config.json",
     "r": "it stands in adapter_config.json",
@@ -112,7 +114,6 @@ _NEEDLESS = {  # words that no key means, and why
     "token": "set HF_TOKEN, or run hf auth login",
     "template": "a chat template goes along with its tokenizer",
     "chat_template": "a chat template goes along with its tokenizer",
-    "random_seed": "nothing is drawn by lot",
     "schema": "for editors, a first line says it: # yaml-language-server: $schema=FILE",
     "$schema": "for editors, a first line says it: # yaml-language-server: $schema=FILE",
 }
@@ -130,6 +131,11 @@ _EXAMPLES: dict[str, Any] = {  # what is proposed where the value that was writt
     "defaults": ["NAME", "_self_"],
     "combine": "linear",
     "combine.method": "linear",
+    "combine.density": 0.5,
+    "combine.sign": "mass",
+    "combine.seed": 0,
+    "combine.rank": 64,
+    "combine.t": 0.5,
     "dtype": "bfloat16",
     "numerics": "exact",
     "tied_embeddings": "untie",
@@ -147,6 +153,7 @@ _EXAMPLES: dict[str, Any] = {  # what is proposed where the value that was writt
     "description": "TEXT",
     "name": "NAME",
     "root": "DIR",
+    "adapters.NAME.density": 0.5,
 }
 _VALUES = {  # by the key, what a value of elsewhere is here
     "dtype": {
@@ -169,9 +176,18 @@ _VALUES = {  # by the key, what a value of elsewhere is here
         **dict.fromkeys(("exact-1", "exact1", "fp64", "float64", "default"), "exact"),
         **dict.fromkeys(("peft-0.21", "torch", "legacy"), "peft"),
     },
-    "combine.method": dict.fromkeys(
-        ("task_arithmetic", "task-arithmetic", "arithmetic", "sum", "add", "weighted_sum", "cat", "concat"), "linear"
-    ),
+    "combine.method": {
+        **dict.fromkeys(
+            ("task_arithmetic", "task-arithmetic", "arithmetic", "sum", "add", "weighted_sum", "cat", "concat"),
+            "linear",
+        ),
+        **dict.fromkeys(("ties_merging", "ties-merging", "trim_elect_merge"), "ties"),
+        **dict.fromkeys(("dare", "dare-linear"), "dare_linear"),
+        "dare-ties": "dare_ties",
+        **dict.fromkeys(("prune", "magnitude-prune", "magnitude"), "magnitude_prune"),
+        **dict.fromkeys(("spherical", "nuslerp", "slerp-merge"), "slerp"),
+    },
+    "combine.sign": {"total": "mass", "sum": "mass", "frequency": "count", "majority": "count"},
 }  # fmt: skip
 
 
@@ -228,7 +244,7 @@ def proposals(target: str, word: str, value: object) -> Iterator[Any]:
         yield said
     elif said is not None and value is False:
         yield "keep"
-    if (meant := meant_value(target, value)) is not None:
+    if (meant := meant_value("combine.method" if target == "combine" else target, value)) is not None:
         yield meant
     match target, value:
         case "defaults", str():

@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from lora_build.grading import Graded, Grading, base_of
 from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe
 
 _INPUTS = ("base", "adapters", "adapter_names")  # what is merged, which `selected` says better
@@ -16,7 +17,7 @@ _INPUTS = ("base", "adapters", "adapter_names")  # what is merged, which `select
 def selected(recipe: Recipe) -> dict[str, AdapterSpec]:
     """Return the adapters to merge, in the recipe's order: those of `adapter_names` whose weight is not 0."""
     names = recipe.adapters if recipe.adapter_names is None else recipe.adapter_names
-    return {name: spec for name, spec in recipe.adapters.items() if name in names and spec.weight != 0}
+    return {name: spec for name, spec in recipe.adapters.items() if name in names and base_of(spec.weight) != 0}
 
 
 def recorded_options(recipe: Recipe) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def point_name(recipe: Recipe) -> str:
     adapters, found = sorted(selected(recipe).items()), effective(recipe)
     text = json.dumps(found, sort_keys=True, separators=(",", ":"))
     digits = hashlib.sha256(text.encode()).hexdigest()[:12]
-    words = "+".join(name if spec.weight == 1 else f"{name}@{spec.weight:.12g}" for name, spec in adapters)
+    words = "+".join(name if spec.weight == 1 else f"{name}@{_weight(spec.weight)}" for name, spec in adapters)
     for path, value in found["options"].items():
         words += f"-{path.rpartition('.')[2]}_{'mixed' if isinstance(value, dict) else str(value).lower()}"
     room = 200 - len(Path(recipe.output.dir).name.encode()) - len(f"--{digits}")
@@ -77,7 +78,14 @@ def _as_written(spec: BaseSpec | AdapterSpec) -> dict[str, Any]:
     return {name: _plain(value) for name, (value, default) in found.items() if value != default}
 
 
+def _weight(weight: Graded) -> str:
+    return "graded" if isinstance(weight, Grading) else f"{weight:.12g}"
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, Grading):
+        keys = {key.name: (getattr(value, key.name), key.default) for key in dataclasses.fields(value)}
+        return {name: _plain(item) for name, (item, default) in keys.items() if item != default}
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in sorted(value.items())}
     return value.value if isinstance(value, Enum) else value

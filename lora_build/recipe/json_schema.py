@@ -119,7 +119,9 @@ def _one_type(kind: Any, path: str) -> Schema:
     if is_dataclass(kind):
         return _object(kind, f"{path}.")
     if typing.get_origin(kind) is tuple:
-        return {"type": "array", "items": {"type": "string"}}
+        (item, _) = typing.get_args(kind)
+        of = {"type": "array", "items": _one_type(item, path)}
+        return of if item is str else {**of, "minItems": 2}
     if typing.get_origin(kind) is Mapping:
         return {"type": "object", "minProperties": 1, "additionalProperties": _of_type(typing.get_args(kind)[1], path)}
     if issubclass(kind, Enum):

@@ -80,7 +80,7 @@ class _Check:
             kind = typing.get_args(declared)[1]
             yield from self._adapters(value, path) if kind is AdapterSpec else self._patterns(value, kind, path)
         elif typing.get_origin(declared) is tuple:
-            yield from self._list(value, path)
+            yield from self._list(value, typing.get_args(declared)[0], path)
         else:
             yield from _check_scalar(value, declared, path)
 
@@ -112,8 +112,6 @@ class _Check:
         if (why := guesses.needless(level, key)) is not None:
             return f"; leave it out: {why}"
         for target in guesses.meant_keys(level, key):
-            if target in ("combine", "combine.method") and (why := _why_no_method(value)) is not None:
-                return f"; leave it out: {why}"
             found = next(v for v in guesses.proposals(target, key, value) if _is_taken(target, v))
             if self.as_override and target == "defaults":
                 return f"; in the recipe's file write {guesses.assignment(target, found)}"
@@ -177,15 +175,25 @@ class _Check:
             yield f"{path}: two sources would be called '{name}'; name them: adapters: {{NAME: SOURCE, ...}}"
 
     def _patterns(self, value: object, declared: Any, path: str) -> Iterator[str]:
-        for pattern, item in value.items() if isinstance(value, Mapping) else ():
-            if not isinstance(pattern, str) or not pattern:
-                yield f"{path}: expected patterns of tensors' names, such as '*.norm.weight', found {pattern!r}"
+        if not isinstance(value, Mapping):
+            yield _expected(path, "a mapping of patterns", value)
+            return
+        expected = "modules' paths, such as mlp" if declared is float else "tensors' names, such as '*.norm.weight'"
+        for pattern, item in value.items():
+            if not isinstance(pattern, str) or not pattern.strip("."):
+                yield f"{path}: expected patterns of {expected}, found {pattern!r}"
             yield from self.value(item, declared, f"{path}.{pattern}")
         if not value:
-            yield f"{path}: the mapping is empty; leave the key out to keep the base's"
+            yield f"{path}: the mapping is empty; leave the key out" + (
+                "" if declared is float else " to keep the base's"
+            )
 
-    def _list(self, value: object, path: str) -> Iterator[str]:
-        if not isinstance(value, list):
+    def _list(self, value: object, declared: Any, path: str) -> Iterator[str]:
+        if declared is float:
+            if not isinstance(value, list) or len(value) < 2:
+                yield _expected(path, "a list of two numbers or more, from the first layer to the last", value)
+                return
+        elif not isinstance(value, list):
             expected, hint = f"a list of names{'' if path.endswith('ignore_files') else ' or null'}", ""
             if path == "adapter_names" and (word := str(value).removesuffix("()")) in ("subsets", "leave_one_out"):
                 hint = f"; of a sweep an axis is 'adapter_names={word}()'"
@@ -194,15 +202,7 @@ class _Check:
             yield _expected(path, expected, value) + hint
             return
         for index, item in enumerate(value):
-            yield from self.value(item, str, f"{path}[{index}]")
-
-
-def _why_no_method(value: object) -> str | None:
-    """Return why a word of elsewhere for how adapters are combined need not be said here, None where it can be."""
-    known = Recipe().combine.method
-    if not isinstance(value, str) or (guesses.meant_value("combine.method", value) or value.lower()) == known:
-        return None
-    return f"combine is {known} here, the sum of the weighted updates, and nothing called '{value:.100}'"
+            yield from self.value(item, declared, f"{path}[{index}]")
 
 
 def _is_taken(target: str, value: Any) -> bool:

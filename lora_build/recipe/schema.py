@@ -16,10 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lora_build.errors import RecipeError
+from lora_build.grading import Grading
+from lora_build.recipe.combining import CombineSpec
 from lora_build.recipe.composed import Composed
+from lora_build.recipe.stated import affects, holds
 
 MISSING: Any = "???"  # of a key that must be set; OmegaConf's word, so that a composed file may have it
 
@@ -71,18 +74,6 @@ class IfExists(Enum):
     overwrite = "overwrite"
 
 
-def _affects(
-    what: Literal["bytes", "layout", "nothing"], says: str, *, recorded_as: str | None = None
-) -> Mapping[str, str | None]:
-    """Return what a field says of itself: what it affects, what it is, and its name among the manifest's options."""
-    return {"affects": what, "says": says, "recorded_as": recorded_as}
-
-
-def _holds(says: str, *, each: str = "") -> Mapping[str, str]:
-    """Return what a field that holds others says of itself, and of `each` where their names are the user's."""
-    return {"says": says, "each": each}
-
-
 _SOURCE = "A folder or a Hub repository, `org/name` or `org/name@revision`, see [sources](#sources)."
 _REVISION = "Branch, tag or commit of a Hub repository; null is its main branch. A folder has none."
 
@@ -91,11 +82,11 @@ _REVISION = "Branch, tag or commit of a Hub repository; null is its main branch.
 class BaseSpec:
     """The base model: a local path (starts with `/`, `./`, `../` or `~`), a Hub repository, or a recipe's build."""
 
-    source: str | None = field(default=MISSING, metadata=_affects("bytes", _SOURCE))
-    revision: str | None = field(default=None, metadata=_affects("bytes", _REVISION))
+    source: str | None = field(default=MISSING, metadata=affects("bytes", _SOURCE))
+    revision: str | None = field(default=None, metadata=affects("bytes", _REVISION))
     recipe: str | None = field(
         default=None,
-        metadata=_affects(
+        metadata=affects(
             "bytes",
             "A recipe whose build is the base, in place of a source, see [recipes on recipes](#recipes-on-recipes).",
         ),
@@ -113,44 +104,38 @@ class AdapterSpec:
 
     source: str = field(
         default=MISSING,
-        metadata=_affects(
+        metadata=affects(
             "bytes", "As for the base. The folder holds `adapter_config.json` and `adapter_model.safetensors`."
         ),
     )
-    revision: str | None = field(default=None, metadata=_affects("bytes", "As for the base."))
-    weight: float = field(
+    revision: str | None = field(default=None, metadata=affects("bytes", "As for the base."))
+    weight: float | Grading = field(
         default=1.0,
-        metadata=_affects(
+        metadata=affects(
             "bytes",
             "Multiplies the adapter's update, beside its own alpha/r. 0 leaves the adapter out, a negative weight "
-            "subtracts. Rounded to 12 digits. What replaces or multiplies must have weight 1.",
+            "subtracts. Rounded to 12 digits. What replaces or multiplies must have weight 1. A mapping has another "
+            "one [by module and layer](combining.md#by-module-and-layer).",
+        ),
+    )
+    density: float | Grading | None = field(
+        default=None,
+        metadata=affects(
+            "bytes",
+            "The part of the adapter's values that a [combination](combining.md) keeps; null is `combine.density`. A "
+            "mapping as for `weight`.",
         ),
     )
     expert_packing: Packing = field(
         default=Packing.peft,
-        metadata=_affects("bytes", "How the factors of expert stacks are packed, see [experts](#experts)."),
+        metadata=affects("bytes", "How the factors of expert stacks are packed, see [experts](#experts)."),
     )
     ignore_files: tuple[str, ...] = field(
         default=(),
-        metadata=_affects(
+        metadata=affects(
             "nothing",
             "Patterns (`value_head.*`) of files beside the adapter that hold weights of their own: without this key "
             "they are [refused](#weights-beside-an-adapter).",
-        ),
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CombineSpec:
-    """How several adapters become one change; the plan knows which ways there are."""
-
-    method: str = field(
-        default="linear",
-        metadata=_affects(
-            "bytes",
-            "The sum of weight x scaling x B A over the adapters; [other methods](how-it-works.md#several-adapters) in "
-            "turn.",
-            recorded_as="combine",
         ),
     )
 
@@ -161,7 +146,7 @@ class OutputSpec:
 
     dir: str = field(
         default="builds/${recipe.name}",
-        metadata=_affects(
+        metadata=affects(
             "nothing",
             "The folder of the build, see [existing output](#existing-output). It must not overlap an input, nor lie "
             "in another build.",
@@ -169,7 +154,7 @@ class OutputSpec:
     )
     max_shard_size: str = field(
         default="keep",
-        metadata=_affects(
+        metadata=affects(
             "layout",
             "`keep` leaves the base's files; a size cuts anew: `5GB`, `500MB` (decimal: KB, MB, GB, TB), `5GiB` "
             "(binary), or a number of bytes.",
@@ -178,7 +163,7 @@ class OutputSpec:
     )
     if_exists: IfExists = field(
         default=IfExists.reuse,
-        metadata=_affects("nothing", "What to do when `output.dir` exists, see [existing output](#existing-output)."),
+        metadata=affects("nothing", "What to do when `output.dir` exists, see [existing output](#existing-output)."),
     )
 
 
@@ -188,9 +173,9 @@ class ForwardSpec:
 
     prompts: str | None = field(
         default=None,
-        metadata=_affects("nothing", "A text file with a prompt a line; null makes inputs from the seed."),
+        metadata=affects("nothing", "A text file with a prompt a line; null makes inputs from the seed."),
     )
-    seed: int = field(default=0, metadata=_affects("nothing", "What inputs are made from."))
+    seed: int = field(default=0, metadata=affects("nothing", "What inputs are made from."))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,11 +189,11 @@ class ChecksSpec:
 
     forward: ForwardSpec | None = field(
         default=None,
-        metadata=_affects("nothing", "Compare the built model with base and adapters; `{}` is enough."),
+        metadata=affects("nothing", "Compare the built model with base and adapters; `{}` is enough."),
     )
     wrapper: WrapperSpec | None = field(
         default=None,
-        metadata=_affects("nothing", "Compare the build's tensors with a merge in memory; `{}` is enough."),
+        metadata=affects("nothing", "Compare the build's tensors with a merge in memory; `{}` is enough."),
     )
 
 
@@ -218,27 +203,27 @@ class Recipe:
 
     name: str = field(
         default=MISSING,
-        metadata=_affects(
+        metadata=affects(
             "nothing",
             "A file name without `/`: `team--chat` of `recipes/team/chat.yaml`. The default `output.dir` uses it. It "
             "is not inherited.",
         ),
     )
-    description: str = field(default="", metadata=_affects("nothing", "Shown by `lora-build list`."))
+    description: str = field(default="", metadata=affects("nothing", "Shown by `lora-build list`."))
     requires: str | None = field(
         default=None,
-        metadata=_affects(
+        metadata=affects(
             "nothing",
             'The versions of lora-build that the recipe is for, such as `">=0.2"` or `">=0.2,<1"`; any other refuses '
             "it. It goes into no digest.",
         ),
     )
     base: BaseSpec = field(
-        default_factory=BaseSpec, metadata=_holds("The model to merge into. `base: X` means `base: {source: X}`.")
+        default_factory=BaseSpec, metadata=holds("The model to merge into. `base: X` means `base: {source: X}`.")
     )
     adapters: Mapping[str, AdapterSpec] = field(
         default_factory=dict,
-        metadata=_holds(
+        metadata=holds(
             "The adapters; their order [rarely matters](how-it-works.md#several-adapters). `math: X` means "
             "`math: {source: X}`. In a list, `{name: math, source: X}` names one; any other is named after the last "
             "part of its source.",
@@ -246,15 +231,15 @@ class Recipe:
         ),
     )
     adapter_names: tuple[str, ...] | None = field(
-        default=None, metadata=_affects("bytes", "The adapters to merge; null means all.")
+        default=None, metadata=affects("bytes", "The adapters to merge; null means all.")
     )
     combine: CombineSpec = field(
         default_factory=CombineSpec,
-        metadata=_holds("How several adapters become one update. `combine: X` means `combine: {method: X}`."),
+        metadata=holds("How several adapters become one update. `combine: X` means `combine: {method: X}`."),
     )
     safe_merge: bool = field(
         default=True,
-        metadata=_affects(
+        metadata=affects(
             "bytes",  # numerics: peft rounds once more with it
             "Stop at a value that is NaN or infinite, in tensors that are only copied too, and name adapter, tensor "
             "and index. It changes no bit, but under `numerics: peft` those that it changes in PEFT.",
@@ -263,7 +248,7 @@ class Recipe:
     )
     dtype: DType | Mapping[str, DType] = field(
         default=DType.keep,
-        metadata=_affects(
+        metadata=affects(
             "bytes",
             "The dtype of all floating-point tensors of the output; `keep` leaves each as the base has it. config.json "
             "is changed to match. See [dtypes](#dtypes).",
@@ -272,7 +257,7 @@ class Recipe:
     )
     numerics: Numerics = field(
         default=Numerics.exact,
-        metadata=_affects(
+        metadata=affects(
             "bytes",
             "`exact`: one exact sum, one rounding, the same bits on every machine; see "
             "[how it works](how-it-works.md#exact-1). `peft`: the bits that PEFT writes on this machine, see "
@@ -282,7 +267,7 @@ class Recipe:
     )
     tied_embeddings: TiedEmbeddings = field(
         default=TiedEmbeddings.untie,
-        metadata=_affects(
+        metadata=affects(
             "bytes",
             "What an adapter on one of two tied matrices means, see [tied embeddings](#tied-embeddings).",
             recorded_as="tied",
@@ -290,27 +275,27 @@ class Recipe:
     )
     saved_modules_from: str | None = field(
         default=None,
-        metadata=_affects(
+        metadata=affects(
             "bytes", "The adapter that wins where two replace one parameter, see [modules to save](#modules-to-save)."
         ),
     )
     tokenizer: str | None = field(
         default=None,
-        metadata=_affects(
+        metadata=affects(
             "bytes", "Whose tokenizer the output has; null decides by what was trained, see [tokenizers](#tokenizers)."
         ),
     )
     output: OutputSpec = field(
         default_factory=OutputSpec,
-        metadata=_holds("Where the checkpoint goes. `output: X` means `output: {dir: X}`."),
+        metadata=holds("Where the checkpoint goes. `output: X` means `output: {dir: X}`."),
     )
     checks: ChecksSpec = field(
         default_factory=ChecksSpec,
-        metadata=_holds("What a build must pass before it is published, see [checks](#checks)."),
+        metadata=holds("What a build must pass before it is published, see [checks](#checks)."),
     )
     scores: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict,
-        metadata=_affects(
+        metadata=affects(
             "nothing",
             "How good a build is: names of yours, each with one scorer and its options, see "
             "[scoring](scoring.md#scores).",
@@ -318,7 +303,7 @@ class Recipe:
     )
     gates: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict,
-        metadata=_affects(
+        metadata=affects(
             "nothing",
             "Which scores a build must have before it takes its place, by name and metric: `{sums: {exact_match: "
             '">= 0.9"}}`, see [gates](scoring.md#gates).',
@@ -326,14 +311,14 @@ class Recipe:
     )
     objective: Mapping[str, Any] = field(
         default_factory=dict,
-        metadata=_affects(
+        metadata=affects(
             "nothing",
             "The one number by which a sweep chooses: `{maximize: sums.exact_match}` or `{minimize: wiki.perplexity}`, "
             "see [the objective](scoring.md#the-objective).",
         ),
     )
-    root: str = field(default=".", metadata=_affects("nothing", "Where relative paths begin. It is not inherited."))
-    composed: Composed | None = field(default=None, compare=False, metadata=_affects("nothing", ""))
+    root: str = field(default=".", metadata=affects("nothing", "Where relative paths begin. It is not inherited."))
+    composed: Composed | None = field(default=None, compare=False, metadata=affects("nothing", ""))
 
 
 def resolve_path(recipe: Recipe, text: str) -> Path:

@@ -6,29 +6,33 @@
     adapters: {math: org/x@v1}        adapters: {math: {source: org/x, revision: v1}}
     adapters: ./one                   adapters: {one: {source: ./one, revision: null}}
     adapters: [{name: a, source: X}]  adapters: {a: {source: X}}
-    combine: linear                   combine: {method: linear}
+    combine: ties                     combine: {method: ties, density: null, sign: null, ...}
     output: ./merged                  output: {dir: ./merged}
     max_shard_size: 5000000000        max_shard_size: 5GB
     base: {recipe: sft}               base: {recipe: sft, source: null, revision: null}
     scores: {a: {choice: ./a.jsonl}}  scores: {a: {choice: {data: ./a.jsonl}, perplexity: null, ...}}
 
-A source alone says all of where it is, so an heir's `base: org/y` does not have the revision of the `org/x` that it
-inherits. Each file is written out as it is read, before files are merged: mappings merge key by key, a text would take
-the place of a mapping.
+A text alone says all that its key says: an heir's `base: org/y` does not have the revision of the `org/x` that it
+inherits, nor its `combine: linear` the density of a `ties`. Each file is written out as it is read, before files are
+merged: mappings merge key by key, a text would take the place of a mapping.
 """
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from lora_build.errors import RecipeError
+from lora_build.recipe.combining import CombineSpec
 from lora_build.recipe.schema import MISSING
 from lora_build.recipe.scoring import expand_scoring, only_one
 from lora_build.recipe.values import parse_source, size_text
 
 SHORT = {"base": "source", "adapters.NAME": "source", "combine": "method", "output": "dir"}
 """The keys of a recipe for which a text may stand, each with the key that the text then is."""
+
+_NO_PARAMETERS = dict.fromkeys(key.name for key in fields(CombineSpec)[1:])  # but the method
 
 
 def expand(mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,9 +49,10 @@ def expand(mapping: Mapping[str, Any]) -> dict[str, Any]:
 def expand_values(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Return the same of values that are laid over others key by key, as those of a command line are."""
     data = expand_scoring(mapping)
-    for key in ("combine", "output"):
-        if isinstance(text := data.get(key), str):
-            data[key] = {SHORT[key]: text}
+    if isinstance(text := data.get("output"), str):
+        data["output"] = {SHORT["output"]: text}
+    if isinstance(text := data.get("combine"), str):
+        data["combine"] = {SHORT["combine"]: text, **_NO_PARAMETERS}
     if "base" in data:
         data["base"] = expand_source(data["base"])
     if "adapters" in data:

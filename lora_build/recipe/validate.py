@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_build.errors import RecipeError, did_you_mean
+from lora_build.recipe.combining import CombineSpec
 from lora_build.recipe.declared import declared_for
-from lora_build.recipe.keys import check_recipe, raise_problems
+from lora_build.recipe.keys import check_adapter, check_recipe, raise_problems
 from lora_build.recipe.references import plainly_followed, too_much
-from lora_build.recipe.schema import MISSING, Recipe
+from lora_build.recipe.schema import MISSING, AdapterSpec, Recipe
 from lora_build.recipe.scoring import without_unset
 from lora_build.recipe.scoring_checks import check_whole
 from lora_build.recipe.shorthand import expand
@@ -56,6 +57,26 @@ def refuse_wrong(data: Mapping[str, Any], *, where: str) -> None:
     whole["adapters"] = {name: spec for name, spec in whole["adapters"].items() if spec is not None}
     whole |= without_unset(whole)
     raise_problems(where, _check_whole(whole))
+
+
+def combine_spec(written: str | Mapping[str, Any] | CombineSpec, *, where: str) -> CombineSpec:
+    """Return what somebody says of how adapters are combined, as the key `combine` of a recipe has it.
+
+    Raises:
+        RecipeError: names every problem, behind `where`.
+    """
+    if isinstance(written, CombineSpec):
+        return written
+    data = {"combine": written}
+    raise_problems(where, check_recipe(data))
+    return typing.cast("CombineSpec", _typed(CombineSpec, expand(data)["combine"]))
+
+
+def adapter_spec(written: Mapping[str, Any], *, where: str) -> AdapterSpec:
+    """Return what somebody says of an adapter, as the keys of one in a recipe have it; else as `combine_spec`."""
+    data = to_plain(written)
+    raise_problems(where, check_adapter(data))
+    return typing.cast("AdapterSpec", _typed(AdapterSpec, data))
 
 
 def to_plain(value: Any) -> Any:
@@ -103,7 +124,7 @@ def _typed(declared: Any, value: Any) -> Any:
         return typing.cast("Any", declared)(**{key: _typed(hints[key], item) for key, item in value.items()})
     match typing.get_origin(declared):
         case generic if generic is tuple:
-            return tuple(value)
+            return tuple(_typed(typing.get_args(declared)[0], item) for item in value)
         case generic if generic is Mapping:
             return {name: _typed(typing.get_args(declared)[1], item) for name, item in value.items()}
     if issubclass(declared, Enum):
@@ -135,11 +156,18 @@ def _check_whole(data: Mapping[str, Any]) -> Iterator[str]:
         yield f"saved_modules_from: no adapter '{winner}'{did_you_mean(winner, adapters)}"
     yield from _check_tokenizer(data["tokenizer"], adapters)
     yield from check_whole(data)
-    merged = [spec.get("weight", 1.0) for name, spec in adapters.items() if chosen is None or name in chosen]
+    merged = [
+        _base_weight(spec.get("weight", 1.0)) for name, spec in adapters.items() if chosen is None or name in chosen
+    ]
     if merged and not any(merged):
         yield "adapters: every adapter has weight 0, so the output would equal the base"
     if Path(data["output"]["dir"]).name in ("", "..", "~"):
         yield f"output.dir: expected a folder of its own, found '{data['output']['dir']}'"
+
+
+def _base_weight(weight: Any) -> Any:
+    """Return an adapter's weight where nothing is said of a module, as plain data."""
+    return weight.get("default", 1.0) if isinstance(weight, Mapping) else weight
 
 
 def _check_base(base: Mapping[str, Any]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from lora_build.files.formats.adapter import Adapter, open_adapter
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import SourceName
 from lora_build.files.sources import Source
+from lora_build.grading import Graded
 from lora_build.methods.interface import key_rules
 from lora_build.planning.resolve import open_source, split_reference
 from lora_build.recipe.schema import AdapterSpec, Packing, Recipe
@@ -66,6 +67,10 @@ class LoadedAdapter:
             values = torch.frombuffer(data, dtype=torch_dtype(tensor.dtype)) if data else torch.empty(0)
             self.tensors[tensor] = values.reshape(tensor.shape)
         return self.tensors[tensor]
+
+    def graded(self, weight: Graded, density: Graded | None) -> "LoadedAdapter":
+        """Return the adapter with a weight and a density as a recipe has them, of modules and layers too."""
+        return replace(self, adapter=replace(self.adapter, weight=weight, density=density))
 
     def scaled(self, scale: float) -> "LoadedAdapter":
         """Return the adapter with another factor of its whole update, of as many digits as a recipe's weight.

@@ -2,7 +2,7 @@
 
 Most updates go beside the weight: the module is called, and what the adapter adds to its output is added. That needs a
 module that calls its weight and one whole parameter on disk. Everywhere else (a stack of experts, a tied head, a module
-that was saved whole) the merged values lie over the parameter during the call.
+that was saved whole, a combination that is no sum) the merged values lie over the parameter during the call.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lora_build.engine.memory import TensorMerger
 from lora_build.methods.calls import forward_of
+from lora_build.methods.combine.interface import InTurn
 from lora_build.methods.interface import PlacedUpdate
 from lora_build.methods.lora.forward import without_offsets
 from lora_build.planning.operations import Merge
@@ -52,7 +53,7 @@ class Applying:
             if (applied := self._applied) is None:
                 self._hooks.set_overlay(NOTHING.overlay)  # a call may be under way: its values are not the base's
                 plan = self._planner.plan(self._adapters.select(names))
-                self._applied = applied = apply_unmerged(self._planner.live, plan, self._adapters.load)
+                self._applied = applied = apply_unmerged(self._planner, plan, self._adapters.load)
             return applied
 
     def forget(self) -> None:
@@ -68,16 +69,23 @@ def changed_modules(live: LiveModel, plan: LivePlan) -> Iterator[nn.Module]:
 
 
 @torch.inference_mode(False)  # whichever call comes first, a later one may want gradients
-def apply_unmerged(live: LiveModel, plan: LivePlan, load: Load) -> Applied:
-    """Return how a forward applies a plan: beside the weight where a module calls it, else by other values of it."""
+def apply_unmerged(planner: LivePlanner, plan: LivePlan, load: Load) -> Applied:
+    """Return how a forward applies a plan: beside the weight where a module calls it, else by other values of it.
+
+    Only sums go beside a weight: what any other combination makes of adapters is not told from one input alone.
+    """
+    live, adds_up = planner.live, isinstance(planner.combination, InTurn)
     sited = [
-        _Sited(change=change, beside=tuple((place, _whole_updates(live, change, place)) for place in change.places))
+        _Sited(
+            change=change,
+            beside=tuple((place, _whole_updates(live, change, place) if adds_up else None) for place in change.places),
+        )
         for change in plan.changes
     ]
     overlaid = _overlaid_modules(live, plan, sited)
     updates_of: dict[nn.Module, list[_LoadedUpdate]] = {}
     values: dict[str, Tensor] = {}
-    merger = TensorMerger(load)
+    merger = TensorMerger(load, planner.combination)
     for site in sited:
         if any(_module_path(place) in overlaid for place, _ in site.beside):
             _overlay_values(live, site.change, merger, values)

@@ -53,7 +53,7 @@ class Merging:
         together, before = list(dict.fromkeys([*self.names, *names])), self.names
         plan = self._planner.plan(self._adapters.select(together))
         _refuse_double(plan)
-        merger = TensorMerger(self._adapters.load)
+        merger = TensorMerger(self._adapters.load, self._planner.combination)
         merger.test_for(change.operation for change in plan.changes)
         self._hooks.set_overlay(NOTHING.overlay)  # a call may be under way: its values are not the base's
         self.unmerge()  # what is merged goes into the sum again: a second rounding on the first would be another result

@@ -18,7 +18,10 @@ from typing import Any, Self
 from torch.nn import Module
 
 from lora_build.errors import RecipeError, did_you_mean
+from lora_build.grading import Graded
+from lora_build.recipe.combining import CombineSpec
 from lora_build.recipe.schema import Recipe, TiedEmbeddings
+from lora_build.recipe.validate import adapter_spec, combine_spec
 from lora_build.wrapper.adapters import LoadedAdapter, LoadedAdapters
 from lora_build.wrapper.applying import Applying, changed_modules
 from lora_build.wrapper.hooks import NOTHING, Applied, Hooks
@@ -27,6 +30,7 @@ from lora_build.wrapper.merging import Merging
 from lora_build.wrapper.planning import LivePlanner
 
 _Path = str | os.PathLike[str]
+_Combine = str | Mapping[str, Any] | CombineSpec
 _OPTIONS_OF_PEFT: Mapping[str, tuple[Any, str]] = {  # what each has to be, and why
     "is_trainable": (False, "adapters are applied and merged here; train them with peft"),
     "autocast_adapter_dtype": (True, "an adapter is computed with in float32, whatever dtype its file has"),
@@ -59,28 +63,27 @@ _LEFT_OUT = (
 class LoraModel(Module):
     """A `base_model` with adapters, of which a forward applies the `active_adapters`, and merging by default too."""
 
-    def __init__(self, model: Module, *, tied_embeddings: str = "untie", saved_modules_from: str | None = None) -> None:
+    def __init__(
+        self, model: Module, *, tied_embeddings: str = "untie", saved_modules_from: str | None = None,
+        combine: _Combine = "linear",
+    ) -> None:  # fmt: skip
         """Wrap a model with no adapter yet.
 
         Args:
             model: the base.
             tied_embeddings: the recipe's word on what an update of one of two ties means.
             saved_modules_from: the adapter that wins where two replace one parameter.
+            combine: how several adapters become one change, as a recipe says it: `ties`, or a mapping.
 
         Raises:
-            RecipeError: `tied_embeddings` is none of the recipe's words.
+            RecipeError: `tied_embeddings` or `combine` is none of the recipe's words.
         """
         super().__init__()
         self.base_model = model
         self.forward = _BaseForward(model)
         self.active_adapters: list[str] = []
         self._disabled = False
-        words = [word.value for word in TiedEmbeddings]
-        if tied_embeddings not in words:
-            raise RecipeError(f"tied_embeddings: expected one of {', '.join(words)}, found {tied_embeddings!r}")
-        recipe = Recipe(
-            name="model", tied_embeddings=TiedEmbeddings(tied_embeddings), saved_modules_from=saved_modules_from
-        )
+        recipe = _recipe(tied_embeddings, saved_modules_from, combine)
         self._planner = LivePlanner(live=LiveModel(model), recipe=recipe)
         self._adapters = LoadedAdapters()
         self._hooks = Hooks(model, self._applied_now)
@@ -106,7 +109,7 @@ class LoraModel(Module):
             adapter_name: what to call it.
             revision: a Hub repository's revision.
             expert_packing: how it packs expert stacks, `peft` or `unsloth`.
-            kw: `ignore_files`, as in a recipe; peft's other options, which have to be what they are by default.
+            kw: `ignore_files`, `weight`, `density`, as in a recipe; peft's options, each what it is by default.
 
         Raises:
             LoraBuildError: it is no adapter that can be merged, or it does not fit the model; with every issue.
@@ -117,6 +120,7 @@ class LoraModel(Module):
         if self._hooks.are_anothers_there():
             raise RecipeError("the model is in another LoraModel; load_adapter there, or unload() that one first")
         loaded = LoadedAdapter.open(adapter, adapter_name, revision=revision, expert_packing=expert_packing, **own)
+        loaded = loaded.graded(*_graded(kw))
         plan = self._planner.plan([loaded])
         self._adapters[adapter_name] = loaded
         self._hooks.put_on(changed_modules(self._planner.live, plan))
@@ -274,6 +278,32 @@ class _BaseForward:
         return self.model(*args, **kwargs)
 
 
+def _recipe(tied: str, saved_modules_from: str | None, combine: _Combine) -> Recipe:
+    """Return what a recipe would say beside its inputs.
+
+    Raises:
+        RecipeError: it is none of the recipe's words.
+    """
+    words = [word.value for word in TiedEmbeddings]
+    if tied not in words:
+        raise RecipeError(f"tied_embeddings: expected one of {', '.join(words)}, found {tied!r}")
+    return Recipe(
+        name="model", tied_embeddings=TiedEmbeddings(tied), saved_modules_from=saved_modules_from,
+        combine=combine_spec(combine, where="LoraModel"),
+    )  # fmt: skip
+
+
+def _graded(options: Mapping[str, Any]) -> tuple[Graded, Graded | None]:
+    """Return the weight and the density that somebody gives an adapter.
+
+    Raises:
+        RecipeError: a recipe would not take them.
+    """
+    given = {key: options[key] for key in ("weight", "density") if key in options}
+    spec = adapter_spec({"source": "./x", **given}, where="load_adapter")
+    return spec.weight, spec.density
+
+
 def _own_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that are not peft's.
 
@@ -284,6 +314,8 @@ def _own_options(options: Mapping[str, Any]) -> dict[str, Any]:
     own, given = {}, dict(options)
     if "ignore_files" in given:
         own["ignore_files"] = tuple(given.pop("ignore_files"))
+    for key in ("weight", "density"):  # which `_graded` returns
+        given.pop(key, None)
     if unknown := [name for name in given if name not in _OPTIONS_OF_PEFT]:
         raise TypeError(f"load_adapter: no option '{unknown[0]}'{did_you_mean(unknown[0], _OPTIONS_OF_PEFT)}")
     wrong = [f"{name}: {_OPTIONS_OF_PEFT[name][1]}" for name in given if given[name] != _OPTIONS_OF_PEFT[name][0]]

@@ -11,7 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from lora_build.errors import PlanError
+from lora_build.grading import base_of
+from lora_build.methods.combine.interface import Combination
 from lora_build.models.parameters import Part
+from lora_build.planning.combining import combination_issues, combination_of, graded_issues, refused_updates
 from lora_build.planning.inputs import Inputs, digests_of
 from lora_build.planning.operations import Merge, Operation, Replace, with_dtype
 from lora_build.planning.planner import TensorPlan, plan_tensors
@@ -61,11 +64,17 @@ class LivePlanner:
 
     Attributes:
         live: the model.
-        recipe: what a recipe says beside its inputs: what becomes of ties, whose saved modules win.
+        recipe: what a recipe says beside its inputs: what becomes of ties, whose saved modules win, how adapters are
+            combined.
     """
 
     live: LiveModel
     recipe: Recipe
+
+    @property
+    def combination(self) -> Combination:
+        """What makes one change of several adapters."""
+        return combination_of(self.recipe.combine)
 
     def plan(self, loaded: Iterable[LoadedAdapter]) -> LivePlan:
         """Return what adapters do to the model.
@@ -73,7 +82,7 @@ class LivePlanner:
         Raises:
             PlanError: they cannot, with every reason why.
         """
-        chosen = [one for one in loaded if one.adapter.weight != 0]
+        chosen = [one for one in loaded if base_of(one.adapter.weight) != 0]
         adapters = tuple(one.adapter for one in chosen)
         sources = {one.adapter.source: one.source for one in chosen}
         base, digests = self.live.checkpoint, digests_of(sources, adapters)
@@ -81,7 +90,11 @@ class LivePlanner:
             base=base, adapters=adapters, digests=digests, heads=ask_heads(base, adapters), apart=self.live.apart
         )
         planned = plan_tensors(self.recipe, inputs)
-        if issues := (*planned.issues, *_needs_another_model(planned)):
+        combined = (
+            *combination_issues(self.recipe, adapters), *graded_issues(adapters, base.tensors),
+            *refused_updates(self.combination, planned.operations),
+        )  # fmt: skip
+        if issues := (*planned.issues, *combined, *_needs_another_model(planned)):
             raise PlanError(dict.fromkeys(issues))
         layout, changes = planned.layout, tuple(self._changes(planned))
         _refuse_tensors(self.live, [change.begins_as for change in changes])

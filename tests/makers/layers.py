@@ -33,7 +33,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_build.files.formats.safetensors import TensorInfo
 from lora_build.files.identity import SourceName
-from lora_build.methods.combine.interface import combinations, merger
+from lora_build.methods.combine.interface import LoadedUpdates, StoredRows, combinations, merger
 from lora_build.methods.interface import AdaptedModule, PlacedUpdate, methods
 from lora_build.numerics.exact import round_once
 
@@ -235,9 +235,17 @@ def merge(
     pairs: Sequence[tuple[PlacedUpdate, Tensors]], W: Tensor, dtype: torch.dtype, *, step: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the merge of all stored rows, `step` at a time, and the change."""
-    rows = merger(combinations()["linear"], list(pairs), len(W), lambda start, end: W[start:end].double())
+    rows = merger(combinations()["linear"], loaded(pairs, W))
     blocks = [rows(W[i : i + (step or len(W))].double(), i) for i in range(0, len(W), step or len(W))]
     return round_once(torch.cat([y for y, _ in blocks]), dtype), torch.cat([change for _, change in blocks])
+
+
+def loaded(pairs: Sequence[tuple[PlacedUpdate, Tensors]], W: Tensor) -> LoadedUpdates:
+    """Return updates of all stored rows of a matrix, as a backend has them."""
+    at = StoredRows(
+        tensor="x.weight", first=0, num_rows=len(W), columns=W.shape[1], read=lambda start, end: W[start:end].double()
+    )
+    return LoadedUpdates(updates=list(pairs), at=at)
 
 
 def updates(

@@ -316,17 +316,20 @@ def test_the_order_of_rotations_is_the_recipes_and_is_said_to_matter(shelf: Call
 DIGEST = """
 import hashlib, sys
 import torch
-from lora_build.methods.combine.interface import combinations, merger
+from lora_build.methods.combine.interface import LoadedUpdates, StoredRows, combinations, merger
 from lora_build.numerics.exact import round_once
 
 def digest(inputs):
     found = hashlib.sha256()
     for updates, W in inputs:
         for dtype in (torch.bfloat16, torch.float32):
-            rows = merger(combinations()["linear"], updates, len(W), lambda start, end: W[start:end].double())
-            merged, change = rows(W.double(), 0)
-            for part in (round_once(merged, dtype), change):
-                found.update(part.contiguous().view(torch.uint8).numpy().tobytes())
+            read = lambda start, end: W[start:end].double()
+            at = StoredRows(tensor="x", first=0, num_rows=len(W), columns=W.shape[1], read=read)
+            for combination in combinations().values():
+                if getattr(combination, "is_exact", True):
+                    merged, change = merger(combination, LoadedUpdates(updates=updates, at=at))(W.double(), 0)
+                    for part in (round_once(merged, dtype), change):
+                        found.update(part.contiguous().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 if __name__ == "__main__":

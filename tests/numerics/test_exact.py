@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from judges import exact_numpy
-from lora_build.methods.combine.interface import combinations, merger
+from lora_build.methods.combine.interface import LoadedUpdates, StoredRows, combinations, merger
 from lora_build.methods.interface import PlacedUpdate, Update
 from lora_build.numerics.exact import LowRankSum, all_finite, known_answer, round_once, self_test, tree_sum
 
@@ -200,8 +200,9 @@ def test_an_embeddings_and_a_heads_update_of_one_matrix_add_up_in_any_order() ->
     embedding = (update(transposed=True), {"A": D, "B": C})
 
     linear = combinations()["linear"]
-    one, change = merger(linear, [head, embedding], 40, pytest.fail)(W, 0)
-    other, again = merger(linear, [embedding, head], 40, pytest.fail)(W, 0)
+    at = StoredRows(tensor="x", first=0, num_rows=40, columns=W.shape[1], read=pytest.fail)
+    one, change = merger(linear, LoadedUpdates(updates=[head, embedding], at=at))(W, 0)
+    other, again = merger(linear, LoadedUpdates(updates=[embedding, head], at=at))(W, 0)
     assert torch.equal(one, other)
     assert torch.equal(change, again)
     assert torch.allclose(change, B @ A + (C @ D).T, rtol=1e-12, atol=1e-12)

@@ -98,6 +98,7 @@ def test_there_are_these_pages() -> None:
     names = [
         "adding-a-method.md",
         "ci.md",
+        "combining.md",
         "comparing.md",
         "contributing.md",
         "how-it-works.md",
@@ -164,7 +165,8 @@ def schema(kind: Any = Recipe, path: str = "") -> dict[str, Any]:
         if key == "composed":  # no key
             continue
         found[f"{path}{key}"] = hint
-        kind_of = next(iter(typing.get_args(hint)), hint) if isinstance(hint, types.UnionType) else hint
+        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        kind_of = next((one for one in kinds if dataclasses.is_dataclass(one)), hint)
         if dataclasses.is_dataclass(kind_of):
             found |= schema(kind_of, f"{path}{key}.")
     if kind is Recipe:
@@ -322,8 +324,15 @@ def test_the_example_is_the_manifest_that_a_build_writes_today(built: Path, upda
     assert canonical_json(json.loads(shown)) + b"\n" == data
 
 
-OPTIONAL = {"plan.options.reproducibility", "plan.changes", "tensors[].source"} | {
-    f"tensors[].segments[].updates[].{key}" for key in ("transposed", "expert", "rows", "ordered", "options")
+OPTIONAL = {
+    "plan.options.reproducibility",
+    "plan.adapters[].weights",
+    "plan.adapters[].density",
+    "plan.adapters[].order",
+    "plan.changes",
+    "tensors[].source",
+} | {
+    f"tensors[].segments[].updates[].{key}" for key in ("transposed", "expert", "rows", "ordered", "options", "density")
 }
 OPAQUE = (
     "tensors[].segments[].updates[].factors",

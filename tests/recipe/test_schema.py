@@ -59,7 +59,13 @@ def test_a_point_has_another_name_where_a_key_affects_the_output_and_only_there(
         value = others.get(kind) or (
             next(m.value for m in kind if m != key.default) if issubclass(kind, Enum) else False
         )
-        value = {"saved_modules_from": "math", "tokenizer": "math", "requires": ">=0.1"}.get(path, value)
+        value = {
+            "combine.density": 0.25,
+            "combine.t": 0.25,
+            "saved_modules_from": "math",
+            "tokenizer": "math",
+            "requires": ">=0.1",
+        }.get(path, value)
         data: Any = value
         for part in reversed(path.split(".")):
             data = {part: data}

@@ -9,7 +9,7 @@ from typing import Protocol
 from lora_build._native import levels, problem
 from lora_build.dtypes import MERGEABLE
 from lora_build.engine.blocks import Block, Cast, Data, Merger, Piece
-from lora_build.methods.combine.interface import Combination, combinations, is_sum_of_products
+from lora_build.methods.combine.interface import Combination, is_sum_of_products
 from lora_build.planning.operations import Merge, Operation, Segment
 from lora_build.planning.plan import MergePlan
 
@@ -84,9 +84,9 @@ def offers_for(plan: MergePlan) -> Sequence[Offer]:
 class Backends:
     """The backends of one run, each loaded and put to the test when it is first needed."""
 
-    def __init__(self, offers: Sequence[Offer], combination: str, on_one_core: ExitStack | None = None) -> None:
+    def __init__(self, offers: Sequence[Offer], combination: Combination, on_one_core: ExitStack | None = None) -> None:
         """Take what may be used; `on_one_core` is given where each backend has to keep to the threads that call it."""
-        self.combination = combinations()[combination]
+        self.combination = combination
         self._offers = offers
         self._on_one_core = on_one_core
         self._loaded: dict[str, Backend] = {}
@@ -147,7 +147,7 @@ class Backends:
 
 def uses_torch(plan: MergePlan, merges: Iterable[Merge]) -> bool:
     """Whether what a plan merges (of merges that are alike, one will do) or converts is computed with torch."""
-    backends = Backends(offers_for(plan), plan.options.combine)
+    backends = Backends(offers_for(plan), plan.options.combination)
     conversions = {(op.source.dtype, op.dtype) for op in plan.operations if op.source.dtype != op.dtype}
     return any(offer.uses_torch for op in merges for offer, _ in backends.pieces(op)) or any(
         backends.conversion(*dtypes).uses_torch for dtypes in conversions
@@ -158,6 +158,9 @@ def missing_loops(plan: MergePlan) -> str | None:
     """Return why there are no compiled loops, where a plan would merge with them."""
     if plan.repeats_peft:
         return None
-    combination = combinations()[plan.options.combine]
     merges = (op for op in plan.operations if isinstance(op, Merge))
-    return problem() if any(_sums(combination, op, segment) for op in merges for segment in op.segments) else None
+    return (
+        problem()
+        if any(_sums(plan.options.combination, op, segment) for op in merges for segment in op.segments)
+        else None
+    )

@@ -19,6 +19,7 @@ from lora_build.files.formats.safetensors import TensorInfo, read_tensors
 from lora_build.files.formats.side_files import is_tokenizer_file, why_left_out
 from lora_build.files.identity import SourceName
 from lora_build.files.sources import Source, read_whole, sizes
+from lora_build.grading import Graded
 
 __all__ = ["WEIGHTS_NAME", "Adapter", "AdapterParts", "KeyRules", "open_adapter", "read_adapter_config"]
 
@@ -76,7 +77,8 @@ class Adapter:
 
     Attributes:
         name: its name there.
-        weight: its weight there.
+        weight: its weight there, or one for each module.
+        density: the part of its values that a combination is to keep, where it says one; or one for each module.
         config: its adapter_config.json.
         tensors: what it holds, by key.
         parts: the same, sorted by what they are; nothing where nobody knows its method.
@@ -86,7 +88,8 @@ class Adapter:
     """
 
     name: str
-    weight: float = 1.0
+    weight: Graded = 1.0
+    density: Graded | None = None
     config: AdapterConfig
     tensors: Mapping[str, TensorInfo]
     parts: AdapterParts

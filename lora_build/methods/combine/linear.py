@@ -5,11 +5,11 @@ changes are added in float64, each element's from the smallest up.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from lora_build.methods.combine.interface import Delta
+from lora_build.methods.combine.interface import Delta, StoredRows
 from lora_build.methods.combine.products import Product, in_one_orientation
-from lora_build.methods.interface import MergeRows, ReadRows
+from lora_build.methods.interface import MergeRows
 
 if TYPE_CHECKING:
     from lora_build.numerics.exact_compiled import Pair
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 class Linear:
     """W + ΔW1 + ΔW2 + ..."""
 
-    name = "linear"
-    reference = "peft/peft_model.py add_weighted_adapter (combination_type: linear)"
+    name: ClassVar[str] = "linear"
+    reference: ClassVar[str] = "peft/peft_model.py add_weighted_adapter (combination_type: linear)"
+    in_turn: ClassVar[bool] = True
 
-    def merger(self, deltas: Sequence[Delta], num_rows: int, read: ReadRows) -> MergeRows:
+    def merger(self, deltas: Sequence[Delta], at: StoredRows) -> MergeRows:
         """Return what adds all deltas to the rows."""
         from lora_build.methods.combine.sums import Sum
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Product:
-    """A low-rank part of a change: B [out, r] @ A [r, in], float64 numpy, its scale in B.
+    """A low-rank part of a change: B [out, r] @ A [r, in], float64 numpy, its `scale` in B.
 
     `transposed` says that the stored matrix is [in, out], to which the transpose is added.
     """
@@ -18,6 +18,7 @@ class Product:
     B: "Array"
     A: "Array"
     transposed: bool
+    scale: float = 1.0
 
 
 def in_one_orientation(products: Sequence[Product]) -> "tuple[list[Pair], bool]":

@@ -38,14 +38,23 @@ class Sum:
         """Return the change alone."""
         import torch
 
-        from lora_build.numerics.exact import tree_sum
-
         addends = [delta(W, first) for delta in self._dense]
         if self._products is not None:
             addends.append(self._products.rows(W, first)[1])
-        if len(addends) == 1:
-            return addends[0]
-        together = torch.stack(addends, dim=-1)
-        if len(addends) > 2:  # float64 rounds from the third addend on: each element's are taken from the smallest up
-            together = together.sort(dim=-1).values
-        return tree_sum(together)
+        return addends[0] if len(addends) == 1 else in_any_order(torch.stack(addends, dim=-1))
+
+
+def in_any_order(addends: "Tensor") -> "Tensor":
+    """Return the sum over the last dimension, with the same bits however the addends are ordered."""
+    from lora_build.numerics.exact import tree_sum
+
+    if addends.shape[-1] > 2:  # float64 rounds from the third addend on: each element's are taken from the smallest up
+        addends = addends.sort(dim=-1).values
+    return tree_sum(addends)
+
+
+def changed(W: "Tensor", change: "Tensor") -> "tuple[Tensor, Tensor]":
+    """Return W + change and the change; where nothing changes W keeps its bits, those of -0 too."""
+    import torch
+
+    return torch.where(change == 0, W, W + change), change

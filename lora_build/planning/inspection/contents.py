@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from lora_build.dtypes import FLOATS
 from lora_build.files.formats.adapter import Adapter
+from lora_build.grading import base_of
 from lora_build.methods.checks import unmergeable
 from lora_build.methods.interface import AdaptedModule, Measurable, Update, methods
 from lora_build.methods.lora.implied import Implied
@@ -70,7 +71,7 @@ def _module(adapter: Adapter, path: str, method: Measurable | None) -> AdaptedMo
     """Return a module with factors, on the base that they imply where the method can tell."""
     parts = adapter.parts
     module = AdaptedModule(
-        adapter=adapter.name, path=path, config=adapter.config.data, adapter_weight=adapter.weight,
+        adapter=adapter.name, path=path, config=adapter.config.data, adapter_weight=base_of(adapter.weight),
         factors=parts.factors[path], base=Implied(shapes={}), wrapped=path in parts.wrapped, shared=parts.shared,
         expert_packing=adapter.expert_packing,
     )  # fmt: skip

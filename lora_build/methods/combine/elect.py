@@ -1,0 +1,29 @@
+"""Election: one sign for each element, and the mean of the values that have it; what TIES and DARE with it share.
+
+Yadav et al. 2023, https://arxiv.org/abs/2306.01708, algorithm 1, steps 2 and 3.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lora_build.methods.combine.sums import in_any_order
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def disjoint_mean(changes: "Sequence[Tensor]", sign: str) -> "Tensor":
+    """Return, of each element, the mean of those changes whose sign is the elected one and which are not 0.
+
+    Args:
+        changes: what each adapter adds, its weight in it.
+        sign: `mass` elects the sign of the sum, `count` the sign that more of them have; where they are even, it is +.
+    """
+    import torch
+
+    together = torch.stack(list(changes), dim=-1)
+    votes = together if sign == "mass" else together.sign()
+    elected = torch.where(in_any_order(votes) >= 0, 1.0, -1.0)
+    agrees = together.sign() == elected[..., None]
+    agreeing = torch.where(agrees | together.isnan(), together, 0.0)
+    return in_any_order(agreeing) / agrees.sum(dim=-1).clamp(min=1)
