@@ -101,8 +101,8 @@ class _Updating:
     """The step while it goes on.
 
     `modules` has what is known of those of the adapter at hand, `tied_through` the module that peft changes a shared
-    tensor through, `adds_up` says whether the recipe's combination is the plain sum, `density` what the recipe's combination keeps of an update, if it leaves out any, `layers` where in
-    the model a module lies.
+    tensor through, `adds_up` says whether the recipe's combination is the plain sum, `density` what it keeps of an
+    update, if it leaves out any, `layers` where in the model a module lies.
     """
 
     layout: Layout

@@ -359,7 +359,7 @@ def test_another_plan_for_the_same_inputs_is_another_build(folder: Path) -> None
 def test_a_combination_that_nobody_knows_is_refused_with_the_nearest_name(folder: Path) -> None:
     said = refusal(folder, combine={"method": "linaer"})
 
-    assert "linear, magnitude_prune, ties, found 'linaer'; did you mean 'linear'?" in said
+    assert "svd, ties, found 'linaer'; did you mean 'linear'?" in said
 
 
 def test_an_update_that_fits_only_when_transposed_is_refused_where_the_model_has_no_conv1d(folder: Path) -> None:
