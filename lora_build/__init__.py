@@ -35,12 +35,14 @@ if TYPE_CHECKING:
     from lora_build.keeping.explaining import Explanation, explain
     from lora_build.keeping.listing import ListedBuild, builds
     from lora_build.keeping.pins import pin, unpin
+    from lora_build.keeping.promoting import promote
     from lora_build.keeping.reporting import Reported, report
     from lora_build.pages.content import Report
     from lora_build.pipeline import build, plan
     from lora_build.planning.inspection.inspecting import inspect
     from lora_build.planning.inspection.result import Inspection
     from lora_build.planning.locking import Locking, lock
+    from lora_build.proof.aliases import Alias
     from lora_build.proof.builds import Build, Plan
     from lora_build.proof.comparing.result import BuildDiff
     from lora_build.proof.diff import diff
@@ -56,11 +58,12 @@ if TYPE_CHECKING:
     from lora_build.wrapper.model import LoraModel
 
 __all__ = [
-    "Build", "BuildDiff", "CheckedFile", "Collected", "Explanation", "ForwardReport", "Inspection", "ListedBuild",
-    "Locking", "LoraBuildError", "LoraModel", "Manifest", "MergeError", "Merged", "NewRecipe", "Plan", "PlanError",
-    "Recipe", "RecipeError", "Report", "Reported", "ScoreError", "Scored", "SourceError", "StorageError",
-    "Verification", "VerificationError", "WrapperReport", "__version__", "build", "builds", "check", "diff", "explain",
-    "gc", "init", "inspect", "load_recipe", "lock", "merge", "pin", "plan", "report", "score", "unpin", "verify",
+    "Alias", "Build", "BuildDiff", "CheckedFile", "Collected", "Explanation", "ForwardReport", "Inspection",
+    "ListedBuild", "Locking", "LoraBuildError", "LoraModel", "Manifest", "MergeError", "Merged", "NewRecipe", "Plan",
+    "PlanError", "Recipe", "RecipeError", "Report", "Reported", "ScoreError", "Scored", "SourceError", "StorageError",
+    "Verification", "VerificationError", "WrapperReport", "__version__", "build", "builds", "check", "diff",
+    "explain", "gc", "init", "inspect", "load_recipe", "lock", "merge", "pin", "plan", "promote", "report", "score",
+    "unpin", "verify",
 ]  # fmt: skip
 
 _HOMES = {
@@ -103,6 +106,8 @@ _HOMES = {
     "Explanation": "keeping.explaining",
     "Collected": "keeping.collecting",
     "pin": "keeping.pins",
+    "promote": "keeping.promoting",
+    "Alias": "proof.aliases",
     "unpin": "keeping.pins",
     "report": "keeping.reporting",
     "Report": "pages.content",

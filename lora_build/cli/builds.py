@@ -65,6 +65,7 @@ def build_lines(builds: "tuple[ListedBuild, ...]", *, is_all: bool) -> list[Said
         Column(head="size", cells=["" if b.size_bytes is None else size(b.size_bytes) for b in builds], kind=Kind.word),
         Column(head="state", cells=[build.state.value for build in builds], kind=Kind.word),
         Column(cells=["pinned" if build.pinned else "" for build in builds], kind=Kind.word),
+        Column(head="in use as", cells=[", ".join(build.aliases) for build in builds]),
         Column(head="hash", cells=[build.manifest_hash or "" for build in builds], kind=Kind.word),
         Column(head="why", cells=[build.why for build in builds]),
     ]
@@ -84,6 +85,7 @@ def build_json(build: "ListedBuild") -> dict[str, Any]:
         "why": build.why or None,
         "sweep": build.sweep,
         "pinned": build.pinned,
+        "aliases": list(build.aliases),
         "manifest_hash": build.manifest_hash,
         "build_key": build.build_key,
         "inputs": [

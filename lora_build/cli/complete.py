@@ -90,6 +90,8 @@ def _offers(done: list[str], begun: str) -> Iterator[str]:
         yield from (f"{option}={value}" for value in parser.values_of(option)) if equals else parser.options
     elif words and (values := parser.values_of(words[-1])):
         yield from values
+    elif name == "promote":
+        yield from _of_sweeps_that_were_run(words)
     elif name == "lock":
         yield from _of_a_lock(words)
     elif not (words and parser.takes_value(words[-1])):
@@ -143,6 +145,21 @@ def _of_a_lock(words: list[str]) -> Iterator[str]:
     else:
         yield from _names("recipe")
     yield from (f"recipe={name}" for name in _names("recipe"))
+
+
+def _of_sweeps_that_were_run(words: list[str]) -> Iterator[str]:
+    """Yield the sweeps whose best point may be promoted; behind --to the names that there are."""
+    from lora_build.errors import VerificationError
+    from lora_build.keeping.places import project_folder
+    from lora_build.proof.aliases import aliases_in
+    from lora_build.proof.sweep_record import SWEEP_NAME
+
+    try:
+        names = [alias.name for alias in aliases_in(project_folder())]
+    except VerificationError:
+        names = []
+    folders = (path.parent.name for path in sorted(project_folder().glob(f"sweeps/*/{SWEEP_NAME}")))
+    yield from names if words[-1:] == ["--to"] else folders
 
 
 def _names(kind: str) -> list[str]:

@@ -24,6 +24,7 @@ VERBS = {
     "list": "list the recipes",
     "check": "name every broken recipe at once",
     "builds": "list the builds, and which of them are what their recipes make today",
+    "promote": "give a build the name under which it is in use, or go back",
     "gc": "remove what ended builds have left, and builds that nothing needs",
     "pin": "have gc keep a build",
     "unpin": "have gc treat a build as any other",

@@ -27,6 +27,7 @@ from lora_build.keeping.record import read_record
 from lora_build.keeping.sweeps import builds_of, sweeps_in
 from lora_build.keeping.today import State, Today
 from lora_build.proof.additions import find_additions
+from lora_build.proof.aliases import in_use
 from lora_build.proof.manifest import own_files, read_manifest
 from lora_build.proof.occupant import Builds
 
@@ -120,7 +121,7 @@ class _Judge:
         self._of_recipes: tuple[str, Needs] = ("", {})
         self.inputs: dict[Path, Needs] = {}  # what each build was made of
         self.staying: dict[Path, str] = {}  # the inputs of builds that stay
-        self._of_sweeps: Mapping[Path, str] = {}
+        self._in_use: Mapping[Path, str] = {}  # by a sweep, or under a name
 
     def all(self) -> list[Collected]:
         """Return every build, and whether it goes."""
@@ -155,7 +156,8 @@ class _Judge:
         if stamp is None or stamp != self._of_recipes[0]:
             self._of_recipes = (stamp or "", needs.of_recipes())
         needed = {**self._of_recipes[1], **needs.of_links(found), **needs.of_links(everywhere)}
-        self._of_sweeps = builds_of(sweeps_in([*found.folders, *everywhere.folders]))
+        of_sweeps = builds_of(sweeps_in([*found.folders, *everywhere.folders]))
+        self._in_use = {**of_sweeps, **in_use([*found.folders, *everywhere.folders, places.project_folder()])}
         parents = (folder.parent for folder in found.builds)
         return found, needed, pins_of([*parents, *found.folders, *everywhere.folders]), today
 
@@ -174,9 +176,9 @@ class _Judge:
         pin = pins.of(folder, record.manifest_hash)
         if pin is not None:
             return replace(kept, why="is pinned" if pin.folder == folder else f"is pinned as {pin.folder.name}")
-        if why := needs.why_needed(folder, needed):
+        if why := self._in_use.get(folder):
             return replace(kept, why=why)
-        if why := self._of_sweeps.get(folder):
+        if why := needs.why_needed(folder, needed):
             return replace(kept, why=why)
         listed = describe(folder, name, record, today)
         if why := _why_kept(listed) or why_not_ours(folder):

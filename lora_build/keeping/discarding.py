@@ -16,6 +16,7 @@ from lora_build.keeping.needs import Needs
 from lora_build.keeping.pins import pins_of
 from lora_build.keeping.sweeps import builds_of, sweeps_in
 from lora_build.keeping.today import Today
+from lora_build.proof.aliases import in_use
 from lora_build.proof.manifest import PROVENANCE_NAME
 from lora_build.proof.occupant import Builds
 from lora_build.proof.provenance import is_of_sweep
@@ -57,6 +58,8 @@ def _why_it_stays(folder: Path, manifest_hash: str, sweep: Path) -> str | None:
     pins = pins_of([folder.parent, *(build.parent for build in found.builds), *found.folders])
     if pins.of(folder, manifest_hash) is not None:
         return "is pinned"
+    if why := in_use([folder.parent, *found.folders]).get(folder):
+        return why
     others = (of for of in sweeps_in(found.folders) if of.folder != sweep)
     if why := builds_of(others).get(folder):
         return why

@@ -12,6 +12,7 @@ from lora_build.keeping.places import Found
 from lora_build.keeping.record import BuildRecord, InputRecord, read_record, signatures_of
 from lora_build.keeping.today import State, Today
 from lora_build.keeping.wanted import WantedBuilds
+from lora_build.proof.aliases import aliases_in
 from lora_build.proof.foresight import look_at_files
 from lora_build.proof.manifest import MANIFEST_NAME
 
@@ -34,6 +35,7 @@ class ListedBuild:
         inputs: its base and its adapters.
         sweep: the sweep's file that makes its folder.
         pinned: whether `gc` keeps it whatever it is.
+        aliases: the names under which it is in use.
     """
 
     dir: Path
@@ -49,6 +51,7 @@ class ListedBuild:
     inputs: tuple[InputRecord, ...] = ()
     sweep: str | None = None
     pinned: bool = False
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +91,14 @@ def find_builds(folders: tuple[str | Path, ...], wanted: WantedBuilds) -> Listin
     problems = _problems(found)
     try:
         pins = pins_of([*(folder.parent for folder in found.builds), *found.folders])
-        listed = [replace(build, pinned=pins.of(build.dir, build.manifest_hash) is not None) for build in listed]
+        names = [alias for top in dict.fromkeys((*found.folders, places.project_folder())) for alias in aliases_in(top)]
+        listed = [
+            replace(
+                build, pinned=pins.of(build.dir, build.manifest_hash) is not None,
+                aliases=tuple(alias.name for alias in names if alias.now.dir == build.dir),
+            )
+            for build in listed
+        ]  # fmt: skip
     except VerificationError as error:
         problems = (*problems, str(error))
     return Listing(builds=tuple(listed), problems=problems)

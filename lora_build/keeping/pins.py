@@ -88,7 +88,7 @@ def unpin(*builds: str | Path) -> list[Path]:
     found = places.find()
     chosen, issues = [], []
     for build in builds:
-        folder = _folder(build, found) or _absolute(Path(build))
+        folder = build_folder(build, found) or absolute(Path(build))
         pins = pins_of([folder.parent, *found.folders])
         pinned = pins.of(folder, pins.there.get(folder) or _hash_of(folder))
         pinned = pinned or next((known for known in pins.pins if known.folder.name == str(build)), None)
@@ -184,7 +184,7 @@ def _named(builds: Sequence[str | Path], verb: str) -> list[Path]:
         RecipeError: one is none.
     """
     found = places.find()
-    folders = {build: _folder(build, found) for build in builds}
+    folders = {build: build_folder(build, found) for build in builds}
     issues = [
         f"{build}: is no build{did_you_mean(str(build), found.builds.values())}"
         for build, folder in folders.items()
@@ -194,15 +194,15 @@ def _named(builds: Sequence[str | Path], verb: str) -> list[Path]:
     return [folder for folder in folders.values() if folder is not None]
 
 
-def _folder(build: str | Path, found: Found) -> Path | None:
+def build_folder(build: str | Path, found: Found) -> Path | None:
     """Return the folder of a build that is meant: a folder here, or one of the project's by its name."""
-    path = _absolute(Path(build))
+    path = absolute(Path(build))
     if path in found.builds or (path.is_dir() and not path.is_symlink() and _hash_of(path) is not None):
         return path
     return next((folder for folder, name in found.builds.items() if name == str(build)), None)
 
 
-def _absolute(path: Path) -> Path:
+def absolute(path: Path) -> Path:
     """Return a path whose folder is resolved, but not itself."""
     whole = Path(os.path.abspath(path))  # noqa: PTH100
     return Path(os.path.realpath(whole.parent)) / whole.name

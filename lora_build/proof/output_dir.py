@@ -13,6 +13,7 @@ from lora_build.files.sources.local import LocalSource
 from lora_build.files.targets.disk import free_bytes, is_mount_point, mounted_below
 from lora_build.files.targets.staging import reclaimable_bytes
 from lora_build.planning.plan import MergePlan
+from lora_build.proof.aliases import in_use
 from lora_build.proof.builds import Plan
 from lora_build.proof.manifest import (
     MANIFEST_NAME,
@@ -158,7 +159,16 @@ def _in_the_way(plan: MergePlan, additions: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def refuse_replacing(plan: Plan, there: BuildThere) -> None:
-    """Raise RecipeError unless the build at a target may be replaced: it is the recipe's, or that was asked for."""
+    """Raise RecipeError unless the build at a target may be replaced: it is the recipe's, or that was asked for.
+
+    One that is in use under a name is never: whoever reads that would get another one, which nobody has looked at.
+    """
+    folders = (there.target.parent, Path(os.path.realpath(resolve_path(plan.recipe, "builds"))))
+    if why := in_use(folders).get(there.target):
+        raise RecipeError(
+            f"output.dir: {there.target} {why}, so no build replaces it; set name or output.dir, and promote the new "
+            "build when it is made"
+        )
     if plan.replace:
         return
     issues = []

@@ -152,6 +152,18 @@ HINTS: dict[str, tuple[str, str]] = {
     "{}: {}: a zip() is in no other one; write {}=zip(A,B,C)": (
         "plan -m prod dtype=zip(zip(keep))", "plan -m prod dtype=zip(keep,float32) safe_merge=zip(true,true)"),
     "which files of recipes/adapter/? write adapter={}(NAME,NAME)": ("plan -m prod +adapter=subsets()", "plan -m prod dtype=keep"),
+    "--history lists, and goes with --to alone: lora-build promote --history": ("promote prod --history", "promote --history"),
+    "a rollback goes to what the name was of before, and takes neither a build nor --best": (
+        "promote prod --to live --rollback", "promote --help"),
+    "promote takes a name for the build: lora-build promote DIR --to NAME": ("promote builds/lost", "promote builds/lost --to live"),
+    "promote takes a build: lora-build promote DIR --to NAME, or SWEEP --best --to NAME": (
+        "promote --to live", "promote builds/lost --to live"),
+    "{}: gates: {}.{} {}: nobody knows whether the build passes it; lora-build score {} tells": ("", "score --help"),
+    "{}: is a link of somebody's, to {}; it is left alone: choose another name for --to": ("", "promote --help"),
+    "{}: is there, and no alias; it is left alone: choose another name for --to": (
+        "promote builds/lost --to taken", "promote --help"),
+    "--to: {} is where recipe {} builds; choose another name": ("promote builds/lost --to two", "promote --help"),
+    "--to: expected a name of letters, digits, _, - and ., found '{}'": ("promote builds/lost --to sweeps", "promote --help"),
     "-m runs a sweep; it does not go with --cfg or --info": ("-m recipe=prod --cfg job", "recipe=prod --cfg job"),
     "{} goes with --cfg": ("recipe=prod --resolve", "recipe=prod --cfg job --resolve"),
     "--json goes with --cfg job, of which it prints the recipe": ("recipe=prod --info --json", "recipe=prod --cfg job --json"),

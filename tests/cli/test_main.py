@@ -62,13 +62,11 @@ def engine(monkeypatch):
 
     def run(plan, *, progress=None, replan=False, tell=None):
         progress(10)
+        digests = dict.fromkeys(("manifest_hash", "weights_digest", "build_key"), "sha256:abc")
         return SimpleNamespace(
-            manifest=SimpleNamespace(manifest_hash="sha256:abc"),
-            dir=Path(plan.recipe.name),
-            reused=False,
-            replaced=None,
-            warnings=(),
-        )
+            manifest=SimpleNamespace(**digests), dir=Path(plan.recipe.name), reused=False, replaced=None, warnings=(),
+            scores={}, objective=None,
+        )  # fmt: skip
 
     def verify_bytes(files, expect=None, strict=False, progress=None):
         if files.where == "broken":

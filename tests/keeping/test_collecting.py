@@ -21,6 +21,12 @@ from lora_build.proof.manifest import MANIFEST_NAME, read_manifest
 from makers import small
 
 
+@pytest.fixture(autouse=True)
+def no_sweeps(project: Path) -> None:
+    """Have the sweep of the project have left no folder, which would keep its builds: tests/sweep has that."""
+    shutil.rmtree(project / "builds/sweeps")
+
+
 def all_of(project: Path) -> dict[str, bytes | str | None]:
     """Return everything below a project's neighbours: bytes, where links lead, None of folders; the index aside."""
     return {
@@ -179,9 +185,9 @@ MEANWHILE: dict[str, tuple[str, Callable[[], object], str]] = {
     "aliased": ("_remove", lambda: link("builds/live", "prod"), "leads to it"),
     "needed": ("_remove", KEEPS["a recipe"][0], "is an input of recipe dpo"),
     "current": ("_remove", KEEPS["being current"][0], "is what its recipe makes today"),
-    "added to": ("_move_and_remove", KEEPS["a README"][0], "holds README.md, which lora-build did not write"),
-    "edited": ("_move_and_remove", KEEPS["an edit"][0], "config.json"),
-    "made a link": ("_move_and_remove", lambda: (Path("builds/prod").rename("p"), link("builds/prod", "../p")), "is a link"),
+    "added to": ("move_and_remove", KEEPS["a README"][0], "holds README.md, which lora-build did not write"),
+    "edited": ("move_and_remove", KEEPS["an edit"][0], "config.json"),
+    "made a link": ("move_and_remove", lambda: (Path("builds/prod").rename("p"), link("builds/prod", "../p")), "is a link"),
 }  # fmt: skip
 
 

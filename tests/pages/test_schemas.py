@@ -53,8 +53,9 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
 
 def test_there_is_a_schema_for_each_format_and_each_names_its_version() -> None:
     kinds = (
-        "build builds check composed diff error event explanation gc init inspection lock locking manifest "
-        "manifest-v1 pinned pins plan points provenance recipe recipes report scored scores since survival sweep unpinned "
+        "aliases build builds check composed diff error event explanation gc init inspection lock locking manifest "
+        "manifest-v1 pinned pins plan points promoted provenance recipe recipes report scored scores since survival sweep "
+        "unpinned "
         "verification "
         "version"
     )

@@ -32,7 +32,7 @@ def test_every_command_of_the_page_prints_what_is_shown(
 ) -> None:
     text = PAGE.read_text()
     blocks = re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         lines = []
         for command in re.findall(r"^\$ (.*)$", block, re.MULTILINE):
