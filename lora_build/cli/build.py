@@ -3,7 +3,7 @@
 from argparse import Namespace
 
 from lora_build.cli import composed
-from lora_build.cli.arguments import Parser
+from lora_build.cli.arguments import Once, Parser
 from lora_build.cli.work import Asked
 
 
@@ -11,6 +11,7 @@ def parser() -> Parser:
     """Return the parser of `build`."""
     made = composed.parser("build", about="Build a recipe, or each point of a sweep.")
     made.add_argument("--timings", action="store_true", help="say where the time of the build went")
+    made.add_argument("--junit", action=Once, metavar="FILE", help="write gates as JUnit XML, a suite for each build")
     made.add_argument("--no-progress", action="store_true", help="do not say how far the build has come")
     return made
 

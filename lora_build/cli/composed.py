@@ -197,7 +197,7 @@ def _run_single(asked: Asked, config: "DictConfig", name: str, overrides: Sequen
     recipe = in_folder_of_its_own(to_recipe(config, name, overrides), config)
     if asked.command == "plan":
         return _say_plan(asked, work.plan(recipe, asked))
-    built = work.build(recipe, asked, progressbar=config.progressbar and asked.manner.progress)
+    built = work.build_for_ci(recipe, asked, progressbar=config.progressbar and asked.manner.progress)
 
     def lines() -> list[Said]:
         return [*text.built_lines(built), *(text.timing_lines(built) if asked.timings else [])]

@@ -44,7 +44,9 @@ def run(asked: Asked, overrides: list[str], typed: Sequence[str]) -> int:
     from lora_build.recipe.axes import axes_of
     from lora_build.recipe.files import refuse_keep
     from lora_build.recipe.hydra_errors import known_names
+    from lora_build.scores.junit import refuse_place
 
+    refuse_place(asked.junit)
     broken: dict[str, RecipeError] = {}
     with environ(HYDRA_FULL_ERROR="1"):  # Hydra then raises, and we say it shorter
         place, keep = taken(overrides, "hydra.sweep.dir"), taken(overrides, "keep")
@@ -84,11 +86,30 @@ def _end(run: "_Run", broken: dict[str, RecipeError], typed: Sequence[str], *, i
         points, best, result = list(record.points), record.ranked(), record.to_json()
     if points:
         _tell_errors(points)
+        _write_gates(run.asked.junit, points)
         say(
             lambda: summary_lines(points, _shared(typed, run.axes), best), run.asked.manner,
             result=lambda: result, final=("", "failed", "plan"),
         )  # fmt: skip
     return points
+
+
+def _write_gates(file: str | None, points: Sequence[Point]) -> None:
+    """Write the gates of a sweep's builds as JUnit XML where that is asked for, a suite for each point."""
+    from lora_build.files.identity import Digest
+    from lora_build.proof.scores_file import read_scores
+    from lora_build.scores.junit import Suite, write_junit
+
+    if file is None:
+        return
+    suites = []
+    for point in points:
+        found = None
+        if point.dir is not None and point.manifest_hash is not None:
+            found = read_scores(Path(point.dir), Digest(point.manifest_hash))
+        gates = () if found is None else found.gates
+        suites.append(Suite(name=f"#{point.number} {' '.join(point.overrides)}", gates=gates, error=point.error))
+    write_junit(file, suites)
 
 
 def _shared(typed: Sequence[str], axes: "Axes") -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_build.cli.output import Manner
-from lora_build.errors import RecipeError
+from lora_build.errors import LoraBuildError, RecipeError
 
 if TYPE_CHECKING:
     from lora_build.planning.shared import Shared
@@ -29,13 +29,14 @@ class Asked:
     exit_code: bool = False
     tensors: bool = False
     allow_commands: bool = False
+    junit: str | None = None
 
     @classmethod
     def of(cls, command: str, asked: Namespace) -> "Asked":
         """Return what a verb's parser has read."""
         names = ("timings", "replace", "locked", "exit_code", "tensors", "allow_commands")
         options = {name: getattr(asked, name, False) for name in names}
-        return cls(command=command, manner=Manner.of(asked), **options)
+        return cls(command=command, manner=Manner.of(asked), junit=getattr(asked, "junit", None), **options)
 
     def refuse_of_one(self, *, of_sweep: bool) -> None:
         """Raise RecipeError if something is asked for that a sweep has not, or that `--cfg` and `--info` have not."""
@@ -45,8 +46,29 @@ class Asked:
             raise RecipeError(
                 "--tensors lists those of one plan; a sweep has them in --json, --cfg and --info have none"
             )
+        if self.junit and not of_sweep:
+            raise RecipeError("--junit is of builds; --cfg and --info have none")
         if self.exit_code and not of_sweep:
             raise RecipeError("--exit-code is of a plan; --cfg and --info have none")
+
+
+def build_for_ci(recipe: "Recipe", asked: Asked, *, progressbar: bool) -> "Build":
+    """Return the build of a recipe, its gates written as JUnit XML where that is asked for, whatever comes of it."""
+    if asked.junit is None:
+        return build(recipe, asked, progressbar=progressbar)
+    from lora_build.scores.junit import Suite, refuse_place, write_junit
+
+    refuse_place(asked.junit)
+    suite = Suite(name=recipe.name)
+    try:
+        built = build(recipe, asked, progressbar=progressbar)
+        suite = Suite(name=recipe.name, gates=built.gates)
+    except LoraBuildError as error:
+        suite = Suite(name=recipe.name, gates=getattr(error, "gates", ()), error=str(error))
+        raise
+    finally:
+        write_junit(asked.junit, [suite])
+    return built
 
 
 def plan(recipe: "Recipe", asked: Asked, *, is_told: bool = True, shared: "Shared | None" = None) -> "Plan":

@@ -29,7 +29,7 @@ def junit_bytes(suites: Iterable[Suite]) -> bytes:
     top = ET.Element("testsuites", name="lora-build")
     for suite in suites:
         failures = sum(not gate.passed for gate in suite.gates)
-        has_error = suite.error is not None and not failures
+        has_error = suite.error is not None and not failures  # of gates all is said one by one, where they are known
         of = ET.SubElement(
             top, "testsuite", name=escaped(suite.name), tests=str(len(suite.gates) + has_error), failures=str(failures),
             errors=str(int(has_error)),

@@ -239,7 +239,7 @@ HINTS: dict[str, tuple[str, str]] = {
 OTHERS = {
     '<meta name="generator" content="lora-build report">',
     '; write ">= {}"', "A folder with tasks of your own, which may run code: `--allow-commands` has to allow it.",
-    "--junit: {}: {}",
+    "--junit: {}: {}", "--junit is of builds; --cfg and --info have none",
     "lora-build {}", "lora-build {} [OPTION ...] {}", "lora-build plan recipe={}", "lora-build watch", "lora-build request",
     "complete -r lora-build; unset -f _lora_build", "compdef -d lora-build; unfunction _lora_build",
     "complete -e -c lora-build; functions -e __lora_build",

@@ -155,3 +155,26 @@ def test_gates_are_written_for_ci_with_whatever_is_in_a_name_escaped() -> None:
     assert (first.attrib["name"], first.attrib["tests"], first.attrib["failures"]) == ("a<b\\x1b", "2", "1")
     assert [len(case) for case in first] == [0, 1]
     assert (second.attrib["errors"], second[0][0].attrib["message"]) == ("1", "no <base>")
+
+
+def test_a_build_and_a_sweep_write_their_gates_for_ci_too(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "recipes").mkdir()
+    (project / "score.sh").write_text("case $1 in *@0.5*) a=1;; *) a=2;; esac\necho '{\"a\": '$a'}'\n")
+    recipe = {"base": "./base", "adapters": {"math": "./math"}, "scores": {"s": {"command": "sh score.sh {dir}"}},
+              "gates": {"s": {"a": ">= 2"}}}  # fmt: skip
+    (project / "recipes/prod.yaml").write_text(json.dumps(recipe))
+    assert main(["recipe=prod", "--allow-commands", "--junit", "one.xml"]) == 0
+    assert (
+        main(["recipe=prod", "--allow-commands", "--junit", "bad.xml", 'gates.s.a="< 2"', "output=./builds/prod"]) == 1
+    )
+    words = ["-m", "recipe=prod", "adapters.math.weight=0.5,1", "--allow-commands", "--junit", "all.xml"]
+    assert main(words) == 1
+    found = {}
+    for name in ("one", "bad", "all"):
+        suites = ET.parse(f"{name}.xml").getroot().findall("testsuite")
+        found[name] = [(suite.attrib["tests"], suite.attrib["failures"], suite.attrib["errors"]) for suite in suites]
+    assert found == {"one": [("1", "0", "0")], "bad": [("1", "1", "0")], "all": [("1", "0", "1"), ("1", "0", "0")]}
+    capsys.readouterr()
+    assert main(["recipe=prod", "--allow-commands", "--junit", "no/x.xml"]) == 2
+    assert main([*words[:-1], "no/x.xml"]) == 2
+    assert capsys.readouterr().err.count("no/x.xml cannot be written") == 2
