@@ -265,6 +265,24 @@ def test_recipes_of_a_sweep_that_are_broken_are_in_it(project: Path, capsys: pyt
     assert "bse: unknown key" in read_sweep(folder_of(project)).points[1].error  # type: ignore[operator]
 
 
+def test_a_sweep_travels_to_where_a_launcher_runs_its_points(project: Path) -> None:
+    import pickle
+
+    from lora_build.cli import sweep
+    from lora_build.cli.output import Manner
+    from lora_build.cli.work import Asked
+    from lora_build.recipe.axes import axes_of
+
+    axes = axes_of(["recipe=demo", "recipe.dtype=zip(keep,float32)", "recipe.safe_merge=zip(true,false)"])
+    with opened(SweepRecord(name="x", folder=project / "builds/sweeps/x")) as folder:
+        asked = Asked(command="build", manner=Manner())
+        run = sweep._Run(asked=asked, scratch=folder.scratch, folder=folder, axes=axes)
+        there = pickle.loads(pickle.dumps(run))
+        assert there == run
+        there.folder.note(Point(number=0, overrides=("a=1",), dir="/x"))
+    assert [point.overrides for point in read_sweep(project / "builds/sweeps/x").points] == [("a=1",)]
+
+
 def test_a_plan_leaves_nothing(project: Path) -> None:
     assert app.main(["plan", "-m", "recipe=demo", WEIGHTS]) == 0
     assert not (project / "builds").exists()
