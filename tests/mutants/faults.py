@@ -77,7 +77,7 @@ def _is_spoken(node: ast.AST) -> bool:
         case ast.Assign(targets=[ast.Name(id=name)]) if name in ("__slots__", "__all__"):
             return True
         case ast.Assign(targets=[ast.Name(id=name)], value=ast.BinOp(op=ast.BitOr()) | ast.Subscript()):
-            return name[0].isupper() and not name.isupper()  # another name of a type
+            return name.lstrip("_")[:1].isupper() and not name.isupper()  # another name of a type
         case ast.Call(func=ast.Name(id=name)) if name in _SPOKEN_CALLS:
             return True
         case ast.Call(func=ast.Attribute(attr=name)) if name in _SPOKEN_METHODS:

@@ -138,6 +138,17 @@ def test_only_the_last_inputs_are_kept(tmp_path: Path) -> None:
     assert plan.merge_plan == survey(from_mapping(data)).merge_plan
 
 
+def test_what_was_asked_for_longest_ago_is_let_go_of_first() -> None:
+    shared, about, made = Shared(most_tensors=250), object(), list[str]()
+
+    def ask(key: str) -> str:
+        return shared.once((about,), key, lambda: made.append(key) or key, size=10)
+
+    for key in ("a", "b", "a", "c", "a", "b"):  # c takes the place of b, then b that of c
+        assert ask(key) == key
+    assert made == ["a", "b", "c", "b"]
+
+
 def test_equal_objects_are_not_taken_for_the_same(folder: Path) -> None:
     shared, made = Shared(), list[int]()
     of = [replace(recipe(folder)), replace(recipe(folder))]

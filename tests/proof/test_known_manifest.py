@@ -7,6 +7,7 @@ import pytest
 import lora_build
 from lora_build.errors import SourceError, VerificationError
 from lora_build.files.hashing import remembered
+from lora_build.proof import known_manifest
 from lora_build.proof.known_manifest import KnownManifest
 from lora_build.proof.manifest import MANIFEST_NAME, Manifest, read_manifest
 from makers import small
@@ -32,6 +33,17 @@ def test_a_manifest_is_parsed_once(build: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Manifest, "from_bytes", None)
     known = KnownManifest.read(build)
     assert len(known.files) == 3
+
+
+def test_what_was_remembered_with_another_meaning_is_parsed_again(build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    KnownManifest.read(build)
+    parsed: list[str] = []
+    from_bytes = Manifest.from_bytes
+    monkeypatch.setattr(Manifest, "from_bytes", lambda data, where: parsed.append(where) or from_bytes(data, where))
+    for _ in range(2):
+        monkeypatch.setattr(known_manifest, "_MEANING", "manifest-of-tomorrow")
+        KnownManifest.read(build)
+    assert parsed == [str(build / MANIFEST_NAME)]
 
 
 def test_a_manifest_of_other_bytes_is_not_known(build: Path) -> None:

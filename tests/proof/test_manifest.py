@@ -240,7 +240,13 @@ def test_all_differences_come_at_once(built: Path) -> None:
 
 
 def test_a_directory_that_was_never_built_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(lora_build.SourceError, match="not a build of lora-build"):
+    with pytest.raises(lora_build.SourceError, match=r"not a build of lora-build, or not a finished one$"):
+        lora_build.verify(tmp_path)
+    for name, text in (("one", "{}"), ("two", None)):
+        (tmp_path / name).mkdir()
+        if text is not None:
+            (tmp_path / name / MANIFEST_NAME).write_text(text)
+    with pytest.raises(lora_build.SourceError, match=r"or not a finished one; builds lie below it: one$"):
         lora_build.verify(tmp_path)
 
 

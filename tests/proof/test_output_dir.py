@@ -440,3 +440,26 @@ def test_the_adapter_that_changed_is_named_whatever_its_place_in_the_manifest(
 
     (reason,) = lora_build.plan(made).at_target.reasons
     assert reason.startswith(f"adapters.{names[1]} changed (")
+
+
+def test_a_build_that_another_one_took_the_place_of_is_left_as_it_is(folder: Path) -> None:
+    there = BuildThere.read(build(folder).dir)
+    other = build(folder, "other", dtype="float32").dir / "lora-build.manifest.json"
+    (folder / "out/lora-build.manifest.json").write_bytes(other.read_bytes())
+
+    with pytest.raises(lora_build.StorageError, match="another one is there; it is left as it is"):
+        there.look(folder / "out")
+
+
+def test_on_an_overlay_a_plan_asks_whether_what_is_there_can_be_moved(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(folder)
+    asked: list[Path] = []
+    monkeypatch.setattr("lora_build.proof.foresight.is_on_overlay", lambda _: True)
+    monkeypatch.setattr("lora_build.proof.foresight.refuse_immovable", asked.append)
+
+    assert plan(folder).at_target.action is Action.reuse
+    assert asked == []
+    assert plan(folder, dtype="float32").at_target.action is Action.replace
+    assert asked == [folder / "out"]
