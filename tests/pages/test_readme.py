@@ -1,5 +1,6 @@
 """The README is true: its commands run and print what it shows, its code runs, its recipe composes, its links resolve."""
 
+import json
 import os
 import re
 import shlex
@@ -81,13 +82,21 @@ def test_the_python_code_runs_and_both_ways_give_the_same_tensors(checkout: Path
 
 
 def test_the_recipe_composes(checkout: Path) -> None:
-    (text,) = blocks("yaml")
+    text, _ = blocks("yaml")
     (checkout / "recipes/prod_math.yaml").write_text(text)
     (checkout / "recipes/_base_llama.yaml").write_text("base: meta-llama/Llama-3.1-8B-Instruct\n")
     recipe = lora_build.load_recipe("prod_math")
 
     assert recipe.base.source == "meta-llama/Llama-3.1-8B-Instruct"
     assert {name: spec.weight for name, spec in recipe.adapters.items()} == {"math": 1.0, "code": 0.3}
+
+
+def test_the_sweep_is_planned_at_all_of_its_points(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checkout / "recipes/sweep").mkdir(exist_ok=True)
+    (checkout / "recipes/sweep/grid.yaml").write_text(blocks("yaml")[1])
+    assert main(["plan", "sweep=grid", "--json"]) == 0
+    points = json.loads(capsys.readouterr().out)["points"]
+    assert len({point["plan"]["build_key"] for point in points}) == len(points) == 6
 
 
 def test_every_relative_link_resolves() -> None:
