@@ -67,9 +67,12 @@ def _direction(axes: "Axes", keep: str) -> str | None:
 @contextlib.contextmanager
 def opened(asked: Asked, head: "SweepRecord", place: str | None) -> Iterator[tuple[Path, "SweepFolder | None"]]:
     """Yield where a sweep's points write what came of them, and its folder, which a plan has not."""
+    from lora_build.keeping.needs import refuse_unknown_needs
     from lora_build.sweep import folder as folders
 
     if asked.command != "plan":
+        if head.keep != "all":
+            refuse_unknown_needs()
         with folders.opened(head, place) as folder:
             yield folder.scratch, folder
         return

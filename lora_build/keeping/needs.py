@@ -52,6 +52,11 @@ def of_recipes() -> Needs:
     return found
 
 
+def refuse_unknown_needs() -> None:
+    """Raise RecipeError if a recipe or a sweep cannot be read: whoever is to remove builds knows that before."""
+    of_recipes()
+
+
 def of_build(folder: Path, name: str, record: BuildRecord) -> Needs:
     """Return what a build was made of: its inputs are looked for there by `verify --forward` and by rebuilding."""
     found: dict[Path, str] = {}

@@ -483,6 +483,15 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_built(
     assert not (project / "builds").exists()
 
 
+def test_builds_that_a_broken_recipe_may_need_are_not_made_to_be_removed(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "recipes/typo.yaml").write_text("bse: ./base\n")
+    assert app.main(["-m", "recipe=demo", WEIGHTS, "keep=none"]) == 2
+    assert "nobody knows which builds these need, so none is removed" in capsys.readouterr().err
+    assert not (project / "builds").exists()
+
+
 def test_recipes_own_builds_all_stay(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main(["recipe=demo,demo", "keep=none"]) == 2
     assert "the points of this sweep are recipes, whose own builds stay" in capsys.readouterr().err
