@@ -10,7 +10,7 @@ from lora_build.planning.plan import MergePlan
 
 _RUNTIME_BYTES = 110_000_000  # Python with numpy, and the blocks in flight; measured, rounded up
 _TORCH_BYTES = 290_000_000
-_BLOCKS_BYTES = 24_000_000  # of float64, in the threads that merge; measured, rounded up
+_BLOCKS_BYTES = 44_000_000  # of float64, in the threads that merge; measured, rounded up
 
 
 def runtime_bytes(plan: MergePlan, *, with_torch: bool = False) -> int:

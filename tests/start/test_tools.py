@@ -105,7 +105,7 @@ def test_the_weights_of_mergekit_s_linear_merge_are_those_of_its_formula(here: P
      ("merge_method: linear\nslices: []\n", "slices, modules: a recipe keeps every layer"),
      ("merge_method: linear\nparameters: {normalize: false}\n" + BOTH % (1, 1), "add up to 2, so the base would be multiplied too"),
      ("merge_method: linear\n" + BOTH % ("[0, 1]", 1), "weight: expected one number, found a number of its own for some layers"),
-     ("merge_method: linear\n" + BOTH % ("[{filter: mlp, value: 1}]", 1), "an adapter has one weight"),
+     ("merge_method: linear\n" + BOTH % ("[{filter: mlp, value: 1}]", 1), "weights by module and layer are written by hand"),
      ("merge_method: linear\nmodels: [{model: models/base+saves/math}]\n", "models[0].parameters.weight: expected one number, found None"),
      ("merge_method: linear\nmodels: [{model: models/base, parameters: {weight: 1}}]\n", "none of them is base+lora"),
      ("merge_method: linear\nmodels:\n  - {model: a/b+c/d, parameters: {weight: 1}}\n  - {model: a/x+c/d, parameters: {weight: 1}}\n",

@@ -31,14 +31,12 @@ class DareLinear:
 
     def merger(self, deltas: Sequence[Delta], at: StoredRows) -> MergeRows:
         """Return what merges stored rows; where nothing is dropped, the bits of `linear`."""
-        import torch
-
         if all(delta.density == 1 for delta in deltas):
             return linear.COMBINATION.merger(deltas, at)
 
         def rows(W: "Tensor", first: int) -> "tuple[Tensor, Tensor]":
             parts = [dropped(delta, W, first, self.seed) for delta in deltas]
-            return changed(W, in_any_order(torch.stack(parts, dim=-1)))
+            return changed(W, in_any_order(parts))
 
         return rows
 

@@ -21,9 +21,11 @@ def disjoint_mean(changes: "Sequence[Tensor]", sign: str) -> "Tensor":
     """
     import torch
 
-    together = torch.stack(list(changes), dim=-1)
-    votes = together if sign == "mass" else together.sign()
-    elected = torch.where(in_any_order(votes) >= 0, 1.0, -1.0)
-    agrees = together.sign() == elected[..., None]
-    agreeing = torch.where(agrees | together.isnan(), together, 0.0)
-    return in_any_order(agreeing) / agrees.sum(dim=-1).clamp(min=1)
+    signs = [change.sign() for change in changes]
+    elected = torch.where(in_any_order(changes if sign == "mass" else signs) >= 0, 1.0, -1.0)
+    agree = [one == elected for one in signs]
+    count = torch.zeros_like(elected)
+    for one in agree:
+        count += one
+    agreeing = [torch.where(one | change.isnan(), change, 0.0) for one, change in zip(agree, changes, strict=True)]
+    return in_any_order(agreeing) / count.clamp_(min=1)

@@ -29,14 +29,12 @@ class MagnitudePrune:
 
     def merger(self, deltas: Sequence[Delta], at: StoredRows) -> MergeRows:
         """Return what merges stored rows; where nothing is left out, the bits of `linear`."""
-        import torch
-
         if all(delta.density == 1 for delta in deltas):
             return linear.COMBINATION.merger(deltas, at)
 
         def rows(W: "Tensor", first: int) -> "tuple[Tensor, Tensor]":
             parts = [delta.largest(W, first) for delta in deltas]
-            return changed(W, in_any_order(torch.stack(parts, dim=-1)))
+            return changed(W, in_any_order(parts))
 
         for delta in deltas:
             delta.select()

@@ -36,21 +36,22 @@ class Sum:
 
     def change(self, W: "Tensor", first: int) -> "Tensor":
         """Return the change alone."""
-        import torch
-
         addends = [delta(W, first) for delta in self._dense]
         if self._products is not None:
             addends.append(self._products.rows(W, first)[1])
-        return addends[0] if len(addends) == 1 else in_any_order(torch.stack(addends, dim=-1))
+        return in_any_order(addends)
 
 
-def in_any_order(addends: "Tensor") -> "Tensor":
-    """Return the sum over the last dimension, with the same bits however the addends are ordered."""
+def in_any_order(addends: "Sequence[Tensor]") -> "Tensor":
+    """Return the sum, with the same bits however the addends are ordered."""
+    import torch
+
     from lora_build.numerics.exact import tree_sum
 
-    if addends.shape[-1] > 2:  # float64 rounds from the third addend on: each element's are taken from the smallest up
-        addends = addends.sort(dim=-1).values
-    return tree_sum(addends)
+    if len(addends) <= 2:
+        return addends[0] if len(addends) == 1 else addends[0] + addends[1]
+    # float64 rounds from the third addend on: each element's are taken from the smallest up
+    return tree_sum(torch.stack(list(addends), dim=-1).sort(dim=-1).values)
 
 
 def changed(W: "Tensor", change: "Tensor") -> "tuple[Tensor, Tensor]":

@@ -66,8 +66,7 @@ def _of_matrix(deltas: Sequence[Delta], rank: int) -> "Pair":
 
     from lora_build.methods.combine.sums import in_any_order
 
-    parts = (torch.cat([change for _, change in delta.blocks()]) for delta in deltas)
-    matrix = in_any_order(torch.stack(list(parts), dim=-1))
+    matrix = in_any_order([torch.cat([change for _, change in delta.blocks()]) for delta in deltas])
     U, values, V = torch.linalg.svd(matrix, full_matrices=False)
     return (U[:, :rank] * values[:rank]).contiguous().numpy(), V[:rank].contiguous().numpy()
 

@@ -9,7 +9,8 @@
     merge_method: linear                     # Σ weight · (base + ΔW), by default divided by Σ weight
 
 Both are a sum of adapters, so a recipe says them; `passthrough` of one model is it itself. Methods that choose among
-values, and merges of whole models, no recipe says. Keys as in its config.py, common.py (ModelReference), merge_methods.
+values are not taken over: what mergekit's parameters mean is not what those of `combine` do. Merges of whole models no
+recipe says. Keys as in its config.py, common.py (ModelReference), merge_methods.
 """
 
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ _WHY = {
     "chat_template": "a chat template goes along with its tokenizer",
     "name": "a recipe is called after its file",
 }
+_OWN = ("ties", "dare_linear", "dare_ties", "slerp")  # which a recipe has too, with parameters of its own
 _OF_A_SUM = ("weight", "normalize", "lambda")
 _NO_MATTER = {"int8_mask": "nothing is masked", "density": "all values of an update are merged",
               "rescale": "nothing is left out that would be made up for"}  # fmt: skip
@@ -57,9 +59,10 @@ def read(data: Mapping[str, Any], paths: Paths) -> Taken:
     """
     method = data["merge_method"]
     if method not in ("linear", "task_arithmetic", "passthrough"):
+        own = f"; a recipe's own is combine: {method}, whose weights and densities docs/combining.md says"
         raise RecipeError(
-            f"merge_method: {method!r:.80} is no sum of updates, which a recipe would be; linear, task_arithmetic and "
-            "passthrough of one model are"
+            f"merge_method: {method!r:.80} is no sum of updates, which can be taken over; linear, task_arithmetic and "
+            f"passthrough of one model are{own if method in _OWN else ''}"
         )
     if "models" not in data:
         raise RecipeError("slices, modules: a recipe keeps every layer of the base where it is; expected models")
@@ -169,7 +172,9 @@ def _number(where: str, value: object) -> float:
         what = (
             "a number of its own for some layers or tensors" if isinstance(value, list | Mapping) else f"{value!r:.80}"
         )
-        raise RecipeError(f"{where}: expected one number, found {what}; an adapter has one weight")
+        raise RecipeError(
+            f"{where}: expected one number, found {what}; weights by module and layer are written by hand"
+        )
     return float(value)
 
 
