@@ -266,7 +266,7 @@ OTHERS = {
     "{}: is {}; expected a file that `lora-build lock` wrote: remove it",
 }  # fmt: skip
 _LOOKS_LIKE_ONE = re.compile(r"lora-build [a-z{-]|(?<![\w-])-{1,2}[a-z][\w-]*|\btry: |\bwrite \S*=")
-_DECLARES = ("add_argument", "add_argument_group", "Parser", "parser", "compile", "_affects")
+_DECLARES = ("add_argument", "add_argument_group", "Parser", "parser", "compile", "affects")
 
 
 def texts(tree: ast.AST) -> Iterator[str]:
