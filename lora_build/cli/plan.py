@@ -17,7 +17,7 @@ def parser() -> Parser:
         "--since",
         action=Once,
         metavar="REV",
-        help="say what all recipes, or recipe=A,B, make otherwise than at a commit",
+        help="say what all recipes, or recipe=A,B or a glob, make otherwise than at a commit",
     )
     made.add_argument("--markdown", action="store_true", help="of --since, print Markdown, for a pull request")
     return made

@@ -32,24 +32,13 @@ def run(asked: Namespace) -> int:
     manner = Manner.of(asked)
     if asked.markdown and manner.as_json:
         raise RecipeError("--markdown and --json are two forms of one answer; take one")
-    found = since(asked.since, _names(asked))
+    found = since(asked.since, asked.words or None)
     if asked.markdown:
         unguarded(sys.stdout).write(_markdown(found))
     else:
         result = {"schema": "lora-build/since/v1", **dataclasses.asdict(found)}
         say(lambda: _lines(found), manner, result=lambda: result, final=("since",))
     return WORK if asked.exit_code and found.recipes else 0
-
-
-def _names(asked: Namespace) -> list[str] | None:
-    """Return the recipes that a command line names, None where it names none."""
-    names: list[str] = []
-    for word in asked.words:
-        key, equals, value = word.partition("=")
-        if equals and (key != "recipe" or "(" in value or "[" in value):
-            raise RecipeError(f"--since compares recipes as their files have them: recipe=A,B, found '{word}'")
-        names += (value if equals else key).split(",")
-    return names or None
 
 
 def _counted(found: "Since") -> str:

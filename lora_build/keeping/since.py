@@ -25,6 +25,7 @@ from lora_build.proof.difference import Side, compare
 from lora_build.proof.known_digests import known_digests
 from lora_build.proof.sides import side_of_plan
 from lora_build.recipe import files as recipe_files
+from lora_build.recipe.chosen import Choice, choice_of
 from lora_build.recipe.committed import Git
 from lora_build.recipe.compose import load_recipe
 from lora_build.recipe.identity import selected
@@ -121,17 +122,20 @@ def since(revision: str, names: Sequence[str] | None = None) -> Since:
 
     Args:
         revision: the commit, or what git resolves to one.
-        names: the recipes; None are all of the project's.
+        names: the recipes, as on a command line: `prod`, `recipe=a,b`, `glob(team/*)`; None are all of the project's.
 
     Raises:
         SourceError: there is no git here, no repository, no such commit, or what it has cannot be read.
         RecipeError: there is no folder of recipes.
     """
+    choice = choice_of(names or ())
     with _at(revision) as then:
-        before, after = _sides(then, names), _sides(None, names)
+        before, after = _sides(then, choice), _sides(None, choice)
         all_names = sorted({*before, *after})
-        if lost := [name for name in names or () if name not in all_names]:
-            raise RecipeError(f"there is no recipe '{lost[0]}', neither now nor at {then.commit[:12]}")
+        lost = [f"there is no recipe '{name}'" for name in choice.names if name not in all_names]
+        lost += [f"{word}: no recipe is called so" for word, glob in choice.globs.items() if not glob.filter(all_names)]
+        if lost:
+            raise RecipeError([f"{line}, neither now nor at {then.commit[:12]}" for line in lost])
         found = [_compared(name, before.get(name), after.get(name), then.commit[:12]) for name in all_names]
         return Since(
             revision=revision, commit=then.commit, recipes=tuple(one for one in found if one.kind != "unchanged"),
@@ -183,13 +187,13 @@ def _at(revision: str) -> Iterator[_Then]:
         yield then
 
 
-def _sides(then: _Then | None, names: Sequence[str] | None) -> dict[str, Side | str]:
+def _sides(then: _Then | None, choice: Choice) -> dict[str, Side | str]:
     """Return the plans of recipes then or now, by name, or why one has none."""
     found, shared = dict[str, Side | str](), Shared()
     with contextlib.nullcontext() if then is None else _in_folder(then.folder):
         folders = [known for known in recipe_files.folders() if not known.shipped]
         there = {name for known in folders for name in known.names()}
-        for name in sorted(there if names is None else there.intersection(names)):
+        for name in choice.of(there):
             try:
                 recipe = load_recipe(name)
                 if then is not None:

@@ -1,7 +1,8 @@
 """Which recipes words choose: `recipe=a,b`, `recipe=glob(team/*)`, or without `recipe=` a name, a list or a glob."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
@@ -11,6 +12,35 @@ from lora_build.errors import RecipeError
 from lora_build.recipe import files as recipe_files
 from lora_build.recipe.defaults import why_no_name
 
+_Meant = TypeVar("_Meant")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What words choose, whichever recipes there are: some by name, and those that globs match, by their words."""
+
+    names: tuple[str, ...] = ()
+    globs: Mapping[str, Glob] = field(default_factory=dict)
+
+    def of(self, there: Iterable[str]) -> list[str]:
+        """Return the chosen ones of some recipes, sorted; all of them where no word chooses."""
+        found = sorted(there)
+        if not self.names and not self.globs:
+            return found
+        matched = {name for glob in self.globs.values() for name in glob.filter(found)}
+        return [name for name in found if name in matched or name in self.names]
+
+
+def choice_of(words: Sequence[str]) -> Choice:
+    """Return what words choose.
+
+    Raises:
+        RecipeError: a word chooses none, or changes one; names each.
+    """
+    meant = dict(zip(words, _each(words, _meant), strict=True))
+    names = dict.fromkeys(name for found in meant.values() if not isinstance(found, Glob) for name in found)
+    return Choice(names=tuple(names), globs={word: found for word, found in meant.items() if isinstance(found, Glob)})
+
 
 def chosen_recipes(words: Sequence[str]) -> list[str]:
     """Return the names of the recipes that words choose, each once, those of a glob sorted; none of no words.
@@ -18,19 +48,35 @@ def chosen_recipes(words: Sequence[str]) -> list[str]:
     Raises:
         RecipeError: a word chooses none, or changes one; names each.
     """
-    found: dict[str, None] = {}
+    return list(dict.fromkeys(name for names in _each(words, _names) for name in names))
+
+
+def _each(words: Sequence[str], read: Callable[[str], _Meant]) -> list[_Meant]:
+    """Return what is read of each word; what is wrong with any is raised together."""
+    found: list[_Meant] = []
     problems: list[str] = []
     for word in words:
         try:
-            found |= dict.fromkeys(_names(word))
+            found.append(read(word))
         except RecipeError as error:
             problems += error.lines
     if problems:
         raise RecipeError(problems, issues=problems)
-    return list(found)
+    return found
 
 
-def _names(word: str) -> Iterator[str]:
+def _names(word: str) -> list[str]:
+    meant = _meant(word)
+    if not isinstance(meant, Glob):
+        return meant
+    listed = {name for folder in recipe_files.folders() if not folder.shipped for name in folder.names()}
+    if not (names := meant.filter(sorted(listed))):
+        raise RecipeError(f"{word}: no recipe is called so; `lora-build list` names those that there are")
+    return names
+
+
+def _meant(word: str) -> Glob | list[str]:
+    """Return the names that a word is, or its glob."""
     key, equals, _ = word.partition("=")
     if word.startswith("~") or (equals and key.lstrip("+") != "recipe"):
         raise RecipeError(f"{key}: only recipes are chosen here, and none is changed: expected recipe=NAME")
@@ -40,14 +86,9 @@ def _names(word: str) -> Iterator[str]:
         raise RecipeError(f"cannot read '{word}': {str(error).splitlines()[0]}; expected recipe=NAME") from error
     value: Any = override.value()
     if isinstance(value, Glob):
-        listed = {name for folder in recipe_files.folders() if not folder.shipped for name in folder.names()}
-        names = value.filter(sorted(listed))
-        if not names:
-            raise RecipeError(f"{word}: no recipe is called so; `lora-build list` names those that there are")
-        yield from names
-        return
-    is_list = override.is_choice_sweep()
-    for text in override.sweep_string_iterator() if is_list else [value]:
+        return value
+    found = list(override.sweep_string_iterator()) if override.is_choice_sweep() else [value]
+    for text in found:
         if not isinstance(text, str) or why_no_name(text) is not None:
             raise RecipeError(f"recipe: expected a name, found {text!r}")
-        yield text
+    return found

@@ -138,8 +138,6 @@ HINTS: dict[str, tuple[str, str]] = {
     "--since: {} is in no git repository that can be read": ("plan --since HEAD", "plan --help"),
     "--since: expected a commit, a branch or a tag, found '{}'": ("", "plan --help"),
     "--since: the repository has no commit '{}'; git log shows which there are": ("", "plan --help"),
-    "--since compares recipes as their files have them: recipe=A,B, found '{}'": (
-        "plan --since HEAD dtype=float32", "plan --help"),
     "'{}' is the name of a recipe, which is written so: lora-build explain recipe={}": ("explain two", "explain recipe=two"),
     "--since says which recipes make something else, and does not go with {}": (
         "plan --since HEAD --tensors", "plan --help"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lora_build.cli.main import main
-from lora_build.errors import SourceError
+from lora_build.errors import RecipeError, SourceError
 from lora_build.keeping.since import since
 from makers import small
 from makers.schemas import hold
@@ -123,6 +123,26 @@ def test_what_git_does_not_track_is_taken_as_it_is_and_named(project: Path) -> N
     found = since("HEAD", ["prod"])
     assert found.unchanged == ("prod",)
     assert found.notes == ("./math is not in git, and taken as it is now",)
+
+
+def test_recipes_are_chosen_by_name_and_by_glob_as_they_are_then_and_now(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "recipes/both.yaml").rename(project / "recipes/brand-new.yaml")
+    found = since("HEAD", ["glob(b*)", "prod"])
+    assert {one.name: one.kind for one in found.recipes} == {"both": "removed", "brand-new": "added"}
+    assert found.unchanged == ("prod",)
+    assert main(["plan", "--since", "HEAD", "recipe=glob(b*)", "only"]) == 0
+    assert capsys.readouterr().out.endswith(": 1 added, 1 removed, 1 unchanged\n")
+    for words, said in (
+        (["glob(z*)"], "glob(z*): no recipe is called so, neither now"),
+        (["gone"], "no recipe 'gone'"),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            since("HEAD", words)
+        assert said in str(caught.value)
+    with pytest.raises(RecipeError, match="dtype: only recipes are chosen here"):
+        since("HEAD", ["dtype=float32"])
 
 
 def test_a_recipe_that_cannot_be_planned_is_not_known_and_stops_no_other(project: Path) -> None:

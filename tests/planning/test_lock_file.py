@@ -564,6 +564,14 @@ def test_an_example_that_comes_along_has_no_lock(project: Path) -> None:
         lora_build.lock("demo")
 
 
+def test_of_a_folder_that_is_not_there_no_check_can_tell(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lock", "prod"]) == 0
+    (project / "math").rename(project / "elsewhere")
+    for words in (["--check"], []):
+        assert main(["lock", "prod", *words]) == 2
+        assert "recipe 'prod': adapters.math: ./math does not exist" in capsys.readouterr().err
+
+
 def test_the_command_line_says_what_changed_and_exits_as_documented(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
