@@ -3,9 +3,8 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lora_build.engine.interference import Interference, Overlap
 from lora_build.numerics.survival import TensorSurvival, by_adapter
 from lora_build.pages.content import (
     AdapterShare,
@@ -17,6 +16,9 @@ from lora_build.pages.content import (
     ReportInterference,
     ReportPoint,
 )
+
+if TYPE_CHECKING:
+    from lora_build.engine.interference import Interference, Overlap  # and numpy, which a plan does without
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _WEIGHT = re.compile(r"adapters\.([^.]+)\.weight")
@@ -124,7 +126,7 @@ def _agree(axes: Mapping[str, Any], others: Mapping[str, Any], adapter: str) -> 
     return all(axes.get(key) == others.get(key) for key in axes.keys() | others.keys() if key not in own)
 
 
-def interference_of(found: Interference) -> ReportInterference:
+def interference_of(found: "Interference") -> ReportInterference:
     """Return how adapters go together, by module type."""
     left = f" {len(found.left_out)} tensors are left out: there an adapter adds no product." if found.left_out else ""
     about = (
@@ -142,7 +144,7 @@ def interference_of(found: Interference) -> ReportInterference:
     return ReportInterference(about=about, pairs=pairs)
 
 
-def _group(module: str, overlap: Overlap) -> GroupOverlap:
+def _group(module: str, overlap: "Overlap") -> GroupOverlap:
     return GroupOverlap(module=module, cosine=overlap.cosine, opposed=overlap.opposed)
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_build.engine.interference import interference
 from lora_build.errors import LoraBuildError
 from lora_build.pages.content import ReportInterference
 from lora_build.pages.findings import interference_of, module_type
@@ -45,6 +44,8 @@ def measured(build: OpenedBuild) -> ReportInterference | None:
     Raises:
         LoraBuildError: its adapters are not there any more, or are others by now, or cannot be read.
     """
+    from lora_build.engine.interference import interference  # and numpy, which who plans a sweep does without
+
     found = find_inputs(
         read_provenance(build.folder), build.manifest, where=str(build.folder), folder=build.folder
     )  # fmt: skip
