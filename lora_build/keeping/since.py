@@ -25,7 +25,7 @@ from lora_build.proof.difference import Side, compare
 from lora_build.proof.known_digests import known_digests
 from lora_build.proof.sides import side_of_plan
 from lora_build.recipe import files as recipe_files
-from lora_build.recipe.chosen import Choice, choice_of
+from lora_build.recipe.chosen import ChosenWords, choice_of
 from lora_build.recipe.committed import Git
 from lora_build.recipe.compose import load_recipe
 from lora_build.recipe.identity import selected
@@ -187,7 +187,7 @@ def _at(revision: str) -> Iterator[_Then]:
         yield then
 
 
-def _sides(then: _Then | None, choice: Choice) -> dict[str, Side | str]:
+def _sides(then: _Then | None, choice: ChosenWords) -> dict[str, Side | str]:
     """Return the plans of recipes then or now, by name, or why one has none."""
     found, shared = dict[str, Side | str](), Shared()
     with contextlib.nullcontext() if then is None else _in_folder(then.folder):

@@ -16,7 +16,7 @@ _Meant = TypeVar("_Meant")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class ChosenWords:
     """What words choose, whichever recipes there are: some by name, and those that globs match, by their words."""
 
     names: tuple[str, ...] = ()
@@ -31,7 +31,7 @@ class Choice:
         return [name for name in found if name in matched or name in self.names]
 
 
-def choice_of(words: Sequence[str]) -> Choice:
+def choice_of(words: Sequence[str]) -> ChosenWords:
     """Return what words choose.
 
     Raises:
@@ -39,7 +39,9 @@ def choice_of(words: Sequence[str]) -> Choice:
     """
     meant = dict(zip(words, _each(words, _meant), strict=True))
     names = dict.fromkeys(name for found in meant.values() if not isinstance(found, Glob) for name in found)
-    return Choice(names=tuple(names), globs={word: found for word, found in meant.items() if isinstance(found, Glob)})
+    return ChosenWords(
+        names=tuple(names), globs={word: found for word, found in meant.items() if isinstance(found, Glob)}
+    )
 
 
 def chosen_recipes(words: Sequence[str]) -> list[str]:
