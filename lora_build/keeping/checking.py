@@ -17,6 +17,7 @@ from lora_build.recipe.axes import check_file_axes
 from lora_build.recipe.chosen import chosen_recipes
 from lora_build.recipe.compose import load_recipe
 from lora_build.recipe.files import Folder
+from lora_build.scores.planning import plan_scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,10 @@ def _recipe(folder: Folder, name: str, shared: Shared | None) -> CheckedFile:
     """Return a recipe's file, and what is wrong with it, its inputs too if what plans share is given."""
 
     def look() -> object:
-        return composed(name, ()) if shared is None else survey(load_recipe(name), shared=shared)
+        if shared is None:
+            return composed(name, ())
+        plan_scores(survey(load_recipe(name), shared=shared).recipe)  # whose data is an input too
+        return None
 
     return _checked(folder, folder.path / f"{name}.yaml", "recipe", name, look)
 

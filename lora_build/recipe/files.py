@@ -163,6 +163,9 @@ def _check_sweep(data: dict[str, Any]) -> Iterator[str]:
     yield from check_defaults(data.get("defaults", []), "sweep")
     yield from (f"recipe.{problem}" for problem in check_recipe(data.get("recipe", {})))
     for key in sorted(map(str, data.keys() - {"defaults", "recipe", "hydra", "keep"})):
+        if key in ("scores", "gates", "objective"):
+            yield f"{key}: is the recipe's, also where a sweep says it; write recipe: {{{key}: ...}}"
+            continue
         yield f"{key}: unknown key; a sweep has defaults, recipe, hydra (hydra.sweeper.params are its axes) and keep"
     if "keep" in data and (why := why_no_keep(data["keep"])) is not None:
         yield f"keep: {why}"

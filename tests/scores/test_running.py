@@ -365,3 +365,15 @@ def test_an_heir_s_scorer_takes_the_place_of_the_inherited_one(
 def test_secrets_of_a_command_are_in_no_file_of_the_build(project: Path) -> None:
     built(project, {"s": {"command": command("{'a': 1}")["command"] + " --token=hf_abcdefghijklmnopqrst"}})
     assert not any(b"hf_abc" in data for data in listing(project / "out").values())
+
+
+def test_check_names_a_recipe_whose_data_is_not_there_and_a_sweep_that_says_scores_at_its_top(project: Path) -> None:
+    (project / "recipes/sweep").mkdir(parents=True)
+    plain = "base: ./base\nadapters: {math: ./math}\n"
+    (project / "recipes/a.yaml").write_text(plain + "scores: {s: {choice: ./no.jsonl}}\n")
+    (project / "recipes/b.yaml").write_text(plain)
+    (project / "recipes/sweep/c.yaml").write_text("defaults: [{override /recipe: b}]\nobjective: {maximize: s.a}\n")
+    found = {file.name: " ".join(file.problems) for file in lora_build.check(plan=True)}
+    assert "scores.s.choice.data: ./no.jsonl is not a file" in found["a"]
+    assert found["b"] == ""
+    assert "objective: is the recipe's, also where a sweep says it; write recipe: {objective: ...}" in found["c"]
