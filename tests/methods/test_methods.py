@@ -313,6 +313,7 @@ def test_the_order_of_rotations_is_the_recipes_and_is_said_to_matter(shelf: Call
     assert not torch.allclose(merge(pairs[::-1], W, torch.float64)[0], in_turn, atol=1e-3)
 
 
+COMBINED = ["linear", "ties", "dare_ties", "dare_linear", "magnitude_prune", "slerp"]
 DIGEST = """
 import hashlib, sys
 import torch
@@ -321,15 +322,15 @@ from lora_build.numerics.exact import round_once
 
 def digest(inputs):
     found = hashlib.sha256()
-    for updates, W in inputs:
+    for updates, W, names in inputs:
+        read = lambda start, end: W[start:end].double()
+        at = StoredRows(tensor="x", first=0, num_rows=len(W), columns=W.shape[1], read=read)
         for dtype in (torch.bfloat16, torch.float32):
-            read = lambda start, end: W[start:end].double()
-            at = StoredRows(tensor="x", first=0, num_rows=len(W), columns=W.shape[1], read=read)
-            for combination in combinations().values():
-                if getattr(combination, "is_exact", True):
-                    merged, change = merger(combination, LoadedUpdates(updates=updates, at=at))(W.double(), 0)
-                    for part in (round_once(merged, dtype), change):
-                        found.update(part.contiguous().view(torch.uint8).numpy().tobytes())
+            for name in names:
+                rows = merger(combinations()[name], LoadedUpdates(updates=updates, at=at))
+                merged, change = rows(W.double(), 0)
+                for part in (round_once(merged, dtype), change):
+                    found.update(part.contiguous().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 if __name__ == "__main__":
@@ -343,7 +344,17 @@ def test_the_bits_are_the_same_on_other_code_paths_of_the_libraries_and_with_two
 ) -> None:
     names: dict[str, Any] = {"__name__": "digest"}
     exec(DIGEST, names)
-    inputs = [(updates([shelf(case, seed) for seed in range(3)], module), base(module)) for case, module in PLACES]
+    inputs = []
+    for case, module in PLACES:
+        pairs = updates([shelf(case, seed) for seed in range(3)], module)
+        pairs = [(replace(p, update=replace(p.update, density=0.4, order=i)), f) for i, (p, f) in enumerate(pairs)]
+        inputs.append(
+            (
+                pairs,
+                base(module),
+                COMBINED if (case, module) in (("loha", "linear"), ("ia3", "crossed")) else ["linear"],
+            )
+        )
     torch.save(inputs, tmp_path / "inputs.pt")
     name, _, value = setting.partition("=")
 
