@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_build.errors import some_of
 from lora_build.files.formats.side_files import is_tokenizer_file
 from lora_build.files.targets.disk import disk_errors
 
@@ -46,6 +47,16 @@ class Additions:
     def names(self) -> tuple[str, ...]:
         """All of them."""
         return tuple(sorted((*self.harmless, *self.links, *self.read_by_loaders)))
+
+
+def refusal(where: str, additions: Additions) -> str | None:
+    """Return why a build is not used as it is: something lies beside its files that may change what is loaded."""
+    if not (names := additions.read_by_loaders):
+        return None
+    return (
+        f"{where} holds files that lora-build did not write ({some_of(names)}), and that a loader may read; move them "
+        "away"
+    )
 
 
 def find_additions(root: Path, own: Mapping[str, object] | frozenset[str]) -> Additions:

@@ -58,7 +58,7 @@ class BuildThere:
             known=known,
             additions=find_additions(folder, own),
             folder=(found.st_dev, found.st_ino),
-            signatures={name: _signature(folder / name) for name in own},
+            signatures={name: signature(folder / name) for name in own},
         )
 
     def look(self, folder: Path) -> Contents:
@@ -74,7 +74,7 @@ class BuildThere:
         if now.folder != self.folder or now.known.manifest_hash != self.known.manifest_hash:
             raise self._changed("another one is there")
         changed = [name for name in sorted(self.signatures) if now.signatures[name] != self.signatures[name]]
-        if files := [name for name in changed if not _is_as_built(folder, name, self.known)]:
+        if files := [name for name in changed if not is_as_built(folder, name, self.known)]:
             raise self._changed(f"{some_of(files)} changed")
         if put := now.additions.read_by_loaders:
             raise self._changed(f"{some_of(put)} was put there")
@@ -123,13 +123,14 @@ def _is_changed(folder: Path, file: FileRecord) -> bool:
     return file_digest(path, file.path) != file.sha256
 
 
-def _is_as_built(folder: Path, name: str, manifest: ListedFiles) -> bool:
+def is_as_built(folder: Path, name: str, manifest: ListedFiles) -> bool:
     """Whether a file whose signature changed has its bytes still; of those that no digest covers nobody knows."""
     record = next((file for file in manifest.files if file.path == name), None)
     return name == MANIFEST_NAME or (record is not None and not _is_changed(folder, record))
 
 
-def _signature(path: Path) -> Signature:
+def signature(path: Path) -> Signature:
+    """Return what changes with a file; nothing of one that is not there."""
     try:
         found = path.lstat()
     except OSError:

@@ -13,6 +13,7 @@ from lora_build.files.sources.local import LocalSource
 from lora_build.files.targets.disk import free_bytes, is_mount_point, mounted_below
 from lora_build.files.targets.staging import reclaimable_bytes
 from lora_build.planning.plan import MergePlan
+from lora_build.proof.additions import refusal
 from lora_build.proof.aliases import in_use
 from lora_build.proof.builds import Plan
 from lora_build.proof.manifest import (
@@ -133,11 +134,8 @@ def find_build(plan: Plan) -> BuildThere | None:
     except (SourceError, VerificationError) as error:
         raise RecipeError(f"output.dir: {error}; it is left alone: remove {target} or choose another") from error
     issues = []
-    if names := there.additions.read_by_loaders:
-        issues.append(
-            f"output.dir: {target} holds files that lora-build did not write ({some_of(names)}), and that a loader "
-            "may read; move them away"
-        )
+    if why := refusal(f"output.dir: {target}", there.additions):
+        issues.append(why)
     if names := _in_the_way(plan.merge_plan, (*there.additions.harmless, *there.additions.links)):
         issues.append(
             f"output.dir: {target} holds files that lora-build did not write ({some_of(names)}), and the build has "

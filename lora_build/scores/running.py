@@ -5,7 +5,7 @@ import gc
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from lora_build.errors import ScoreError
+from lora_build.errors import LoraBuildError, ScoreError, VerificationError
 from lora_build.proof.builds import Build, BuildInputs, Plan
 from lora_build.proof.manifest import Manifest
 from lora_build.proof.scored import (
@@ -18,9 +18,10 @@ from lora_build.proof.scored import (
     objective_value,
 )  # fmt: skip
 from lora_build.proof.scores_file import ScoresFile, read_scores, write_scores
+from lora_build.proof.untouched import Untouched
 from lora_build.recipe.schema import Recipe
 from lora_build.scores.cache import keep_score, recall_score, without_nan
-from lora_build.scores.interface import ScoredBuild, Tell
+from lora_build.scores.interface import Metrics, ScoredBuild, Tell
 from lora_build.scores.scorers import SCORERS
 
 
@@ -39,6 +40,7 @@ class Scoring:
 
         Raises:
             ScoreError: a score is not within its gate, or cannot be made.
+            VerificationError: what scored it has changed it.
         """
         there = read_scores(self._plan.target, manifest.manifest_hash)
         self._kept = {} if there is None else there.scores  # true of the new build too, which has the same bytes
@@ -49,12 +51,15 @@ class Scoring:
                 refuse_failed(hold(gates_of(gates), metrics_of(self._found)))
             except ScoreError as error:
                 raise ended(error, f"; {self._plan.target} is as it was") from error
+            except VerificationError as error:
+                raise error.ending(f"; {self._plan.target} is as it was") from error
 
     def after(self, built: Build) -> Build:
         """Return a build with its scores, after those that are left were made and all were written beside it.
 
         Raises:
             ScoreError: as `before`, of a build that was there already.
+            VerificationError: as `before`.
         """
         recipe, manifest = self._plan.recipe, built.manifest
         if built.reused and (there := read_scores(built.dir, manifest.manifest_hash)) is not None:
@@ -89,12 +94,13 @@ def measure(
         LoraBuildError: one cannot be made.
     """
     build = ScoredBuild(folder=folder, manifest=manifest, inputs=inputs, tell=tell)
+    untouched = Untouched(folder, manifest)
     found = {}
     for score in scores:
         scorer = SCORERS[score.scorer]
         device = scorer.device(score)
         known = recall_score(score, manifest.manifest_hash, device) if scorer.is_remembered else None
-        said = known or scorer.measure(score, build)
+        said = known or _asked(score, build, untouched)
         if scorer.is_remembered and known is None:
             keep_score(score, manifest.manifest_hash, device, said)
         found[score.name] = Score(
@@ -105,6 +111,24 @@ def measure(
         build.models.clear()
         gc.collect()  # modules refer to each other in circles
     return found
+
+
+def _asked(score: PlannedScore, build: ScoredBuild, untouched: Untouched) -> Metrics:
+    """Return what a scorer says of a build.
+
+    Raises:
+        VerificationError: the build is no longer as it was, whatever the scorer says.
+    """
+    where = f"scores.{score.name}: {score.scorer}"
+    try:
+        said = SCORERS[score.scorer].measure(score, build)
+    except LoraBuildError as error:
+        if why := untouched.problem():
+            raise VerificationError((*error.lines, f"{where}: {why}")) from error
+        raise
+    if why := untouched.problem():
+        raise VerificationError(f"{where}: {why}")
+    return said
 
 
 def scores_file(

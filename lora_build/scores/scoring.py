@@ -13,8 +13,9 @@ from lora_build.errors import RecipeError, SourceError, VerificationError, some_
 from lora_build.files.hashing.hashed_file import file_digest
 from lora_build.files.identity import Digest
 from lora_build.files.readback import read_file
+from lora_build.proof.additions import find_additions, refusal
 from lora_build.proof.builds import Build
-from lora_build.proof.manifest import PROVENANCE_NAME, Manifest, read_manifest
+from lora_build.proof.manifest import PROVENANCE_NAME, Manifest, own_files, read_manifest
 from lora_build.proof.provenance import read
 from lora_build.proof.reopen import reopen
 from lora_build.proof.scored import HeldGate, Score
@@ -130,7 +131,9 @@ def score_by(recipe: Recipe, folder: Path, *, allow_commands: bool = False, tell
 
 
 def _refuse_changed(folder: Path, manifest: Manifest) -> None:
-    """Raise VerificationError unless the files are the manifest's: a score is remembered by its hash."""
+    """Raise VerificationError unless the files are the manifest's, and no others are read: its hash stands for them."""
+    if why := refusal(f"{folder}:", find_additions(folder, own_files(manifest))):
+        raise VerificationError(why)
     changed = []
     for file in manifest.files:
         path = folder / file.path

@@ -242,7 +242,7 @@ OTHERS = {
     "complete -r lora-build; unset -f _lora_build", "compdef -d lora-build; unfunction _lora_build",
     "complete -e -c lora-build; functions -e __lora_build",
     "build a recipe; lora-build recipe=NAME is the same",
-    "output.dir: {} holds files that lora-build did not write ({}), and that a loader may read; move them away",
+    "{} holds files that lora-build did not write ({}), and that a loader may read; move them away",
     "output.dir: {} holds files that lora-build did not write ({}), and the build has files of these names; move them away",
     "the recipe is for lora-build {}, and this is {}; install one that it is for: pip install 'lora-build{}'",
     "this machine's arithmetic fails the self-test of exact-1 for {} (found {}, expected {}): its handling of denormal "

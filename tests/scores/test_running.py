@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import lora_build
 from lora_build.cli.main import main
-from lora_build.errors import RecipeError, ScoreError, SourceError
+from lora_build.errors import RecipeError, ScoreError, SourceError, VerificationError
 from lora_build.pipeline import prepare, run
 from lora_build.proof.scored import Gate, objective_value
 from lora_build.proof.scores_file import ScoresFile, parse_scores
@@ -377,3 +377,67 @@ def test_check_names_a_recipe_whose_data_is_not_there_and_a_sweep_that_says_scor
     assert "scores.s.choice.data: ./no.jsonl is not a file" in found["a"]
     assert found["b"] == ""
     assert "objective: is the recipe's, also where a sweep says it; write recipe: {objective: ...}" in found["c"]
+
+
+TOUCHES = {
+    "printf X | dd of=$0/model.safetensors bs=1 seek=900 conv=notrunc": "model.safetensors changed while it ran",
+    "echo >> $0/config.json": "config.json changed",
+    "rm $0/config.json": "config.json changed",
+    "rm $0/config.json; ln -s /etc/hostname $0/config.json": "config.json changed",
+    "echo {} > $0/chat_template.jinja": "chat_template.jinja was put there",
+}
+ONLY_STAGED = {
+    "echo {} > $0/results.json": "results.json was put there",
+    "mkdir $0/cache": "cache was put there",
+    "echo {} > $0/lora-build.scores.json": "lora-build.scores.json was put there",
+    "echo {} > $0/lora-build.manifest.json": "lora-build.manifest.json was put there",
+    "echo {} > $0/lora-build.survival.json": "lora-build.survival.json changed",
+}
+
+
+def touching(project: Path, script: str) -> dict[str, Any]:
+    """Return a score whose program does something to the build, and then says a metric."""
+    (project / "touch.sh").write_text(script.replace("$0", '"$1"') + " 2> /dev/null\necho '{\"a\": 1}'\n")
+    return {"s": {"command": "sh touch.sh {dir}"}}
+
+
+@pytest.mark.parametrize("script", TOUCHES | ONLY_STAGED)
+def test_a_staged_build_that_a_score_has_changed_does_not_take_its_place(project: Path, script: str) -> None:
+    said = (TOUCHES | ONLY_STAGED)[script]
+    with pytest.raises(VerificationError, match=rf"scores\.s: command: {said}.*; .*/out is as it was"):
+        built(project, touching(project, script), gates={"s": {"a": ">= 1"}})
+    assert [p.name for p in project.iterdir() if p.name.startswith((".out", "out"))] == []
+
+
+ONLY_THERE = {"sed -i s/keep/kept/ $0/lora-build.manifest.json": "lora-build.manifest.json changed"}
+
+
+@pytest.mark.parametrize("script", TOUCHES | ONLY_THERE)
+def test_a_build_that_is_there_and_that_a_score_has_changed_is_told(project: Path, script: str) -> None:
+    lora_build.build(small.recipe(project))
+    with pytest.raises(
+        VerificationError, match=rf"scores\.s: command: {(TOUCHES | ONLY_THERE)[script]}.*/out is no longer what was"
+    ):
+        built(project, touching(project, script))
+    assert not (project / "out" / SCORES_NAME).exists()
+
+
+def test_a_score_that_changes_a_build_and_fails_is_told_with_both(project: Path) -> None:
+    lora_build.build(small.recipe(project))
+    with pytest.raises(VerificationError, match=r"exit code 7(?s:.*)config\.json changed"):
+        built(project, touching(project, "echo >> $0/config.json; exit 7"))
+
+
+def test_what_leaves_every_byte_as_it_was_is_no_change(project: Path) -> None:
+    score = touching(project, "touch $0/model.safetensors; cp $0/config.json c; cp c $0/config.json")
+    assert built(project, score, gates={"s": {"a": ">= 1"}}).scores == {"s": {"a": 1.0}}
+    assert built(project, touching(project, "echo {} > $0/results.json")).reused
+    assert lora_build.verify(project / "out").num_tensors == 3
+
+
+def test_bytes_that_are_put_back_in_time_and_size_are_seen(project: Path) -> None:
+    script = (
+        "touch -r $0/config.json t; tr a-y b-z < $0/config.json > c; cat c > $0/config.json; touch -r t $0/config.json"
+    )
+    with pytest.raises(VerificationError, match=r"config\.json changed"):
+        built(project, touching(project, script), gates={"s": {"a": ">= 1"}})

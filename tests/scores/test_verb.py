@@ -122,6 +122,20 @@ def test_a_build_that_somebody_changed_is_not_scored(there: Path) -> None:
         lora_build.score(there, SCORES, allow_commands=True)
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "adapter_config.json", "chat_templates/x.jinja"])
+def test_a_build_beside_which_a_loader_may_read_more_is_not_scored(there: Path, name: str) -> None:
+    (there / "README.md").write_text("mine")
+    (there / name).parent.mkdir(exist_ok=True)
+    (there / name).write_text("x")
+    before = (there / "lora-build.scores.json").read_bytes()
+    with pytest.raises(VerificationError, match=rf"holds files that lora-build did not write \({name}\)"):
+        lora_build.score(there, SCORES, allow_commands=True)
+    assert (there / "lora-build.scores.json").read_bytes() == before
+    (there / name).unlink()
+    (there / name).parent.rmdir() if "/" in name else None
+    assert lora_build.score(there, SCORES, allow_commands=True).passed
+
+
 def test_a_forward_score_opens_the_inputs_of_the_build(demo: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(demo, copy)
