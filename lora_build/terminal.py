@@ -14,11 +14,17 @@ from typing import Any
 
 _UNUSUAL = re.compile(r"[^ -~]")
 _SECRETS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
-    (re.compile(r"(?<=://)[^\s/'\"]+@"), "***@"),
-    (re.compile(r"://[^\s'\"]+"), lambda found: _without_query(found[0])),  # whole, lest each :// look for a ? alone
+    (
+        re.compile(r"(?<=://)[^\s/]+@"),
+        "***@",
+    ),  # whatever a password has in it, quotes too: up to the last @ of the host
+    (re.compile(r"://[^\s\"]+"), lambda found: _without_query(found[0])),  # whole, lest each :// look for a ? alone
     (re.compile(r"\bhf_(?=[A-Za-z0-9]*[A-Z0-9]|[A-Za-z0-9]{16})[A-Za-z0-9]{8,}"), "hf_***"),  # no folder hf_datasets
     (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}"), r"\1***"),
-    (re.compile(r"(?i)\b((?:access_|auth_)?token|password|secret|api_?key)=[^\s&'\"]+"), r"\1=***"),
+    (
+        re.compile(r"(?i)\b((?:access_|auth_)?token|password|secret|api_?key)=([^\s&\"]+)"),
+        lambda found: f"{found[1]}=***{_after(found[2])}" if found[2] != _after(found[2]) else found[0],
+    ),
 )
 
 
@@ -52,8 +58,15 @@ def masked(data: Any) -> Any:
 
 
 def _without_query(url: str) -> str:
-    place, mark, query = url.partition("?")
-    return f"{place}?***" if query else place + mark
+    place, _, query = url.partition("?")
+    after = _after(query)
+    return f"{place}?***{after}" if query != after else url
+
+
+def _after(text: str) -> str:
+    """Return the quote that ends a text, and the marks after it, which are of the sentence around."""
+    bare = text.rstrip("])},.;:")
+    return text[len(bare) - 1 :] if bare.endswith("'") else ""
 
 
 def _written(character: str, keep: str) -> str:

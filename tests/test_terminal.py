@@ -42,6 +42,14 @@ def test_what_is_not_seen_is_written_out(text: str, shown: str) -> None:
     [
         ("https://user:pass@hub.acme/x", "https://***@hub.acme/x"),
         ("http://user:p@ss@hub.acme:8080/x y", "http://***@hub.acme:8080/x y"),
+        ("see 'https://us'er:p'a!$&(b)*+,;=\"c@d@hub.acme/x', please", "see 'https://***@hub.acme/x', please"),
+        ("https://user:pa#ss?word@hub.acme#x", "https://***@hub.acme#x"),
+        ("https://user:p'w@hub.acme", "https://***@hub.acme"),
+        ("https://hub.acme/x?a=b'c&d=e'f", "https://hub.acme/x?***"),
+        ("('https://hub.acme/x?a=b'c').", "('https://hub.acme/x?***')."),
+        ("'https://hub.acme/x?' and 'password=' here", "'https://hub.acme/x?' and 'password=' here"),
+        ("password=it's", "password=***"),
+        ("['password=it's', 'token=b']", "['password=***', 'token=***']"),
         ("at 'https://hub/x?token=1&a=2' now", "at 'https://hub/x?***' now"),
         ("hf_abcdefghijklmnopqrstuvwxyzABCDEFGH", "hf_***"),
         ("token=abc and api_key=def", "token=*** and api_key=***"),
@@ -54,7 +62,7 @@ def test_secrets_are_masked(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
 
 
-@pytest.mark.parametrize("piece", ["://", "://?", "hf_", "bearer ", "://a@", "token=", "?"])
+@pytest.mark.parametrize("piece", ["://", "://?", "hf_", "bearer ", "://a@", "token=", "?", "://'@", "token='.", "')"])
 def test_no_text_takes_long_to_mask(piece: str) -> None:
     began = time.process_time()
     without_secrets(piece * 100_000)

@@ -41,8 +41,8 @@ def read_file(path: Path) -> bytes:
         raise SourceError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
-def parse_json(data: bytes, *, floats: bool = False) -> Any:
-    """Return the value of JSON text.
+def parse_json(data: bytes, *, floats: bool = False, constants: bool = False) -> Any:
+    """Return the value of JSON text; `constants` are NaN and infinities, which it has none of, as Python writes them.
 
     Raises:
         ValueError: it is none, or holds a key twice, NaN, an infinity, too many values, or floats where there are none.
@@ -53,7 +53,7 @@ def parse_json(data: bytes, *, floats: bool = False) -> Any:
     return json.loads(
         data.decode("utf-8"),
         parse_float=float if floats else _refuse_number,
-        parse_constant=_refuse_number,
+        parse_constant=float if constants else _refuse_number,
         object_pairs_hook=_without_twins,
     )
 

@@ -8,6 +8,7 @@ from lora_build.errors import RecipeError, SourceError, StorageError, Verificati
 from lora_build.files.formats.checkpoint import INDEX_NAME
 from lora_build.files.hashing.hashed_file import file_digest
 from lora_build.files.identity import FileKey, FileRecord, SourceName
+from lora_build.files.readback import read_file
 from lora_build.files.sources import Source, digest
 from lora_build.files.sources.local import LocalSource
 from lora_build.files.targets.disk import free_bytes, is_mount_point, mounted_below
@@ -187,8 +188,8 @@ def refuse_replacing(plan: Plan, there: BuildThere) -> None:
 def recorded_in(target: Path) -> Recorded | None:
     """Return what provenance says of a build; None where there is none that can be read."""
     try:
-        return read((target / PROVENANCE_NAME).read_bytes(), str(target / PROVENANCE_NAME))
-    except (OSError, SourceError):
+        return read(read_file(target / PROVENANCE_NAME), str(target / PROVENANCE_NAME))
+    except SourceError:
         return None
 
 

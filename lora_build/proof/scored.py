@@ -80,9 +80,9 @@ class Gate:
         return re.fullmatch(GATE, self.limit.strip(), re.ASCII)
 
     def admits(self, value: float | None) -> bool:
-        """Whether a value is within the limit; NaN is within none, nor is what was not measured."""
+        """Whether a value is within the limit; what is no finite number is within none, nor what was not measured."""
         found = self.parsed
-        if found is None or value is None or math.isnan(value):
+        if found is None or value is None or not math.isfinite(value):
             return False
         return bool(_COMPARE[found[1]](value, float(found[2])))
 

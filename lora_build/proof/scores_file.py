@@ -155,7 +155,7 @@ def write_scores(folder: Path, scores: ScoresFile) -> None:
     path = folder / SCORES_NAME
     data = scores.to_bytes()
     with suppress(OSError):
-        if path.is_file() and path.read_bytes() == data:
+        if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
             return  # nothing of a build that is up to date is touched
     try:
         fd, name = tempfile.mkstemp(prefix=f".{SCORES_NAME}.", dir=folder)

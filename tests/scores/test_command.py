@@ -43,6 +43,9 @@ SAYS = {
     'echo "{\\"a\\": \\"b\\"}"': "a: expected a number, found 'b'",
     'echo "{\\"a b\\": 1}"': "'a b' names no metric",
     'echo "{\\"a\\": 1, \\"a\\": 2}"': "expected its last line",
+    'echo "{\\"a\\": 1, \\"a\\": 2, \\"b\\": NaN}"': "expected its last line",
+    'echo "{\\"a\\": Infinity, \\"a\\": 2}"': "expected its last line",
+    'echo "{\\"a\\": 1}NaN"': "expected its last line",
 }
 
 

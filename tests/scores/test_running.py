@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import lora_build
 from lora_build.cli.main import main
-from lora_build.errors import RecipeError, ScoreError, SourceError, VerificationError
+from lora_build.errors import LoraBuildError, RecipeError, ScoreError, SourceError, VerificationError
 from lora_build.pipeline import prepare, run
 from lora_build.proof.scored import Gate, objective_value
 from lora_build.proof.scores_file import ScoresFile, parse_scores
@@ -93,9 +93,9 @@ def test_a_metric_that_was_not_measured_passes_no_gate(project: Path) -> None:
 
 
 @given(st.sampled_from([">=", "<=", ">", "<", "=="]), st.floats(allow_nan=False, allow_infinity=False))
-def test_nan_is_within_no_gate(sign: str, limit: float) -> None:
+def test_what_is_no_finite_number_is_within_no_gate(sign: str, limit: float) -> None:
     gate = Gate(score="s", metric="a", limit=f"{sign} {limit}")
-    assert not gate.admits(math.nan)
+    assert not any(map(gate.admits, (math.nan, math.inf, -math.inf)))
     assert not gate.admits(None)
     assert gate.admits(limit) is (sign in (">=", "<=", "=="))
 
@@ -441,3 +441,12 @@ def test_bytes_that_are_put_back_in_time_and_size_are_seen(project: Path) -> Non
     )
     with pytest.raises(VerificationError, match=r"config\.json changed"):
         built(project, touching(project, script), gates={"s": {"a": ">= 1"}})
+
+
+@pytest.mark.parametrize("scorer", ["perplexity", "exact_match", "choice", "forward"])
+def test_data_that_is_too_large_is_refused_by_its_size(project: Path, scorer: str) -> None:
+    with (project / "big").open("wb") as file:
+        file.truncate(1 << 40)  # of which no byte is on the disk, nor fits into memory
+    option = "prompts" if scorer == "forward" else "data"
+    with pytest.raises(LoraBuildError, match="has 1099511627776 bytes, expected 67108864 at most"):
+        lora_build.plan(with_scores(project, {"s": {scorer: {option: "./big"}}}))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lora_build.errors import RecipeError, SourceError
 from lora_build.files.formats.config_json import ModelConfig
+from lora_build.files.readback import read_file
 from lora_build.proof.forward.apart import ApartError
 from lora_build.proof.forward.tokenizers import NoTokenizerError, read_texts
 
@@ -54,9 +55,9 @@ def read_prompts(path: Path, seed: int = 0) -> Prompts:
         RecipeError: there is no such file, or it is not that.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise RecipeError(f"prompts: {path}: cannot be read ({error.strerror})") from error
+        lines = read_file(path).decode("utf-8").splitlines()
+    except SourceError as error:
+        raise RecipeError(f"prompts: {error}") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"prompts: {path}: is not UTF-8 text") from error
     texts = tuple(line for line in lines if line.strip())
