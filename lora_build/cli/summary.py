@@ -95,10 +95,10 @@ def _key_and_value(text: str) -> tuple[str, str]:
 def _outcome(point: Point) -> str:
     if point.same_as is not None:
         return f"same as #{point.same_as}"
-    if point.kept is False:
-        return "not kept"
     if point.exit_code:
         return f"failed ({point.exit_code})"
+    if point.kept is False:
+        return "not kept"
     if point.plan is not None:
         return ACTIONS[Action(point.plan["action"])]
     return "up to date" if point.reused else "built"

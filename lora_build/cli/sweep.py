@@ -5,6 +5,7 @@ That may be in other processes or on other machines.
 
 import contextlib
 import functools
+import json
 import os
 import sys
 import time
@@ -58,7 +59,8 @@ def run(asked: Asked, overrides: list[str], typed: Sequence[str]) -> int:
             is_whole = False
             try:
                 _run_points(run, broken)
-                is_whole = True
+                _build_unkept(run)
+                is_whole = not broken  # of which nobody knows what the points are
             finally:  # what came of the points before an interrupt is said too
                 points = _end(run, broken, typed, is_whole=is_whole)
     if not points:
@@ -102,10 +104,10 @@ def _write_gates(file: str | None, points: Sequence[Point]) -> None:
 
     if file is None:
         return
-    suites = []
+    suites, dirs = [], [point.dir for point in points if point.same_as is None]
     for point in points:
         found = None
-        if point.dir is not None and point.manifest_hash is not None:
+        if point.dir is not None and point.manifest_hash is not None and dirs.count(point.dir) == 1:  # else of another
             found = read_scores(Path(point.dir), Digest(point.manifest_hash))
         gates = () if found is None else found.gates
         suites.append(Suite(name=f"#{point.number} {' '.join(point.overrides)}", gates=gates, error=point.error))
@@ -168,6 +170,7 @@ class _Run:
         folder: that of the sweep; a plan has none.
         axes: those of the sweep.
         shared: what its plans share, where they are made one after the other.
+        is_wanted: whether builds that went in a run before are made again.
     """
 
     asked: Asked
@@ -175,6 +178,7 @@ class _Run:
     folder: "SweepFolder | None"
     axes: "Axes"
     shared: "Shared | None" = None
+    is_wanted: bool = False
 
     def recipe(self, config: "DictConfig | ComposedData", name: str, point: Point) -> "Recipe":
         """Return the recipe of a point, with its output."""
@@ -208,15 +212,15 @@ def _run_here(run: _Run, points: Sequence[Sequence[str]]) -> None:
                     config = compose(words)
                     return run.recipe(config, chosen_recipe(words, config), point)
 
-            _run_point(run, point, recipe, progressbar="progressbar=false" not in words)
+            _run_point(run, point, recipe, words=words, progressbar="progressbar=false" not in words)
 
 
 def _plan_point(asked: Asked, recipe: "Recipe", point: Point, shared: "Shared | None") -> Point:
     """Return a point with its plan."""
-    from lora_build.cli import json
+    from lora_build.cli.json import plan_json
 
     plan = work.plan(recipe, asked, shared=shared)
-    return replace(point, plan=json.plan_json(plan, tensors=asked.tensors))
+    return replace(point, plan=plan_json(plan, tensors=asked.tensors))
 
 
 def _tell_errors(points: list[Point]) -> None:
@@ -255,23 +259,51 @@ def _job(run: _Run, config: "DictConfig") -> float | None:
         return run.recipe(found, chosen_recipe(words, found), point)
 
     bar = config.progressbar and job.runtime.choices["hydra/launcher"] == "basic"  # others would draw over it
-    _run_point(run, point, recipe, progressbar=bar)
+    _run_point(run, point, recipe, words=words, progressbar=bar)
     return 0.0 if asked.command == "plan" else objective_of(run.scratch, point.number)
 
 
-def _run_point(run: _Run, point: Point, recipe: "Callable[[], Recipe]", *, progressbar: bool) -> None:
-    """Run a point, and leave what came of it."""
+def _run_point(
+    run: _Run, point: Point, recipe: "Callable[[], Recipe]", *, words: Sequence[str], progressbar: bool
+) -> None:  # fmt: skip
+    """Run a point, and leave what came of it, and its words for who builds it again."""
     bar = progressbar and run.asked.manner.progress
 
     def work(recipe: "Recipe", point: Point) -> Point:
         if run.folder is None:
             return _plan_point(run.asked, recipe, point, run.shared)
         _announce(run.asked, point, recipe.output.dir)
-        return _build_point(run.asked, run.folder, recipe, point, progressbar=bar)
+        return _build_point(run, run.folder, recipe, point, progressbar=bar)
 
-    point = run_point(run.scratch, point, recipe=recipe, work=work)
+    if run.folder is not None:
+        _words_of(run, point).write_text(json.dumps([*words]), encoding="utf-8")
+    before = None if run.folder is None else run.folder.known(point)
+    point = run_point(run.scratch, point, recipe=recipe, work=work, before=before)
     if run.folder is not None:
         run.folder.note(point)
+
+
+def _words_of(run: _Run, point: Point) -> Path:
+    return run.scratch / f"words-{point.number}.json"
+
+
+def _build_unkept(run: _Run) -> None:
+    """Build the points that are among the best of this run, and whose builds went in a run before; each once."""
+    from lora_build.recipe.composer import chosen_recipe, composer
+    from lora_build.recipe.words import for_people
+
+    tried, run = set[int](), replace(run, is_wanted=True)
+    while run.folder is not None and (found := run.folder.next_unkept(tried)) is not None:
+        tried.add(found.number)
+        words = json.loads(_words_of(run, found).read_text(encoding="utf-8"))
+        point = Point(number=found.number, overrides=tuple(map(for_people, words)))
+
+        def recipe(words: list[str] = words, point: Point = point) -> "Recipe":
+            with composer() as compose:
+                config = compose(words)
+                return run.recipe(config, chosen_recipe(words, config), point)
+
+        _run_point(run, point, recipe, words=words, progressbar="progressbar=false" not in words)
 
 
 def _announce(asked: Asked, point: Point, folder: str) -> None:
@@ -283,19 +315,20 @@ def _announce(asked: Asked, point: Point, folder: str) -> None:
 
 
 def _build_point(
-    asked: Asked, folder: "SweepFolder", recipe: "Recipe", point: Point, *, progressbar: bool
+    run: _Run, folder: "SweepFolder", recipe: "Recipe", point: Point, *, progressbar: bool
 ) -> Point:  # fmt: skip
     """Return a point with its build, or with what is known of it."""
     from lora_build.sweep.again import begun, built_before, with_build
 
-    known, point = folder.known(point), begun(folder.known(point), point, recipe)
-    if known is not None and known.is_built:
-        found = built_before(known, work.plan(recipe, asked), point, is_wanted=point.dir in folder.wanted)
+    known, point = folder.known(point), begun(point, recipe, is_made=folder.has_made(point.dir))
+    if known is not None and known.manifest_hash is not None:
+        is_wanted = run.is_wanted or folder.head.keep == "all"
+        found = built_before(known, work.plan(recipe, run.asked), point, is_wanted=is_wanted)
         if found is not None:
             return found
     folder.note(point)
     start = time.monotonic()
-    built = work.build(recipe, asked, progressbar=progressbar)
+    built = work.build(recipe, run.asked, progressbar=progressbar)
     return with_build(point, built, seconds=time.monotonic() - start)
 
 

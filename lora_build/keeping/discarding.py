@@ -20,15 +20,16 @@ from lora_build.proof.aliases import in_use
 from lora_build.proof.manifest import PROVENANCE_NAME
 from lora_build.proof.occupant import Builds
 from lora_build.proof.provenance import is_of_sweep
+from lora_build.proof.sweep_record import SweepRecord
 
 
-def discard(folder: Path, manifest_hash: str, *, sweep: Path) -> str | None:
+def discard(folder: Path, manifest_hash: str, *, sweep: SweepRecord) -> str | None:
     """Remove a build that a sweep has made, and return why it stays; None where it is gone.
 
     Args:
         folder: the build.
         manifest_hash: of what the sweep has made there.
-        sweep: the sweep's folder, which says itself what of its own it keeps.
+        sweep: the sweep, which says itself what of its own it keeps.
     """
     try:
         with lock(folder, wait=False):
@@ -45,7 +46,7 @@ def discard(folder: Path, manifest_hash: str, *, sweep: Path) -> str | None:
     return None
 
 
-def _why_it_stays(folder: Path, manifest_hash: str, sweep: Path) -> str | None:
+def _why_it_stays(folder: Path, manifest_hash: str, sweep: SweepRecord) -> str | None:
     """Return why a build must stay, whoever has made it; the caller holds its lock."""
     if folder.is_symlink():
         return "is a link"
@@ -53,14 +54,14 @@ def _why_it_stays(folder: Path, manifest_hash: str, sweep: Path) -> str | None:
     record = record_of(folder, index)
     if record.manifest_hash != manifest_hash:
         return "is another build by now"
-    if not is_of_sweep(read_file(folder / PROVENANCE_NAME)):
-        return "was not made by a sweep"
+    if not is_of_sweep(read_file(folder / PROVENANCE_NAME), sweep.sweep):
+        return "was not made by this sweep"
     pins = pins_of([folder.parent, *(build.parent for build in found.builds), *found.folders])
     if pins.of(folder, manifest_hash) is not None:
         return "is pinned"
     if why := in_use([folder.parent, *found.folders]).get(folder):
         return why
-    others = (of for of in sweeps_in(found.folders) if of.folder != sweep)
+    others = (of for of in sweeps_in(found.folders) if of.folder != sweep.folder)
     if why := builds_of(others).get(folder):
         return why
     stamp = Today(index=Index(None)).stamp_of_recipes()  # None where one has changed just now

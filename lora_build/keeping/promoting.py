@@ -87,6 +87,8 @@ def _best(sweep: str | Path, folder: Path) -> Path:
     """Return the build of a sweep's best point."""
     record = read_sweep(sweep_folder(sweep))
     ranked = record.ranked()
+    if record.direction is not None and not ranked and any(point.earlier for point in record.points):
+        raise RecipeError(f"sweep {record.name}: its last run has not come to a point with an objective; run it again")
     if not ranked or record.direction is None:
         raise RecipeError(f"sweep {record.name}: has no objective that says which is the best; name a build's folder")
     best = ranked[0]

@@ -22,5 +22,5 @@ def builds_of(sweeps: Iterable[SweepRecord]) -> Mapping[Path, str]:
         Path(os.path.realpath(Path(point.dir).parent)) / Path(point.dir).name: f"is a point of sweep {sweep.name}"
         for sweep in sweeps
         for point in sweep.points
-        if point.dir is not None and point.error is None and point.kept is not False
+        if point.dir is not None and point.kept is not False and (point.error is None or point.kept)
     }

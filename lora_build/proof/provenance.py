@@ -127,11 +127,11 @@ def read(data: bytes, where: str) -> Recorded:
         raise SourceError(f"{where}: is not a provenance file of lora-build ({error!r})") from error
 
 
-def is_of_sweep(data: bytes) -> bool:
-    """Whether a provenance file says that its build is a point of a sweep."""
+def is_of_sweep(data: bytes, name: str | None) -> bool:
+    """Whether a provenance file says that its build is a point of a sweep: by its file's name, None of one without."""
     try:
         parameters = readback.parse_json(data, floats=True)["predicate"]["buildDefinition"]["externalParameters"]
-        return isinstance(parameters["sweep"], dict)
+        return bool(parameters["sweep"]["name"] == name)
     except (ValueError, KeyError, TypeError, RecursionError):
         return False
 

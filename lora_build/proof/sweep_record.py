@@ -137,8 +137,12 @@ class SweepRecord:
         return data
 
     def ranked(self) -> list[Point]:
-        """Return the points that have an objective, the best one first; of equal ones the first is the better."""
-        found = [point for point in self.points if point.is_built and point.objective is not None]
+        """Return the points that have an objective, the best one first; of equal ones the first is the better.
+
+        Those of runs before are not among them: what they were scored may be by another scorer, and of a sweep that
+        has changed.
+        """
+        found = [p for p in self.points if p.is_built and p.objective is not None and not p.earlier]
         found = [point for point in found if math.isfinite(point.objective or 0)]
         sign = 1 if self.direction == "minimize" else -1
         return sorted(found, key=lambda point: (sign * (point.objective or 0), point.number))
@@ -235,12 +239,10 @@ def _real(value: Any) -> float:
 
 def shared_results(points: Sequence[Point]) -> list[Point]:
     """Return points of which those that share the build of another have what came of it."""
-    owners = {point.dir: point for point in points if point.is_done and point.same_as is None}
+    owners = {point.number: point for point in points if point.is_done and not point.earlier}
     return [
-        replace(
-            owner, number=point.number, overrides=point.overrides, same_as=owner.number, earlier=point.earlier,
-        )
-        if not point.is_done and (owner := owners.get(point.dir)) is not None
+        replace(owner, number=point.number, overrides=point.overrides, same_as=owner.number)
+        if point.same_as is not None and not point.earlier and (owner := owners.get(point.same_as)) is not None
         else point
         for point in points
-    ]  # fmt: skip
+    ]

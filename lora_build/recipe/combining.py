@@ -5,6 +5,8 @@ from enum import Enum
 
 from lora_build.recipe.stated import affects
 
+ORDERED = ("slerp",)  # the methods to which the order of the adapters matters
+
 
 class Sign(Enum):
     """Which sign TIES elects: that of the larger mass, or that of more adapters."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_build.grading import Graded, Grading, base_of
+from lora_build.recipe.combining import ORDERED
 from lora_build.recipe.schema import AdapterSpec, BaseSpec, Recipe
 
 _INPUTS = ("base", "adapters", "adapter_names")  # what is merged, which `selected` says better
@@ -20,6 +21,12 @@ def selected(recipe: Recipe) -> dict[str, AdapterSpec]:
     return {name: spec for name, spec in recipe.adapters.items() if name in names and base_of(spec.weight) != 0}
 
 
+def _in_order(recipe: Recipe) -> list[tuple[str, AdapterSpec]]:
+    """Return the adapters to merge, by name where their order in the recipe changes nothing."""
+    found = list(selected(recipe).items())
+    return found if recipe.combine.method in ORDERED else sorted(found)
+
+
 def recorded_options(recipe: Recipe) -> dict[str, Any]:
     """Return the options that a manifest records, as written, by the names that it has for them, sorted."""
     found = {key.metadata["recorded_as"]: value for _, key, value in _options(recipe)}
@@ -29,7 +36,7 @@ def recorded_options(recipe: Recipe) -> dict[str, Any]:
 def effective(recipe: Recipe) -> dict[str, Any]:
     """Return all of a recipe that affects the output, as written, defaults left out, as plain data."""
     return {
-        "adapters": [[name, _as_written(spec)] for name, spec in sorted(selected(recipe).items())],
+        "adapters": [[name, _as_written(spec)] for name, spec in _in_order(recipe)],
         "base": _as_written(recipe.base),
         "options": {path: value for path, key, value in _options(recipe) if value != _plain(key.default)},
     }
@@ -42,7 +49,7 @@ def point_name(recipe: Recipe) -> str:
     The digits are of the SHA-256 of all that affects the output, as written, defaults left out: a key that a later
     version adds changes no name. `<output.dir>-<point_name>` ends in a file name of at most 200 bytes.
     """
-    adapters, found = sorted(selected(recipe).items()), effective(recipe)
+    adapters, found = _in_order(recipe), effective(recipe)
     text = json.dumps(found, sort_keys=True, separators=(",", ":"))
     digits = hashlib.sha256(text.encode()).hexdigest()[:12]
     words = "+".join(name if spec.weight == 1 else f"{name}@{_weight(spec.weight)}" for name, spec in adapters)

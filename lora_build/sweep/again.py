@@ -10,21 +10,24 @@ import json
 import math
 import os
 from dataclasses import replace
-from enum import Enum
-from typing import Any
 
 from lora_build.proof.builds import Action, Build, Plan
 from lora_build.proof.sweep_record import Point
 from lora_build.recipe.schema import Recipe
 from lora_build.scores.planning import plan_scores
+from lora_build.sweep.points import plain
 
 
-def begun(known: Point | None, point: Point, recipe: Recipe) -> Point:
-    """Return a point that begins: what it is asked, and whether its folder is one of this sweep, of nobody before."""
+def begun(point: Point, recipe: Recipe, *, is_made: bool) -> Point:
+    """Return a point that begins: what it is asked, and whether its folder is one of this sweep, of nobody before.
+
+    Args:
+        point: the point.
+        recipe: of it.
+        is_made: whether the sweep has made its folder already.
+    """
     assert point.dir is not None, "a point knows where it is built"
-    is_new = not os.path.lexists(point.dir)
-    was_made = known is not None and bool(known.made) and known.dir == point.dir
-    return replace(point, made=is_new or was_made, scored_by=asked_by(recipe))
+    return replace(point, made=is_made or not os.path.lexists(point.dir), scored_by=asked_by(recipe))
 
 
 def built_before(known: Point, plan: Plan, point: Point, *, is_wanted: bool) -> Point | None:
@@ -40,6 +43,8 @@ def built_before(known: Point, plan: Plan, point: Point, *, is_wanted: bool) -> 
         return None
     there = plan.at_target
     is_gone = not os.path.lexists(plan.target)
+    if plan.scores and not is_gone:
+        return None  # it is scored as any build that is up to date, a command again, and held to its gates
     if is_gone and not is_wanted:
         is_same = there.action is Action.create and there.build_key == known.build_key
     else:
@@ -48,7 +53,7 @@ def built_before(known: Point, plan: Plan, point: Point, *, is_wanted: bool) -> 
         return None
     return replace(
         known, number=point.number, overrides=point.overrides, reused=True, earlier=None, same_as=None,
-        kept=not is_gone,
+        kept=not is_gone, made=point.made, error=None, exit_code=0,
     )  # fmt: skip
 
 
@@ -74,9 +79,5 @@ def asked_by(recipe: Recipe) -> str:
     """Return a digest of all that a recipe asks for, where it is built aside, and of the data that it is scored by."""
     data = dataclasses.asdict(replace(recipe, composed=None, root="", output=replace(recipe.output, dir="")))
     by = [[score.name, score.scorer, score.version, score.data_digest] for score in plan_scores(recipe)]
-    text = json.dumps([data, by], sort_keys=True, default=_plain)
+    text = json.dumps([data, by], sort_keys=True, default=plain)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-
-
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, Enum) else str(value)

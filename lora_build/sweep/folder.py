@@ -15,7 +15,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from lora_build.proof.sweep_record import (
     write_sweep,
 )  # fmt: skip
 from lora_build.recipe.words import for_people
-from lora_build.sweep.kept import stays, without_others
+from lora_build.sweep.kept import unkept, warn_of_no_best, without_others
 from lora_build.sweep.points import gather
 from lora_build.terminal import without_secrets
 
@@ -83,20 +83,24 @@ class SweepFolder:
     before: Mapping[tuple[str, ...], Point] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def wanted(self) -> set[str]:
-        """The folders that are kept, by what came of points before."""
-        return stays(replace(self.head, points=tuple(self.before.values())))
+    def next_unkept(self, tried: Collection[int]) -> Point | None:
+        """Return a point whose build is to be kept and is not there, of those that nobody has tried to build again."""
+        found = unkept(read_sweep(self.head.folder))
+        return next((point for point in found if point.number not in tried), None)
 
     def known(self, point: Point) -> Point | None:
         """Return what came of a point in a run before."""
         return self.before.get(asked_of(point))
 
+    def has_made(self, folder: str | None) -> bool:
+        """Return whether a build's folder is one that the sweep has made, be it as another point."""
+        return any(point.made and point.dir == folder for point in read_sweep(self.head.folder).points)
+
     def note(self, point: Point) -> None:
         """Write what came of a point, or that it begins, beside what came of the others."""
         with _alone(self.scratch), held():
             record = read_sweep(self.head.folder)
-            others = [p for p in record.points if not _is_same(p, point)]
+            others = [_with_build(p, point) for p in record.points if not _is_same(p, point)]
             self._write(shared_results([*others, point]))
 
     def end(self, more: Sequence[Point], *, is_whole: bool) -> SweepRecord:
@@ -112,6 +116,7 @@ class SweepFolder:
             numbers = {point.number for point in found}
             left = [p for p in read_sweep(self.head.folder).points if p.earlier or p.number not in numbers]
             self._write([*found, *([] if is_whole else left)], is_end=True)
+            warn_of_no_best(replace(self.head, points=tuple(found)))
             return replace(self.head, points=tuple(found))
 
     def _write(self, points: Sequence[Point], *, is_end: bool = False) -> None:
@@ -161,6 +166,12 @@ def opened(head: SweepRecord, scratch: str | None = None) -> Iterator[SweepFolde
 def _is_same(there: Point, point: Point) -> bool:
     """Whether a point of the file is the one that is written: by its number, or what was asked in a run before."""
     return there.overrides == asked_of(point) if there.earlier else there.number == point.number
+
+
+def _with_build(other: Point, point: Point) -> Point:
+    """Return another point, whose build is there again if this one, scored otherwise, has made the same anew."""
+    is_one = (other.dir, other.manifest_hash) == (point.dir, point.manifest_hash)
+    return replace(other, kept=True) if is_one and point.kept and other.is_built else other
 
 
 def asked_of(point: Point) -> tuple[str, ...]:

@@ -4,14 +4,17 @@ result-3.json: {"number": 3, "overrides": ["dtype=float16"], "dir": "/x/builds/d
                 "exit_code": 0, "manifest_hash": "sha256:...", "reused": false, "warnings": []}
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import traceback
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from lora_build.errors import LoraBuildError, RecipeError
 from lora_build.proof.sweep_record import Point, shared_results
@@ -22,24 +25,35 @@ UNEXPECTED = 70  # the exit code of a bug of ours: EX_SOFTWARE of sysexits.h
 
 
 def run_point(
-    folder: Path, point: Point, *, recipe: Callable[[], Recipe], work: Callable[[Recipe, Point], Point]
+    folder: Path,
+    point: Point,
+    *,
+    recipe: Callable[[], Recipe],
+    work: Callable[[Recipe, Point], Point],
+    before: Point | None = None,
 ) -> Point:
     """Run one point beside the plain output, record what came of it and return that; a failure is recorded, not raised.
 
-    Points whose output is the same one are the same build, which the first to come does.
+    Points whose output is the same one, and that are scored and held alike, are one, which the first to come does.
+
+    Args:
+        folder: where what came of each point lies.
+        point: what is asked.
+        recipe: gives its recipe.
+        work: builds it, or plans it.
+        before: what came of it in a run before, which a failure leaves beside it.
     """
     try:
         made = recipe()
         output = str(resolve_path(made, made.output.dir))
-        is_first = _is_first(folder, made, output)
+        first = _first(folder, made, output, point.number)
         point = replace(point, dir=output)
-        if is_first:
-            point = work(made, point)
+        point = work(made, point) if first == point.number else replace(point, same_as=first)
     except LoraBuildError as error:
-        point = replace(point, exit_code=error.exit_code, error=str(error))
+        point = _failed(point, before, error.exit_code, str(error))
     except Exception as error:  # noqa: BLE001  a bug must not cost the points after it
         last = traceback.format_exception_only(error)[-1].strip()
-        point = replace(point, exit_code=UNEXPECTED, error=f"unexpected {last}")
+        point = _failed(point, before, UNEXPECTED, f"unexpected {last}")
     (folder / f"result-{point.number}.json").write_text(json.dumps(point.to_json()), encoding="utf-8")
     return point
 
@@ -70,24 +84,45 @@ def exit_code(points: Sequence[Point]) -> int:
     return next((point.exit_code for point in points if point.exit_code), 0)
 
 
-def _is_first(folder: Path, recipe: Recipe, output: str) -> bool:
-    """Return whether no other point of this sweep has this output; true once, also among processes.
+def _failed(point: Point, before: Point | None, exit_code: int, error: str) -> Point:
+    """Return a point that failed; what a run before has made and knew of it is not lost for that."""
+    if before is not None and before.manifest_hash is not None:
+        point = replace(
+            before, number=point.number, overrides=point.overrides, same_as=None, earlier=None, reused=None,
+        )  # fmt: skip
+    return replace(point, exit_code=exit_code, error=error)
+
+
+def _first(folder: Path, recipe: Recipe, output: str, number: int) -> int:
+    """Return the number of the point of this sweep that came first to an output and its scoring, also among processes.
 
     Raises:
-        RecipeError: another one has it, which is not the same build.
+        RecipeError: another one has the output, which is not the same build.
     """
-    place = folder / f"claim-{hashlib.sha256(output.encode()).hexdigest()}"
     file = "this one" if recipe.composed is None else recipe.composed.file
-    own = folder / f"own-{uuid.uuid4()}"
-    own.write_text(json.dumps({"recipe": file, "effect": effective(recipe)}), encoding="utf-8")
-    try:
-        place.hardlink_to(own)  # with its content, or not at all
-    except FileExistsError:
-        first, second = (json.loads(path.read_text(encoding="utf-8")) for path in (place, own))
-        if first["effect"] == second["effect"]:
-            return False
+    own = {"recipe": file, "effect": effective(recipe), "number": number}
+    first = _claimed(folder, output, own)
+    if first["effect"] != own["effect"]:
         said = f"output.dir: {output} is that of {first['recipe']} too; set name or output.dir of one of them"
-        raise RecipeError(said) from None
+        raise RecipeError(said)
+    scoring = json.dumps([output, recipe.scores, recipe.gates, recipe.objective], sort_keys=True, default=plain)
+    return int(_claimed(folder, scoring, own)["number"])
+
+
+def _claimed(folder: Path, what: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the first point to claim something says of itself, which may be this one."""
+    place = folder / f"claim-{hashlib.sha256(what.encode()).hexdigest()}"
+    file = folder / f"own-{uuid.uuid4()}"
+    file.write_text(json.dumps(own), encoding="utf-8")
+    try:
+        with contextlib.suppress(FileExistsError):
+            place.hardlink_to(file)  # with its content, or not at all
+        found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+        return found
     finally:
-        own.unlink()
-    return True
+        file.unlink()
+
+
+def plain(value: Any) -> Any:
+    """Return a value of a recipe that JSON does not know as one that it does."""
+    return value.value if isinstance(value, Enum) else str(value)

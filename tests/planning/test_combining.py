@@ -14,8 +14,9 @@ from lora_build.cli.main import main
 from lora_build.cli.text import plan_lines
 from lora_build.methods.combine.interface import combinations
 from lora_build.pipeline import prepare
-from lora_build.planning.combining import combination_of, parameters, recorded, spec_of
-from lora_build.recipe.combining import CombineSpec
+from lora_build.planning.combining import combination_of, is_ordered, parameters, recorded, spec_of
+from lora_build.recipe.combining import ORDERED, CombineSpec
+from lora_build.recipe.identity import effective, point_name
 from lora_build.recipe.validate import from_mapping
 from makers import small
 
@@ -42,6 +43,14 @@ def refusal(folder: Path, *adapters: str, **more: Any) -> str:
 
 def key(folder: Path, **more: Any) -> str | None:
     return lora_build.plan(small.recipe(folder, "math", "code", **more)).at_target.build_key
+
+
+def test_adapters_in_another_order_are_another_recipe_where_order_matters(folder: Path) -> None:
+    assert {name for name, combination in combinations().items() if is_ordered(combination)} == set(ORDERED)
+    for method in ("linear", *ORDERED):
+        one, other = (small.recipe(folder, *names, combine=method) for names in (("math", "code"), ("code", "math")))
+        one, other = from_mapping(one), from_mapping(other)
+        assert (effective(one) != effective(other)) == (point_name(one) != point_name(other)) == (method in ORDERED)
 
 
 @pytest.mark.parametrize("name", sorted(combinations()))

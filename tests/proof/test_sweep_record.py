@@ -66,15 +66,19 @@ def test_the_best_comes_first_and_of_equals_the_first(tmp_path: Path) -> None:
     found = record(tmp_path, *(built(number, tmp_path, value) for number, value in enumerate(values)))
 
     assert [point.number for point in found.ranked()] == [1, 4, 0]
+    points = [dataclasses.replace(point, earlier=point.number == 1) for point in found.points]
+    assert [point.number for point in dataclasses.replace(found, points=tuple(points)).ranked()] == [4, 0]
     assert [point.number for point in dataclasses.replace(found, direction="minimize").ranked()] == [0, 1, 4]
 
 
 def test_a_point_that_shares_a_build_has_what_came_of_that(tmp_path: Path) -> None:
     owner = built(0, tmp_path)
-    waiting, alone = (Point(number=n, overrides=("x",), dir=str(tmp_path.parent / f"p{n - 1}")) for n in (1, 2))
+    waiting, alone = (Point(number=n, overrides=("x",), dir=owner.dir, same_as=of) for n, of in ((1, 0), (2, None)))
 
     shared = dataclasses.replace(owner, number=1, overrides=("x",), same_as=0)
     assert shared_results([owner, waiting, alone]) == [owner, shared, alone]
+    earlier = dataclasses.replace(owner, earlier=True)
+    assert shared_results([earlier, waiting]) == [earlier, waiting]
 
 
 @pytest.mark.parametrize(

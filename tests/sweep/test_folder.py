@@ -419,6 +419,138 @@ def test_only_what_the_sweep_has_made_goes(
     assert [(point["made"], point["kept"]) for point in found] == [(True, False), (False, True), (True, False)]
 
 
+@pytest.fixture
+def scored(project: Path) -> Path:
+    """A recipe that a program scores, and that program."""
+    said = project / "said.sh"
+    said.write_text("""echo '{"v": 0.5, "w": 2}'""")
+    recipe = project / "recipes/demo.yaml"
+    recipe.write_text(recipe.read_text() + "scores: {s: {command: 'sh said.sh {dir}'}}\nobjective: {maximize: s.v}\n")
+    return said
+
+
+def test_points_of_one_build_are_each_scored_and_held(project: Path, scored: Path, swept: Run) -> None:
+    words = ("gates.s.v='>= 0.1','>= 0.9'", "objective.maximize=s.v,s.w", "recipe.description=a,b", "--allow-commands")
+    points = swept(*words, code=1)["points"]
+    assert len({point["dir"] for point in points}) == len(builds_in(project)) == 1
+    assert [point["objective"] for point in points] == [0.5, 0.5, 2, 2, None, None, None, None]
+    assert [point.get("same_as") for point in points] == [None, 0, None, 2, None, 4, None, 6]
+    assert all("gates: s.v is 0.5, expected >= 0.9" in point["error"] for point in points[4:])
+    again = swept(*words, code=1)["points"]
+    assert [point["objective"] for point in again] == [point["objective"] for point in points]
+    none = swept(*words[1:], "keep=none")["points"]
+    assert [point["objective"] for point in none] == [0.5, 0.5, 2, 2]
+
+
+def test_a_build_that_two_points_share_goes_when_neither_is_kept(project: Path, scored: Path, swept: Run) -> None:
+    found = swept("objective.maximize=s.v,s.w", "keep=none", "--allow-commands")["points"]
+    assert [(point["objective"], point["made"], point["kept"]) for point in found] == [
+        (0.5, True, False), (2, True, False),
+    ]  # fmt: skip
+    assert builds_in(project) == []
+
+
+@pytest.fixture
+def changed_objective(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[float], float]], None]:
+    """Have another scorer score from now on: a recipe's file that says so, and what it says of a weight."""
+
+    def change(of: Callable[[float], float]) -> None:
+        run = pipeline.run
+        monkeypatch.setattr(pipeline, "run", lambda plan, **options: scored(run(plan, **options), plan))
+
+        def scored(made: Any, plan: Any) -> Any:
+            return replace(made, objective=of(plan.recipe.adapters["math"].weight))
+
+    return change
+
+
+def test_the_best_of_a_run_is_there_though_runs_before_had_better_ones(
+    project: Path, built: list[str], objective: None, changed_objective: Any
+) -> None:
+    file, recipe = project / "recipes/sweep/grid.yaml", project / "recipes/demo.yaml"
+    text = "defaults: [{{override /recipe: demo}}]\nkeep: best\nhydra: {{sweeper: {{params: {{adapters.math.weight: '{}'}}}}}}\n"
+
+    def best() -> list[str]:
+        assert app.main(["sweep=grid", "--quiet"]) == 0
+        record = read_sweep(project / "builds/sweeps/grid")
+        first = record.ranked()[0]
+        assert (first.kept, [p.number for p in record.points if p.kept]) == (True, [first.number])
+        assert Path(str(first.dir), MANIFEST_NAME).is_file()
+        return [word.partition("=")[2] for word in first.overrides if "weight" in word]
+
+    file.write_text(text.format("1,9"))
+    assert best() == ["9"]
+    file.write_text(text.format("2,3"))  # whose points are all worse than the best one before
+    assert best() == ["3"]
+    file.write_text(text.format("2,1"))  # the better of which was known, and is not there
+    built.clear()
+    assert best() == ["2"]
+    assert len(built) == 2
+    recipe.write_text(f"{recipe.read_text()}description: scored otherwise\n")
+    changed_objective(lambda weight: -weight)
+    assert best() == ["1"]
+
+
+def test_nothing_goes_where_nobody_can_tell_the_best(
+    project: Path,
+    swept: Run,
+    built: list[str],
+    objective: None,
+    changed_objective: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    changed_objective(lambda weight: float("nan"))
+    assert [point["kept"] for point in swept(WEIGHTS, "keep=best")["points"]] == [True] * 3
+    assert len(builds_in(project)) == 3
+    assert "keep: best removes nothing: no point has an objective that is a number" in caplog.text
+
+
+@pytest.mark.parametrize("is_point", [True, False])
+def test_what_only_a_file_says_is_a_sweep_s_is_not_removed(
+    project: Path, swept: Run, built: list[str], capsys: pytest.CaptureFixture[str], is_point: bool
+) -> None:
+    (project / "recipes/sweep/own.yaml").write_text(
+        "defaults: [{override /recipe: demo}]\nhydra: {sweeper: {params: {adapters.math.weight: '1,2'}}}\n"
+    )
+    assert app.main(["sweep=own", "--quiet"]) == 0
+    theirs = builds_in(project)
+    capsys.readouterr()
+    swept("adapters.math.weight=1,2" if is_point else "adapters.math.weight=3,4")
+    folder = next(path for path in (project / "builds/sweeps").iterdir() if path.name.startswith("demo-"))
+    forged = json.loads((folder / "sweep.json").read_text())
+    own = read_sweep(project / "builds/sweeps/own").points
+    for point, other in zip(forged["points"], own, strict=True):
+        point |= {"dir": other.dir, "manifest_hash": other.manifest_hash, "made": True}
+    (folder / "sweep.json").write_text(json.dumps(forged))
+    shutil.rmtree(project / "builds/sweeps/own")
+    swept("adapters.math.weight=1,2" if is_point else "adapters.math.weight=3,4", "keep=none")
+    assert set(theirs) <= set(builds_in(project))
+
+
+def test_what_cannot_be_planned_any_more_keeps_what_is_known_of_it(
+    project: Path, swept: Run, built: list[str], objective: None
+) -> None:
+    words = (WEIGHTS, "keep=best")
+    first = swept(*words)["points"]
+    base = project / "recipes/demo.yaml"
+    text = base.read_text()
+    base.write_text(text.replace("/code}", "/gone}"))
+    failed = swept(*words, code=2)["points"]
+    known = ("dir", "manifest_hash", "scores", "objective", "made", "kept")
+    assert all("gone" in point["error"] for point in failed)
+    assert [[point[key] for key in known] for point in failed] == [[point[key] for key in known] for point in first]
+    assert {item.why for item in lora_build.gc(builds=True)} == {f"is a point of sweep {folder_of(project).name}"}
+    base.write_text("bse: ./x\n")  # so that no point is known any more
+    assert app.main(["-m", "recipe=demo", *words]) == 2
+    base.write_text(text)
+    built.clear()
+    again = swept(*words)["points"]
+    assert built == []
+    assert [[point[key] for key in ("error", *known)] for point in again] == [
+        [point.get(key) for key in ("error", *known)] for point in first
+    ]
+
+
 @pytest.mark.parametrize("why", ["is pinned", "which lora-build did not write", "leads to it", "is a point of sweep other", "is an input of recipe heir"])  # fmt: skip
 def test_a_build_that_something_needs_stays_and_is_said(
     project: Path, swept: Run, built: list[str], why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -456,12 +588,12 @@ def test_a_build_that_something_needs_stays_and_is_said(
 
 def test_a_build_that_is_another_one_by_now_is_not_removed(project: Path, swept: Run) -> None:
     (point,) = swept("adapters.math.weight=2")["points"]
-    folder = Path(point["dir"])
-    assert discard(folder, "sha256:" + "0" * 64, sweep=folder_of(project)) == "is another build by now"
+    folder, sweep = Path(point["dir"]), read_sweep(folder_of(project))
+    assert discard(folder, "sha256:" + "0" * 64, sweep=sweep) == "is another build by now"
     with lock(folder):
-        assert discard(folder, point["manifest_hash"], sweep=folder_of(project)) == "a build of it runs"
-    assert discard(folder, point["manifest_hash"], sweep=folder_of(project)) is None
-    assert discard(folder, point["manifest_hash"], sweep=folder_of(project)) is None
+        assert discard(folder, point["manifest_hash"], sweep=sweep) == "a build of it runs"
+    assert discard(folder, point["manifest_hash"], sweep=sweep) is None
+    assert discard(folder, point["manifest_hash"], sweep=sweep) is None
     assert not folder.exists()
 
 
