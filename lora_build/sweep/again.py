@@ -1,7 +1,8 @@
 """A sweep that is run again: what came of a point before, where that is still so.
 
-A finished point is not built and not scored twice: its recipe asks for the same, word by word, and its inputs are the
-same, byte for byte; its build is there as it was, or went because the sweep was not to keep it.
+A finished point is not built twice: its recipe asks for the same, word by word, and its inputs are the same, byte for
+byte; its build is there as it was, or went because the sweep was not to keep it. One that is there is scored as any
+build that is up to date; of one that went, the scores of before stand.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from lora_build.proof.builds import Action, Build, Plan
 from lora_build.proof.sweep_record import Point
 from lora_build.recipe.schema import Recipe
 from lora_build.scores.planning import plan_scores
+from lora_build.scores.scorers import SCORERS
 from lora_build.sweep.points import plain
 
 
@@ -53,8 +55,15 @@ def built_before(known: Point, plan: Plan, point: Point, *, is_wanted: bool) -> 
         return None
     return replace(
         known, number=point.number, overrides=point.overrides, reused=True, earlier=None, same_as=None,
-        kept=not is_gone, made=point.made, error=None, exit_code=0,
+        kept=not is_gone, made=point.made, error=None, exit_code=0, warnings=_warnings(known, plan),
     )  # fmt: skip
+
+
+def _warnings(known: Point, plan: Plan) -> tuple[str, ...]:
+    """Return the warnings of a point, and which of its scores another run might give another value."""
+    fresh = [score.name for score in plan.scores if not SCORERS[score.scorer].is_remembered]
+    more = [f"scores.{name}: is of an earlier run, since the build is not kept" for name in fresh]
+    return tuple(dict.fromkeys([*(known.warnings or ()), *more]))
 
 
 def with_build(point: Point, built: Build, *, seconds: float) -> Point:

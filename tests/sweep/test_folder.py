@@ -442,6 +442,34 @@ def test_points_of_one_build_are_each_scored_and_held(project: Path, scored: Pat
     assert [point["objective"] for point in none] == [0.5, 0.5, 2, 2]
 
 
+def test_a_command_runs_again_where_the_build_is_there_and_gates_hold(project: Path, scored: Path, swept: Run) -> None:
+    words = ("recipe.dtype=keep,float32", "gates.s.v='>= 0.1'", "--allow-commands")
+    swept(*words)
+    text = scored.read_text()
+    scored.write_text(text.replace("0.5", "0.7"))
+    assert [point["objective"] for point in swept(*words)["points"]] == [0.7, 0.7]
+    scored.write_text(text.replace("0.5", "0"))
+    assert all("expected >= 0.1" in point["error"] for point in swept(*words, code=1)["points"])
+    assert [point["objective"] for point in swept(*words[:2], code=2)["points"]] == [0.7, 0.7]  # nobody allows it
+    scored.write_text(text)
+    assert [point["kept"] for point in swept(*words, "keep=none")["points"]] == [False, False]
+    assert builds_in(project) == []
+
+
+def test_of_a_build_that_is_not_kept_the_scores_of_before_are_said_to_be_that(
+    project: Path, scored: Path, swept: Run
+) -> None:
+    words = ("recipe.dtype=keep,float32", "keep=none", "--allow-commands")
+    swept(*words)
+    scored.write_text("false")
+    for _ in range(2):
+        found = swept(*words)["points"]
+        assert [(point["objective"], point["kept"]) for point in found] == [(0.5, False)] * 2
+        assert [
+            point["warnings"].count("scores.s: is of an earlier run, since the build is not kept") for point in found
+        ] == [1, 1]
+
+
 def test_a_build_that_two_points_share_goes_when_neither_is_kept(project: Path, scored: Path, swept: Run) -> None:
     found = swept("objective.maximize=s.v,s.w", "keep=none", "--allow-commands")["points"]
     assert [(point["objective"], point["made"], point["kept"]) for point in found] == [
