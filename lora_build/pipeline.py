@@ -43,8 +43,8 @@ from lora_build.recipe.committed import Committed, committed
 from lora_build.recipe.schema import IfExists, Recipe
 from lora_build.recipe.validate import from_mapping
 from lora_build.scores.interface import Tell
+from lora_build.scores.planning import asked_scores, plan_scores, refuse_commands, refuse_unscorable, with_commands
 from lora_build.scores.planning import memory_bytes as scoring_bytes
-from lora_build.scores.planning import plan_scores, refuse_commands, refuse_unscorable, with_commands
 from lora_build.scores.running import Scoring
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def plan(
     Raises:
         LoraBuildError: see `prepare`.
     """
-    found = prepare(_checked(recipe, "plan"), replace=replace, locked=locked)
+    found = prepare(_checked(recipe, "plan", allow_commands), replace=replace, locked=locked)
     return with_commands(found, allow_commands=allow_commands)
 
 
@@ -81,7 +81,7 @@ def build(
     Raises:
         LoraBuildError: see `prepare` and `run`.
     """
-    planned = prepare(_checked(recipe, "build"), replace=replace, locked=locked, is_told=False)
+    planned = prepare(_checked(recipe, "build", allow_commands), replace=replace, locked=locked, is_told=False)
     built = run(with_commands(planned, allow_commands=allow_commands), replan=True)
     if built.replaced:
         why = "; ".join(built.reasons)
@@ -91,12 +91,14 @@ def build(
     return built
 
 
-def _checked(recipe: Recipe | Mapping[str, Any], verb: str) -> Recipe:
+def _checked(recipe: Recipe | Mapping[str, Any], verb: str, allow_commands: bool) -> Recipe:
     if not isinstance(recipe, Recipe | Mapping):
         raise RecipeError(
             f"{verb} takes a Recipe or a mapping, found {recipe!r}; load_recipe('NAME') reads one by name"
         )
-    return from_mapping(recipe)
+    checked = from_mapping(recipe)
+    refuse_commands(asked_scores(checked), allow_commands=allow_commands)  # before what they name is looked at
+    return checked
 
 
 def prepare(
@@ -110,8 +112,7 @@ def prepare(
     Raises:
         LoraBuildError: the recipe, an input, or how they fit together; every issue at once.
     """
-    terms = _Terms(replace=replace, locked=locked, shared=shared)
-    return _prepare(recipe, terms, is_told=is_told)
+    return _prepare(recipe, _Terms(replace=replace, locked=locked, shared=shared), is_told=is_told)
 
 
 def survey(recipe: Recipe, *, shared: Shared | None = None) -> Plan:
@@ -346,5 +347,4 @@ def memory_bytes(plan: Plan) -> int:
     checks = checks_of(plan.recipe)
     runtime = runtime_bytes(plan.merge_plan, with_torch=bool(checks or plan.scores))
     of_checks = (check.memory_bytes(plan.inputs, plan.merge_plan) for check in checks)
-    of_scores = scoring_bytes(plan.scores, plan.merge_plan)
-    return runtime + max([merge_bytes(plan.merge_plan), *of_checks, of_scores])
+    return runtime + max([merge_bytes(plan.merge_plan), *of_checks, scoring_bytes(plan.scores, plan.merge_plan)])

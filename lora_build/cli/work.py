@@ -74,8 +74,9 @@ def build_for_ci(recipe: "Recipe", asked: Asked, *, progressbar: bool) -> "Build
 def plan(recipe: "Recipe", asked: Asked, *, is_told: bool = True, shared: "Shared | None" = None) -> "Plan":
     """Return the plan of a recipe; `shared` keeps what one plan after the other needs."""
     from lora_build import pipeline
-    from lora_build.scores.planning import with_commands
+    from lora_build.scores.planning import asked_scores, refuse_commands, with_commands
 
+    refuse_commands(asked_scores(recipe), allow_commands=asked.allow_commands)  # before what they name is looked at
     found = pipeline.prepare(recipe, replace=asked.replace, locked=asked.locked, is_told=is_told, shared=shared)
     return with_commands(found, allow_commands=asked.allow_commands)
 

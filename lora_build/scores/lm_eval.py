@@ -10,7 +10,9 @@ import importlib.util
 import io
 import json
 import math
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from lora_build.errors import RecipeError
@@ -23,7 +25,7 @@ from lora_build.scores.data import located
 from lora_build.scores.interface import Metrics, ScoredBuild, failed
 from lora_build.scores.models import device_of, model_of
 
-_MOST_FILES = 1_000
+_MOST_FILES, _MOST_ENTRIES, _MOST_BYTES = 1_000, 5_000, 256 << 20
 _KEPT = ("results", "groups", "versions", "n-shot", "higher_is_better", "n-samples")
 
 
@@ -43,9 +45,7 @@ class LmEval:
         if score.options["folder"] is None:
             return replace(score, options=options)
         folder = located(score, "folder")
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        if len(files) > _MOST_FILES:
-            raise RecipeError(f"{where}.folder: has more than {_MOST_FILES} files; is it the right one?")
+        files = _files(folder, f"{where}.folder")
         told = [[path.relative_to(folder).as_posix(), Digest.sha256(read_file(path))] for path in files]
         digest = Digest.sha256(canonical_json(told))
         return replace(score, options=options, data=folder, data_digest=digest, command=("lm_eval", str(folder)))
@@ -77,6 +77,32 @@ class LmEval:
             raise failed(score, f"the harness cannot go on: {why[:300]}") from error
         build.tell(score.name, 1, 1)
         return Metrics(metrics=_metrics(found["results"]), details=_plain({key: found.get(key) for key in _KEPT}))
+
+
+def _files(folder: Path, where: str) -> list[Path]:
+    """Return the files in a folder, which may be the wrong one and hold a whole disk; no link to a folder is followed.
+
+    Raises:
+        RecipeError: there are too many, or they are too large.
+    """
+    found: list[Path] = []
+    waiting, num_entries, num_bytes = [folder], 0, 0
+    try:
+        while waiting:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    num_entries += 1
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(Path(entry.path))
+                    elif entry.is_file():
+                        found.append(Path(entry.path))
+                        num_bytes += entry.stat().st_size
+                    if len(found) > _MOST_FILES or num_entries > _MOST_ENTRIES or num_bytes > _MOST_BYTES:
+                        most = f"{_MOST_FILES} files, {_MOST_ENTRIES} files and folders, or {_MOST_BYTES >> 20} MiB"
+                        raise RecipeError(f"{where}: {folder} has more than {most}; is it the right one?")
+    except OSError as error:
+        raise RecipeError(f"{where}: {error.filename or folder}: cannot be read ({error.strerror})") from error
+    return sorted(found)
 
 
 def _metrics(results: Any) -> dict[str, float]:

@@ -24,6 +24,16 @@ from lora_build.scores.scorers import SCORERS
 _ALLOWED = "LORA_BUILD_ALLOW_COMMANDS"
 
 
+def asked_scores(recipe: Recipe) -> Iterator[PlannedScore]:
+    """Yield the scores that a recipe asks for, before a look at what they read."""
+    for name, chosen in recipe.scores.items():
+        ((scorer, options),) = chosen.items()
+        yield PlannedScore(
+            name=name, scorer=scorer, options=whole_options(scorer, options), version=SCORERS[scorer].version,
+            metrics=METRICS[scorer], folder=Path(recipe.root),
+        )  # fmt: skip
+
+
 def plan_scores(recipe: Recipe) -> tuple[PlannedScore, ...]:
     """Return the scores that a recipe asks for, with the digests of what they read.
 
@@ -32,16 +42,12 @@ def plan_scores(recipe: Recipe) -> tuple[PlannedScore, ...]:
     """
     found: list[PlannedScore] = []
     failures: list[LoraBuildError] = []
-    for name, chosen in recipe.scores.items():
-        ((scorer, options),) = chosen.items()
-        score = PlannedScore(
-            name=name, scorer=scorer, options=whole_options(scorer, options), version=SCORERS[scorer].version,
-            metrics=METRICS[scorer], folder=Path(recipe.root),
-        )  # fmt: skip
+    for score in asked_scores(recipe):
+        scorer = SCORERS[score.scorer]
         try:
-            score = SCORERS[scorer].plan(score)
+            score = scorer.plan(score)
             if score.options.get("device") == "cuda":
-                SCORERS[scorer].device(score)
+                scorer.device(score)
         except LoraBuildError as error:
             failures.append(error)
         found.append(score)
@@ -64,7 +70,7 @@ def with_commands(plan: Plan, *, allow_commands: bool) -> Plan:
 def refuse_commands(scores: Iterable[PlannedScore], *, allow_commands: bool) -> None:
     """Raise RecipeError that names every score that would run something, unless that is allowed."""
     if not (allow_commands or os.environ.get(_ALLOWED) == "1"):
-        _refuse_all([_not_allowed(score) for score in scores if score.command])
+        _refuse_all([_not_allowed(score) for score in scores if _runs_code(score)])
 
 
 def _refuse_all(failures: Sequence[LoraBuildError]) -> None:
@@ -81,6 +87,10 @@ def whole_options(scorer: str, options: Mapping[str, Any]) -> dict[str, Any]:
     known = {key.name: key.default for key in dataclasses.fields(OPTIONS[scorer])}
     plain = {name: value.value if isinstance(value, Enum) else value for name, value in known.items()}
     return plain | dict(options)
+
+
+def _runs_code(score: PlannedScore) -> bool:
+    return score.scorer == "command" or score.options.get("folder") is not None
 
 
 def _not_allowed(score: PlannedScore) -> RecipeError:

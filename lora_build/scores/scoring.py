@@ -24,7 +24,7 @@ from lora_build.recipe.schema import Recipe
 from lora_build.recipe.scoring_checks import KEYS
 from lora_build.recipe.validate import from_mapping
 from lora_build.scores.interface import Tell
-from lora_build.scores.planning import plan_scores, refuse_commands
+from lora_build.scores.planning import asked_scores, plan_scores, refuse_commands
 from lora_build.scores.running import measure, scores_file
 
 
@@ -115,8 +115,8 @@ def score_by(recipe: Recipe, folder: Path, *, allow_commands: bool = False, tell
         LoraBuildError: as `score`.
     """
     manifest = read_manifest(folder)
+    refuse_commands(asked_scores(recipe), allow_commands=allow_commands)
     planned = plan_scores(recipe)
-    refuse_commands(planned, allow_commands=allow_commands)
     _refuse_changed(folder, manifest)
     found = measure(
         planned, folder, manifest, inputs=lambda: reopen(folder, manifest), tell=tell or (lambda name, count, of: None)

@@ -1,5 +1,6 @@
 """EleutherAI's harness on a task of a folder; and what is said where it is not installed, or not allowed."""
 
+import importlib.metadata
 import importlib.util
 import json
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 import pytest
 
 import lora_build
+from lora_build.cli.main import main
 from lora_build.errors import RecipeError
+from lora_build.scores import lm_eval
 from lora_build.scores.lm_eval import _metrics
 
 TASK = """\
@@ -76,3 +79,58 @@ def test_a_task_of_a_folder_is_scored_as_choice_scores_it(
     assert found.scores["h"].details["results"]["tiny_sums"]["acc,none"] == ours["accuracy"]
     again = lora_build.score(demo, scores, allow_commands=True)
     assert again.scores["h"].is_remembered
+
+
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the plan find a harness."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1")
+
+
+@pytest.mark.usefixtures("harness")
+def test_no_folder_of_tasks_is_looked_at_before_that_is_allowed(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def look(*_: Any) -> list[Path]:
+        raise AssertionError("looked at")
+
+    monkeypatch.setattr(lm_eval, "_files", look)
+    lora_build.build({"base": "./base", "adapters": "./math", "output": "./there"})
+    scores = {"h": {"lm_eval": {"tasks": "x", "folder": "/"}}}
+    recipe = {"base": "./base", "adapters": "./math", "output": "./out", "scores": scores}
+    for attempt in (lora_build.plan, lora_build.build, lambda _: lora_build.score("there", scores)):
+        with pytest.raises(RecipeError, match=r"scores\.h\.lm_eval: would run tasks of /, .*--allow-commands"):
+            attempt(recipe)
+    (project / "recipes").mkdir()
+    (project / "recipes/prod.yaml").write_text(json.dumps(recipe))
+    for words in (["plan", "recipe=prod"], ["recipe=prod"]):
+        assert main(words) == 2
+        assert "would run tasks of /" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("harness")
+@pytest.mark.parametrize("kind", ["files", "folders", "bytes"])
+def test_a_folder_of_tasks_that_may_be_the_wrong_one_is_not_walked_to_its_end(
+    project: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    tasks = project / "tasks"
+    tasks.mkdir()
+    monkeypatch.setattr(lm_eval, "_MOST_FILES", 3)
+    monkeypatch.setattr(lm_eval, "_MOST_ENTRIES", 10)
+    (tasks / "loop").symlink_to(tasks)
+    for number in range(3):
+        (tasks / f"{number}.yaml").write_text("x")
+    recipe = {"base": "./base", "adapters": "./math", "output": "./out",
+              "scores": {"h": {"lm_eval": {"tasks": "x", "folder": "./tasks"}}}}  # fmt: skip
+    assert lora_build.plan(recipe, allow_commands=True).scores[0].data_digest is not None
+    match kind:
+        case "files":
+            (tasks / "3.yaml").write_text("x")
+        case "folders":
+            (tasks / "/".join("abcdefg")).mkdir(parents=True)
+        case "bytes":
+            with (tasks / "0.yaml").open("wb") as file:
+                file.truncate(1 << 40)
+    with pytest.raises(RecipeError, match=r"scores\.h\.lm_eval\.folder: .*tasks has more than .*; is it the right one"):
+        lora_build.plan(recipe, allow_commands=True)
