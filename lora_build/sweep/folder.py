@@ -100,7 +100,9 @@ class SweepFolder:
         """Write what came of a point, or that it begins, beside what came of the others."""
         with _alone(self.scratch), held():
             record = read_sweep(self.head.folder)
+            begun = next((p for p in record.points if _is_same(p, point)), None)
             others = [_with_build(p, point) for p in record.points if not _is_same(p, point)]
+            point = _with_made(point, begun)
             self._write(shared_results([*others, point]))
 
     def end(self, more: Sequence[Point], *, is_whole: bool) -> SweepRecord:
@@ -181,7 +183,14 @@ def asked_of(point: Point) -> tuple[str, ...]:
 
 def _with_end(point: Point, written: Point | None) -> Point:
     """Return a point that was run with what has become of its build since."""
+    point = _with_made(point, written)
     return point if written is None or written.kept is None else replace(point, kept=written.kept)
+
+
+def _with_made(point: Point, begun: Point | None) -> Point:
+    """Return a point that failed once it had begun with whether the sweep has made its folder."""
+    is_known = begun is not None and point.made is None and begun.dir == point.dir
+    return replace(point, made=begun.made) if is_known and begun is not None else point
 
 
 @contextlib.contextmanager

@@ -470,6 +470,17 @@ def test_of_a_build_that_is_not_kept_the_scores_of_before_are_said_to_be_that(
         ] == [1, 1]
 
 
+def test_a_build_whose_score_failed_is_still_the_sweep_s_own(project: Path, scored: Path, swept: Run) -> None:
+    words = ("recipe.dtype=keep,float32", "keep=none", "--allow-commands")
+    text = scored.read_text()
+    scored.write_text("exit 1")
+    assert [point["made"] for point in swept(*words, code=1)["points"]] == [True, True]
+    assert len(builds_in(project)) == 2  # for who looks why
+    scored.write_text(text)
+    assert [point["kept"] for point in swept(*words)["points"]] == [False, False]
+    assert builds_in(project) == []
+
+
 def test_a_build_that_two_points_share_goes_when_neither_is_kept(project: Path, scored: Path, swept: Run) -> None:
     found = swept("objective.maximize=s.v,s.w", "keep=none", "--allow-commands")["points"]
     assert [(point["objective"], point["made"], point["kept"]) for point in found] == [
