@@ -291,7 +291,10 @@ def _check_source(text: str) -> None:
     if text.endswith("@"):
         hint = "; a branch, a tag or a commit stands behind the @"
     if "://" in text or text.startswith("git@"):
-        hint = f"; write {'/'.join(re.split('[/:]', text.rstrip('/'))[-2:])}, and set HF_ENDPOINT for another Hub"
+        path = re.split("[?#]", re.sub(r"^([^/]*://[^/]*/?|git@[^:]*:)", "", text))[0]  # a host may have a password
+        place = "/".join(path.rstrip("/").split("/")[-2:])
+        place = place if re.fullmatch(REPOSITORY, place, re.ASCII) else "org/name"
+        hint = f"; write {place}, and set HF_ENDPOINT for another Hub"
     raise RecipeError(f"expected a Hub repository (org/name) or a path, found '{text}'{hint}")
 
 

@@ -420,6 +420,11 @@ def test_json_holds_everything_by_module(folder: Path, capsys: pytest.CaptureFix
         (("run",), "adapters.run: has no adapter_model.safetensors"),
         (("runs",), "an adapter lies in checkpoint-500"),
         (("https://huggingface.co/acme/math",), "write acme/math, and set HF_ENDPOINT for another Hub"),
+        (("git@huggingface.co:acme/math",), "write acme/math, and set HF_ENDPOINT for another Hub"),
+        (
+            ("https://me:it's@hub/math?token=a",),
+            "found 'https://***@hub/math?***'; write math, and set HF_ENDPOINT",
+        ),
         (("acme/math",), "acme/math is not in the cache and HF_HUB_OFFLINE is set"),
     ],
 )
