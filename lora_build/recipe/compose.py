@@ -95,12 +95,14 @@ def points(overrides: Sequence[str], *, is_planned: bool = False) -> list[list[s
     sweeper = config.hydra.sweeper
     if not _is(sweeper, BasicSweeper) or not (is_planned or _is(config.hydra.launcher, BasicLauncher)):
         return None
-    axes = sweeper.get("params") or {}
+    axes, batch = sweeper.get("params") or {}, sweeper.get("max_batch_size")
+    if batch is not None and (type(batch) is not int or batch < 1):
+        raise RecipeError(f"hydra.sweeper.max_batch_size: expected a whole number from 1 on, found {batch!r}")
     with hydra_opened() as opened:
         check_axes(axes)
         parser = OverridesParser.create(config_loader=opened.config_loader)
         words = [*(f"{key}={axes[key]}" for key in axes), *config.hydra.overrides.task]
-        batches = BasicSweeper.split_arguments(parser.parse_overrides(words), max_batch_size=None)
+        batches = BasicSweeper.split_arguments(parser.parse_overrides(words), max_batch_size=batch)
     return [point for batch in batches for point in batch]
 
 
