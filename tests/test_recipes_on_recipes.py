@@ -127,7 +127,9 @@ def test_points_of_a_sweep_stand_on_one_build(project: Path, capsys: pytest.Capt
     assert main(["-m", "recipe=dpo", "adapters.prefer.weight=0.5,0.25", "--json"]) == 0
     points = json.loads(capsys.readouterr().out)["points"]
     assert [point["exit_code"] for point in points] == [0, 0]
-    assert sorted(path.name for path in (project / "builds").iterdir() if not path.name.startswith("."))[-1] == "sft"
+    names = sorted(path.name for path in (project / "builds").iterdir() if not path.name.startswith("."))
+    assert names[-2:] == ["sft", "sweeps"]
+    assert len(names) == 4
 
 
 def test_what_is_above_is_perhaps_up_to_date_while_the_one_below_is_not(

@@ -2,11 +2,12 @@
 
 import re
 from argparse import ArgumentTypeError, Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_build.cli.arguments import Once, Parser
 from lora_build.cli.hints import proposed
-from lora_build.cli.lines import Said
+from lora_build.cli.lines import Line, Said
 from lora_build.cli.output import Manner, complain, print_json, print_lines
 from lora_build.errors import LoraBuildError, RecipeError, StorageError, VerificationError
 
@@ -51,10 +52,23 @@ def parser() -> Parser:
 def run(asked: Namespace) -> int:
     """Verify each folder, whatever comes of the others, and return the exit code of the first that failed."""
     wanted = _wanted(asked)
-    results = [_verify(folder, wanted, asked) for folder in asked.words]
+    folders = _without_sweeps(asked) if asked.words[1:] else asked.words
+    results = [_verify(folder, wanted, asked) for folder in folders]
     if asked.as_json:
         print_json({"schema": "lora-build/verification/v1", "builds": results})
     return next((result["exit_code"] for result in results if result["exit_code"]), 0)
+
+
+def _without_sweeps(asked: Namespace) -> list[str]:
+    """Return folders without that of sweeps, which `builds/*` names too and which is no build; says so."""
+    from lora_build.proof.manifest import MANIFEST_NAME
+    from lora_build.proof.sweep_record import SWEEP_NAME
+
+    left = [f for f in asked.words if (Path(f) / MANIFEST_NAME).exists() or not any(Path(f).glob(f"*/{SWEEP_NAME}"))]
+    if not (asked.as_json or asked.quiet):
+        rest = [folder for folder in asked.words if folder not in left]
+        print_lines([Line("left out", f"{folder}: holds sweeps, and no build") for folder in rest])
+    return left
 
 
 def _verify(folder: str, wanted: "Wanted", asked: Namespace) -> dict[str, Any]:

@@ -70,7 +70,11 @@ def test_each_step_of_the_workflow_does_its_part(since: str, capsys: pytest.Capt
         ran.append(words[1])
     assert ran == ["check", "lock", "plan", "build", "verify"]
     assert "both" in Path("changes.md").read_text()
-    assert sorted(path.name for path in Path("builds").iterdir() if not path.name.startswith(".")) == ["both", "math"]
+    assert sorted(path.name for path in Path("builds").iterdir() if not path.name.startswith(".")) == [
+        "both",
+        "math",
+        "sweeps",
+    ]
     (body,) = [command for command in COMMANDS if command.startswith("gh ")]
     assert "--body-file changes.md" in body
 

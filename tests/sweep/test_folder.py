@@ -283,6 +283,18 @@ def test_a_sweep_travels_to_where_a_launcher_runs_its_points(project: Path) -> N
     assert [point.overrides for point in read_sweep(project / "builds/sweeps/x").points] == [("a=1",)]
 
 
+def test_whoever_verifies_all_that_lies_in_builds_is_told_that_one_is_of_sweeps(
+    project: Path, built: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.main(["-m", "recipe=demo", "adapters.math.weight=1,2", "--quiet"]) == 0
+    names = sorted(str(path.relative_to(project)) for path in (project / "builds").iterdir() if path.name[0] != ".")
+    assert "builds/sweeps" in names
+    capsys.readouterr()
+    assert app.main(["verify", *names]) == 0
+    assert "left out  builds/sweeps: holds sweeps, and no build\n" in capsys.readouterr().out
+    assert app.main(["verify", "builds/sweeps"]) == 2
+
+
 def test_a_plan_leaves_nothing(project: Path) -> None:
     assert app.main(["plan", "-m", "recipe=demo", WEIGHTS]) == 0
     assert not (project / "builds").exists()
