@@ -261,7 +261,7 @@ def test_what_commands_show_fits_80_columns(project: Path, shown: Callable[..., 
     def lines(*words: str) -> list[str]:
         said = BAR.sub("", shown(words=words))
         assert STYLE.search(said) or words[0] == "list"
-        return STYLE.sub("", said).replace(str(project), "/work").splitlines()  # how deep tests lie is not ours
+        return STYLE.sub("", said).replace(str(project), "~").splitlines()  # how deep tests lie is not ours
 
     every = [
         *lines("plan", "recipe=prod"),
