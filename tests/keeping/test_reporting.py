@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 import lora_build
 from lora_build.cli.main import main
 from lora_build.errors import LoraBuildError
+from lora_build.proof.scored import Score
+from lora_build.proof.scores_file import ScoresFile, write_scores
 from lora_build.proof.sweep_record import Point, SweepRecord, write_sweep
 from makers import small
 from makers.schemas import hold
@@ -106,6 +109,27 @@ def test_builds_that_are_gone_are_not_drawn_and_adapters_that_changed_not_measur
     (note,) = report.notes
     assert "adapters.math" in note
     assert [one.manifest for one in report.points[1:]] == [None, None, None]
+
+
+def test_a_build_that_its_sweep_removed_is_not_taken_for_one_that_lies_there_now(sweep: SweepRecord) -> None:
+    points = tuple(replace(point, kept=False) if point.number == 2 else point for point in sweep.points)
+    write_sweep(replace(sweep, points=points))
+    report = lora_build.report("grid").report
+    (removed,) = [point for point in report.points if point.number == 2]
+    assert (removed.state, removed.manifest) == ("removed", None)
+    assert [build.label for build in report.builds] == ["#0", "#1"]
+
+
+def test_a_build_is_shown_with_its_own_scores_alone(project: Path) -> None:
+    builds = [
+        lora_build.build(lora_build.load_recipe("duo", [word, f"output.dir=builds/{name}"]))
+        for name, word in {"one": "dtype=float32", "other": "dtype=float16"}.items()
+    ]
+    score = Score(scorer="exact_match", version=1, options={}, metrics={"exact_match": 0.5})
+    for build in builds:  # of which the second lies beside the first one's scores
+        write_scores(build.dir, ScoresFile(manifest_hash=builds[0].manifest.manifest_hash, scores={"sums": score}))
+    points = lora_build.report(*(build.dir for build in builds)).report.points
+    assert [point.scores for point in points] == [{"sums.exact_match": 0.5}, {}]
 
 
 def test_the_rows_are_printed_as_csv_in_their_order(sweep: SweepRecord, capsys: pytest.CaptureFixture[str]) -> None:
